@@ -1,0 +1,46 @@
+"""The hash algorithms of PCR banks: TPM numbers, Keylime's names, sizes (TCG Algorithm Registry, table 3)."""
+
+import enum
+import hashlib
+from typing import Self
+
+
+class HashAlgorithm(enum.IntEnum):
+    """A PCR bank's hash; the value is its TPM_ALG_ID."""
+
+    SHA1 = 0x0004
+    SHA256 = 0x000B
+    SHA384 = 0x000C
+    SHA512 = 0x000D
+    SM3_256 = 0x0012
+
+    @classmethod
+    def from_label(cls, label: str) -> Self:
+        """The algorithm named `label` ("sha256", as on the wire). Raises ValueError."""
+        for algorithm in cls:
+            if algorithm.label == label:
+                return algorithm
+        raise ValueError(f"unknown hash algorithm {label!r}")
+
+    @property
+    def label(self) -> str:
+        """The name on the wire and in configuration: "sha1", "sha256", "sha384", "sha512", "sm3_256"."""
+        return self.name.lower()
+
+    @property
+    def size(self) -> int:
+        """Bytes in a digest."""
+        return _SIZES[self]
+
+    def digest(self, data: bytes) -> bytes:
+        """The hash of `data`. Raises ValueError where the crypto library lacks it (SM3)."""
+        return hashlib.new("sm3" if self is HashAlgorithm.SM3_256 else self.label, data).digest()
+
+
+_SIZES = {
+    HashAlgorithm.SHA1: 20,
+    HashAlgorithm.SHA256: 32,
+    HashAlgorithm.SHA384: 48,
+    HashAlgorithm.SHA512: 64,
+    HashAlgorithm.SM3_256: 32,
+}
