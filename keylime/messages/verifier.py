@@ -1,0 +1,134 @@
+"""Bodies of the verifier's API (2.x), and the operational states they carry."""
+
+import enum
+
+import msgspec
+
+
+class OperationalState(enum.IntEnum):
+    """Where an agent stands in the polling state machine; the value is on the wire and in databases."""
+
+    REGISTERED = 0
+    START = 1
+    SAVED = 2
+    GET_QUOTE = 3
+    GET_QUOTE_RETRY = 4
+    PROVIDE_V = 5
+    PROVIDE_V_RETRY = 6
+    FAILED = 7
+    TERMINATED = 8
+    INVALID_QUOTE = 9
+    TENANT_FAILED = 10
+
+    @property
+    def text(self) -> str:
+        """The words that the tenant prints."""
+        return _STATE_TEXTS[self]
+
+
+_STATE_TEXTS = {
+    OperationalState.REGISTERED: "Registered",
+    OperationalState.START: "Start",
+    OperationalState.SAVED: "Saved",
+    OperationalState.GET_QUOTE: "Get Quote",
+    OperationalState.GET_QUOTE_RETRY: "Get Quote (retry)",
+    OperationalState.PROVIDE_V: "Provide V",
+    OperationalState.PROVIDE_V_RETRY: "Provide V (retry)",
+    OperationalState.FAILED: "Failed",
+    OperationalState.TERMINATED: "Terminated",
+    OperationalState.INVALID_QUOTE: "Invalid Quote",
+    OperationalState.TENANT_FAILED: "Tenant Quote Failed",
+}
+
+
+class AddAgentRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """`POST /agents/{id}`. `tpm_policy` and `metadata` are JSON texts, `runtime_policy` is base64."""
+
+    tpm_policy: str
+    metadata: str
+    ima_sign_verification_keys: str
+    revocation_key: str
+    accept_tpm_hash_algs: list[str]
+    accept_tpm_encryption_algs: list[str]
+    accept_tpm_signing_algs: list[str]
+    ak_tpm: str
+    cloudagent_ip: str
+    cloudagent_port: int | str
+    mb_policy: str | None
+    mb_policy_name: str | None
+    runtime_policy: str
+    runtime_policy_name: str | None = None
+    runtime_policy_key: str | None = None
+    mtls_cert: str | None = None
+    supported_version: str | None = None
+    v: str | None = None
+    verifier_ip: str | None = None
+    verifier_port: int | str | None = None
+
+
+class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Results of `GET /agents/{id}`, in the order of the wire; `tpm_policy` and `meta_data` are JSON texts.
+
+    Fields after `maximum_attestation_interval` are ours; peers ignore keys they do not know.
+    """
+
+    operational_state: int | str | None
+    v: str | None
+    ip: str | None
+    port: int | None
+    tpm_policy: str | None
+    meta_data: str | None
+    has_mb_refstate: int
+    has_runtime_policy: int
+    accept_tpm_hash_algs: list[str]
+    accept_tpm_encryption_algs: list[str]
+    accept_tpm_signing_algs: list[str]
+    hash_alg: str
+    enc_alg: str
+    sign_alg: str
+    verifier_id: str | None
+    verifier_ip: str | None
+    verifier_port: int | None
+    severity_level: int | None
+    last_event_id: str | None
+    attestation_count: int
+    last_received_quote: int | None
+    last_successful_attestation: int | None
+    attestation_status: str | None = None
+    attestation_period: str | None = None
+    maximum_attestation_interval: str | None = None
+    last_findings: list["FindingSummary"] = []  # the reasons of the last rejection, for people
+    unreachable_since: int | None = None  # epoch seconds; null while the agent answers
+    reboots: int = 0
+
+
+class FindingSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """One finding of the last rejected attestation, as operators read it."""
+
+    event_id: str
+    severity: str
+    explanation: str
+    path: str | None = None
+    log_index: int | None = None
+    observed: str | None = None
+    expected: list[str] = []
+
+
+class VerifierAgents(msgspec.Struct, frozen=True):
+    """Results of `GET /agents/`: each id in a list of its own, as clients of the field expect."""
+
+    uuids: list[list[str]]
+
+
+class RuntimePolicyRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """`POST` and `PUT /allowlists/{name}`: base64 policy, base64 PEM key, JSON text of a TPM policy."""
+
+    runtime_policy: str
+    runtime_policy_key: str | None = None
+    tpm_policy: str | None = None
+
+
+class MeasuredBootPolicyRequest(msgspec.Struct, frozen=True):
+    """`POST` and `PUT /mbpolicies/{name}`: JSON text of a reference state."""
+
+    mb_policy: str
