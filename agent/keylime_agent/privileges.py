@@ -1,0 +1,61 @@
+"""From root to the agent's own user, once what only root can do is done."""
+
+import grp
+import logging
+import os
+import pwd
+from dataclasses import dataclass
+
+from keylime.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A user and primary group to become; supplementary groups are those of the user."""
+
+    name: str
+    uid: int
+    gid: int
+
+
+def find_account(run_as: str) -> Account | None:
+    """The account of `user` or `user:group`; None for an empty text. Raises ConfigError."""
+    if not run_as:
+        return None
+    user_name, _, group_name = run_as.partition(":")
+    try:
+        user = pwd.getpwnam(user_name)
+    except KeyError:
+        raise ConfigError(f"[agent] run_as = {run_as}: there is no user {user_name!r}") from None
+    try:
+        gid = grp.getgrnam(group_name).gr_gid if group_name else user.pw_gid
+    except KeyError:
+        raise ConfigError(f"[agent] run_as = {run_as}: there is no group {group_name!r}") from None
+    return Account(user_name, user.pw_uid, gid)
+
+
+def target_account(run_as: str) -> Account | None:
+    """The account to change to: none when this is not root, or root is to stay. Raises ConfigError."""
+    if os.geteuid() != 0:
+        return None
+    account = find_account(run_as)
+    if account is None:
+        log.warning(
+            "[agent] run_as is empty: the agent, its payload scripts and its actions keep running as root"
+        )
+    return account if account is None or account.uid != 0 else None
+
+
+def drop_privileges(account: Account) -> None:
+    """Become `account` for good. Raises ConfigError when it does not take."""
+    try:
+        os.initgroups(account.name, account.gid)
+        os.setresgid(account.gid, account.gid, account.gid)
+        os.setresuid(account.uid, account.uid, account.uid)
+    except OSError as error:
+        raise ConfigError(f"cannot become user {account.name}: {error.strerror}") from error
+    if os.getresuid() != (account.uid,) * 3 or os.getresgid() != (account.gid,) * 3:
+        raise ConfigError(f"could not become user {account.name} completely")
+    log.info("running as user %s", account.name)

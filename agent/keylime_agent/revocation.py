@@ -1,0 +1,79 @@
+"""Revocation messages at the agent: verified before anything in them is read, acted upon once.
+
+They arrive by REST and by ZeroMQ; both end in one queue.
+"""
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from keylime.errors import CredentialError
+from keylime.messages.revocation import SignedRevocation
+from keylime.revocation.channel import RevocationSubscriber
+from keylime.revocation.message import compact_document, delivery_key
+from keylime.revocation.signing import verify_revocation
+
+log = logging.getLogger(__name__)
+
+_MAX_WAITING = 256
+_REMEMBERED = 4096
+
+
+class RevocationHandler:
+    """Verifies messages with the certificate that came with the payload, and has the actions of each run once."""
+
+    def __init__(self, certificate: Path, act: Callable[[bytes], Awaitable[None]]) -> None:
+        self._certificate = certificate
+        self._act = act
+        self._queue: asyncio.Queue[SignedRevocation] = asyncio.Queue(_MAX_WAITING)
+        self._handled: OrderedDict[bytes, None] = OrderedDict()
+
+    def receive(self, signed: SignedRevocation) -> None:
+        """Queue a message that nothing is known of yet."""
+        try:
+            self._queue.put_nowait(signed)
+        except asyncio.QueueFull:
+            log.warning("revocation message dropped: %d are waiting", _MAX_WAITING)
+
+    async def run(self) -> None:
+        """Work for ever."""
+        while True:
+            signed = await self._queue.get()
+            try:
+                await self._handle(signed)
+            except Exception:
+                log.exception("revocation message could not be processed")
+
+    async def listen(self, subscriber: RevocationSubscriber) -> None:
+        """Take messages from ZeroMQ until the subscriber is closed."""
+        async for signed in subscriber:
+            self.receive(signed)
+
+    async def _handle(self, signed: SignedRevocation) -> None:
+        try:
+            certificate = await asyncio.to_thread(self._certificate.read_bytes)
+        except OSError as error:
+            log.warning(
+                "revocation message ignored: its certificate %s cannot be read (%s); it comes with a payload",
+                self._certificate,
+                error.strerror,
+            )
+            return
+        try:
+            message = verify_revocation(signed, certificate)
+        except CredentialError as error:
+            log.warning("revocation message ignored: %s", error)
+            return
+        key = delivery_key(signed)
+        if key in self._handled:
+            log.info("revocation message about %s was handled before", message.agent_id)
+            return
+        self._handled[key] = None
+        if len(self._handled) > _REMEMBERED:
+            self._handled.popitem(last=False)
+        log.info(
+            "revocation message about agent %s (%s), event %s", message.agent_id, message.ip, message.event_id
+        )
+        await self._act(compact_document(message))

@@ -1,0 +1,53 @@
+"""What has been proven about one agent so far: the state that lets the next round be incremental."""
+
+import msgspec
+
+from keylime.ima.checkpoint import ImaCheckpoint
+
+
+class BootSession(msgspec.Struct, frozen=True):
+    """The boot that the last accepted quote came from, as the TPM and the agent tell it.
+
+    `clock` is in milliseconds of TPM time; `boottime` is in seconds since the epoch, 0 when not sent.
+    """
+
+    reset_count: int
+    restart_count: int
+    clock: int
+    boottime: int
+
+
+class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """Persisted after every accepted round; any verifier can go on from it (property P5)."""
+
+    boot: BootSession | None = None
+    ima: ImaCheckpoint = ImaCheckpoint.fresh()
+    public_key: str | None = None  # PEM of the payload key, as bound by PCR 16
+    boot_log_digest: str | None = None  # hex SHA-256 of the event log whose content was evaluated
+    incomplete_rounds: int = 0  # rounds without a verdict since the last one with one
+    reboots: int = 0
+    firmware_version: int | None = None
+
+    @classmethod
+    def fresh(cls) -> "Checkpoint":
+        """The checkpoint of an agent that nothing is known about."""
+        return cls()
+
+    def restarted(self) -> "Checkpoint":
+        """This checkpoint with the IMA list to be appraised from entry 0 again."""
+        return msgspec.structs.replace(self, ima=ImaCheckpoint.fresh())
+
+
+def encode_checkpoint(checkpoint: Checkpoint) -> str:
+    """The JSON text that a store keeps."""
+    return msgspec.json.encode(checkpoint).decode()
+
+
+def decode_checkpoint(text: str | None) -> Checkpoint:
+    """A stored checkpoint; anything unreadable is a fresh one, which only costs a full appraisal."""
+    if not text:
+        return Checkpoint.fresh()
+    try:
+        return msgspec.json.decode(text, type=Checkpoint)
+    except msgspec.DecodeError:
+        return Checkpoint.fresh()

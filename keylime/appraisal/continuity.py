@@ -1,0 +1,57 @@
+"""Whether a quote goes on from the boot that the last accepted one came from (TPM 2.0 Part 1, 36.3-36.7)."""
+
+import enum
+from dataclasses import dataclass
+
+from keylime.appraisal.checkpoint import BootSession
+from keylime.appraisal.evidence import quote_finding
+from keylime.appraisal.findings import Finding
+from keylime.tpm.structures import ClockInfo
+
+
+class Continuity(enum.Enum):
+    """How two quotes of one TPM relate."""
+
+    FIRST = "first"  # nothing to go on from
+    SAME_BOOT = "same boot"
+    REBOOTED = "rebooted"  # the TPM was reset
+    RESUMED = "resumed"  # resumed from suspend, or another boot time within one boot
+
+
+@dataclass(frozen=True, slots=True)
+class ContinuityResult:
+    """The relation, and what speaks against the quote or is worth a log line."""
+
+    continuity: Continuity
+    findings: tuple[Finding, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def judge_continuity(previous: BootSession | None, clock: ClockInfo, boottime: int) -> ContinuityResult:
+    """Compares the counters and clock in a verified quote with those of the last accepted one.
+
+    Counters that fall, or a clock that stands still or goes back while the TPM calls it safe, mean an older
+    quote or a rolled-back TPM. A clock that is not safe (power was lost) is reported, not refused.
+    """
+    notes = () if clock.safe else ("the TPM's clock is not safe: it may have lost time without an orderly shutdown",)
+    if previous is None:
+        return ContinuityResult(Continuity.FIRST, notes=notes)
+    if clock.reset_count < previous.reset_count:
+        return _went_back("resetCount", previous.reset_count, clock.reset_count)
+    if clock.reset_count > previous.reset_count:
+        return ContinuityResult(Continuity.REBOOTED, notes=notes)
+    if clock.restart_count < previous.restart_count:
+        return _went_back("restartCount", previous.restart_count, clock.restart_count)
+    if clock.clock <= previous.clock and clock.safe:
+        return _went_back("clock", previous.clock, clock.clock)
+    if clock.restart_count > previous.restart_count or boottime != previous.boottime:
+        return ContinuityResult(Continuity.RESUMED, notes=notes)
+    return ContinuityResult(Continuity.SAME_BOOT, notes=notes)
+
+
+def _went_back(what: str, before: int, now: int) -> ContinuityResult:
+    reason = f"{what} is {now} and was {before} in the last accepted quote"
+    return ContinuityResult(
+        Continuity.SAME_BOOT,
+        (quote_finding("quote_validation", "TPM clock validation", error=reason),),
+    )

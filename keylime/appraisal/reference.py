@@ -1,0 +1,63 @@
+"""What is known good about one agent, compiled: its key, what it may use, and the policies it is held to."""
+
+from dataclasses import dataclass
+
+from keylime.hashes import HashAlgorithm
+from keylime.ima.keyrings import Keyring
+from keylime.policy.measured_boot import MeasuredBootPolicy
+from keylime.policy.runtime import RuntimePolicy
+from keylime.policy.tpm_policy import TpmPolicy
+from keylime.tpm.keys import AttestationKey
+from keylime.tpm.pcr import DATA_PCR, IMA_PCR
+
+# `rsa` and `ecc` are what agents before API 2.5 call their only sizes.
+_ALIASES = {"rsa": "rsa2048", "ecc": "ecc256"}
+
+
+def canonical_algorithm(label: str) -> str:
+    """`label` of an asymmetric algorithm with its size spelled out."""
+    return _ALIASES.get(label, label)
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptedAlgorithms:
+    """The labels that an operator accepts for quotes; encryption labels are canonical."""
+
+    hashes: frozenset[str]
+    encryption: frozenset[str]
+    signing: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """The appraisal policy for one agent. Policies are shared by all agents that use the same text."""
+
+    attestation_key: AttestationKey
+    accepted: AcceptedAlgorithms
+    tpm_policy: TpmPolicy
+    runtime_policy: RuntimePolicy
+    measured_boot: MeasuredBootPolicy | None = None
+    tenant_keyring: Keyring | None = None
+    ignore_tomtou: bool = False
+    evaluate_boot_always: bool = False
+
+    @property
+    def demands_ima(self) -> bool:
+        """Whether PCR 10 must be quoted and its list appraised: decided by policies, never by the evidence."""
+        return self.runtime_policy.demands_ima or bool(self.tpm_policy.mask & (1 << IMA_PCR))
+
+    @property
+    def demanded_pcrs(self) -> frozenset[int]:
+        """The PCRs that every quote must cover (T2), the data PCR included."""
+        pcrs = {index for index in range(24) if self.tpm_policy.mask & (1 << index)}
+        pcrs.update(self.tpm_policy.values)
+        pcrs.add(DATA_PCR)
+        if self.demands_ima:
+            pcrs.add(IMA_PCR)
+        if self.measured_boot is not None:
+            pcrs.update(self.measured_boot.required_pcrs)
+        return frozenset(pcrs)
+
+    def accepts_hash(self, algorithm: HashAlgorithm) -> bool:
+        """Whether a quote may use `algorithm` for its PCR bank or its signature."""
+        return algorithm.label in self.accepted.hashes

@@ -1,0 +1,52 @@
+"""What an appraisal may conclude. A machine that cannot be reached, and our own defects, are not verdicts."""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from keylime.appraisal.checkpoint import Checkpoint
+from keylime.appraisal.findings import Finding
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AcceptedQuote:
+    """The facts of an accepted quote that an agent's status shows."""
+
+    hash_alg: str
+    encryption_alg: str
+    signing_alg: str
+    ima_entries: int = 0
+    ima_violations: int = 0
+    ima_excluded: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """Every check passed; `checkpoint` is what is proven now. `notes` are for the log, not for the verdict."""
+
+    checkpoint: Checkpoint
+    quote: AcceptedQuote
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """The machine is not what its owner approved, or its evidence does not hold. `findings` is never empty."""
+
+    findings: tuple[Finding, ...]
+    checkpoint: Checkpoint
+
+    @property
+    def recoverable(self) -> bool:
+        """Whether later evidence could still be accepted without an operator's act."""
+        return all(finding.recoverable for finding in self.findings)
+
+
+@dataclass(frozen=True, slots=True)
+class Incomplete:
+    """The evidence is genuine but does not suffice for a verdict: ask again at once, for the whole list."""
+
+    reason: str
+    checkpoint: Checkpoint
+
+
+Verdict: TypeAlias = Accepted | Rejected | Incomplete

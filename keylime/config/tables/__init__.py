@@ -1,0 +1,1 @@
+"""The option tables, one module per component: the single source of names, defaults and help."""

@@ -1,0 +1,150 @@
+"""Database engines of registrar and verifier: URLs, drivers, the settings each kind of database needs.
+
+On SQLite a transaction opened with `engine.begin()` holds the write lock from its first moment, so that what
+it reads stays true until it commits (PostgreSQL: select with FOR UPDATE). Reads go through
+`reading(engine)`, which sees one snapshot and neither waits for writers nor holds them up.
+"""
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, Self
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from keylime.errors import ConfigError, KeylimeError
+
+CONNECT_TIMEOUT_S = 10
+BUSY_TIMEOUT_S = 15.0  # how long SQLite waits for another process's write
+_READ_ONLY = "keylime_read_only"
+_DRIVERS = {
+    "sqlite": "sqlite+aiosqlite",
+    "postgresql": "postgresql+psycopg",
+    "postgres": "postgresql+psycopg",
+}
+
+
+class DatabaseUnavailable(KeylimeError):
+    """The database did not do as asked (locked, gone, full, read-only); trying again makes sense."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSize:
+    """How many connections to a server are kept open, and how many more may be opened for a while."""
+
+    kept: int = 5
+    overflow: int = 10
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The option `database_pool_sz_ovfl`, like "5,10". Raises ConfigError."""
+        match = re.fullmatch(r"\s*(\d{1,4})\s*,\s*(\d{1,4})\s*", text)
+        if match is None or int(match[1]) == 0:
+            raise ConfigError(f"database_pool_sz_ovfl = {text}: expected two numbers such as 5,10")
+        return cls(int(match[1]), int(match[2]))
+
+
+def parse_database_url(text: str, *, work_dir: Path, sqlite_name: str) -> URL:
+    """The option `database_url` with an asynchronous driver. Raises ConfigError, without showing a password.
+
+    The keyword `sqlite` means the file `sqlite_name` in `work_dir`. A driver named in the URL
+    (postgresql+psycopg2://...) gives way to the one that is used here.
+    """
+    if text == "sqlite":
+        return URL.create("sqlite+aiosqlite", database=str(work_dir / sqlite_name))
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError) as error:
+        raise ConfigError("database_url is not a database URL such as postgresql://user@host/name") from error
+    driver = _DRIVERS.get(url.get_backend_name())
+    if driver is None:
+        raise ConfigError(f"database_url names {url.get_backend_name()}; supported are sqlite and postgresql")
+    if driver.startswith("sqlite") and not url.database:
+        raise ConfigError("database_url names no file: use sqlite:////absolute/path")
+    return url.set(drivername=driver)
+
+
+def open_engine(url: URL, pool: PoolSize | None = None) -> AsyncEngine:
+    """An engine for `url`; a SQLite file is created, readable by its owner only. Raises ConfigError.
+
+    The connection to a server is made when it is first needed. The caller disposes of the engine.
+    """
+    if url.get_backend_name() == "sqlite":
+        if url.database is not None and url.database != ":memory:":
+            _secure_file(Path(url.database))
+        engine = create_async_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
+        event.listen(engine.sync_engine, "connect", _set_up_sqlite)
+        event.listen(engine.sync_engine, "begin", _begin_sqlite)
+        return engine
+    size = pool or PoolSize()
+    return create_async_engine(
+        url,
+        connect_args={"connect_timeout": CONNECT_TIMEOUT_S},
+        pool_size=size.kept,
+        max_overflow=size.overflow,
+        pool_pre_ping=True,
+    )
+
+
+def reading(engine: AsyncEngine) -> AbstractAsyncContextManager[AsyncConnection]:
+    """A connection for reads only: one snapshot, no write lock."""
+    return engine.execution_options(**{_READ_ONLY: True}).connect()
+
+
+@contextmanager
+def database_errors(action: str) -> Iterator[None]:
+    """Turns the errors of drivers into DatabaseUnavailable, naming the `action` that did not succeed."""
+    try:
+        yield
+    except (SQLAlchemyError, OSError) as error:
+        # The driver's own words: SQLAlchemy's would add the statement and its parameters.
+        reason = " ".join(str(getattr(error, "orig", None) or type(error).__name__).split())
+        raise DatabaseUnavailable(f"database: cannot {action}: {reason}") from error
+
+
+class _Cursor(Protocol):
+    def execute(self, statement: str, /) -> object: ...
+
+    def close(self) -> None: ...
+
+
+class _DriverConnection(Protocol):
+    isolation_level: str | None
+
+    def cursor(self) -> _Cursor: ...
+
+
+def _set_up_sqlite(connection: _DriverConnection, _record: object) -> None:
+    connection.isolation_level = None  # transactions begin where _begin_sqlite says
+    cursor = connection.cursor()
+    for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    # A transaction that reads first and writes later would be refused the lock at once, time-out or not.
+    read_only = connection.get_execution_options().get(_READ_ONLY, False)
+    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+
+def _secure_file(path: Path) -> None:
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            status = os.fstat(descriptor)
+            if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+                os.fchmod(descriptor, 0o600)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise ConfigError(f"database file {path}: {error.strerror}") from error

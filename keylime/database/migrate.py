@@ -1,0 +1,110 @@
+"""Brings a component's tables up to date at its start, or refuses in one line before anything is altered.
+
+The revisions are Alembic's, in the component's `migrations` folder; its `env.py` calls `run_in_environment`.
+"""
+
+import zlib
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import sqlalchemy as sa
+from alembic import command, context
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from keylime.database.engine import database_errors
+from keylime.errors import ConfigError
+
+# Tables by which a database of another implementation is known; its records are not ours to alter.
+_FOREIGN_TABLES = frozenset(
+    {"alembic_version_cloud_verifier", "alembic_version_registrar", "verifiermain", "registrarmain"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """A component's tables: the folder of its revisions, and the table that remembers the current one."""
+
+    migrations: Path
+    version_table: str
+
+
+async def prepare_schema(engine: AsyncEngine, schema: Schema, *, migrate: bool) -> None:
+    """Brings the tables to the newest revision, or without `migrate` only checks that they are there.
+
+    Processes that start at once take turns. Raises ConfigError for a database that another implementation or
+    a newer release made, or that needs a migration; DatabaseUnavailable when it cannot be used at all.
+    """
+    with database_errors("prepare the tables"):
+        async with engine.begin() as connection:
+            await connection.run_sync(_prepare, schema, migrate)
+
+
+def run_in_environment() -> None:
+    """What a component's `migrations/env.py` consists of."""
+    attributes = context.config.attributes
+    context.configure(
+        connection=attributes["connection"],
+        version_table=attributes["version_table"],
+        transactional_ddl=True,
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+def _prepare(connection: sa.Connection, schema: Schema, migrate: bool) -> None:
+    _take_turns(connection, schema)
+    config = Config()
+    config.set_main_option("script_location", str(schema.migrations).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    config.attributes.update(connection=connection, version_table=schema.version_table)
+    script = ScriptDirectory.from_config(config)
+    tables = sa.inspect(connection).get_table_names()
+    current = _current_revision(connection, schema, tables)
+    place = connection.engine.url.render_as_string(hide_password=True)
+    problem = find_problem(
+        tables,
+        current,
+        {revision.revision for revision in script.walk_revisions()},
+        script.get_current_head(),
+    )
+    if problem is not None:
+        raise ConfigError(f"database {place} {problem}")
+    if current == script.get_current_head():
+        return
+    if not migrate:
+        raise ConfigError(
+            f"database {place} needs a migration: start once with auto_migrate_db = True, after a backup"
+        )
+    command.upgrade(config, "head")
+
+
+def find_problem(
+    tables: Collection[str], current: str | None, known: Collection[str], head: str | None
+) -> str | None:
+    """Why a database must not be touched, as the rest of a sentence about it; None when it may be."""
+    if current is None and not _FOREIGN_TABLES.isdisjoint(tables):
+        return (
+            "was made by another implementation and is left as it is: name another one in database_url, "
+            "or move it away and register the agents again"
+        )
+    if current is not None and current not in known:
+        return f"has schema {current}, which is newer than this release knows ({head}): upgrade the program"
+    return None
+
+
+def _take_turns(connection: sa.Connection, schema: Schema) -> None:
+    # SQLite: the transaction holds the write lock already.
+    if connection.dialect.name == "postgresql":
+        key = zlib.crc32(schema.version_table.encode())
+        connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+
+
+def _current_revision(connection: sa.Connection, schema: Schema, tables: Collection[str]) -> str | None:
+    if schema.version_table not in tables:
+        return None
+    options = {"version_table": schema.version_table}
+    return MigrationContext.configure(connection, opts=options).get_current_revision()

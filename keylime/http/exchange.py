@@ -1,0 +1,89 @@
+"""One HTTP request and its answer as handlers see them: parsed, frozen, with the caller already known."""
+
+import enum
+import http.client
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import msgspec
+
+from keylime.errors import KeylimeError
+from keylime.messages.envelope import encode_envelope, parse_body
+
+BodyT = TypeVar("BodyT")
+
+
+class Role(enum.Enum):
+    """What a route demands of its caller, and what a caller was found to be."""
+
+    ANONYMOUS = enum.auto()
+    ADMIN = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks: `name` is an administrator's common name, `address` the peer's IP address."""
+
+    role: Role
+    name: str | None
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A routed, authorised request; `parameters` are the path's, percent-decoded, agent ids checked."""
+
+    method: str
+    version: str | None  # "2.5"; the newest one when the path says only /v2/; None on unversioned routes
+    parameters: Mapping[str, str]
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+    body: bytes
+    caller: Caller
+
+    def json(self, kind: type[BodyT]) -> BodyT:
+        """The body as a message of type `kind`, whatever its Content-Type says. Raises MalformedMessage."""
+        return parse_body(self.body, kind)
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """An answer. `status` defaults to "Success" for 200 and to the reason phrase for other codes."""
+
+    code: int = 200
+    results: object = field(default_factory=dict)
+    status: str | None = None
+    empty: bool = False
+    headers: Mapping[str, str] = field(default_factory=dict)
+    document: object = None  # a whole body that takes the place of the envelope
+
+    @property
+    def reason(self) -> str:
+        """The phrase of the HTTP status line."""
+        return http.client.responses.get(self.code, "Unknown")
+
+    def encode(self) -> bytes:
+        """The body's bytes."""
+        if self.empty:
+            return b""
+        if self.document is not None:
+            return msgspec.json.encode(self.document)
+        status = self.status if self.status is not None else "Success" if self.code == 200 else self.reason
+        return encode_envelope(self.code, status, self.results)
+
+
+class HttpError(KeylimeError):
+    """What a handler raises to answer with an error: the HTTP `code` and the envelope's `status`."""
+
+    def __init__(self, code: int, status: str | None = None) -> None:
+        super().__init__(f"{code} {status or ''}".rstrip())
+        self.code = code
+        self.status = status
+
+
+def refusal(code: int, detail: str) -> Response:
+    """A 401 or 403 in the shape that clients expect of the authorisation layer, which is not the envelope."""
+    response = Response(code)
+    error = {"status": str(code), "title": response.reason, "detail": detail}
+    return Response(code, document={"errors": [error]})

@@ -1,0 +1,153 @@
+"""The HTTP server that registrar, verifier and agent share: TLS, limits, deadlines, rights, clean stop.
+
+Tornado reads and writes HTTP/1.1. What a request is judged by stands in `routing`, how it is carried through
+in `serving`; this module holds the ports and connections. No body, query string or header value is logged.
+"""
+
+import asyncio
+import resource
+import ssl
+from collections.abc import Iterable, Sequence
+
+from tornado.http1connection import HTTP1Connection, HTTP1ConnectionParameters, HTTP1ServerConnection
+from tornado.httputil import HTTPConnection, HTTPMessageDelegate, HTTPServerConnectionDelegate
+from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
+from tornado.netutil import bind_sockets
+from tornado.tcpserver import TCPServer
+
+from keylime.errors import ConfigError
+from keylime.http.callers import administrator
+from keylime.http.connections import AdminRule, Connection, ConnectionTable
+from keylime.http.exchange import Caller, HttpError, Request, Response, Role
+from keylime.http.routing import Route, Router, Unrouted, method_not_allowed, not_found
+from keylime.http.serving import Exchange, Limits
+from keylime.messages.versions import SUPPORTED_VERSIONS
+
+__all__ = [
+    "Caller",
+    "HttpError",
+    "Limits",
+    "Request",
+    "Response",
+    "Role",
+    "Route",
+    "Server",
+    "administrator",
+    "method_not_allowed",
+    "not_found",
+]
+
+_CHUNK_SIZE = 64 << 10
+_BUFFER_SIZE = 1 << 20
+_UNLIMITED = 1 << 62
+_SPARE_DESCRIPTORS = 128
+
+
+class Server(HTTPServerConnectionDelegate):
+    """Serves a table of routes on one or more ports. A path that is not in the table does not exist."""
+
+    def __init__(
+        self,
+        routes: Iterable[Route],
+        *,
+        limits: Limits | None = None,
+        is_admin: AdminRule = administrator,
+        unrouted: Unrouted = not_found,
+        wrong_method: Unrouted = method_not_allowed,
+        versions: Sequence[str] = SUPPORTED_VERSIONS,
+    ) -> None:
+        self.limits = limits or Limits()
+        self.router = Router(routes, versions=versions, unrouted=unrouted, wrong_method=wrong_method)
+        self.is_admin = is_admin
+        self.draining = False
+        self.exchanges: set[Exchange] = set()
+        self.connections = ConnectionTable(
+            per_address=self.limits.max_connections_per_address,
+            total=min(self.limits.max_connections, _affordable_connections()),
+        )
+        self._listeners: list[_Listener] = []
+
+    def listen(
+        self, address: str, port: int, tls: ssl.SSLContext | None = None, *, reuse_port: bool = False
+    ) -> int:
+        """Starts accepting on `address`; the port bound, which differs from `port` only when that is 0.
+
+        Raises ConfigError when the address cannot be had, for instance because the port is in use.
+        """
+        try:
+            sockets = bind_sockets(port, address=address, reuse_port=reuse_port)
+        except (OSError, OverflowError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise ConfigError(f"cannot listen on {address}:{port}: {reason}") from error
+        listener = _Listener(self, tls)
+        listener.add_sockets(sockets)
+        self._listeners.append(listener)
+        return int(sockets[0].getsockname()[1])
+
+    async def stop(self, drain_s: float = 3.0) -> None:
+        """Stops accepting, lets requests finish for up to `drain_s` seconds, then drops what is left."""
+        self.draining = True
+        for listener in self._listeners:
+            listener.stop()
+        self.connections.close_idle()
+        if self.exchanges:
+            await asyncio.wait([exchange.over for exchange in self.exchanges], timeout=drain_s)
+        tasks = [exchange.task for exchange in self.exchanges if exchange.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.connections.close_all()
+
+    def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
+        """What will take the next request of a connection (called by tornado)."""
+        if not isinstance(request_conn, HTTP1Connection) or not isinstance(request_conn.context, Connection):
+            raise TypeError(f"not a connection of this server: {request_conn!r}")
+        return Exchange(self, request_conn, request_conn.context)
+
+    def on_close(self, server_conn: object) -> None:
+        """A connection has ended (called by tornado)."""
+        if isinstance(server_conn, HTTP1ServerConnection) and isinstance(server_conn.context, Connection):
+            self.connections.remove(server_conn.context)
+
+
+class _Listener(TCPServer):
+    """Accepts the connections of one port; each handshake runs on its own, under a deadline."""
+
+    def __init__(self, server: Server, tls: ssl.SSLContext | None) -> None:
+        super().__init__(ssl_options=tls, max_buffer_size=_BUFFER_SIZE, read_chunk_size=_CHUNK_SIZE)
+        self._server = server
+
+    async def handle_stream(self, stream: IOStream, address: tuple[object, ...]) -> None:
+        """Takes a new connection up (called by tornado)."""
+        limits = self._server.limits
+        params = HTTP1ConnectionParameters(
+            chunk_size=_CHUNK_SIZE,
+            max_header_size=limits.max_header,
+            header_timeout=limits.header_timeout_s,
+            max_body_size=_UNLIMITED,  # the exchange counts, because it can answer 413
+            body_timeout=limits.body_timeout_s,
+        )
+        table = self._server.connections
+        connection = Connection(stream, str(address[0]), params, self._server.is_admin, table)
+        if not table.add(connection):
+            stream.close()
+            return
+        if isinstance(stream, SSLIOStream) and not await self._handshake(stream):
+            stream.close()
+            table.remove(connection)
+            return
+        HTTP1ServerConnection(stream, params, connection).start_serving(self._server)
+
+    async def _handshake(self, stream: SSLIOStream) -> bool:
+        try:
+            async with asyncio.timeout(self._server.limits.handshake_timeout_s):
+                await stream.wait_for_handshake()
+        except (TimeoutError, StreamClosedError, OSError):  # ssl.SSLError is an OSError
+            return False
+        return not self._server.draining
+
+
+def _affordable_connections() -> int:
+    """How many connections the process's file descriptors leave room for."""
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return _UNLIMITED if descriptors == resource.RLIM_INFINITY else max(16, descriptors - _SPARE_DESCRIPTORS)

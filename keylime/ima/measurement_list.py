@@ -1,0 +1,261 @@
+"""The IMA measurement list: ASCII lines and binary records to typed entries, and back.
+
+Judging entries is left to `keylime.ima.rules`, adding them up to PCR 10 to `keylime.ima.replay`.
+"""
+
+import hashlib
+from binascii import unhexlify
+
+import msgspec
+
+from keylime.errors import MalformedEvidence
+from keylime.hashes import HashAlgorithm
+from keylime.ima.templates import (
+    DIGEST_SIZES,
+    LEGACY_NAME_SIZE,
+    TEMPLATES,
+    Field,
+    FileDigest,
+    Template,
+    pack_fields,
+    parse_digest,
+    parse_hex,
+    show_fields,
+    unpack_fields,
+)
+
+BOOT_AGGREGATE = "boot_aggregate"
+_MAX_PCR = 23
+_TEMPLATE_HASH_SIZES = frozenset({20, 32, 48, 64})
+
+
+class Entry(msgspec.Struct, frozen=True, gc=False):
+    """One measurement. A Struct and not a dataclass: the verifier makes one for every line of every first list.
+
+    `template_hash` is the digest column as stated; whether it is right is for the appraisal to find out.
+    `template_data` are the bytes that are hashed. `signature` and `buffer` are None where the template has no
+    such field, and empty where the field is empty. `digest_kind` is "", "ima" or "verity".
+    """
+
+    pcr: int
+    template_hash: bytes
+    template: str
+    template_data: bytes
+    digest_algorithm: str
+    digest: bytes
+    name: str
+    signature: bytes | None = None
+    buffer: bytes | None = None
+    digest_kind: str = ""
+
+    @property
+    def is_violation(self) -> bool:
+        """Whether the digest column is all zero: the kernel could not vouch for the content (ToMToU, open writers)."""
+        return not any(self.template_hash)
+
+    @property
+    def mode(self) -> str:
+        """The word for the template in failure summaries: "ImaNg"."""
+        return TEMPLATES[self.template].mode
+
+    def to_line(self) -> bytes:
+        """The line of the ASCII list, without its newline."""
+        template = TEMPLATES[self.template]
+        fields = show_fields(template, unpack_fields(template, self.template_data))
+        return b"%2d %s %s %s" % (self.pcr, self.template_hash.hex().encode(), self.template.encode(), fields)
+
+    def to_record(self) -> bytes:
+        """The record of the binary list."""
+        head = self.pcr.to_bytes(4, "little") + self.template_hash + _sized(self.template.encode())
+        if self.template != "ima":
+            return head + _sized(self.template_data)
+        return head + self.digest + _sized(self.name.encode())
+
+
+def split_lines(text: bytes) -> list[bytes]:
+    """The lines of an ASCII list by index, without newlines.
+
+    Only newlines separate and only newlines are stripped: a trailing blank is the mark of an empty last field.
+    Blank lines in the middle keep their index; at the end there are none.
+    """
+    return text.rstrip(b"\n").split(b"\n") if text else []
+
+
+# What the commonest templates need: algorithm as printed -> digest size, name, and the prefix of the d-ng field.
+_NG_DIGESTS = {
+    name.encode(): (size, name, (len(name) + 2 + size).to_bytes(4, "little") + name.encode() + b":\0")
+    for name, size in DIGEST_SIZES.items()
+}
+_NG_TEMPLATES: dict[bytes, tuple[str, str | None]] = {
+    b"ima-ng": ("ima-ng", None),
+    b"ima-sig": ("ima-sig", "signature"),
+    b"ima-buf": ("ima-buf", "buffer"),
+}
+_SIZES = [size.to_bytes(4, "little") for size in range(4200)]  # covers every path that a kernel can print
+
+
+def parse_line(line: bytes) -> Entry:
+    """The entry that one line of the ASCII list states. Raises MalformedEvidence, which names a template it does not know.
+
+    The templates `ima-ng`, `ima-sig` and `ima-buf` take a direct way, because they are nearly all entries that
+    a verifier sees; `parse_line_by_fields` is the general way and gives the same for them.
+    """
+    try:
+        pcr, column, template, digest_text, path = line.split(b" ", 4)
+        name, extra_name = _NG_TEMPLATES[template]
+        algorithm, _, digest_hex = digest_text.partition(b":")
+        size, algorithm_name, prefix = _NG_DIGESTS[algorithm]
+        # One look at all hex fields but the last: the kernel prints lower case.
+        canonical = pcr == b"10" and line[: -len(path)].islower()
+        extra = None
+        packed = b""
+        if extra_name is not None:
+            path, blank, extra_hex = path.partition(b" ")
+            extra = unhexlify(extra_hex)
+            packed = _SIZES[0]
+            if extra:
+                packed = len(extra).to_bytes(4, "little") + extra
+                canonical = canonical and extra_hex == extra_hex.lower()
+            canonical = canonical and blank == b" "
+        digest = unhexlify(digest_hex)
+        template_hash = unhexlify(column)
+        if (
+            not canonical
+            or len(digest) != size
+            or len(template_hash) not in _TEMPLATE_HASH_SIZES
+            or b"\0" in path
+        ):
+            return parse_line_by_fields(line)
+        data = b"".join((prefix, digest, _SIZES[len(path) + 1], path, b"\0", packed))
+        if extra_name == "buffer":
+            return Entry(10, template_hash, name, data, algorithm_name, digest, path.decode(), None, extra)
+        return Entry(10, template_hash, name, data, algorithm_name, digest, path.decode(), extra)
+    except (ValueError, KeyError, IndexError):
+        return parse_line_by_fields(line)
+
+
+def parse_line_by_fields(line: bytes) -> Entry:
+    """As `parse_line`, for every template, field by field. Raises MalformedEvidence."""
+    parts = line.split(b" ", 3)
+    if len(parts) != 4:
+        raise MalformedEvidence(
+            "IMA line with fewer than four parts: expected PCR, template hash, template and fields"
+        )
+    pcr, column, name, fields = parts
+    # The kernel prints one digit with a leading blank, which leaves an empty first part. IMA has no business there.
+    if len(pcr) != 2 or not pcr.isdigit() or pcr.startswith(b"0") or int(pcr) > _MAX_PCR:
+        raise MalformedEvidence(
+            f"IMA line: {ascii(pcr[:20].decode('latin-1'))} is not a PCR from 10 to {_MAX_PCR}"
+        )
+    template = TEMPLATES.get(name.decode("latin-1"))
+    if template is None:
+        raise MalformedEvidence(f"IMA template {ascii(name[:40].decode('latin-1'))} is not supported")
+    template_hash = parse_hex(column)
+    if len(template_hash) not in _TEMPLATE_HASH_SIZES:
+        raise MalformedEvidence(
+            f"IMA line: a template hash of {len(template_hash)} bytes is of no known algorithm"
+        )
+    return _entry(int(pcr), template_hash, template, pack_fields(template, fields))
+
+
+def parse_binary_list(data: bytes, hash_size: int = 20) -> list[Entry]:
+    """The entries of a `binary_runtime_measurements` file; `hash_size` is the size of its template hashes in bytes.
+
+    Raises MalformedEvidence for anything but whole records of known templates.
+    """
+    entries = []
+    offset = 0
+    while offset < len(data):
+        entry, offset = _record(data, offset, hash_size)
+        entries.append(entry)
+    return entries
+
+
+def ima_ng_line(digest: FileDigest, name: str, *, template_hash: HashAlgorithm = HashAlgorithm.SHA1) -> bytes:
+    """The ASCII line that a kernel would add for a file: template `ima-ng`, PCR 10."""
+    template = TEMPLATES["ima-ng"]
+    fields = f"{digest.algorithm}:{digest.value.hex()} {name.replace(' ', '_')}".encode()
+    column = template_hash.digest(pack_fields(template, fields))
+    return b"10 %s ima-ng %s" % (column.hex().encode(), fields)
+
+
+def violation_line(name: str, algorithm: str = "sha256", *, hash_size: int = 20) -> bytes:
+    """The ASCII line of a violation: digest and template hash all zero (template `ima-ng`)."""
+    zeros = "00" * DIGEST_SIZES[algorithm]
+    return f"10 {'00' * hash_size} ima-ng {algorithm}:{zeros} {name.replace(' ', '_')}".encode()
+
+
+def template_hash_of(data: bytes, algorithm: HashAlgorithm) -> bytes:
+    """The template hash under `algorithm`."""
+    return (
+        hashlib.sha1(data, usedforsecurity=False).digest()
+        if algorithm is HashAlgorithm.SHA1
+        else algorithm.digest(data)
+    )
+
+
+def _entry(pcr: int, template_hash: bytes, template: Template, data: bytes) -> Entry:
+    values = dict(zip(template.fields, unpack_fields(template, data), strict=True))
+    digest_field, name_field = template.fields[:2]
+    digest = _digest(digest_field, values[digest_field])
+    try:
+        name = values[name_field].removesuffix(b"\0").decode()
+    except UnicodeDecodeError as error:
+        raise MalformedEvidence("IMA name is not UTF-8") from error
+    return Entry(
+        pcr,
+        template_hash,
+        template.name,
+        data,
+        digest.algorithm,
+        digest.value,
+        name,
+        values.get(Field.SIGNATURE),
+        values.get(Field.BUFFER),
+        digest.kind,
+    )
+
+
+def _digest(field: Field, value: bytes) -> FileDigest:
+    if field is Field.DIGEST:
+        return parse_digest(field, value.hex().encode())
+    label, _, raw = value.partition(b":\0")
+    return parse_digest(field, label + b":" + raw.hex().encode())
+
+
+def _record(data: bytes, start: int, hash_size: int) -> tuple[Entry, int]:
+    pcr, offset = int.from_bytes(_take(data, start, 4), "little"), start + 4
+    template_hash, offset = _take(data, offset, hash_size), offset + hash_size
+    name, offset = _take_sized(data, offset)
+    template = TEMPLATES.get(name.decode("latin-1"))
+    if template is None or pcr > _MAX_PCR:
+        raise MalformedEvidence(
+            f"IMA record at byte {start}: template {ascii(name[:40].decode('latin-1'))}, PCR {pcr}"
+        )
+    if template.name == "ima":
+        digest, offset = _take(data, offset, 20), offset + 20
+        path, offset = _take_sized(data, offset)
+        if len(path) >= LEGACY_NAME_SIZE or b"\0" in path:
+            raise MalformedEvidence(f"IMA record at byte {start}: its name does not fit template ima")
+        fields = digest + path.ljust(LEGACY_NAME_SIZE, b"\0")
+    else:
+        fields, offset = _take_sized(data, offset)
+    return _entry(pcr, template_hash, template, fields), offset
+
+
+def _take(data: bytes, offset: int, size: int) -> bytes:
+    piece = data[offset : offset + size]
+    if len(piece) != size:
+        raise MalformedEvidence(
+            f"binary IMA list ends within the record at byte {offset}: {size} bytes expected"
+        )
+    return piece
+
+
+def _take_sized(data: bytes, offset: int) -> tuple[bytes, int]:
+    size = int.from_bytes(_take(data, offset, 4), "little")
+    return _take(data, offset + 4, size), offset + 4 + size
+
+
+def _sized(value: bytes) -> bytes:
+    return len(value).to_bytes(4, "little") + value

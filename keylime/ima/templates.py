@@ -1,0 +1,276 @@
+"""IMA templates: which fields an entry has, and how each field is printed and hashed (kernel: ima_template_lib.c).
+
+A field exists in three forms: the text in the ASCII list, its value, and the bytes it contributes to the
+template data, which the template hash and PCR 10 are computed from. All integers are little-endian.
+"""
+
+import binascii
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from keylime.errors import MalformedEvidence
+
+# Digest sizes in bytes of the algorithms that IMA may name in a digest field (kernel: hash_info.c). MD4 and
+# the 128-bit RIPEMD are left out: no kernel that has a TPM 2.0 driver measures with them.
+DIGEST_SIZES = {
+    "md5": 16,
+    "sha1": 20,
+    "rmd160": 20,
+    "sha224": 28,
+    "sha256": 32,
+    "sha384": 48,
+    "sha512": 64,
+    "sm3": 32,
+    "sm3-256": 32,
+    "streebog256": 32,
+    "streebog512": 64,
+    "wp256": 32,
+    "wp384": 48,
+    "wp512": 64,
+    "sha3-256": 32,
+    "sha3-384": 48,
+    "sha3-512": 64,
+}
+
+LEGACY_NAME_SIZE = 256  # the zero-padded name of template `ima`, terminator included
+_LEGACY_DIGESTS = {20: "sha1", 16: "md5"}
+_VERITY_TYPES = (b"ima", b"verity")
+
+
+class Field(enum.Enum):
+    """The template fields; the value is the kernel's field id."""
+
+    DIGEST = "d"
+    NAME = "n"
+    DIGEST_NG = "d-ng"
+    DIGEST_NGV2 = "d-ngv2"
+    NAME_NG = "n-ng"
+    SIGNATURE = "sig"
+    BUFFER = "buf"
+    DIGEST_MODSIG = "d-modsig"
+    MODSIG = "modsig"
+    EVM_SIGNATURE = "evmsig"
+    XATTR_NAMES = "xattrnames"
+    XATTR_LENGTHS = "xattrlengths"
+    XATTR_VALUES = "xattrvalues"
+    UID = "iuid"
+    GID = "igid"
+    MODE = "imode"
+
+
+_DIGEST_FIELDS = (Field.DIGEST, Field.DIGEST_NG, Field.DIGEST_NGV2, Field.DIGEST_MODSIG)
+_INTEGER_SIZES = {Field.UID: 4, Field.GID: 4, Field.MODE: 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """One template: its name in the list, the word that failure summaries use for it, and its fields in order."""
+
+    name: str
+    mode: str
+    fields: tuple[Field, ...]
+
+    @property
+    def has_name_last(self) -> bool:
+        """Whether the name is the last field, so that blanks in it are unambiguous."""
+        return self.fields[-1] in (Field.NAME, Field.NAME_NG)
+
+
+_NG = (Field.DIGEST_NG, Field.NAME_NG)
+_NGV2 = (Field.DIGEST_NGV2, Field.NAME_NG)
+TEMPLATES = {
+    template.name: template
+    for template in (
+        Template("ima", "Ima", (Field.DIGEST, Field.NAME)),
+        Template("ima-ng", "ImaNg", _NG),
+        Template("ima-sig", "ImaSig", (*_NG, Field.SIGNATURE)),
+        Template("ima-buf", "ImaBuf", (*_NG, Field.BUFFER)),
+        Template("ima-ngv2", "ImaNgV2", _NGV2),
+        Template("ima-sigv2", "ImaSigV2", (*_NGV2, Field.SIGNATURE)),
+        Template("ima-modsig", "ImaModsig", (*_NG, Field.SIGNATURE, Field.DIGEST_MODSIG, Field.MODSIG)),
+        Template(
+            "evm-sig",
+            "EvmSig",
+            (
+                *_NG,
+                Field.EVM_SIGNATURE,
+                Field.XATTR_NAMES,
+                Field.XATTR_LENGTHS,
+                Field.XATTR_VALUES,
+                Field.UID,
+                Field.GID,
+                Field.MODE,
+            ),
+        ),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FileDigest:
+    """A digest field: `kind` is "" or, in the v2 templates, "ima" or "verity"."""
+
+    algorithm: str
+    value: bytes
+    kind: str = ""
+
+
+def parse_hex(text: bytes) -> bytes:
+    """The bytes of canonical (lower-case) hex. Raises MalformedEvidence."""
+    try:
+        value = binascii.unhexlify(text)
+    except ValueError as error:
+        raise MalformedEvidence(f"IMA field {_shown(text)} is not hex") from error
+    if text != text.lower():
+        # Kernels print lower case. Another spelling of the same bytes would be a second form of one entry.
+        raise MalformedEvidence(f"IMA field {_shown(text)} is not lower-case hex")
+    return value
+
+
+def parse_digest(field: Field, text: bytes) -> FileDigest:
+    """A digest field as printed. Raises MalformedEvidence for an unknown algorithm or a length that does not fit."""
+    parts = text.split(b":")
+    if field is Field.DIGEST:
+        value = parse_hex(text)
+        if len(value) not in _LEGACY_DIGESTS:
+            raise MalformedEvidence(
+                f"IMA digest of {len(value)} bytes: template ima has 20 (SHA-1) or 16 (MD5)"
+            )
+        return FileDigest(_LEGACY_DIGESTS[len(value)], value)
+    kind = b""
+    if field is Field.DIGEST_NGV2:
+        if len(parts) != 3 or parts[0] not in _VERITY_TYPES:
+            raise MalformedEvidence(
+                f"IMA digest {_shown(text)}: expected ima:<algorithm>:<hex> or verity:..."
+            )
+        kind = parts.pop(0)
+    if len(parts) != 2:
+        raise MalformedEvidence(f"IMA digest {_shown(text)}: expected <algorithm>:<hex>")
+    return _checked(FileDigest(parts[0].decode("latin-1"), parse_hex(parts[1]), kind.decode()))
+
+
+def pack_digest(field: Field, digest: FileDigest) -> bytes:
+    """What a digest field contributes to the template data."""
+    if field is Field.DIGEST:
+        return digest.value
+    label = f"{digest.kind}:{digest.algorithm}" if field is Field.DIGEST_NGV2 else digest.algorithm
+    return _sized(label.encode() + b":\0" + digest.value)
+
+
+def pack_fields(template: Template, text: bytes) -> bytes:
+    """The template data of `text`, the fields of one entry as the ASCII list prints them. Raises MalformedEvidence."""
+    count = len(template.fields)
+    parts = text.split(b" ", 1) if template.has_name_last else text.split(b" ")
+    if len(parts) != count:
+        raise MalformedEvidence(f"IMA template {template.name} has {count} fields, not {len(parts)}")
+    return b"".join(_pack(field, part) for field, part in zip(template.fields, parts, strict=True))
+
+
+def show_fields(template: Template, values: Sequence[bytes]) -> bytes:
+    """The fields as the ASCII list prints them; `values` as `unpack_fields` gives them."""
+    return b" ".join(_show(field, value) for field, value in zip(template.fields, values, strict=True))
+
+
+def unpack_fields(template: Template, data: bytes) -> tuple[bytes, ...]:
+    """The content of each field in the template data, without length prefixes. Raises MalformedEvidence.
+
+    Strict: no field may be short and nothing may follow the last one.
+    """
+    values = []
+    offset = 0
+    for field in template.fields:
+        if field is Field.DIGEST:
+            # The only fields without a length: the digest is what is left before the 256-byte name.
+            size = len(data) - LEGACY_NAME_SIZE
+            value, offset = data[:size], size
+        elif field is Field.NAME:
+            value, offset = data[offset:].rstrip(b"\0"), len(data)
+        else:
+            size = int.from_bytes(data[offset : offset + 4], "little")
+            value = data[offset + 4 : offset + 4 + size]
+            offset += 4 + size
+        _show(field, value)  # refuses what has no printed form
+        values.append(value)
+        if offset > len(data):
+            break
+    packed = b"".join(
+        _pack(field, _show(field, value)) for field, value in zip(template.fields, values, strict=False)
+    )
+    if offset != len(data) or len(values) != len(template.fields) or packed != data:
+        raise MalformedEvidence(
+            f"template data of {len(data)} bytes do not have the layout of {template.name}"
+        )
+    return tuple(values)
+
+
+def _pack(field: Field, text: bytes) -> bytes:
+    if field is Field.DIGEST_MODSIG and not text:
+        return _sized(b"")  # no appended signature
+    if field in _DIGEST_FIELDS:
+        return pack_digest(
+            field, parse_digest(Field.DIGEST_NG if field is Field.DIGEST_MODSIG else field, text)
+        )
+    if field is Field.NAME:
+        return _name(text, LEGACY_NAME_SIZE - 1).ljust(LEGACY_NAME_SIZE, b"\0")
+    if field is Field.NAME_NG:
+        return _sized(_name(text) + b"\0")
+    if field is Field.XATTR_NAMES:
+        return _sized(_name(text) + b"\0" if text else b"")
+    if field in _INTEGER_SIZES:
+        return _sized(_integer(text, _INTEGER_SIZES[field]))
+    return _sized(parse_hex(text))
+
+
+def _show(field: Field, value: bytes) -> bytes:
+    if field is Field.DIGEST:
+        return value.hex().encode()
+    if field in _DIGEST_FIELDS:
+        if not value and field is Field.DIGEST_MODSIG:
+            return b""
+        label, nul, digest = value.partition(b":\0")
+        if not nul:
+            raise MalformedEvidence("IMA digest field without its algorithm")
+        return label + b":" + digest.hex().encode()
+    if field is Field.NAME:
+        return value
+    if field in (Field.NAME_NG, Field.XATTR_NAMES):
+        return value[:-1] if value.endswith(b"\0") else value
+    if field in _INTEGER_SIZES:
+        return b"%d" % int.from_bytes(value, "little")
+    return value.hex().encode()
+
+
+def _checked(digest: FileDigest) -> FileDigest:
+    size = DIGEST_SIZES.get(digest.algorithm)
+    if size is None:
+        raise MalformedEvidence(f"IMA digest algorithm {_shown(digest.algorithm.encode())} is not known")
+    if len(digest.value) != size:
+        raise MalformedEvidence(f"IMA digest of {len(digest.value)} bytes: {digest.algorithm} has {size}")
+    return digest
+
+
+def _name(text: bytes, limit: int | None = None) -> bytes:
+    if b"\0" in text:
+        raise MalformedEvidence("IMA name holds a NUL byte")
+    if limit is not None and len(text) > limit:
+        raise MalformedEvidence(f"IMA name of {len(text)} bytes: template ima has at most {limit}")
+    return text
+
+
+def _integer(text: bytes, size: int) -> bytes:
+    # int() alone would also take signs, blanks and underscores.
+    if not text.isdigit() or len(text) > 10 or (len(text) > 1 and text.startswith(b"0")):
+        raise MalformedEvidence(f"IMA field {_shown(text)} is not a decimal number")
+    value = int(text)
+    if value >= 1 << (8 * size):
+        raise MalformedEvidence(f"IMA field {_shown(text)} does not fit into {size} bytes")
+    return value.to_bytes(size, "little")
+
+
+def _sized(value: bytes) -> bytes:
+    return len(value).to_bytes(4, "little") + value
+
+
+def _shown(text: bytes) -> str:
+    return ascii(text[:40].decode("latin-1"))

@@ -1,0 +1,83 @@
+"""Whether an event's digests vouch for its data.
+
+A replay proves the digests, never the data beside them. For some event types the digest is taken over the
+data, so that it can be recomputed; for the others (an image's Authenticode hash, a file that a boot loader
+read) the data are a remark that anyone on the machine can rewrite, and no rule may rest on them alone.
+"""
+
+import enum
+from collections.abc import Callable, Mapping
+
+from keylime.measured_boot.event_log import Event
+from keylime.measured_boot.event_types import EventType
+from keylime.measured_boot.events import Text
+from keylime.measured_boot.replay import is_computable
+from keylime.measured_boot.variables import UefiVariable
+
+# GRUB measures the text behind its prefix, without the NUL. PCR 9, where it measures files, has no prefix.
+GRUB_COMMAND = "grub_cmd: "
+KERNEL_COMMAND_LINE = "kernel_cmdline: "
+MODULE_COMMAND_LINE = "module_cmdline: "
+_GRUB_PREFIXES = (GRUB_COMMAND, KERNEL_COMMAND_LINE, MODULE_COMMAND_LINE)
+_GRUB_TEXT_PCR = 8
+
+
+class Binding(enum.Enum):
+    """What a recomputed digest says about the data of an event."""
+
+    BOUND = "the digest is that of the data"
+    MISMATCH = "the digest should be that of the data, and is not"
+    UNBOUND = "the digest is of something else than the data"
+
+
+def data_binding(event: Event) -> Binding:
+    """How the data of `event` relate to its digests: BOUND only if they agree in all banks we can compute."""
+    find_images = _MEASURED_IMAGES.get(event.type_code)
+    images = find_images(event) if find_images is not None else ()
+    if not images:
+        return Binding.UNBOUND
+    banks = {bank: digest for bank, digest in event.digests.items() if is_computable(bank)}
+    for image in images:
+        if banks and all(bank.digest(image) == digest for bank, digest in banks.items()):
+            return Binding.BOUND
+    return Binding.MISMATCH
+
+
+def data_is_bound(event: Event) -> bool:
+    """Whether the digests of `event` prove its data."""
+    return data_binding(event) is Binding.BOUND
+
+
+def _whole_data(event: Event) -> tuple[bytes, ...]:
+    return (event.data,)
+
+
+def _variable_or_value(event: Event) -> tuple[bytes, ...]:
+    """The first profile hashed the structure, many firmwares hash the value; both are in the field."""
+    if isinstance(event.decoded, UefiVariable):
+        return (event.data, event.decoded.value)
+    return (event.data,)
+
+
+def _grub_text(event: Event) -> tuple[bytes, ...]:
+    if event.pcr != _GRUB_TEXT_PCR or not isinstance(event.decoded, Text):
+        return ()
+    prefix = next((prefix for prefix in _GRUB_PREFIXES if event.decoded.text.startswith(prefix)), None)
+    if prefix is None:
+        return ()
+    return (event.data[len(prefix) :].removesuffix(b"\0"),)
+
+
+_MEASURED_IMAGES: Mapping[int, Callable[[Event], tuple[bytes, ...]]] = {
+    EventType.SEPARATOR: _whole_data,
+    EventType.ACTION: _whole_data,
+    EventType.EFI_ACTION: _whole_data,
+    EventType.S_CRTM_VERSION: _whole_data,
+    EventType.OMIT_BOOT_DEVICE_EVENTS: _whole_data,
+    EventType.EFI_GPT_EVENT: _whole_data,
+    EventType.EFI_VARIABLE_DRIVER_CONFIG: _whole_data,
+    EventType.EFI_VARIABLE_AUTHORITY: _whole_data,
+    EventType.EFI_VARIABLE_BOOT: _variable_or_value,
+    EventType.EFI_VARIABLE_BOOT2: _whole_data,
+    EventType.IPL: _grub_text,
+}

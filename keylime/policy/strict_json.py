@@ -1,0 +1,41 @@
+"""JSON texts of operators, read without the liberties that would let two readers understand them differently."""
+
+import json
+from typing import Any, NoReturn
+
+from keylime.errors import PolicyError
+
+
+def load_document(text: str | bytes, what: str) -> Any:
+    """The value of `text`; `what` names it in errors.
+
+    Raises PolicyError for anything but strict UTF-8 JSON: duplicate keys, NaN and Infinity, numbers of thousands
+    of digits, lone surrogates and bottomless nesting are refused.
+    """
+    try:
+        decoded = text.decode() if isinstance(text, bytes) else text
+        document = json.loads(decoded, object_pairs_hook=_unique, parse_constant=_no_constant)
+        if "\\u" in decoded:
+            json.dumps(document, ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise PolicyError(f"{what} is nested too deeply") from error
+    except UnicodeError as error:
+        raise PolicyError(f"{what} is not UTF-8 text") from error
+    except ValueError as error:
+        raise PolicyError(f"{what} is not valid JSON: {error}") from error
+    return document
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise PolicyError(f"the key {key!r} is given twice")
+            seen.add(key)
+    return document
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")

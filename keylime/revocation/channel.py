@@ -1,0 +1,129 @@
+"""Revocation messages over ZeroMQ: the verifier publishes, agents subscribe (rest-api 7.2).
+
+One message is one frame: the signed envelope as JSON, without a topic. The channel is neither encrypted nor
+authenticated; receivers trust the signature inside and nothing else.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Self
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from keylime.errors import ConfigError, MalformedMessage
+from keylime.messages.envelope import parse_body
+from keylime.messages.revocation import SignedRevocation
+
+log = logging.getLogger(__name__)
+
+MAX_MESSAGE_SIZE = 1024 * 1024  # bytes; libzmq drops the connection of a peer that sends more
+HIGH_WATER_MARK = 1000  # messages queued for a slow subscriber, or not yet read by us; more are lost
+LINGER_MS = 1000  # how long a closing publisher goes on sending
+_GARBAGE_LOG_INTERVAL = 1000  # messages: of a flood of garbage the first is logged, then every thousandth
+
+
+def endpoint(address: str, port: int) -> str:
+    """The ZeroMQ name of a TCP address, IPv4, IPv6 or host name."""
+    return f"tcp://[{address}]:{port}" if ":" in address else f"tcp://{address}:{port}"
+
+
+def _new_socket(context: zmq.asyncio.Context, kind: int) -> zmq.asyncio.Socket:
+    socket = context.socket(kind)
+    socket.setsockopt(zmq.IPV6, 1)
+    socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_SIZE)
+    socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 60)
+    return socket
+
+
+class RevocationPublisher:
+    """A bound PUB socket. Subscribers that are not connected at the moment of a message do not get it."""
+
+    def __init__(self, address: str, port: int) -> None:
+        """Binds to `address` (an IP address, or `*`) and `port` (0: any free one). Raises ConfigError."""
+        self._context = zmq.asyncio.Context()
+        self._socket = _new_socket(self._context, zmq.PUB)
+        self._socket.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
+        self._socket.setsockopt(zmq.LINGER, LINGER_MS)
+        try:
+            self._socket.bind(endpoint(address, port))
+        except zmq.ZMQError as error:
+            self._socket.close()
+            self._context.term()
+            raise ConfigError(
+                f"[revocations] zmq_ip, zmq_port = {address}, {port}: {error.strerror}"
+            ) from error
+
+    @property
+    def port(self) -> int:
+        """The port it is bound to."""
+        return int(self._socket.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
+
+    async def publish(self, signed: SignedRevocation) -> None:
+        """Hands the message to the sender thread; never waits for a subscriber."""
+        await self._socket.send(msgspec.json.encode(signed))
+
+    async def close(self) -> None:
+        """Sends what is queued, for one second at most, and frees the port."""
+        self._socket.close()
+        await asyncio.to_thread(self._context.term)
+
+
+class RevocationSubscriber:
+    """An asynchronous iterator of the messages from several publishers; connections are kept up by ZeroMQ.
+
+    What is not a signed envelope is skipped. Nothing here is verified yet.
+    """
+
+    def __init__(self, endpoints: Sequence[str]) -> None:
+        """Connects to `endpoints` (see `endpoint`), reachable or not. Raises ConfigError."""
+        self._context = zmq.asyncio.Context()
+        self._socket = _new_socket(self._context, zmq.SUB)
+        self._socket.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.SUBSCRIBE, b"")
+        self._garbage = 0
+        for name in endpoints:
+            try:
+                self._socket.connect(name)
+            except zmq.ZMQError as error:
+                self.close()
+                raise ConfigError(f"revocations cannot be received from {name}: {error.strerror}") from error
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> SignedRevocation:
+        while not self._socket.closed:
+            try:
+                frames = await self._socket.recv_multipart()
+            except (asyncio.CancelledError, zmq.ZMQError):
+                if self._socket.closed:  # by close(), which cancels the wait for a message
+                    break
+                raise
+            try:
+                return _parse_frames(frames)
+            except MalformedMessage as error:
+                self._report_garbage(error)
+        raise StopAsyncIteration
+
+    def _report_garbage(self, error: MalformedMessage) -> None:
+        if self._garbage % _GARBAGE_LOG_INTERVAL == 0:
+            log.warning(
+                "skipped message number %d that is no signed revocation: %s", self._garbage + 1, error
+            )
+        self._garbage += 1
+
+    def close(self) -> None:
+        """Disconnects; an iteration in progress ends."""
+        self._socket.close()
+        self._context.term()
+
+
+def _parse_frames(frames: Sequence[bytes]) -> SignedRevocation:
+    if len(frames) != 1:
+        raise MalformedMessage(f"expected one frame, got {len(frames)}")
+    return parse_body(frames[0], SignedRevocation)

@@ -1,0 +1,64 @@
+"""The revocation message: built by the verifier, written for the wire, handed to actions at the agent."""
+
+import hashlib
+import json
+import time
+from datetime import datetime
+from enum import StrEnum
+
+import msgspec
+
+from keylime.appraisal.findings import Finding
+from keylime.messages.revocation import RevocationMessage, SignedRevocation
+
+
+class RevocationKind(StrEnum):
+    """Why a message is sent; the value is its `type`."""
+
+    REVOCATION = "revocation"
+    COMM_ERROR = "comm_error"
+
+
+def build_revocation(
+    kind: RevocationKind,
+    *,
+    agent_id: str,
+    ip: str,
+    port: int,
+    tpm_policy: str,
+    meta_data: str,
+    finding: Finding,
+    severity_label: str,
+    when: datetime,
+) -> RevocationMessage:
+    """The message about `finding`; `tpm_policy` and `meta_data` are JSON texts, `when` is local time."""
+    return RevocationMessage(
+        type=kind.value,
+        ip=ip,
+        agent_id=agent_id,
+        port=port,
+        tpm_policy=tpm_policy,
+        meta_data=meta_data,
+        event_time=time.asctime(when.timetuple()),
+        event_id=finding.event_id,
+        severity_label=severity_label,
+        context=finding.context_json,
+    )
+
+
+def encode_message(message: RevocationMessage) -> str:
+    """The JSON text that is signed and sent: keys in the order of the wire, a blank after `,` and `:`."""
+    return json.dumps(msgspec.to_builtins(message))
+
+
+def compact_document(message: RevocationMessage) -> bytes:
+    """The JSON that action programs get in a file: no blanks, keys in alphabetical order.
+
+    Shell actions in the field look for texts such as `"type":"revocation"`.
+    """
+    return msgspec.json.encode(message, order="sorted")
+
+
+def delivery_key(signed: SignedRevocation) -> bytes:
+    """Equal for two deliveries of the same message (it holds its event and time): 32 bytes."""
+    return hashlib.sha256(signed.msg.encode("utf-8")).digest()

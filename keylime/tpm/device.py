@@ -1,0 +1,462 @@
+"""The machine's TPM 2.0: the only module that opens one.
+
+Blocking, and for one thread at a time: the agent gives it an executor with a single worker. Keys come back as
+loaded handles that `close` flushes; everything else is bytes and the values of keylime.tpm.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Self
+
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
+from tpm2_pytss.constants import (  # type: ignore[import-untyped]  # ships no types
+    ESYS_TR,
+    TPM2_ALG,
+    TPM2_CAP,
+    TPM2_SE,
+    TPMA_SESSION,
+)
+from tpm2_pytss.ESAPI import ESAPI  # type: ignore[import-untyped]
+from tpm2_pytss.TSS2_Exception import TSS2_Exception  # type: ignore[import-untyped]
+from tpm2_pytss.types import (  # type: ignore[import-untyped]
+    TPM2B_DIGEST,
+    TPM2B_ENCRYPTED_SECRET,
+    TPM2B_ID_OBJECT,
+    TPM2B_PRIVATE,
+    TPM2B_PUBLIC,
+    TPML_DIGEST,
+    TPML_DIGEST_VALUES,
+    TPML_PCR_SELECTION,
+    TPMS_ATTEST,
+    TPMS_PCR_SELECTION,
+    TPMT_HA,
+    TPMT_PUBLIC,
+    TPMT_SYM_DEF,
+    TPMU_HA,
+)
+from tpm2_pytss.utils import NoSuchIndex, create_ek_template  # type: ignore[import-untyped]
+
+from keylime.errors import TpmError
+from keylime.hashes import HashAlgorithm
+from keylime.tpm.pcr import DATA_PCR, PcrSelection, PcrValues, data_pcr_value
+from keylime.tpm.templates import (
+    EK_CERTIFICATE_INDICES,
+    EK_CHAIN_INDICES,
+    EK_TEMPLATES,
+    ak_template,
+    key_label,
+    policy_branches,
+)
+
+QUOTE_ATTEMPTS = 5
+_FAMILY_2_0 = b"2.0\0"
+_NV_FIRST = 0x01000000
+
+# TPM_PT constants (TPM 2.0 Library part 2, table 28); tpm2_pytss names only some of them.
+_FIXED_PROPERTIES = _FAMILY = 0x100
+_MANUFACTURER = 0x105
+_VENDOR_STRING = 0x106  # four words
+_FIRMWARE_VERSION = 0x10B  # two words
+_NV_BUFFER_MAX = 0x12C
+_PCR_READ_MOST = 8  # TPM2_PCR_Read answers at most eight digests
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedKey:
+    """A key that this TPM can use now: its ESYS handle and its TPM2B_PUBLIC."""
+
+    handle: Any  # ESYS_TR
+    tpm2b_public: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class AkBlobs:
+    """An AK as it is stored between starts: TPM2B_PUBLIC and TPM2B_PRIVATE, of use only under the EK that made it."""
+
+    tpm2b_public: bytes
+    tpm2b_private: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EkCertificates:
+    """What NV memory says about an EK, all DER: the certificate of that very key, and the chain above it."""
+
+    certificate: bytes | None
+    chain: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class QuoteParts:
+    """One TPM2_Quote: TPMS_ATTEST, TPMT_SIGNATURE, and the PCR values whose digest it signed."""
+
+    attest: bytes
+    signature: bytes
+    pcrs: PcrValues
+
+
+@dataclass(frozen=True, slots=True)
+class TpmProperties:
+    """Who made the TPM: manufacturer ("IBM"), vendor text ("SW   TPM") and firmware version."""
+
+    manufacturer: str
+    vendor: str
+    firmware: int
+
+    @property
+    def is_emulator(self) -> bool:
+        """Whether this is one of the known software TPMs (swtpm, the IBM and Microsoft simulators)."""
+        return self.vendor.startswith(("SW", "xCG"))
+
+
+def choose_tcti(environ: Mapping[str, str], exists: Callable[[str], bool] = os.path.exists) -> str:
+    """The TCTI string to open: the variable TCTI, else the kernel's resource manager, else the raw device.
+
+    Raises TpmError when there is none of them.
+    """
+    if environ.get("TCTI"):
+        return environ["TCTI"]
+    for device in ("/dev/tpmrm0", "/dev/tpm0"):
+        if exists(device):
+            return f"device:{device}"
+    raise TpmError("no TPM 2.0 found: there is neither /dev/tpmrm0 nor /dev/tpm0, and TCTI is not set")
+
+
+class Tpm:
+    """An open TPM 2.0. Every method raises TpmError, which names the TPM command that failed."""
+
+    def __init__(self, esapi: Any) -> None:
+        self._esapi = esapi
+        self._transient: list[Any] = []
+
+    @classmethod
+    def open(cls, tcti: str, *, endorsement_auth: bytes = b"") -> Self:
+        """The TPM behind `tcti` ("device:/dev/tpmrm0", "swtpm:host=..."), checked to be a TPM 2.0.
+
+        `endorsement_auth` is the authorisation of the endorsement hierarchy, empty unless an owner set one.
+        """
+        try:
+            tpm = cls(ESAPI(tcti))
+        except (RuntimeError, ValueError) as error:  # TSS2_Exception is a RuntimeError
+            raise TpmError(f"cannot reach the TPM through {tcti!r}: {error}") from error
+        try:
+            tpm._check_family(tcti)
+            tpm._esapi.tr_set_auth(ESYS_TR.ENDORSEMENT, endorsement_auth or None)
+        except BaseException:
+            tpm.close()
+            raise
+        return tpm
+
+    def close(self) -> None:
+        """Flush the keys that were loaded here and let go of the TPM."""
+        for handle in reversed(self._transient):
+            with suppress(TSS2_Exception):  # gone with a TPM that was reset meanwhile
+                self._esapi.flush_context(handle)
+        self._transient.clear()
+        self._esapi.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Properties
+
+    def properties(self) -> TpmProperties:
+        """Manufacturer, vendor text and firmware version."""
+        values = self._fixed_properties()
+        vendor = b"".join(_text(values.get(_VENDOR_STRING + i, 0)) for i in range(4))
+        firmware = values.get(_FIRMWARE_VERSION, 0) << 32 | values.get(_FIRMWARE_VERSION + 1, 0)
+        maker = _text(values.get(_MANUFACTURER, 0))
+        return TpmProperties(
+            maker.rstrip(b"\0 ").decode(errors="replace"),
+            vendor.rstrip(b"\0 ").decode(errors="replace"),
+            firmware,
+        )
+
+    def banks(self) -> frozenset[HashAlgorithm]:
+        """The PCR banks that are allocated; hashes without a name in Keylime are left out."""
+        with _command("TPM2_GetCapability(PCRS)"):
+            _, capability = self._esapi.get_capability(TPM2_CAP.PCRS, 0, 64)
+        known = {int(algorithm) for algorithm in HashAlgorithm}
+        return frozenset(
+            HashAlgorithm(int(bank.hash))
+            for bank in capability.data.assignedPCR
+            if any(bytes(bank.pcrSelect)) and int(bank.hash) in known
+        )
+
+    # Keys
+
+    def create_ek(self, encryption_alg: str) -> LoadedKey:
+        """The EK of `encryption_alg` ("rsa", "ecc384", ...), from the template and nonce in NV where there are any."""
+        try:
+            templates = EK_TEMPLATES[key_label(encryption_alg)]
+        except ValueError as error:
+            raise TpmError(str(error)) from error
+        defined = self._nv_indices()
+        name = next((name for name, index in templates if index in defined), templates[0][0])
+
+        def read(index: int) -> bytes:
+            if index in EK_CERTIFICATE_INDICES:
+                return b""  # create_ek_template insists on a certificate for the high range; we do not
+            if index not in defined:
+                raise NoSuchIndex(index)
+            return self._nv_read(index)
+
+        _, template = create_ek_template(name, read)
+        with _command(f"TPM2_CreatePrimary({name})"):
+            handle, public, *_ = self._esapi.create_primary(
+                None, template, primary_handle=ESYS_TR.ENDORSEMENT
+            )
+        return self._loaded(handle, public)
+
+    def persistent_ek(self, handle: int) -> LoadedKey:
+        """The EK that an owner made persistent at `handle` (0x81000000 and up); it is never flushed."""
+        with _command(f"TPM2_ReadPublic({handle:#x})"):
+            loaded = self._esapi.tr_from_tpmpublic(handle)
+            public, _, _ = self._esapi.read_public(loaded)
+        return LoadedKey(loaded, public.marshal())
+
+    def ek_certificates(self, ek: LoadedKey) -> EkCertificates:
+        """The certificate in NV whose key is `ek`, if there is one, and the certificates above it."""
+        defined = self._nv_indices()
+        key = _key_bytes(ek.tpm2b_public)
+        for index in EK_CERTIFICATE_INDICES:
+            if index not in defined:
+                continue
+            # The bytes of the key are looked for, not a parsed certificate: manufacturers' certificates are not
+            # always strict DER, and some name RSAES-OAEP as key type. It is a choice, not a check: registrar and
+            # tenant check.
+            for certificate in _der_items(self._nv_read(index))[:1]:
+                if key in certificate:
+                    return EkCertificates(certificate, self._ek_chain(defined))
+        return EkCertificates(None)
+
+    def create_ak(
+        self, ek: LoadedKey, signing_alg: str, encryption_alg: str, hash_alg: HashAlgorithm
+    ) -> AkBlobs:
+        """A new AK under `ek`, of the EK's kind where `signing_alg` fits it; `hash_alg` is its scheme's hash."""
+        try:
+            template = ak_template(signing_alg, encryption_alg, hash_alg)
+        except ValueError as error:
+            raise TpmError(str(error)) from error
+        with self._authorise(ek) as session, _command("TPM2_Create(AK)"):
+            private, public, *_ = self._esapi.create(ek.handle, None, template, session1=session)
+        return AkBlobs(public.marshal(), private.marshal())
+
+    def load_ak(self, ek: LoadedKey, blobs: AkBlobs) -> LoadedKey:
+        """The stored AK, ready for use. TpmError when `ek` is not its parent, or the TPM was cleared."""
+        try:
+            public, _ = TPM2B_PUBLIC.unmarshal(blobs.tpm2b_public)
+            private, _ = TPM2B_PRIVATE.unmarshal(blobs.tpm2b_private)
+        except (TSS2_Exception, ValueError) as error:
+            raise TpmError(f"the stored AK is damaged: {error}") from error
+        with self._authorise(ek) as session, _command("TPM2_Load(AK)"):
+            handle = self._esapi.load(ek.handle, private, public, session1=session)
+        return self._loaded(handle, public)
+
+    def tpm_handle(self, key: LoadedKey) -> int:
+        """The TPM's own number for `key` (0x80... transient, 0x81... persistent)."""
+        with _command("Esys_TR_GetTpmHandle"):
+            return int(self._esapi.tr_get_tpm_handle(key.handle))
+
+    def activate_credential(self, ek: LoadedKey, ak: LoadedKey, id_object: bytes, secret: bytes) -> bytes:
+        """The secret that was encrypted to `ek` for `ak`; arguments as from credential.parse_credential_blob."""
+        try:
+            sealed = TPM2B_ID_OBJECT(credential=id_object)
+            seed = TPM2B_ENCRYPTED_SECRET(secret=secret)
+        except (AttributeError, TypeError, ValueError) as error:  # longer than the structures hold
+            raise TpmError(f"TPM2_ActivateCredential: {error}") from error
+        with self._authorise(ek) as session, _command("TPM2_ActivateCredential"):
+            return bytes(
+                self._esapi.activate_credential(
+                    ak.handle, ek.handle, sealed, seed, session1=ESYS_TR.PASSWORD, session2=session
+                )
+            )
+
+    # PCRs and quotes
+
+    def quote(self, ak: LoadedKey, selection: PcrSelection, nonce: bytes, pubkey_pem: str) -> QuoteParts:
+        """A quote over `selection` and PCR 16, which holds nothing but the binding of `pubkey_pem`.
+
+        The values are read beside the quote: the kernel may extend PCR 10 in between, and any program PCR 16, so
+        both are done again, up to five times, until they agree.
+        """
+        selection = PcrSelection(selection.bank, selection.indices | {DATA_PCR})
+        bound = data_pcr_value(selection.bank, pubkey_pem)
+        for _ in range(QUOTE_ATTEMPTS):
+            self._bind(selection.bank, pubkey_pem)
+            pcrs = self.read_pcrs(selection)
+            with _command("TPM2_Quote"):
+                quoted, signature = self._esapi.quote(ak.handle, _tpm_selection(selection), nonce)
+            attest = bytes(quoted)
+            if pcrs.values[DATA_PCR] == bound and _signed_digest(attest) == pcrs.digest(
+                _signature_hash(signature)
+            ):
+                return QuoteParts(attest, signature.marshal(), pcrs)
+        raise TpmError(f"TPM2_Quote: the PCRs changed during each of {QUOTE_ATTEMPTS} attempts")
+
+    def read_pcrs(self, selection: PcrSelection) -> PcrValues:
+        """The values of `selection`. A bank or PCR that the TPM does not have is a TpmError."""
+        values: dict[int, bytes] = {}
+        wanted = sorted(selection.indices)
+        for start in range(0, len(wanted), _PCR_READ_MOST):
+            part = PcrSelection(selection.bank, frozenset(wanted[start : start + _PCR_READ_MOST]))
+            with _command("TPM2_PCR_Read"):
+                _, _, digests = self._esapi.pcr_read(_tpm_selection(part))
+            if len(digests) != len(part.indices):
+                raise TpmError(f"TPM2_PCR_Read: the {selection.bank.label} bank has no such PCRs")
+            values.update(zip(sorted(part.indices), (bytes(digest) for digest in digests), strict=True))
+        return PcrValues(selection.bank, values)
+
+    def extend_pcr(self, index: int, digests: Mapping[HashAlgorithm, bytes]) -> None:
+        """Extend PCR `index` with one digest for each bank."""
+        entries = [
+            TPMT_HA(hashAlg=int(bank), digest=TPMU_HA(**{bank.label: digest}))
+            for bank, digest in digests.items()
+        ]
+        with _command(f"TPM2_PCR_Extend({index})"):
+            self._esapi.pcr_extend(ESYS_TR(index), TPML_DIGEST_VALUES(entries))
+
+    def reset_pcr(self, index: int) -> None:
+        """Set a resettable PCR (16 and 23 at locality 0) to its start value."""
+        with _command(f"TPM2_PCR_Reset({index})"):
+            self._esapi.pcr_reset(ESYS_TR(index))
+
+    def _bind(self, bank: HashAlgorithm, pubkey_pem: str) -> None:
+        self.reset_pcr(DATA_PCR)
+        self.extend_pcr(DATA_PCR, {bank: bank.digest(pubkey_pem.encode())})
+
+    # Inside
+
+    def _check_family(self, tcti: str) -> None:
+        try:
+            family = _text(self._fixed_properties().get(_FAMILY, 0))
+        except TpmError as error:
+            raise TpmError(
+                f"{tcti!r} does not answer as a TPM 2.0 (TPM 1.2 is not supported): {error}"
+            ) from error
+        if family != _FAMILY_2_0:
+            raise TpmError(f"{tcti!r} is not a TPM 2.0: it names its family {family!r}")
+
+    def _fixed_properties(self) -> dict[int, int]:
+        with _command("TPM2_GetCapability(TPM_PROPERTIES)"):
+            _, capability = self._esapi.get_capability(TPM2_CAP.TPM_PROPERTIES, _FIXED_PROPERTIES, 256)
+        return {int(entry.property): int(entry.value) for entry in capability.data.tpmProperties}
+
+    def _loaded(self, handle: Any, public: Any) -> LoadedKey:
+        self._transient.append(handle)
+        return LoadedKey(handle, public.marshal())
+
+    @contextmanager
+    def _authorise(self, ek: LoadedKey) -> Iterator[Any]:
+        """A policy session that may use `ek` once, or the password session where its template allows one."""
+        area: Any = TPM2B_PUBLIC.unmarshal(ek.tpm2b_public)[0].publicArea
+        name_alg = HashAlgorithm(int(area.nameAlg))
+        branches = policy_branches(name_alg, bytes(area.authPolicy))
+        if branches is None:  # an owner's own template behind `ek_handle`
+            yield ESYS_TR.PASSWORD
+            return
+        with _command("TPM2_StartAuthSession"):
+            session = self._esapi.start_auth_session(
+                ESYS_TR.NONE,
+                ESYS_TR.NONE,
+                TPM2_SE.POLICY,
+                TPMT_SYM_DEF(algorithm=TPM2_ALG.NULL),
+                int(name_alg),
+            )
+        try:
+            self._esapi.trsess_set_attributes(session, TPMA_SESSION.CONTINUESESSION)
+            with _command("TPM2_PolicySecret(endorsement)"):
+                self._esapi.policy_secret(ESYS_TR.ENDORSEMENT, session, b"", b"", b"", 0)
+            if branches:
+                with _command("TPM2_PolicyOR"):
+                    self._esapi.policy_or(session, TPML_DIGEST([TPM2B_DIGEST(branch) for branch in branches]))
+            yield session
+        finally:
+            with suppress(TSS2_Exception):
+                self._esapi.flush_context(session)
+
+    def _nv_indices(self) -> frozenset[int]:
+        found: set[int] = set()
+        first, more = _NV_FIRST, True
+        while more:
+            with _command("TPM2_GetCapability(HANDLES)"):
+                more, capability = self._esapi.get_capability(TPM2_CAP.HANDLES, first, 254)
+            handles = [int(handle) for handle in capability.data.handles]
+            found.update(handles)
+            more = bool(more) and bool(handles)
+            first = max(handles, default=first) + 1
+        return frozenset(found)
+
+    def _nv_read(self, index: int) -> bytes:
+        with _command(f"TPM2_NV_Read({index:#x})"):
+            handle = self._esapi.tr_from_tpmpublic(index)
+            try:
+                public, _ = self._esapi.nv_read_public(handle)
+                size, most = int(public.nvPublic.dataSize), self._nv_buffer_max()
+                return b"".join(
+                    bytes(self._esapi.nv_read(handle, min(most, size - offset), offset, auth_handle=handle))
+                    for offset in range(0, size, most)
+                )
+            finally:
+                self._esapi.tr_close(handle)
+
+    def _nv_buffer_max(self) -> int:
+        return min(self._fixed_properties().get(_NV_BUFFER_MAX, 512), 1024) or 512
+
+    def _ek_chain(self, defined: frozenset[int]) -> tuple[bytes, ...]:
+        # One certificate may span indices, so they are joined before they are split.
+        stored = b"".join(self._nv_read(index) for index in EK_CHAIN_INDICES if index in defined)
+        return tuple(reversed(_der_items(stored)))
+
+
+@contextmanager
+def _command(name: str) -> Iterator[None]:
+    try:
+        yield
+    except TSS2_Exception as error:
+        raise TpmError(f"{name} failed: {error} ({int(error.rc):#x})") from error
+
+
+def _text(value: int) -> bytes:
+    return value.to_bytes(4, "big")
+
+
+def _tpm_selection(selection: PcrSelection) -> Any:
+    bits = sum(1 << index for index in selection.indices)
+    pcrs = TPMS_PCR_SELECTION(hash=int(selection.bank), sizeofSelect=3, pcrSelect=bits.to_bytes(3, "little"))
+    return TPML_PCR_SELECTION([pcrs])
+
+
+def _signed_digest(attest: bytes) -> bytes:
+    return bytes(TPMS_ATTEST.unmarshal(attest)[0].attested.quote.pcrDigest)
+
+
+def _signature_hash(signature: Any) -> HashAlgorithm:
+    return HashAlgorithm(int(signature.signature.any.hashAlg))
+
+
+def _key_bytes(tpm2b_public: bytes) -> bytes:
+    """The part of a certificate that is the key itself, whatever algorithm identifier stands beside it."""
+    public = load_der_public_key(TPM2B_PUBLIC.unmarshal(tpm2b_public)[0].to_der())
+    if isinstance(public, RSAPublicKey):
+        return public.public_bytes(Encoding.DER, PublicFormat.PKCS1)
+    return public.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+
+
+def _der_items(data: bytes) -> list[bytes]:
+    """The DER SEQUENCEs that follow each other in `data`; what follows the last one is padding of the NV index."""
+    items = []
+    while len(data) >= 4 and data[0] == 0x30:
+        octets = data[1] & 0x7F if data[1] & 0x80 else 0
+        length = int.from_bytes(data[2 : 2 + octets], "big") if octets else data[1]
+        end = 2 + octets + length
+        if octets > 3 or end > len(data):
+            break
+        items.append(data[:end])
+        data = data[end:]
+    return items

@@ -1,0 +1,65 @@
+"""The registrar's configuration as one frozen value, made before anything starts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy.engine import URL
+
+from keylime.config.loader import load_settings, work_dir
+from keylime.database.engine import PoolSize, parse_database_url
+from keylime.pki.ca_settings import CaSettings, ca_settings
+from keylime.pki.tls import TlsFiles, resolve_tls_files
+from keylime_registrar.identity import TpmIdentity
+
+_TPM_IDENTITIES = {"default": TpmIdentity.EK_CERT_OR_IAK_IDEVID, **{kind.value: kind for kind in TpmIdentity}}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistrarConfig:
+    """Everything an operator can set, checked."""
+
+    work_dir: Path
+    ip: str
+    port: int
+    tls_port: int
+    tls: TlsFiles
+    ca: CaSettings
+    server_names: tuple[str, ...]
+    database_url: URL
+    database_pool: PoolSize
+    auto_migrate: bool
+    max_upload: int
+    tpm_identity: TpmIdentity
+    malformed_cert_action: str  # warn, reject or ignore
+    certificate_store: Path  # of TPM vendors; the tenant's option
+    warnings: tuple[str, ...]
+
+
+def load_config(environ: Mapping[str, str]) -> RegistrarConfig:
+    """The configuration from files and environment. Raises ConfigError, which names option and remedy."""
+    settings = load_settings("registrar", environ=environ)
+    base = work_dir(environ)
+    ca = load_settings("ca", environ=environ)
+    # IAK and IDevID certificates are checked against the store that the tenant checks EK certificates with.
+    tenant = load_settings("tenant", environ=environ)
+    tls = resolve_tls_files(settings, "registrar", base)
+    return RegistrarConfig(
+        work_dir=base,
+        ip=settings.text("ip"),
+        port=settings.integer("port"),
+        tls_port=settings.integer("tls_port"),
+        tls=tls,
+        ca=ca_settings(ca),
+        server_names=settings.items("cert_subject_alternative_names"),
+        database_url=parse_database_url(
+            settings.text("database_url"), work_dir=base, sqlite_name="reg_data.sqlite"
+        ),
+        database_pool=PoolSize.parse(settings.text("database_pool_sz_ovfl")),
+        auto_migrate=settings.flag("auto_migrate_db"),
+        max_upload=settings.integer("max_upload_size"),
+        tpm_identity=_TPM_IDENTITIES[settings.text("tpm_identity")],
+        malformed_cert_action=settings.text("malformed_cert_action"),
+        certificate_store=base / tenant.text("tpm_cert_store"),
+        warnings=(*settings.warnings, *ca.warnings, *tls.warnings),
+    )

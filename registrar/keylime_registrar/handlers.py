@@ -1,0 +1,141 @@
+"""The registrar's HTTP routes (rest-api 2): who may call what, and how each outcome is answered."""
+
+import base64
+import functools
+import logging
+from collections.abc import Awaitable, Callable
+
+from keylime.database.engine import DatabaseUnavailable
+from keylime.errors import MalformedMessage
+from keylime.http.server import HttpError, Request, Response, Role, Route
+from keylime.identifiers import AgentId, parse_agent_id
+from keylime.messages.registrar import ActivateRequest, RegisteredAgents, RegisterReply, RegisterRequest
+from keylime.messages.versions import CURRENT_VERSION, SUPPORTED_VERSIONS, ServerVersions
+from keylime_registrar.activation import AlreadyActive, Proven, UnknownAgent, WrongTag
+from keylime_registrar.identity import IdentityChanged, RegistrationRefused
+from keylime_registrar.registrations import Registrations, TooManyRequests
+from keylime_registrar.store import RegistrationConflict, TooManyPending
+
+log = logging.getLogger(__name__)
+
+MAX_AGENT_BODY = 512 << 10  # bytes, for callers that nobody knows; a registration with long chains has 50 KiB
+
+_INVALID = "Could not register agent with invalid data"
+_CHANGED = "Agent re-registration with different TPM identity is forbidden for security reasons"
+
+_Handler = Callable[["Handlers", Request], Awaitable[Response]]
+
+
+def _answering(handler: _Handler) -> _Handler:
+    """Renders the outcomes that all handlers share."""
+
+    @functools.wraps(handler)
+    async def wrapped(self: "Handlers", request: Request) -> Response:
+        try:
+            return await handler(self, request)
+        except DatabaseUnavailable as error:
+            log.error("%s", error)
+            raise HttpError(503, "The database is not available") from error
+        except (TooManyRequests, TooManyPending) as error:
+            log.warning("%s", error)
+            raise HttpError(429, "Too many registrations, try again later") from error
+
+    return wrapped
+
+
+class Handlers:
+    """One method for each route. Requests come in parsed and authorised."""
+
+    def __init__(self, registrations: Registrations, *, max_body: int) -> None:
+        self._registrations = registrations
+        self._max_body = min(max_body, MAX_AGENT_BODY)
+
+    def routes(self) -> tuple[Route, ...]:
+        """The table of routes and rights. What agents need is open to anyone, on both ports."""
+        agents = functools.partial(Route, role=Role.ANONYMOUS, plain_http=True, max_body=self._max_body)
+        admins = functools.partial(Route, role=Role.ADMIN)
+        one = "/agents/{agent_id}"
+        return (
+            agents("GET", "/version", handler=self.read_versions, versioned=False),
+            agents("POST", one, handler=self.register_agent),
+            agents("POST", "/agents", handler=self.register_agent),
+            agents("PUT", one, handler=self.activate_agent),
+            agents("PUT", f"{one}/activate", handler=self.activate_agent),
+            agents("POST", f"{one}/activate", handler=self.activate_agent),
+            admins("GET", "/agents", handler=self.list_agents),
+            admins("GET", one, handler=self.read_agent),
+            admins("DELETE", one, handler=self.delete_agent),
+        )
+
+    async def read_versions(self, _request: Request) -> Response:
+        return Response(results=ServerVersions(CURRENT_VERSION, list(SUPPORTED_VERSIONS)))
+
+    @_answering
+    async def register_agent(self, request: Request) -> Response:
+        message = request.json(RegisterRequest)
+        agent_id = _agent_id(request, message.agent_id)
+        try:
+            blob = await self._registrations.register(agent_id, message, request.caller.address)
+        except RegistrationRefused as error:
+            log.warning("agent %s: registration from %s refused: %s", agent_id, request.caller.address, error)
+            raise HttpError(400, _INVALID) from error
+        except IdentityChanged as error:
+            log.warning("agent %s: registration from %s refused: %s", agent_id, request.caller.address, error)
+            raise HttpError(403, _CHANGED) from error
+        return Response(results=RegisterReply(base64.b64encode(blob).decode("ascii")))
+
+    @_answering
+    async def activate_agent(self, request: Request) -> Response:
+        message = request.json(ActivateRequest)
+        agent_id = _agent_id(request, None)
+        try:
+            outcome = await self._registrations.activate(agent_id, message.auth_tag, request.caller.address)
+        except IdentityChanged as error:
+            raise HttpError(403, _CHANGED) from error
+        except RegistrationConflict as error:
+            raise HttpError(
+                403,
+                f"Agent with UUID '{agent_id}' cannot be registered. This UUID is already in use or a "
+                "concurrent registration is in progress.",
+            ) from error
+        match outcome:
+            case Proven() | AlreadyActive():
+                return Response()
+            case WrongTag():
+                # The same words whatever is stored, and never the tag: neither theirs nor ours.
+                raise HttpError(400, f"Auth tag for agent '{agent_id}' does not match expected value")
+            case UnknownAgent():
+                raise _not_found(agent_id)
+
+    @_answering
+    async def list_agents(self, _request: Request) -> Response:
+        return Response(results=RegisteredAgents(await self._registrations.agent_ids()))
+
+    @_answering
+    async def read_agent(self, request: Request) -> Response:
+        agent_id = _agent_id(request, None)
+        found = await self._registrations.find(agent_id)
+        if found is not None:
+            return Response(results=found)
+        if await self._registrations.is_pending(agent_id):
+            raise HttpError(404, f"Agent with ID '{agent_id}' has not been activated")
+        raise _not_found(agent_id)
+
+    @_answering
+    async def delete_agent(self, request: Request) -> Response:
+        agent_id = _agent_id(request, None)
+        if not await self._registrations.delete(agent_id, request.caller.name or ""):
+            raise _not_found(agent_id)
+        return Response()
+
+
+def _agent_id(request: Request, named: str | None) -> AgentId:
+    """The id in the path, or where the path has none the one in the body. Raises MalformedMessage."""
+    text = request.parameters.get("agent_id", named)
+    if text is None:
+        raise MalformedMessage("agent_id is missing")
+    return parse_agent_id(text)
+
+
+def _not_found(agent_id: AgentId) -> HttpError:
+    return HttpError(404, f"Agent with ID '{agent_id}' not found")

@@ -1,0 +1,173 @@
+"""The registrar's start and end: the only place that knows all its parts."""
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import ssl
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import uvloop
+from cryptography import x509
+
+from keylime import keylime_logging
+from keylime.database.engine import open_engine
+from keylime.database.migrate import prepare_schema
+from keylime.errors import ConfigError, KeylimeError
+from keylime.http import server as http
+from keylime.messages.versions import CURRENT_VERSION, SUPPORTED_VERSIONS
+from keylime.pki.authority import ensure_service_certificates, server_names
+from keylime.pki.ek import load_trust_store
+from keylime_registrar.config import RegistrarConfig, load_config
+from keylime_registrar.handlers import Handlers
+from keylime_registrar.registrations import Clocks, Registrations, Rules
+from keylime_registrar.schema import SCHEMA
+from keylime_registrar.store import Limits, Store
+from keylime_registrar.throttle import Throttle
+
+log = logging.getLogger("keylime.registrar")
+
+_CERTIFICATE_WAIT_S = 10.0
+_CERTIFICATE_POLL_S = 0.1
+_DRAIN_S = 3.0
+# For each address. A site behind one address may restart thousands of agents at once.
+_REGISTRATIONS_PER_S = 100.0
+_REGISTRATION_BURST = 4_000
+
+
+def main() -> None:
+    """Runs until SIGTERM or SIGINT. Exit status: 0 after a clean stop, 1 when it cannot start."""
+    argparse.ArgumentParser(
+        prog="keylime_registrar",
+        description="Keeps the public keys of agents whose TPM has proven them. Configured by "
+        "registrar.conf, registrar.conf.d/ and KEYLIME_REGISTRAR_* variables.",
+    ).parse_args()
+    try:
+        keylime_logging.setup("registrar", os.environ)
+        config = load_config(os.environ)
+        for warning in config.warnings:
+            log.warning("%s", warning)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(config))
+    except KeylimeError as error:
+        sys.exit(f"keylime_registrar: error: {error}")
+
+
+async def _serve(config: RegistrarConfig) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    log.info("Starting Keylime registrar...")
+    log.info("Current API version: %s", CURRENT_VERSION)
+    log.info("Other supported API versions: %s", ", ".join(SUPPORTED_VERSIONS[:-1]))
+    async with running(config, stop) as ports:
+        if ports is None:
+            return
+        log.info("Listening on %s:%d/%d (HTTP/S) ...", config.ip, *ports)
+        await stop.wait()
+        log.info("Stopping")
+
+
+@asynccontextmanager
+async def running(config: RegistrarConfig, stop: asyncio.Event) -> AsyncIterator[tuple[int, int] | None]:
+    """The registrar at work; yields the ports it listens on, plain and TLS, or None when `stop` came first.
+
+    Raises ConfigError or DatabaseUnavailable when it cannot start.
+    """
+    os.umask(0o077)
+    async with AsyncExitStack() as stack:
+        engine = open_engine(config.database_url, config.database_pool)
+        stack.push_async_callback(engine.dispose)
+        await prepare_schema(engine, SCHEMA, migrate=config.auto_migrate)
+        context = await _tls_context(config, stop)
+        if context is None:
+            yield None
+            return
+        registrations = Registrations(
+            Store(engine, Limits()),
+            _rules(config),
+            Throttle(rate=_REGISTRATIONS_PER_S, burst=_REGISTRATION_BURST),
+            Clocks(wall=time.time, steady=time.monotonic),
+        )
+        server = http.Server(
+            Handlers(registrations, max_body=config.max_upload).routes(),
+            limits=http.Limits(max_body=config.max_upload),
+        )
+        stack.push_async_callback(server.stop, _DRAIN_S)
+        yield server.listen(config.ip, config.port), server.listen(config.ip, config.tls_port, context)
+
+
+def _rules(config: RegistrarConfig) -> Rules:
+    def load_anchors() -> Sequence[x509.Certificate]:
+        try:
+            groups = load_trust_store(config.certificate_store).by_subject.values()
+        except ConfigError as error:
+            log.error("%s", error)
+            return ()
+        return [entry.certificate for group in groups for entry in group]
+
+    return Rules(
+        tpm_identity=config.tpm_identity,
+        reject_irregular=config.malformed_cert_action == "reject",
+        warn_of_irregular=config.malformed_cert_action == "warn",
+        load_anchors=load_anchors,
+    )
+
+
+async def _tls_context(config: RegistrarConfig, stop: asyncio.Event) -> ssl.SSLContext | None:
+    """The context of the TLS port, as soon as its files are there; None when `stop` comes first."""
+    if config.tls.generate:
+        _ensure_certificates(config)
+    elif config.tls.directory != config.work_dir / "cv_ca" and not config.tls.directory.is_dir():
+        raise ConfigError(f"It appears that the specified tls_dir does not exist: {config.tls.directory}")
+    if not await _certificates_appear(config, stop):
+        return None
+    return config.tls.server_context(require_client=False)
+
+
+def _ensure_certificates(config: RegistrarConfig) -> None:
+    side = config.tls.server
+    made = ensure_service_certificates(
+        config.tls.directory,
+        config.ca.password,
+        config.ca.subject,
+        server_sans=server_names(config.ip, config.server_names),
+        client=False,
+        server_key_password=None if side is None else side.key_password,
+    )
+    if made:
+        log.info("Created in %s: %s", config.tls.directory, ", ".join(made))
+
+
+async def _certificates_appear(config: RegistrarConfig, stop: asyncio.Event) -> bool:
+    """Waits a moment for the files that a verifier starting at the same time is about to make."""
+    files = _files_of_verifier(config)
+    deadline = time.monotonic() + _CERTIFICATE_WAIT_S
+    missing = [path for path in files if not path.exists()]
+    if missing:
+        log.info("Waiting for keylime_verifier to create %s", missing[0])
+    while missing and not stop.is_set():
+        if time.monotonic() > deadline:
+            directory = missing[0].parent
+            if not directory.is_dir():
+                raise ConfigError(
+                    f"It appears that the specified tls_dir does not exist: {directory} - start "
+                    "keylime_verifier first, which creates it, or set [registrar] tls_dir"
+                )
+            raise ConfigError(f"{missing[0]} does not exist: start keylime_verifier first, which creates it")
+        await asyncio.sleep(_CERTIFICATE_POLL_S)
+        missing = [path for path in files if not path.exists()]
+    return not stop.is_set()
+
+
+def _files_of_verifier(config: RegistrarConfig) -> list[Path]:
+    side = config.tls.server
+    if side is None:
+        return []
+    directory = config.work_dir / "cv_ca"
+    return [path for path in (*side.trusted, side.certificate, side.key) if path.parent == directory]

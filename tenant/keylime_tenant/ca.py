@@ -1,0 +1,171 @@
+"""`keylime_ca`: makes a certificate authority, its certificates and packages, and revokes them."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from keylime.config.loader import work_dir
+from keylime.errors import ConfigError, KeylimeError
+from keylime.pki.authority import Authority
+from keylime.pki.ca_settings import CaSettings
+from keylime_tenant.authorities import authority_directory, load_ca_settings
+from keylime_tenant.passwords import keystore_password
+
+_FAILED = 255  # what scripts of existing deployments expect for wrong usage beyond the flags themselves
+
+
+@dataclass(frozen=True, slots=True)
+class CaArguments:
+    """One command line of `keylime_ca`."""
+
+    command: str
+    name: str | None = None
+    directory: str | None = None
+    insecure: bool = False
+    file: str | None = None
+    serial: int | None = None
+
+
+class Misuse(ConfigError):
+    """A command without what it needs; answered with the help text."""
+
+
+def main() -> None:
+    """The console script: 0 for success, 1 for a failure, 2 for wrong flags, 255 for missing ones."""
+    parser = build_parser()
+    arguments = CaArguments(**vars(parser.parse_args()))
+    os.umask(0o077)
+    try:
+        run(arguments, os.environ, print)
+    except Misuse as error:
+        print(f"keylime_ca: error: {error}", file=sys.stderr)
+        parser.print_help(sys.stderr)
+        sys.exit(_FAILED)
+    except KeylimeError as error:
+        print(f"keylime_ca: error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The flags of `keylime_ca`."""
+    parser = argparse.ArgumentParser(
+        prog="keylime_ca",
+        description="Manage the certificate authority whose certificates payloads deliver to machines.",
+        argument_default=argparse.SUPPRESS,
+    )
+    add = parser.add_argument
+    add("-c", "--command", required=True, metavar="COMMAND", help=", ".join(_COMMANDS))
+    add("-n", "--name", help="name in the certificate: an agent id")
+    add(
+        "-d",
+        "--dir",
+        dest="directory",
+        metavar="DIR",
+        help="directory of the authority (default: ca in the working directory)",
+    )
+    add(
+        "-i",
+        "--insecure",
+        action="store_true",
+        help="put the private key into the package without a password",
+    )
+    add("-f", "--file", help="unencrypted CA key in PEM, for import-priv")
+    add("-s", "--serial", type=int, help="last serial number that the imported CA has used")
+    return parser
+
+
+def run(arguments: CaArguments, environ: Mapping[str, str], say: Callable[[str], None]) -> None:
+    """Carries out `arguments`. Raises Misuse, ConfigError, CredentialError."""
+    command = _COMMANDS.get(arguments.command)
+    if command is None:
+        raise Misuse(f"Invalid command: {arguments.command}; known are {', '.join(_COMMANDS)}")
+    if command.needs_name and not arguments.name:
+        raise Misuse(f"you must pass in a name using -n (or --name) to {arguments.command}")
+    if arguments.directory is None:
+        _demand_access(work_dir(environ))
+    directory = authority_directory(arguments.directory, environ)
+    command.run(_Task(arguments, directory, load_ca_settings(environ), say))
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    arguments: CaArguments
+    directory: Path
+    settings: CaSettings
+    say: Callable[[str], None]
+
+    @property
+    def name(self) -> str:
+        """The name, which `run` has demanded."""
+        return self.arguments.name or ""
+
+    def open(self) -> Authority:
+        """The existing authority. Raises ConfigError, CredentialError."""
+        password = keystore_password(self.settings.password)
+        return Authority.open(self.directory, password, self.settings.subject)
+
+
+def _init(task: _Task) -> None:
+    password = keystore_password(task.settings.password)
+    Authority.create(task.directory, password, task.settings.subject)
+    task.say(f"CA certificate created successfully in {task.directory}")
+
+
+def _create(task: _Task) -> None:
+    task.open().issue(task.name)
+    task.say(f"Created certificate for name {task.name} successfully in {task.directory}")
+
+
+def _package(task: _Task) -> None:
+    authority = task.open()
+    task.say(f"Creating cert package for {task.name} in {task.name}-pkg.zip")
+    authority.write_package(task.name)
+
+
+def _revoke(task: _Task) -> None:
+    serial = task.open().revoke(task.name)
+    task.say(f"Revoked certificate {serial} of {task.name}; cacrl.der and cacrl.pem are new")
+
+
+def _import_key(task: _Task) -> None:
+    if task.arguments.file is None or task.arguments.serial is None:
+        raise Misuse(
+            "import-priv needs the key with -f (or --file) and the last serial with -s (or --serial)"
+        )
+    try:
+        key = Path(task.arguments.file).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"-f: {error.strerror}: {task.arguments.file}") from error
+    password = keystore_password(task.settings.password)
+    subject = task.settings.subject
+    Authority.import_key(task.directory, password, key, task.arguments.serial, subject)
+    task.say(f"Imported the CA key into {task.directory}")
+
+
+@dataclass(frozen=True, slots=True)
+class _CaCommand:
+    run: Callable[[_Task], None]
+    needs_name: bool = False
+
+
+_COMMANDS: Mapping[str, _CaCommand] = {
+    "init": _CaCommand(_init),
+    "create": _CaCommand(_create, needs_name=True),
+    "pkg": _CaCommand(_package, needs_name=True),
+    "revoke": _CaCommand(_revoke, needs_name=True),
+    "import-priv": _CaCommand(_import_key),
+}
+
+
+def _demand_access(directory: Path) -> None:
+    if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
+        raise Misuse(f"{directory} cannot be written: run as another user, or name a directory with -d")
+
+
+if __name__ == "__main__":
+    main()

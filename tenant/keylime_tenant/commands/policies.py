@@ -1,0 +1,120 @@
+"""Commands about named policies at the verifier: runtime policies (or allowlists) and measured boot."""
+
+from keylime.errors import ConfigError
+from keylime.http.client import Reply
+from keylime.messages.verifier import MeasuredBootPolicyRequest, RuntimePolicyRequest
+from keylime_tenant.client import answer_document, results_of
+from keylime_tenant.policies import reference_state, runtime_policy
+from keylime_tenant.render import names_table
+from keylime_tenant.session import Session
+
+_RUNTIME = "allowlists"  # the path of runtime policies
+_MEASURED_BOOT = "mbpolicies"
+
+
+async def add_runtime_policy(session: Session) -> None:
+    """Stores a new named runtime policy."""
+    await _send_runtime_policy(session, "POST")
+
+
+async def update_runtime_policy(session: Session) -> None:
+    """Replaces a named runtime policy."""
+    await _send_runtime_policy(session, "PUT")
+
+
+async def show_runtime_policy(session: Session) -> None:
+    """A named runtime policy."""
+    reply = await session.verifier.policy("GET", _RUNTIME, _runtime_name(session))
+    _report(session, reply, "show the runtime policy", heading="Show allowlist command response")
+
+
+async def delete_runtime_policy(session: Session) -> None:
+    """Removes a named runtime policy that no agent uses."""
+    reply = await session.verifier.policy("DELETE", _RUNTIME, _runtime_name(session))
+    _report(session, reply, "delete the runtime policy")
+
+
+async def list_runtime_policies(session: Session) -> None:
+    """The names of all runtime policies."""
+    reply = await session.verifier.policy("GET", _RUNTIME, "")
+    _report(session, reply, "list runtime policies", heading="list command response")
+    _show_names(session, reply, "runtime policies", "runtimepolicy names")
+
+
+async def add_measured_boot_policy(session: Session) -> None:
+    """Stores a new named measured boot policy."""
+    await _send_measured_boot_policy(session, "POST")
+
+
+async def update_measured_boot_policy(session: Session) -> None:
+    """Replaces a named measured boot policy."""
+    await _send_measured_boot_policy(session, "PUT")
+
+
+async def show_measured_boot_policy(session: Session) -> None:
+    """A named measured boot policy."""
+    reply = await session.verifier.policy("GET", _MEASURED_BOOT, _boot_name(session))
+    _report(session, reply, "show the measured boot policy", heading="showmbpolicy command response")
+
+
+async def delete_measured_boot_policy(session: Session) -> None:
+    """Removes a named measured boot policy that no agent uses."""
+    reply = await session.verifier.policy("DELETE", _MEASURED_BOOT, _boot_name(session))
+    _report(session, reply, "delete the measured boot policy")
+
+
+async def list_measured_boot_policies(session: Session) -> None:
+    """The names of all measured boot policies."""
+    reply = await session.verifier.policy("GET", _MEASURED_BOOT, "")
+    _report(session, reply, "list measured boot policies", heading="listmbpolicy command response")
+    _show_names(session, reply, "measured boot policies", "mbpolicy names")
+
+
+async def _send_runtime_policy(session: Session, method: str) -> None:
+    name = _runtime_name(session)
+    text = runtime_policy(session.arguments, await session.read_policies())
+    body = RuntimePolicyRequest(
+        runtime_policy=text.policy,
+        runtime_policy_key=text.key,
+        tpm_policy=session.arguments.tpm_policy or "",
+    )
+    reply = await session.verifier.policy(method, _RUNTIME, name, body)
+    _report(session, reply, f"store the runtime policy {name}")
+
+
+async def _send_measured_boot_policy(session: Session, method: str) -> None:
+    name = _boot_name(session)
+    text = reference_state(await session.read_policies())
+    if text is None:
+        raise ConfigError("--mb-policy is required to add a measured boot policy")
+    reply = await session.verifier.policy(
+        method, _MEASURED_BOOT, name, MeasuredBootPolicyRequest(mb_policy=text)
+    )
+    _report(session, reply, f"store the measured boot policy {name}")
+
+
+def _runtime_name(session: Session) -> str:
+    if not session.arguments.policy_name:
+        raise ConfigError(f"{session.arguments.command} needs a name: give --runtime-policy-name")
+    return session.arguments.policy_name
+
+
+def _boot_name(session: Session) -> str:
+    if not session.arguments.mb_policy_name:
+        raise ConfigError(f"{session.arguments.command} needs a name: give --mb-policy-name")
+    return session.arguments.mb_policy_name
+
+
+def _report(session: Session, reply: Reply, intention: str, *, heading: str | None = None) -> None:
+    document = answer_document(reply)
+    if reply.code >= 400:
+        raise session.verifier.refusal(reply, intention)
+    if heading is not None:
+        session.output.info("%s: %s.", heading, reply.code)
+    session.output.literal({} if reply.code == 204 else document)
+    session.output.result(document)
+
+
+def _show_names(session: Session, reply: Reply, title: str, key: str) -> None:
+    names = results_of(reply).get(key)
+    session.output.table(names_table(title, [str(name) for name in names] if isinstance(names, list) else []))

@@ -1,0 +1,127 @@
+"""What the tenant knows before it starts: tenant.conf and ca.conf, overridden by the command line."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from keylime.config.loader import Settings, load_settings, work_dir
+from keylime.errors import ConfigError
+from keylime_tenant.arguments import Arguments
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a peer listens: host name or IP address, and port."""
+
+    host: str
+    port: int
+
+    def url(self, scheme: str = "https") -> str:
+        """The base URL; IPv6 addresses are put in brackets."""
+        host = f"[{self.host}]" if ":" in self.host and not self.host.startswith("[") else self.host
+        return f"{scheme}://{host}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long the tenant keeps asking a peer that is not there yet."""
+
+    interval_s: float
+    exponential: bool
+    max_retries: int
+
+    def delays(self) -> Iterator[float]:
+        """Seconds to wait before each further try: 2, 4, 8, 16, 32 with the defaults."""
+        for attempt in range(1, self.max_retries + 1):
+            grows = self.exponential and self.interval_s > 1
+            yield self.interval_s**attempt if grows else abs(self.interval_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AcceptedAlgorithms:
+    """What an agent may use, in the names of the wire."""
+
+    hashes: tuple[str, ...]
+    encryption: tuple[str, ...]
+    signing: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EkRules:
+    """What is asked of an agent's endorsement key before the agent is added."""
+
+    require_certificate: bool
+    certificate_store: Path
+    script: str  # empty: none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantConfig:
+    """Everything that files, environment and command line decide."""
+
+    work_dir: Path
+    verifier: Address
+    registrar: Address
+    enable_agent_mtls: bool
+    accepted: AcceptedAlgorithms
+    patience: Patience
+    request_timeout_s: float
+    max_payload_size: int
+    ek: EkRules
+    mb_refstate: str  # empty: `--mb-policy default` cannot be used
+
+
+def load_tenant_settings(environ: Mapping[str, str]) -> Settings:
+    """tenant.conf with its overrides. Raises ConfigError."""
+    return load_settings("tenant", environ=environ)
+
+
+def tenant_config(settings: Settings, arguments: Arguments, environ: Mapping[str, str]) -> TenantConfig:
+    """The configuration of one run; flags win over `settings`. Raises ConfigError."""
+    directory = work_dir(environ)
+    return TenantConfig(
+        work_dir=directory,
+        verifier=Address(
+            arguments.verifier_ip or settings.text("verifier_ip"),
+            arguments.verifier_port or settings.integer("verifier_port"),
+        ),
+        registrar=Address(
+            arguments.registrar_ip or settings.text("registrar_ip"),
+            arguments.registrar_port or settings.integer("registrar_port"),
+        ),
+        enable_agent_mtls=settings.flag("enable_agent_mtls"),
+        accepted=AcceptedAlgorithms(
+            hashes=settings.items("accept_tpm_hash_algs"),
+            encryption=settings.items("accept_tpm_encryption_algs"),
+            signing=settings.items("accept_tpm_signing_algs"),
+        ),
+        patience=_patience(settings),
+        request_timeout_s=_positive(settings, "request_timeout"),
+        max_payload_size=settings.integer("max_payload_size"),
+        ek=EkRules(
+            require_certificate=settings.flag("require_ek_cert"),
+            certificate_store=directory / settings.text("tpm_cert_store"),
+            script=settings.text("ek_check_script"),
+        ),
+        mb_refstate=settings.text("mb_refstate"),
+    )
+
+
+def _patience(settings: Settings) -> Patience:
+    return Patience(
+        interval_s=settings.number("retry_interval"),
+        exponential=settings.flag("exponential_backoff"),
+        max_retries=settings.integer("max_retries"),
+    )
+
+
+def _positive(settings: Settings, option: str) -> float:
+    value = settings.number(option)
+    if value <= 0:
+        raise ConfigError(
+            f"[tenant] {option} = {value} ({settings.source(option)}): expected more than 0 seconds"
+        )
+    return value

@@ -1,0 +1,146 @@
+"""The decisions of `add`: who the agent is, whether its identity holds, and what the verifier is told."""
+
+import base64
+import binascii
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from keylime.errors import MalformedEvidence, UnsuitableKey
+from keylime.hashes import HashAlgorithm
+from keylime.identifiers import AgentId
+from keylime.messages.agent import QuoteReply
+from keylime.messages.registrar import RegisteredAgent
+from keylime.messages.verifier import AddAgentRequest
+from keylime.tpm.keys import AttestationKey, parse_attestation_key
+from keylime.tpm.pcr import DATA_PCR, PcrSelection, data_pcr_value
+from keylime.tpm.quote import QuoteRejected, parse_quote, verify_quote
+from keylime_tenant.arguments import Arguments
+from keylime_tenant.config import AcceptedAlgorithms, Address
+from keylime_tenant.errors import AgentRejected, CommandFailed
+from keylime_tenant.payload import Delivery
+from keylime_tenant.policies import AgentPolicies
+
+# Two names for the same key type; which one an agent sends depends on its API version.
+_SAME_ALGORITHM = {"rsa": "rsa2048", "ecc": "ecc256"}
+
+# Registered in place of a certificate by an agent that serves plain HTTP.
+MTLS_DISABLED = "disabled"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A registered agent that shall be added. The AK in here is the one checked and the one handed on."""
+
+    agent_id: AgentId
+    ak: AttestationKey
+    ak_tpm: str
+    ek_tpm: str
+    ek_certificate: str | None
+    mtls_certificate: str  # PEM, or "disabled"
+    contact: Address  # as we reach the agent
+    verifier_contact: Address  # as the verifier reaches it
+
+    @property
+    def serves_tls(self) -> bool:
+        """Whether the agent registered a certificate."""
+        return self.mtls_certificate != MTLS_DISABLED
+
+
+def make_candidate(agent_id: AgentId, record: RegisteredAgent, arguments: Arguments) -> Candidate:
+    """The candidate in a registrar's record, with the addresses of the command line.
+
+    Raises CommandFailed when an address or certificate is missing, AgentRejected when the AK is not suitable.
+    """
+    if record.agent_id != agent_id:
+        raise AgentRejected(
+            f"the registrar was asked for agent {agent_id} and answered about {record.agent_id}"
+        )
+    if not record.mtls_cert:
+        raise CommandFailed(f"agent {agent_id} registered without a certificate: its API is older than 2.0")
+    host = arguments.agent_ip or record.ip
+    port = arguments.agent_port or record.port
+    if not host or not port:
+        raise CommandFailed(f"agent {agent_id} registered without an address: give -t and -tp")
+    try:
+        ak = parse_attestation_key(base64.b64decode(record.aik_tpm, validate=True))
+    except (binascii.Error, ValueError, MalformedEvidence, UnsuitableKey) as error:
+        raise AgentRejected(f"the registered AK of agent {agent_id} cannot be used: {error}") from error
+    return Candidate(
+        agent_id=agent_id,
+        ak=ak,
+        ak_tpm=record.aik_tpm,
+        ek_tpm=record.ek_tpm,
+        ek_certificate=record.ekcert,
+        mtls_certificate=record.mtls_cert,
+        contact=Address(host, port),
+        verifier_contact=Address(arguments.cv_targethost or host, port),
+    )
+
+
+def check_identity(candidate: Candidate, reply: QuoteReply, nonce: str, accepted: AcceptedAlgorithms) -> str:
+    """The payload key (PEM) that the agent's TPM vouches for. Raises AgentRejected.
+
+    The quote must be fresh (`nonce`), signed by the registered AK, its data PCR bound to that payload key.
+    """
+    who = f"agent {candidate.agent_id}"
+    if reply.pubkey is None:
+        raise AgentRejected(f"{who} sent an identity quote without its payload key")
+    try:
+        bank = HashAlgorithm.from_label(reply.hash_alg)
+        quote = parse_quote(reply.quote)
+        selection = PcrSelection(bank, frozenset({DATA_PCR}))
+        verified = verify_quote(quote, candidate.ak, nonce.encode("ascii"), selection)
+    except (MalformedEvidence, QuoteRejected, ValueError) as error:
+        raise AgentRejected(f"the identity quote of {who} is not valid: {error}") from error
+    _demand_accepted("hash", {reply.hash_alg, verified.signature_hash.label}, accepted.hashes, who)
+    _demand_accepted("encryption", {reply.enc_alg, candidate.ak.encryption_label}, accepted.encryption, who)
+    _demand_accepted("signing", {reply.sign_alg, candidate.ak.scheme.label}, accepted.signing, who)
+    if verified.pcrs.values.get(DATA_PCR) != data_pcr_value(bank, reply.pubkey):
+        raise AgentRejected(f"PCR {DATA_PCR} of {who} is not bound to the payload key that it sent")
+    return reply.pubkey
+
+
+def _demand_accepted(kind: str, used: set[str], accepted: Sequence[str], who: str) -> None:
+    """Both what the agent claims and what the quote shows must be accepted."""
+    known = {_SAME_ALGORITHM.get(name, name) for name in accepted}
+    for name in sorted(used):
+        if _SAME_ALGORITHM.get(name, name) not in known:
+            option = {"hash": "hash", "encryption": "encryption", "signing": "signing"}[kind]
+            raise AgentRejected(
+                f"{who} uses unaccepted {kind} algorithm {name}: "
+                f"[tenant] accept_tpm_{option}_algs has {', '.join(accepted)}"
+            )
+
+
+def add_request(
+    candidate: Candidate,
+    *,
+    version: str,
+    policies: AgentPolicies,
+    delivery: Delivery,
+    accepted: AcceptedAlgorithms,
+    verifier: Address,
+) -> AddAgentRequest:
+    """What the verifier is told about a candidate whose identity holds."""
+    return AddAgentRequest(
+        v=delivery.v_share,
+        cloudagent_ip=candidate.verifier_contact.host,
+        cloudagent_port=candidate.verifier_contact.port,
+        verifier_ip=verifier.host,
+        verifier_port=verifier.port,
+        tpm_policy=policies.tpm_policy,
+        runtime_policy=policies.runtime_policy,
+        runtime_policy_name=policies.runtime_policy_name,
+        runtime_policy_key=policies.runtime_policy_key,
+        mb_policy=policies.mb_policy,
+        mb_policy_name=policies.mb_policy_name,
+        ima_sign_verification_keys=policies.ima_keyring,
+        metadata=delivery.metadata,
+        revocation_key=delivery.revocation_key,
+        accept_tpm_hash_algs=list(accepted.hashes),
+        accept_tpm_encryption_algs=list(accepted.encryption),
+        accept_tpm_signing_algs=list(accepted.signing),
+        ak_tpm=candidate.ak_tpm,
+        mtls_cert=candidate.mtls_certificate,
+        supported_version=version,
+    )

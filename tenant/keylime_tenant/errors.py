@@ -1,0 +1,11 @@
+"""What a tenant command fails with, beyond the errors of the core."""
+
+from keylime.errors import KeylimeError
+
+
+class CommandFailed(KeylimeError):
+    """A command that could not be carried out; the text says why and what to do. The tenant exits with 1."""
+
+
+class AgentRejected(CommandFailed):
+    """The agent's identity was not accepted: nothing was sent to it or to the verifier."""

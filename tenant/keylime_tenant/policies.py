@@ -1,0 +1,180 @@
+"""From policy files and flags to what the verifier is told: checked, converted, with the PCRs to quote."""
+
+import base64
+import hashlib
+import hmac
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from keylime.policy.allowlist import convert_allowlist
+from keylime.policy.dsse import is_envelope, verify_envelope
+from keylime.policy.tpm_policy import TpmPolicy
+
+from keylime.errors import ConfigError, CredentialError, PolicyError
+from keylime.ima.keyrings import keyring_of
+from keylime.policy.runtime import parse_runtime_policy
+from keylime.tpm.pcr import IMA_PCR, MEASURED_BOOT_PCRS
+from keylime_tenant.arguments import Arguments
+
+_IMA_MASK = 1 << IMA_PCR
+_MEASURED_BOOT_MASK = sum(1 << index for index in MEASURED_BOOT_PCRS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyDocuments:
+    """The contents of the files and downloads that the policy flags name; None for flags not given."""
+
+    runtime_policy: bytes | None = None
+    runtime_policy_key: bytes | None = None
+    allowlist: bytes | None = None
+    excludes: bytes | None = None
+    reference_state: bytes | None = None
+    ima_keys: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimePolicyText:
+    """A runtime policy as it is sent: the file's bytes and the key that signed it, in base64, or empty."""
+
+    policy: str = ""
+    key: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentPolicies:
+    """All policies of one agent in the form of the wire."""
+
+    tpm_policy: str  # JSON text with the mask
+    operator_mask: int  # of the PCRs in --tpm_policy alone
+    mask: int
+    runtime_policy: str
+    runtime_policy_name: str
+    runtime_policy_key: str
+    mb_policy: str | None
+    mb_policy_name: str
+    ima_keyring: str
+
+
+def compose(arguments: Arguments, documents: PolicyDocuments) -> AgentPolicies:
+    """The policies that flags and documents make. Raises ConfigError and PolicyError."""
+    operator = operator_policy(arguments.tpm_policy)
+    runtime = runtime_policy(arguments, documents)
+    refstate = reference_state(documents)
+    uses_ima = bool(runtime.policy or arguments.policy_name or documents.ima_keys)
+    uses_boot = bool(refstate is not None or arguments.mb_policy_name)
+    _demand_unused(operator, {IMA_PCR} if uses_ima else (), "IMA")
+    _demand_unused(operator, MEASURED_BOOT_PCRS if uses_boot else (), "measured boot")
+    mask = operator.mask | (_IMA_MASK if uses_ima else 0) | (_MEASURED_BOOT_MASK if uses_boot else 0)
+    return AgentPolicies(
+        tpm_policy=tpm_policy_text(operator, mask),
+        operator_mask=operator.mask,
+        mask=mask,
+        runtime_policy=runtime.policy,
+        runtime_policy_name=arguments.policy_name or "",
+        runtime_policy_key=runtime.key,
+        mb_policy=refstate,
+        mb_policy_name=arguments.mb_policy_name or "",
+        ima_keyring=ima_keyring(documents.ima_keys),
+    )
+
+
+def operator_policy(text: str | None) -> TpmPolicy:
+    """`--tpm_policy`, digests in lower case. Raises ConfigError: PCRs 10 and 16 cannot be in it."""
+    try:
+        return TpmPolicy.from_operator(text or "{}")
+    except PolicyError as error:
+        raise ConfigError(f"--tpm_policy: {error}") from error
+
+
+def tpm_policy_text(policy: TpmPolicy, mask: int) -> str:
+    """The JSON text that travels: PCR numbers to accepted digests, and `mask`."""
+    values: dict[str, object] = {str(pcr): sorted(digests) for pcr, digests in sorted(policy.values.items())}
+    return json.dumps({**values, "mask": hex(mask)})
+
+
+def runtime_policy(arguments: Arguments, documents: PolicyDocuments) -> RuntimePolicyText:
+    """The runtime policy that is sent, valid and with a right signature; empty when none is given.
+
+    Raises ConfigError, PolicyError.
+    """
+    if documents.allowlist is not None:
+        text = converted_allowlist(documents.allowlist, documents.excludes)
+        return RuntimePolicyText(policy=_base64(text.encode()))
+    content = documents.runtime_policy
+    if content is None:
+        return RuntimePolicyText()
+    _check_digest(content, arguments.runtime_policy_checksum)
+    key = documents.runtime_policy_key
+    if key is None and not is_envelope(content):
+        parse_runtime_policy(content)
+        return RuntimePolicyText(policy=_base64(content))
+    parse_runtime_policy(_verified_payload(content, key))
+    return RuntimePolicyText(policy=_base64(content), key=_base64(key or b""))
+
+
+def converted_allowlist(allowlist: bytes, excludes: bytes | None) -> str:
+    """The runtime policy that means the same as an old allowlist and exclude list. Raises PolicyError."""
+    text = convert_allowlist(_utf8("--allowlist", allowlist), _utf8("--exclude", excludes or b""))
+    parse_runtime_policy(text)
+    return text
+
+
+def reference_state(documents: PolicyDocuments) -> str | None:
+    """The measured boot reference state as text; `{}` asks for the replay alone. Raises ConfigError."""
+    if documents.reference_state is None:
+        return None
+    text = _utf8("--mb-policy", documents.reference_state)
+    try:
+        state = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"--mb-policy: not JSON: {error}") from error
+    if not isinstance(state, dict):
+        raise ConfigError(f"--mb-policy: expected a JSON object, not {type(state).__name__}")
+    return text
+
+
+def ima_keyring(keys: Iterable[bytes]) -> str:
+    """The keyring document of IMA verification keys, empty without any. Raises ConfigError."""
+    try:
+        return keyring_of(keys).to_json()
+    except PolicyError as error:
+        raise ConfigError(f"--signature-verification-key: {error}") from error
+
+
+def _verified_payload(content: bytes, key: bytes | None) -> bytes:
+    try:
+        return verify_envelope(content, key)
+    except (PolicyError, CredentialError) as error:
+        raise PolicyError(
+            f"the runtime policy's signature: {error} (see --runtime-policy-sig-key)"
+        ) from error
+
+
+def _check_digest(content: bytes, expected: str | None) -> None:
+    if expected is None:
+        return
+    actual = hashlib.sha256(content).hexdigest()
+    if not hmac.compare_digest(actual.encode(), expected.strip().lower().encode()):
+        raise PolicyError(
+            f"the runtime policy has SHA-256 {actual}, not the one of --runtime-policy-checksum"
+        )
+
+
+def _demand_unused(policy: TpmPolicy, reserved: Iterable[int], owner: str) -> None:
+    for pcr in sorted(set(policy.values) & set(reserved)):
+        raise ConfigError(
+            f'WARNING: PCR {pcr} is specified in "tpm_policy", but will in fact be used by {owner}. '
+            "Please remove it from policy"
+        )
+
+
+def _utf8(flag: str, content: bytes) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{flag}: not UTF-8 text: {error}") from error
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")

@@ -1,0 +1,49 @@
+"""`keylime_userdata_encrypt FILE`: encrypts a payload ahead, for `keylime_tenant -k KEYS -p PAYLOAD`."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from keylime.payload.bundle import encrypt_payload
+from keylime.payload.keys import render_key_file, split_key
+
+KEYS_FILE = "content_keys.txt"
+PAYLOAD_FILE = "content_payload.txt"
+
+_FAILED = 255  # what scripts of existing deployments expect
+
+
+def main() -> None:
+    """The console script."""
+    parser = argparse.ArgumentParser(
+        prog="keylime_userdata_encrypt",
+        description="Encrypt a payload; keys and ciphertext go to this directory.",
+    )
+    parser.add_argument("file", nargs="?", metavar="FILE", help="what to encrypt")
+    path = parser.parse_args().file
+    if path is None:
+        parser.print_usage(sys.stderr)
+        sys.exit(_FAILED)
+    try:
+        encrypt_file(Path(path), Path())
+    except OSError as error:
+        print(f"keylime_userdata_encrypt: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        sys.exit(_FAILED)
+
+
+def encrypt_file(source: Path, directory: Path) -> None:
+    """Writes a new key and the ciphertext of `source` to `directory`. Raises OSError."""
+    content = source.read_bytes()
+    key = split_key()
+    print(f"Writing keys to {KEYS_FILE}")
+    _write(directory / KEYS_FILE, render_key_file(key), mode=0o600)
+    print(f"Writing encrypted data to {PAYLOAD_FILE}")
+    _write(directory / PAYLOAD_FILE, encrypt_payload(key.k, content), mode=0o640)
+
+
+def _write(path: Path, text: str, *, mode: int) -> None:
+    path.unlink(missing_ok=True)  # an existing file would keep its mode
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with open(descriptor, "w", encoding="ascii") as file:
+        file.write(text)

@@ -1,0 +1,39 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from keylime.config.loader import load_settings
+from keylime.config.model import ComponentTable
+from keylime.config.options import TABLES
+from keylime.config.render import render
+
+_PACKAGED = Path(__file__).parents[3] / "config"
+_TABLES = pytest.mark.parametrize("table", TABLES.values(), ids=lambda table: table.component)
+
+
+@_TABLES
+def test_the_packaged_file_is_what_the_table_says(table: ComponentTable) -> None:
+    assert (_PACKAGED / f"{table.component}.conf").read_text() == render(table)
+
+
+@_TABLES
+def test_the_packaged_file_sets_every_option_to_its_default(table: ComponentTable, tmp_path: Path) -> None:
+    path = tmp_path / f"{table.component}.conf"
+    path.write_text(render(table))
+    settings = load_settings(table.component, environ={}, etc=tmp_path, usr_etc=tmp_path)
+    defaults = load_settings(table.component, environ={}, etc=tmp_path / "none", usr_etc=tmp_path / "none")
+    assert settings.warnings == ()
+    for option in table.options:
+        assert settings._values[option.key].value == defaults._values[option.key].value
+        assert (settings.source(option.name, option.section) == "default") == option.ignored
+
+
+def test_check_tells_a_stale_file_from_a_fresh_one(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "keylime.config.render"]
+    subprocess.run([*command, tmp_path], check=True)
+    subprocess.run([*command, "--check", tmp_path], check=True)
+    (tmp_path / "ca.conf").write_text("stale")
+    result = subprocess.run([*command, "--check", tmp_path], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (1, "differ from the tables: ca.conf\n")

@@ -1,0 +1,74 @@
+from dataclasses import replace
+
+import pytest
+
+from keylime.measured_boot.binding import Binding, data_binding, data_is_bound
+from keylime.measured_boot.event_log import Event, parse_event_log
+from keylime.measured_boot.event_types import EventType
+from tests.captures import captures
+from tests.fakes.event_logs import Record, build_log, record, variable
+
+COVERED = {
+    EventType.SEPARATOR,
+    EventType.ACTION,
+    EventType.EFI_ACTION,
+    EventType.S_CRTM_VERSION,
+    EventType.EFI_GPT_EVENT,
+    EventType.EFI_VARIABLE_DRIVER_CONFIG,
+    EventType.EFI_VARIABLE_AUTHORITY,
+    EventType.EFI_VARIABLE_BOOT,
+}
+BOOT_ORDER = variable(bytes(16), "BootOrder", b"\1\0")
+
+
+def read(item: Record) -> Event:
+    return parse_event_log(build_log([item])).events[1]
+
+
+def test_no_event_of_a_genuine_log_contradicts_its_digest() -> None:
+    for captured in captures():
+        for event in parse_event_log(captured.boot_log).events:
+            is_covered = event.type_code in COVERED or (event.type_code == EventType.IPL and event.pcr == 8)
+            assert data_binding(event) is (Binding.BOUND if is_covered else Binding.UNBOUND), event
+
+
+@pytest.mark.parametrize("kind", sorted(COVERED))
+def test_other_data_than_those_measured_are_a_mismatch(kind: EventType) -> None:
+    assert data_is_bound(read(record(7, kind, b"data")))
+    assert data_binding(read(record(7, kind, b"data", measured=b"other"))) is Binding.MISMATCH
+
+
+def test_a_mismatch_in_one_bank_is_a_mismatch() -> None:
+    good = record(7, EventType.SEPARATOR, bytes(4))
+    for position, (bank, digest) in enumerate(good.digests):
+        digests = list(good.digests)
+        digests[position] = (bank, bytes(reversed(digest)))
+        assert data_binding(read(replace(good, digests=tuple(digests)))) is Binding.MISMATCH
+
+
+@pytest.mark.parametrize("measured", [BOOT_ORDER, b"\1\0"], ids=["structure", "value"])
+def test_boot_variables_are_measured_as_structure_or_as_value(measured: bytes) -> None:
+    assert data_is_bound(read(record(1, EventType.EFI_VARIABLE_BOOT, BOOT_ORDER, measured)))
+
+
+def test_other_variables_are_measured_as_structure_only() -> None:
+    event = read(record(7, EventType.EFI_VARIABLE_DRIVER_CONFIG, BOOT_ORDER, b"\1\0"))
+    assert data_binding(event) is Binding.MISMATCH
+
+
+@pytest.mark.parametrize("prefix", [b"grub_cmd: ", b"kernel_cmdline: ", b"module_cmdline: "])
+def test_grub_measures_the_text_behind_its_prefix(prefix: bytes) -> None:
+    assert data_is_bound(read(record(8, EventType.IPL, prefix + b"text\0", b"text")))
+    assert data_binding(read(record(8, EventType.IPL, prefix + b"text\0", b"tent"))) is Binding.MISMATCH
+    assert data_binding(read(record(8, EventType.IPL, prefix + b"text\0", prefix + b"text\0"))) is Binding.MISMATCH
+
+
+def test_file_names_and_image_paths_are_not_covered() -> None:
+    assert data_binding(read(record(9, EventType.IPL, b"/boot/vmlinuz\0", b"content"))) is Binding.UNBOUND
+    image = record(4, EventType.EFI_BOOT_SERVICES_APPLICATION, bytes(32), b"image")
+    assert data_binding(read(image)) is Binding.UNBOUND
+
+
+def test_data_without_a_digest_that_can_be_computed_are_not_bound() -> None:
+    event = replace(read(record(7, EventType.SEPARATOR, bytes(4))), digests={})
+    assert data_binding(event) is Binding.MISMATCH

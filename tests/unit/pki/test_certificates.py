@@ -1,0 +1,148 @@
+import stat
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import NameOID
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keylime.errors import ConfigError, CredentialError
+from keylime.identifiers import AgentId, parse_agent_id
+from keylime.pki import certificates
+
+AGENT = parse_agent_id("d432fbb3-d2f1-4a97-9ef7-75bd81c00000")
+OTHER = parse_agent_id("node2")
+NOW = datetime(2026, 5, 1, tzinfo=UTC)
+
+
+def identity(
+    directory: Path,
+    agent: AgentId = AGENT,
+    *,
+    contact: str | None = "192.0.2.7",
+    key_password: str | None = None,
+    now: datetime = NOW,
+) -> certificates.AgentIdentity:
+    return certificates.load_or_create_identity(
+        directory / "server-cert.crt",
+        directory / "server-private.pem",
+        agent=agent,
+        contact=contact,
+        key_password=key_password,
+        now=now,
+    )
+
+
+def parsed(made: certificates.AgentIdentity) -> x509.Certificate:
+    return certificates.parse_certificate(made.certificate_pem.encode())
+
+
+def test_an_agent_certificate_names_the_agent_and_its_host(tmp_path: Path) -> None:
+    certificate = parsed(identity(tmp_path))
+    assert certificate.subject == certificate.issuer
+    assert certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value == AGENT
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert set(names.get_values_for_type(x509.DNSName)) == {"localhost", "localhost.domain"}
+    assert {str(ip) for ip in names.get_values_for_type(x509.IPAddress)} == {"127.0.0.1", "::1", "192.0.2.7"}
+    assert certificate.not_valid_after_utc == NOW + timedelta(days=365)
+    assert [extension.oid for extension in certificate.extensions] == [x509.SubjectAlternativeName.oid]
+    certificate.verify_directly_issued_by(certificate)
+
+
+def test_the_agent_key_is_p256_in_a_private_file(tmp_path: Path) -> None:
+    made = identity(tmp_path)
+    key = certificates.load_private_key(made.key, None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    assert isinstance(key.curve, ec.SECP256R1)
+    assert stat.S_IMODE(made.key.stat().st_mode) == 0o600
+    assert made.key.read_bytes().startswith(b"-----BEGIN PRIVATE KEY-----")
+
+
+def test_a_second_start_uses_the_same_certificate(tmp_path: Path) -> None:
+    assert identity(tmp_path) == identity(tmp_path)
+
+
+def test_another_agent_id_gets_a_new_certificate_for_the_same_key(tmp_path: Path) -> None:
+    first, second = parsed(identity(tmp_path)), parsed(identity(tmp_path, OTHER))
+    assert first.subject != second.subject
+    assert first.public_key() == second.public_key()
+
+
+def test_a_certificate_about_to_expire_is_made_anew(tmp_path: Path) -> None:
+    first = identity(tmp_path)
+    assert identity(tmp_path, now=NOW + timedelta(days=330)).certificate_pem == first.certificate_pem
+    later = identity(tmp_path, now=NOW + timedelta(days=336))
+    assert parsed(later).not_valid_after_utc == NOW + timedelta(days=336 + 365)
+
+
+def test_a_certificate_somebody_else_issued_is_kept(tmp_path: Path) -> None:
+    key = certificates.load_or_create_ecc_key(tmp_path / "server-private.pem", None)
+    issued = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "host.example")]))
+        .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "our CA")]))
+        .public_key(key.public_key())
+        .serial_number(7)
+        .not_valid_before(NOW)
+        .not_valid_after(NOW + timedelta(days=10))
+        .sign(key, hashes.SHA256())
+    )
+    (tmp_path / "server-cert.crt").write_text(certificates.certificate_text(issued))
+    assert parsed(identity(tmp_path)) == issued
+
+
+def test_a_certificate_for_another_key_is_refused(tmp_path: Path) -> None:
+    made = identity(tmp_path)
+    made.key.unlink()
+    with pytest.raises(ConfigError, match="does not belong to the key"):
+        identity(tmp_path)
+
+
+def test_an_encrypted_key_opens_with_its_password_only(tmp_path: Path) -> None:
+    made = identity(tmp_path, key_password="blue")
+    assert b"ENCRYPTED" in made.key.read_bytes()
+    assert identity(tmp_path, key_password="blue") == made
+    for wrong in (None, "", "red"):
+        with pytest.raises(ConfigError, match=r"server-private\.pem: .*password"):
+            identity(tmp_path, key_password=wrong)
+
+
+def test_a_password_for_a_plain_key_does_no_harm(tmp_path: Path) -> None:
+    made = identity(tmp_path)
+    assert identity(tmp_path, key_password="unneeded") == made
+
+
+def test_the_payload_key_is_rsa_2048_and_persistent(tmp_path: Path) -> None:
+    path = tmp_path / "payload-private.pem"
+    key = certificates.load_or_create_rsa_key(path, None)
+    assert key.key_size == 2048
+    assert isinstance(certificates.load_private_key(path, None), rsa.RSAPrivateKey)
+    again = certificates.load_or_create_rsa_key(path, None)
+    assert again.private_numbers() == key.private_numbers()
+
+
+def test_an_elliptic_curve_payload_key_is_refused(tmp_path: Path) -> None:
+    certificates.load_or_create_ecc_key(tmp_path / "payload-private.pem", None)
+    with pytest.raises(ConfigError, match="holds no RSA key"):
+        certificates.load_or_create_rsa_key(tmp_path / "payload-private.pem", None)
+
+
+def test_a_long_agent_id_still_gets_a_certificate(tmp_path: Path) -> None:
+    certificate = parsed(identity(tmp_path, parse_agent_id("a" * 80)))
+    assert certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value == "a" * 64
+
+
+@given(st.binary(max_size=300) | st.just(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"))
+def test_any_bytes_are_a_certificate_or_a_credential_error(data: bytes) -> None:
+    with pytest.raises(CredentialError):
+        certificates.parse_certificate(data)
+
+
+@given(st.binary(max_size=200) | st.just(b"-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n"))
+def test_any_bytes_are_a_private_key_or_a_credential_error(data: bytes) -> None:
+    with pytest.raises(CredentialError):
+        certificates.parse_private_key(data, "password")

@@ -1,0 +1,180 @@
+"""An operator's `POST /agents/{id}` turned into a checked enrolment. Everything is refused here or never."""
+
+import base64
+import binascii
+import json
+from dataclasses import dataclass
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from keylime.policy.runtime import EMPTY_POLICY, parse_runtime_policy
+from keylime.policy.tpm_policy import TpmPolicy
+
+from keylime.errors import MalformedEvidence, MalformedMessage, PolicyError, UnsuitableKey
+from keylime.identifiers import AgentId
+from keylime.messages.verifier import AddAgentRequest
+from keylime.messages.versions import CURRENT_VERSION, SUPPORTED_VERSIONS
+from keylime_verifier.policy_store import MEASURED_BOOT, RUNTIME
+from keylime_verifier.records import Enrolment, Secrets
+from keylime_verifier.references import CompileBootPolicy, decode_attestation_key, tenant_keyring
+
+_KEY_SIZES = (16, 32)
+_MAX_REVOCATION_KEY = 2800
+
+
+@dataclass(frozen=True, slots=True)
+class EnrolmentRules:
+    """What the verifier's configuration says about new agents."""
+
+    verifier_id: str
+    require_mtls: bool
+    compile_boot_policy: CompileBootPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class NewAgent:
+    """A checked request: what to store. `new_policies` maps (kind, name) to the text that came along."""
+
+    enrolment: Enrolment
+    secrets: Secrets
+    version: str
+    new_policies: dict[tuple[str, str], str]
+
+
+def check_request(agent_id: AgentId, request: AddAgentRequest, rules: EnrolmentRules) -> NewAgent:
+    """The enrolment that `request` asks for. Raises MalformedMessage or PolicyError, which name the field."""
+    if rules.require_mtls and request.mtls_cert in (None, "", "disabled"):
+        raise MalformedMessage("mTLS certificate for agent is required!")
+    _check_certificate(request.mtls_cert)
+    _check_attestation_key(request.ak_tpm)
+    _check_texts(request)
+    policies: dict[tuple[str, str], str] = {}
+    enrolment = Enrolment(
+        agent_id=agent_id,
+        ip=_host(request.cloudagent_ip),
+        port=_port(request.cloudagent_port, "cloudagent_port"),
+        mtls_cert=request.mtls_cert or None,
+        ak_tpm=request.ak_tpm,
+        verifier_id=rules.verifier_id,
+        verifier_ip=request.verifier_ip,
+        verifier_port=None
+        if request.verifier_port is None
+        else _port(request.verifier_port, "verifier_port"),
+        has_v=request.v is not None,
+        meta_data=request.metadata,
+        tpm_policy=request.tpm_policy,
+        runtime_policy=_runtime_policy(agent_id, request, policies),
+        measured_boot_policy=_boot_policy(agent_id, request, rules, policies),
+        ima_sign_verification_keys=request.ima_sign_verification_keys,
+        accept_tpm_hash_algs=tuple(request.accept_tpm_hash_algs),
+        accept_tpm_encryption_algs=tuple(request.accept_tpm_encryption_algs),
+        accept_tpm_signing_algs=tuple(request.accept_tpm_signing_algs),
+    )
+    secrets = Secrets(_share(request.v), _revocation_key(request.revocation_key))
+    return NewAgent(enrolment, secrets, _version(request.supported_version), policies)
+
+
+def _check_texts(request: AddAgentRequest) -> None:
+    TpmPolicy.from_wire(request.tpm_policy)
+    try:
+        json.loads(request.metadata)
+    except (ValueError, RecursionError) as error:
+        raise MalformedMessage(f"metadata is not JSON: {error}") from error
+    tenant_keyring(request.ima_sign_verification_keys)
+
+
+def _check_attestation_key(ak_tpm: str) -> None:
+    try:
+        decode_attestation_key(ak_tpm)
+    except (MalformedEvidence, UnsuitableKey) as error:
+        raise MalformedMessage(f"ak_tpm cannot be used: {error}") from error
+
+
+def _check_certificate(pem: str | None) -> None:
+    if pem in (None, "", "disabled"):
+        return
+    try:
+        x509.load_pem_x509_certificate((pem or "").encode())
+    except ValueError as error:
+        raise MalformedMessage(f"mtls_cert is not a PEM certificate: {error}") from error
+
+
+def _host(text: str) -> str:
+    if not text or len(text) > 255 or any(character in text for character in " /\\?#@\r\n\t"):
+        raise MalformedMessage("cloudagent_ip is not an address or host name")
+    return text
+
+
+def _port(value: int | str, field: str) -> int:
+    try:
+        port = int(value)
+    except ValueError as error:
+        raise MalformedMessage(f"{field} is not a number") from error
+    if not 0 < port < 65536:
+        raise MalformedMessage(f"{field} is not a port: expected 1 to 65535")
+    return port
+
+
+def _version(text: str | None) -> str:
+    """The agent's API version; one we do not know is settled with the agent at the first request."""
+    return text if text in SUPPORTED_VERSIONS else CURRENT_VERSION
+
+
+def _share(v: str | None) -> str | None:
+    if v is None:
+        return None
+    try:
+        raw = base64.b64decode(v, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise MalformedMessage("v is not base64") from error
+    if len(raw) not in _KEY_SIZES:
+        raise MalformedMessage("v has the wrong length: expected 16 or 32 bytes")
+    return v
+
+
+def _revocation_key(pem: str) -> str:
+    if not pem:
+        return ""
+    if len(pem) > _MAX_REVOCATION_KEY:
+        raise MalformedMessage(f"revocation_key is longer than {_MAX_REVOCATION_KEY} characters")
+    try:
+        key = load_pem_private_key(pem.encode(), password=None)
+    except (ValueError, TypeError) as error:
+        raise MalformedMessage("revocation_key is not an unencrypted PEM private key") from error
+    if not isinstance(key, RSAPrivateKey):
+        raise MalformedMessage("revocation_key is not an RSA key")
+    return pem
+
+
+def _runtime_policy(agent_id: AgentId, request: AddAgentRequest, policies: dict[tuple[str, str], str]) -> str:
+    """The name of the agent's runtime policy; a policy that came along is checked and kept for storing."""
+    if not request.runtime_policy:
+        if request.runtime_policy_name:
+            return request.runtime_policy_name
+        policies[RUNTIME, agent_id] = EMPTY_POLICY
+        return agent_id
+    name = request.runtime_policy_name or agent_id
+    try:
+        text = base64.b64decode(request.runtime_policy, validate=True).decode()
+    except (binascii.Error, ValueError) as error:
+        raise MalformedMessage("runtime_policy is not base64 of UTF-8 text") from error
+    try:
+        parse_runtime_policy(text)
+    except PolicyError as error:
+        raise PolicyError(f"Runtime policy is malformatted: {error}") from error
+    policies[RUNTIME, name] = text
+    return name
+
+
+def _boot_policy(
+    agent_id: AgentId, request: AddAgentRequest, rules: EnrolmentRules, policies: dict[tuple[str, str], str]
+) -> str | None:
+    """The name of the agent's reference state, None when measured boot is off (T6)."""
+    if not request.mb_policy:
+        return request.mb_policy_name or None
+    if rules.compile_boot_policy(request.mb_policy) is None:
+        return None
+    name = request.mb_policy_name or agent_id
+    policies[MEASURED_BOOT, name] = request.mb_policy
+    return name

@@ -1,0 +1,277 @@
+"""The polling engine: due agents are asked, appraised and judged, many at a time, none twice at once.
+
+One heap of due times; a slow or silent agent delays nobody else; nothing that goes wrong with one agent ends
+the loop. All deciding is done by `appraisal` and `lifecycle`; all writing by `Journal`.
+"""
+
+import asyncio
+import contextlib
+import heapq
+import itertools
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from keylime.appraisal.appraise import appraise_stepwise
+from keylime.appraisal.challenge import make_challenge
+from keylime.appraisal.evidence import quote_finding
+from keylime.appraisal.memo import AppraisalMemo
+from keylime.appraisal.reference import Reference
+from keylime.appraisal.severity import SeverityPolicy
+from keylime.appraisal.verdict import Rejected, Verdict
+from keylime.errors import CredentialError, KeylimeError, MalformedMessage, PeerRefused, PeerUnreachable
+from keylime.identifiers import AgentId
+from keylime.nonce import new_nonce
+from keylime.payload.keys import encrypt_share
+from keylime_verifier.agent_client import AgentClient, NoCommonVersion
+from keylime_verifier.journal import Journal
+from keylime_verifier.lifecycle import (
+    Cadence,
+    Command,
+    Defect,
+    Notify,
+    Outcome,
+    PollAfter,
+    Polling,
+    ProvideV,
+    Refused,
+    StopPolling,
+    Unreachable,
+    VDelivered,
+    advance,
+)
+from keylime_verifier.records import AgentRecord
+
+log = logging.getLogger("keylime.verifier")
+
+ConnectAgent = Callable[[AgentRecord], AgentClient]
+ReadV = Callable[[AgentId], Awaitable[bytes | None]]
+
+_JITTER = 0.05  # of the interval: agents added together drift apart
+
+
+@dataclass(slots=True, eq=False)
+class PolledAgent:
+    """One agent under way. `dropped` tells a turn in flight that it no longer counts."""
+
+    record: AgentRecord
+    polling: Polling
+    client: AgentClient
+    reference: Reference | None = None
+    dropped: bool = False
+    turn: asyncio.Task[None] | None = None
+
+
+@dataclass(order=True, slots=True)
+class _Due:
+    at: float
+    order: int
+    agent: PolledAgent = field(compare=False)
+    action: PollAfter | ProvideV = field(compare=False)
+
+
+class Poller:
+    """Polls the agents it was given until they are dropped, fail for good, or the poller is stopped."""
+
+    def __init__(
+        self,
+        *,
+        connect: ConnectAgent,
+        build_reference: Callable[[AgentRecord], Awaitable[Reference]],
+        read_v: ReadV,
+        journal: Journal,
+        cadence: Cadence,
+        severities: SeverityPolicy,
+        max_concurrent: int,
+    ) -> None:
+        self._connect = connect
+        self._build_reference = build_reference
+        self._read_v = read_v
+        self._journal = journal
+        self._cadence = cadence
+        self._severities = severities
+        self._slots = asyncio.Semaphore(max_concurrent)
+        self._memo = AppraisalMemo()
+        self._agents: dict[AgentId, PolledAgent] = {}
+        self._heap: list[_Due] = []
+        self._order = itertools.count()
+        self._wake = asyncio.Event()
+        self._turns: set[asyncio.Task[None]] = set()
+        self.defects = 0
+
+    def adopt(self, record: AgentRecord, *, delay_s: float = 0.0) -> None:
+        """Starts polling an agent, in place of anything known under its id."""
+        self.drop(record.agent_id)
+        client = self._connect(record)
+        client.is_attested = record.progress.attestation_count > 0
+        agent = PolledAgent(record, _polling_of(record), client)
+        self._agents[record.agent_id] = agent
+        self._schedule(agent, PollAfter(delay_s, renew_key=True))
+
+    def drop(self, agent_id: AgentId) -> None:
+        """Forgets an agent; a request in flight is given up and its answer counts for nothing (S5)."""
+        agent = self._agents.pop(agent_id, None)
+        if agent is None:
+            return
+        agent.dropped = True
+        if agent.turn is None:
+            self._close_later(agent)
+        elif agent.turn is not asyncio.current_task():
+            agent.turn.cancel()
+
+    def current(self, agent_id: AgentId) -> AgentRecord | None:
+        """The freshest record of an agent that is being polled here."""
+        agent = self._agents.get(agent_id)
+        return None if agent is None else agent.record
+
+    async def run(self) -> None:
+        """Starts what is due, for ever. Ends by cancellation; turns in flight are given up."""
+        try:
+            while True:
+                await self._wait_until_due()
+                while self._heap and self._heap[0].at <= asyncio.get_running_loop().time():
+                    self._start_turn(heapq.heappop(self._heap))
+        finally:
+            for agent_id in list(self._agents):
+                self.drop(agent_id)
+            await asyncio.gather(*self._turns, return_exceptions=True)
+
+    async def _wait_until_due(self) -> None:
+        self._wake.clear()
+        timeout_s = None
+        if self._heap:
+            timeout_s = max(0.0, self._heap[0].at - asyncio.get_running_loop().time())
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), timeout_s)
+
+    def _schedule(self, agent: PolledAgent, action: PollAfter | ProvideV) -> None:
+        # Spreads load; no secret depends on it.
+        delay_s = action.delay_s * (1 + random.uniform(-_JITTER, _JITTER))  # noqa: S311
+        at = asyncio.get_running_loop().time() + delay_s
+        heapq.heappush(self._heap, _Due(at, next(self._order), agent, action))
+        self._wake.set()
+
+    def _start_turn(self, due: _Due) -> None:
+        if due.agent.dropped:
+            return
+        task = asyncio.create_task(self._turn(due.agent, due.action))
+        due.agent.turn = task
+        self._turns.add(task)
+        task.add_done_callback(self._turns.discard)
+
+    async def _turn(self, agent: PolledAgent, action: PollAfter | ProvideV) -> None:
+        try:
+            async with self._slots:
+                outcome = await self._attempt(agent, action)
+                await self._conclude(agent, outcome)
+        finally:
+            agent.turn = None
+            if agent.dropped:
+                await agent.client.close()
+
+    async def _attempt(self, agent: PolledAgent, action: PollAfter | ProvideV) -> Outcome:
+        """What came of one action. Whatever goes wrong in here is an outcome, never the end of the loop."""
+        try:
+            if isinstance(action, ProvideV):
+                return await self._provide_v(agent, action.public_key)
+            return await self._attest(agent, renew_key=action.renew_key)
+        except PeerUnreachable as error:
+            return Unreachable(str(error))
+        except NoCommonVersion as error:
+            return Refused(str(error), version=True)
+        except PeerRefused as error:
+            return Refused(f"the agent answered {error}")
+        except Exception as error:
+            self.defects += 1
+            log.exception(
+                "agent %s: attestation failed because of a defect of the verifier", agent.record.agent_id
+            )
+            return Defect(
+                f"{type(error).__name__}: {error}"
+                if isinstance(error, KeylimeError)
+                else type(error).__name__
+            )
+
+    async def _attest(self, agent: PolledAgent, *, renew_key: bool) -> Verdict:
+        if agent.reference is None:
+            agent.reference = await self._build_reference(agent.record)
+        checkpoint = agent.record.progress.checkpoint
+        challenge = make_challenge(agent.reference, checkpoint, new_nonce(), renew_key=renew_key)
+        try:
+            reply = await agent.client.quote(challenge)
+        except MalformedMessage as error:
+            finding = quote_finding("invalid_data", "the agent's answer is not a quote", error=str(error))
+            return Rejected((finding,), checkpoint.restarted())
+        steps = appraise_stepwise(reply, challenge, agent.reference, checkpoint, self._memo)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                verdict: Verdict = end.value
+                return verdict
+            await asyncio.sleep(0)
+
+    async def _provide_v(self, agent: PolledAgent, public_key: str) -> Outcome:
+        share = await self._read_v(agent.record.agent_id)
+        if share is None:
+            return VDelivered(public_key)
+        try:
+            encrypted = encrypt_share(public_key, share)
+        except CredentialError as error:
+            return Refused(f"V cannot be encrypted to the agent's public key: {error}")
+        await agent.client.provide_v(encrypted)
+        return VDelivered(public_key)
+
+    async def _conclude(self, agent: PolledAgent, outcome: Outcome) -> None:
+        """Judges the outcome, writes it down, and only then acts on it."""
+        if agent.dropped:
+            return
+        polling, commands = advance(agent.polling, outcome, self._cadence, self._severities)
+        notices = [command for command in commands if isinstance(command, Notify)]
+        record = await self._journal.write(
+            agent.record, polling, outcome, notices[0] if notices else None, version=agent.client.version
+        )
+        if agent.dropped:
+            return
+        if record is None:  # an operator was faster
+            self.drop(agent.record.agent_id)
+            return
+        agent.record, agent.polling = record, polling
+        agent.client.is_attested = polling.attestation_count > 0
+        for command in commands:
+            self._carry_out(agent, command)
+
+    def _carry_out(self, agent: PolledAgent, command: Command) -> None:
+        match command:
+            case PollAfter() | ProvideV():
+                self._schedule(agent, command)
+            case StopPolling():
+                log.warning(
+                    "agent %s: %s (%s), stopping polling",
+                    agent.record.agent_id,
+                    agent.polling.state.text,
+                    agent.polling.last_event_id,
+                )
+                self.drop(agent.record.agent_id)
+            case Notify():
+                pass  # written with the verdict, delivered from the outbox
+
+    def _close_later(self, agent: PolledAgent) -> None:
+        task = asyncio.create_task(agent.client.close())
+        self._turns.add(task)
+        task.add_done_callback(self._turns.discard)
+
+
+def _polling_of(record: AgentRecord) -> Polling:
+    """The state machine's view of a stored agent; one in the middle of something starts again."""
+    progress = record.progress
+    return Polling(
+        agent=record.agent_id,
+        state=progress.operational_state,
+        attestation_count=progress.attestation_count,
+        severity_rank=progress.severity_level,
+        last_event_id=progress.last_event_id,
+        has_v=record.enrolment.has_v,
+        v_delivered_to=progress.v_delivered_to,
+    )

@@ -1,0 +1,107 @@
+"""Compiles what is stored about an agent into the reference that its evidence is appraised against."""
+
+import base64
+import binascii
+import weakref
+from collections.abc import Callable
+
+from keylime.policy.runtime import RuntimePolicy, parse_runtime_policy
+from keylime.policy.tpm_policy import TpmPolicy
+
+from keylime.appraisal.reference import AcceptedAlgorithms, Reference, canonical_algorithm
+from keylime.errors import MalformedMessage, PolicyError
+from keylime.ima.keyrings import Keyring, parse_keyring
+from keylime.policy.measured_boot import MeasuredBootPolicy
+from keylime.tpm.keys import AttestationKey, parse_attestation_key
+from keylime_verifier.policy_store import MEASURED_BOOT, RUNTIME, PolicyStore
+from keylime_verifier.records import Enrolment
+
+CompileBootPolicy = Callable[[str], MeasuredBootPolicy | None]
+
+
+class References:
+    """Builds references; compiled policies are shared, by content hash, for as long as an agent uses them."""
+
+    def __init__(
+        self,
+        policies: PolicyStore,
+        compile_boot_policy: CompileBootPolicy,
+        *,
+        ignore_tomtou: bool,
+        evaluate_boot_always: bool,
+    ) -> None:
+        self._policies = policies
+        self._compile_boot_policy = compile_boot_policy
+        self._ignore_tomtou = ignore_tomtou
+        self._evaluate_boot_always = evaluate_boot_always
+        self._runtime: weakref.WeakValueDictionary[str, RuntimePolicy] = weakref.WeakValueDictionary()
+        self._boot: weakref.WeakValueDictionary[str, MeasuredBootPolicy] = weakref.WeakValueDictionary()
+
+    async def build(self, enrolment: Enrolment) -> Reference:
+        """The reference of one agent. Raises a KeylimeError for what cannot be compiled."""
+        return Reference(
+            attestation_key=decode_attestation_key(enrolment.ak_tpm),
+            accepted=AcceptedAlgorithms(
+                hashes=frozenset(enrolment.accept_tpm_hash_algs),
+                encryption=frozenset(map(canonical_algorithm, enrolment.accept_tpm_encryption_algs)),
+                signing=frozenset(enrolment.accept_tpm_signing_algs),
+            ),
+            tpm_policy=TpmPolicy.from_wire(enrolment.tpm_policy),
+            runtime_policy=await self._runtime_policy(enrolment.runtime_policy),
+            measured_boot=await self._boot_policy(enrolment.measured_boot_policy),
+            tenant_keyring=tenant_keyring(enrolment.ima_sign_verification_keys),
+            ignore_tomtou=self._ignore_tomtou,
+            evaluate_boot_always=self._evaluate_boot_always,
+        )
+
+    async def has_runtime_policy(self, enrolment: Enrolment) -> bool:
+        """Whether the agent's runtime policy demands anything; an unreadable one does."""
+        try:
+            return (await self._runtime_policy(enrolment.runtime_policy)).demands_ima
+        except PolicyError:
+            return True
+
+    async def _runtime_policy(self, name: str) -> RuntimePolicy:
+        content_hash = await self._hash_of(RUNTIME, name)
+        policy = self._runtime.get(content_hash)
+        if policy is None:
+            policy = parse_runtime_policy(await self._text_of(content_hash))
+            self._runtime[content_hash] = policy
+        return policy
+
+    async def _boot_policy(self, name: str | None) -> MeasuredBootPolicy | None:
+        if name is None:
+            return None
+        content_hash = await self._hash_of(MEASURED_BOOT, name)
+        policy = self._boot.get(content_hash)
+        if policy is None:
+            policy = self._compile_boot_policy(await self._text_of(content_hash))
+            if policy is not None:
+                self._boot[content_hash] = policy
+        return policy
+
+    async def _hash_of(self, kind: str, name: str) -> str:
+        content_hash = await self._policies.content_hash(kind, name)
+        if content_hash is None:
+            raise PolicyError(f"the {kind} policy {name!r} is gone from the database")
+        return content_hash
+
+    async def _text_of(self, content_hash: str) -> str:
+        text = await self._policies.text(content_hash)
+        if text is None:
+            raise PolicyError(f"the policy text {content_hash} is gone from the database")
+        return text
+
+
+def decode_attestation_key(ak_tpm: str) -> AttestationKey:
+    """The AK in base64 `ak_tpm`. Raises MalformedMessage, MalformedEvidence or UnsuitableKey (T3)."""
+    try:
+        public = base64.b64decode(ak_tpm, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise MalformedMessage(f"ak_tpm is not base64: {error}") from error
+    return parse_attestation_key(public)
+
+
+def tenant_keyring(text: str) -> Keyring | None:
+    """The keyring in the deprecated `ima_sign_verification_keys`, if any. Raises PolicyError."""
+    return parse_keyring(text) if text else None
