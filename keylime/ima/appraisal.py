@@ -134,8 +134,10 @@ class _Walk:
         self._digests = policy.digests
         self._column = policy.log_hash_alg
         self._column_hash = hasher(policy.log_hash_alg)
-        # None where the digest column, once checked, is what the kernel extended: one hash less for each entry.
-        self._bank_hash = None if bank is policy.log_hash_alg else hasher(bank)
+        # With the column's own hash the column, once checked, is what was extended: one hash less for each entry.
+        native = mode is ExtendMode.NATIVE
+        self._bank_hash = hasher(bank) if native and bank is not policy.log_hash_alg else None
+        self._column_extends = native and bank is policy.log_hash_alg
 
     def run(self, texts: Sequence[bytes], start: bytes, quoted: bytes) -> Generator[None, None, None]:
         """Replay `texts` from `start` until the value is `quoted`."""
@@ -176,11 +178,18 @@ class _Walk:
         column = self._column_hash(data).digest()
         if column != entry.template_hash:
             return self._meet_odd(position, line, entry, column)
-        extended = column if self._bank_hash is None else self._bank_hash(data).digest()
-        if self._padding:
-            extended = column.ljust(self._padding, b"\0")
+        if self._bank_hash is not None:
+            extended = self._bank_hash(data).digest()
+        else:
+            extended = column if self._column_extends else data_value(data, self.bank, self.mode)
         name = entry.name
-        if entry.digest in self._digests.get(name, ()) and _is_settled_by_digest(entry, name):
+        if (
+            entry.digest in self._digests.get(name, ())
+            and entry.buffer is None
+            and entry.pcr == 10
+            and name != BOOT_AGGREGATE
+            and not (entry.signature and parse_file_signature(entry.signature) is None)
+        ):
             if self.room > 0 and len(line) <= MAX_LINE_BYTES:
                 self.room -= 1
                 self.view.accepted[line] = extended

@@ -91,10 +91,10 @@ def test_a_missing_named_file_is_fatal_for_the_agent_and_a_warning_for_servers(r
 
 def test_the_environment_beats_every_file(root: Root) -> None:
     root.write("etc/verifier.conf.d/10", "port = 7\n[revocations]\nzmq_ip = 10.0.0.1\n")
-    environ = {"KEYLIME_VERIFIER_PORT": '"12"', "KEYLIME_VERIFIER_REVOCATIONS_ZMQ_IP": "0.0.0.0"}
+    environ = {"KEYLIME_VERIFIER_PORT": '"12"', "KEYLIME_VERIFIER_REVOCATIONS_ZMQ_IP": "10.0.0.2"}
     settings = root.load("verifier", environ)
     assert settings.integer("port") == 12
-    assert settings.text("zmq_ip", "revocations") == "0.0.0.0"
+    assert settings.text("zmq_ip", "revocations") == "10.0.0.2"
     assert settings.source("port") == "environment variable KEYLIME_VERIFIER_PORT"
     assert settings.source("ip") == "default"
 
@@ -169,13 +169,10 @@ def test_unknown_variables_are_reported(root: Root) -> None:
         "KEYLIME_TEST": "on",
         "PATH": "/bin",
     }
-    assert root.load("agent", environ).warnings == (
-        'unknown environment variable KEYLIME_AGENT_PROT is ignored; did you mean "KEYLIME_AGENT_PORT"?',
-        "unknown environment variable KEYLIME_VERIFER_PORT is ignored"
-        + root.load("agent", environ)
-        .warnings[1]
-        .removeprefix("unknown environment variable KEYLIME_VERIFER_PORT is ignored"),
-    )
+    misspelt_option, misspelt_component = root.load("agent", environ).warnings
+    assert misspelt_option.endswith('KEYLIME_AGENT_PROT is ignored; did you mean "KEYLIME_AGENT_PORT"?')
+    assert misspelt_component.startswith("unknown environment variable KEYLIME_VERIFER_PORT is ignored")
+    assert root.load("ca", environ).warnings == ()
 
 
 def test_options_of_other_models_are_accepted_silently_unless_they_ask_for_something(root: Root) -> None:
@@ -248,8 +245,8 @@ def test_a_file_or_directory_that_everybody_can_write_is_refused(root: Root) -> 
         root.load("verifier")
 
 
-def test_a_wrong_secret_is_not_repeated(root: Root) -> None:
-    with pytest.raises(ConfigError) as caught:
+def test_a_wrong_value_with_a_password_is_not_repeated(root: Root) -> None:
+    with pytest.raises(ConfigError, match="revocation_notification_ip: expected") as caught:
         root.load("agent", {"KEYLIME_AGENT_REVOCATION_NOTIFICATION_IP": "http://me:hunter2@host"})
     assert "hunter2" not in str(caught.value)
 

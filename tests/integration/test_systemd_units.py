@@ -1,0 +1,153 @@
+"""The files of systemd/, judged by the programs that will read them."""
+
+import configparser
+import pwd
+import shutil
+import subprocess
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from keylime.config.options import TABLES
+
+_SYSTEMD = Path(__file__).parents[2] / "systemd"
+_SERVICES = ("keylime_agent", "keylime_registrar", "keylime_verifier")
+
+
+def _tool(name: str) -> str:
+    path = shutil.which(name)
+    if path is None:
+        pytest.skip(f"{name} is not installed")
+    return path
+
+
+def _unit(name: str) -> configparser.RawConfigParser:
+    unit = configparser.RawConfigParser(strict=False)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.read_string((_SYSTEMD / name).read_text())
+    return unit
+
+
+def test_systemd_understands_every_unit(tmp_path: Path) -> None:
+    analyze = _tool("systemd-analyze")
+    for path in (*_SYSTEMD.glob("*.service"), *_SYSTEMD.glob("*.mount")):
+        text = path.read_text()
+        for service in _SERVICES:
+            stub = tmp_path / service
+            stub.write_text("#!/bin/sh\n")
+            stub.chmod(0o755)
+            text = text.replace(f"/usr/bin/{service}", str(stub))
+        (tmp_path / path.name).write_text(text)
+    units = sorted(str(path) for path in tmp_path.iterdir() if path.suffix)
+    assert len(units) == 4
+    result = subprocess.run(  # noqa: S603
+        [analyze, "verify", "--man=no", *units], capture_output=True, text=True, check=False
+    )
+    ours = [line for line in result.stderr.splitlines() if "keylime" in line]
+    assert (result.returncode, ours) == (0, [])
+
+
+@pytest.mark.parametrize("service", _SERVICES)
+def test_a_service_starts_its_program_and_comes_back_after_failures(service: str) -> None:
+    unit = _unit(f"{service}.service")
+    assert unit["Service"]["ExecStart"] == f"/usr/bin/{service}"
+    assert unit["Service"]["Restart"] == "on-failure"
+    assert unit["Service"]["LimitCORE"] == "0"
+    assert unit["Install"]["WantedBy"] == "multi-user.target"
+
+
+def test_the_agent_starts_after_its_secure_directory_and_the_resource_manager() -> None:
+    unit = _unit("keylime_agent.service")["Unit"]
+    assert unit["Requires"] == "var-lib-keylime-secure.mount"
+    assert {"var-lib-keylime-secure.mount", "tpm2-abrmd.service", "network-online.target"} <= set(
+        unit["After"].split()
+    )
+    assert "tpm2-abrmd.service" in unit["Wants"].split()
+
+
+def test_the_agent_starts_as_root() -> None:
+    assert "User" not in _unit("keylime_agent.service")["Service"]
+
+
+@pytest.mark.parametrize("service", ["keylime_verifier", "keylime_registrar"])
+def test_servers_run_as_keylime_with_nothing_but_their_working_directory(service: str) -> None:
+    unit = _unit(f"{service}.service")["Service"]
+    assert (unit["User"], unit["NoNewPrivileges"], unit["ProtectSystem"]) == ("keylime", "yes", "strict")
+    assert "/var/lib/keylime" in unit["ReadWritePaths"].split()
+
+
+def test_the_verifier_starts_before_the_registrar() -> None:
+    assert _unit("keylime_verifier.service")["Unit"]["Before"] == "keylime_registrar.service"
+
+
+def test_the_mount_unit_has_the_name_and_options_that_are_needed() -> None:
+    unit = _unit("var-lib-keylime-secure.mount")
+    assert unit["Mount"]["Where"] == "/var/lib/keylime/secure"
+    assert {"mode=0700", "size=1m", "uid=keylime", "gid=tss"} <= set(unit["Mount"]["Options"].split(","))
+    assert "keylime_agent.service" in unit["Unit"]["Before"].split()
+    # Stays when the agent stops: nothing binds it to the service.
+    assert not {"BindsTo", "PartOf", "StopWhenUnneeded"} & set(unit["Unit"])
+
+
+def test_sysusers_makes_the_user_keylime_in_group_tss(tmp_path: Path) -> None:
+    command = [_tool("systemd-sysusers"), f"--root={tmp_path}", str(_SYSTEMD / "sysusers.d" / "keylime.conf")]
+    subprocess.run(command, check=True, capture_output=True)  # noqa: S603
+    users = [line.split(":") for line in (tmp_path / "etc/passwd").read_text().splitlines()]
+    (keylime,) = [fields for fields in users if fields[0] == "keylime"]
+    assert keylime[5] == "/var/lib/keylime"
+    assert keylime[6].endswith("nologin")
+    groups = [line.split(":") for line in (tmp_path / "etc/group").read_text().splitlines()]
+    assert ["keylime"] == [fields[3] for fields in groups if fields[0] == "tss"]
+
+
+def test_tmpfiles_makes_closed_directories(tmp_path: Path) -> None:
+    sysusers, tmpfiles = _tool("systemd-sysusers"), _tool("systemd-tmpfiles")
+    for tool, options, file in (
+        (sysusers, [], "sysusers.d/keylime.conf"),
+        (tmpfiles, ["--create"], "tmpfiles.d/keylime.conf"),
+    ):
+        command = [tool, f"--root={tmp_path}", *options, str(_SYSTEMD / file)]
+        subprocess.run(command, check=True, capture_output=True)  # noqa: S603
+    modes = {
+        "run/keylime": 0o700,
+        "var/lib/keylime": 0o700,
+        "var/lib/keylime/tpm_cert_store": 0o700,
+        "var/log/keylime": 0o750,
+    }
+    users = [line.split(":") for line in (tmp_path / "etc/passwd").read_text().splitlines()]
+    uid = next(int(fields[2]) for fields in users if fields[0] == "keylime")
+    for name, mode in modes.items():
+        status = (tmp_path / name).stat()
+        assert (status.st_mode & 0o7777, status.st_uid) == (mode, uid), name
+
+
+def test_the_firewall_opens_exactly_the_default_ports() -> None:
+    service = ElementTree.parse(_SYSTEMD / "firewalld" / "keylime.xml").getroot()  # noqa: S314
+    assert service.findtext("short") == "Keylime"
+    opened = {(port.get("protocol"), int(port.get("port", "0"))) for port in service.iter("port")}
+    listened = {
+        ("agent", "agent", "port"),
+        ("registrar", "registrar", "port"),
+        ("registrar", "registrar", "tls_port"),
+        ("verifier", "verifier", "port"),
+        ("verifier", "revocations", "zmq_port"),
+    }
+    defaults = {TABLES[component].by_key()[section, name].default for component, section, name in listened}
+    assert opened == {("tcp", port) for port in defaults}
+
+
+def test_logrotate_understands_its_file(tmp_path: Path) -> None:
+    try:
+        pwd.getpwnam("keylime")
+    except KeyError:
+        pytest.skip("logrotate checks that the user keylime exists")
+    command = [
+        _tool("logrotate"),
+        "-d",
+        "-s",
+        str(tmp_path / "state"),
+        str(_SYSTEMD / "logrotate" / "keylime"),
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    assert (result.returncode, "error" in result.stderr) == (0, False), result.stderr
