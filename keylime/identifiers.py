@@ -1,4 +1,4 @@
-"""Agent identifiers: the one check that every entry point applies before an id reaches a log, URL, file or query."""
+"""Agent identifiers: one check, before an id reaches a log, URL, file or query."""
 
 import re
 from typing import NewType
@@ -17,5 +17,7 @@ def parse_agent_id(text: str) -> AgentId:
     """
     if not _AGENT_ID.fullmatch(text):
         shown = text if len(text) <= 80 else text[:77] + "..."
-        raise MalformedMessage(f"agent id {shown!r} is not valid: expected 1 to 80 characters of [A-Za-z0-9_.-]")
+        raise MalformedMessage(
+            f"agent id {shown!r} is not valid: expected 1 to 80 characters of [A-Za-z0-9_.-]"
+        )
     return AgentId(text)

@@ -51,7 +51,13 @@ class LineFormatter(logging.Formatter):
 
     def formatException(self, ei: _ExceptionInfo) -> str:
         # The text of an exception may come from a peer too; indented, no part of it looks like a message.
-        return textwrap.indent(super().formatException(ei).translate(_ESCAPES_BUT_NEWLINE), "    ")
+        text = super().formatException(ei).translate(_ESCAPES_BUT_NEWLINE)
+        return textwrap.indent(text, "    ", lambda _: True)
+
+    def format(self, record: logging.LogRecord) -> str:
+        # The text that another handler made of the exception is kept in the record; it is not ours.
+        record.exc_text = None
+        return super().format(record)
 
 
 def setup(

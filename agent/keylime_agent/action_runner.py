@@ -1,4 +1,4 @@
-"""The interpreter in which a Python revocation action runs, apart from the agent: `execute(event)` of one module.
+"""The interpreter in which a Python revocation action runs, apart from the agent.
 
 python -m keylime_agent.action_runner MODULE.py MESSAGE.json DIRECTORY
 """

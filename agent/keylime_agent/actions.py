@@ -27,7 +27,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@-]{0,254}")
 
 @dataclass(frozen=True, slots=True)
 class ActionOptions:
-    """What the operator chose: actions installed on the machine, their directory, and whether payloads bring more."""
+    """What the operator chose: installed actions, their directory, and whether payloads bring more."""
 
     configured: tuple[str, ...]
     directory: Path
@@ -47,7 +47,7 @@ class Action:
 def parse_action_list(text: str) -> tuple[str, ...]:
     """The names in an action list, in order, without repetitions.
 
-    Newlines, commas and blanks separate, quotes and brackets around names are taken off: files of all agent lines.
+    Newlines, commas and blanks separate; quotes and brackets around names are taken off.
     """
     names = (part.strip("[]\"'") for part in _SEPARATORS.split(text))
     return tuple(dict.fromkeys(name for name in names if name))
@@ -90,7 +90,7 @@ class ActionRunner:
         self._limit_s = limit_s
 
     async def run_all(self, document: bytes) -> None:
-        """Run the configured actions, then those of the payload; `document` is the message as compact JSON."""
+        """Run the configured actions, then those of the payload; `document` is the message as JSON."""
         for action in self._actions():
             log.info("Executing revocation action %s", action.name)
             try:
@@ -106,7 +106,7 @@ class ActionRunner:
         for name in names:
             action = find_action(name, self._options, self._payload_dir)
             if action is None:
-                log.warning("revocation action %s not found", ascii(name[:255]))
+                log.warning("revocation action %s not found", name[:255])
             elif action.is_module and action.from_payload and not name.startswith(PAYLOAD_MODULE_PREFIX):
                 log.warning(
                     "revocation action %s skipped: modules of a payload must be named %s...",

@@ -1,4 +1,7 @@
-"""Answers to identity and integrity challenges: the quote first, then the logs, so that they hold what it covers."""
+"""Answers to identity and integrity challenges.
+
+The quote is made first and the logs are read after it, so that they hold all that it covers.
+"""
 
 import asyncio
 import re
@@ -90,7 +93,7 @@ class Attestor:
         return self._reply(quote, version, with_pubkey=True)
 
     async def integrity(self, query: IntegrityQuery, version: str) -> QuoteReply:
-        """The answer to an integrity challenge, with the logs that the quoted PCRs call for. Raises HttpError."""
+        """The answer to an integrity challenge, with the logs that its PCRs call for. Raises HttpError."""
         quote = await self._quote(query.nonce, query.mask)
         ima = boot = None
         async with self._logs:

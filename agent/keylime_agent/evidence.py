@@ -1,7 +1,7 @@
-"""What the machine has logged: the IMA measurement list, read on from where it was left, and the boot event log.
+"""What the machine has logged: the IMA measurement list, and the boot event log.
 
-Blocking: the caller reads in a thread. The logs are opened before privileges drop, because the kernel lets only
-root open them, and read afterwards.
+Blocking: the caller reads in a thread. The logs are opened before privileges drop, because the kernel lets
+only root open them, and read afterwards.
 """
 
 import base64
@@ -28,7 +28,7 @@ class ListExcerpt:
 
 
 class LogFile:
-    """A log that stays readable after privileges have dropped, also when its file is replaced by a readable one."""
+    """A log that stays readable after privileges dropped; a readable file that replaces it is noticed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -36,7 +36,7 @@ class LogFile:
         self._identity: tuple[int, int] | None = None
 
     def open(self) -> bool:
-        """Whether the file is open now: tries the path, and keeps what was open when the path cannot be opened."""
+        """Whether the file is open now: tries the path, and keeps what was open when that fails."""
         try:
             status = self.path.stat()
             if self._identity == (status.st_dev, status.st_ino):
@@ -87,7 +87,7 @@ class ImaList:
         return False
 
     def read_from(self, entry: int) -> ListExcerpt | None:
-        """The lines from `entry` on; the whole list from entry 0 when it has fewer; None when there is no list.
+        """The lines from `entry` on, the whole list when it has fewer entries, None when there is no list.
 
         A line that is still being written is left out: it belongs to the next poll.
         """

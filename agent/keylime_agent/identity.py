@@ -49,7 +49,7 @@ def _system_uuid(text: str | None) -> str:
         return str(uuid.UUID((text or "").strip()))
     except ValueError:
         raise ConfigError(
-            "[agent] uuid = dmidecode, but `dmidecode -s system-uuid` gave no UUID; it needs root and the tool"
+            "[agent] uuid = dmidecode, but `dmidecode -s system-uuid` gave no UUID; it needs root"
         ) from None
 
 

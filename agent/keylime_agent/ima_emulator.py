@@ -1,4 +1,4 @@
-"""keylime_ima_emulator: does for a software TPM what the kernel does for a real one, extending PCR 10 by the IMA list.
+"""keylime_ima_emulator: extends PCR 10 of a software TPM by the IMA list, as the kernel does with a real one.
 
 Two ways: follow a list and extend what is new in it, or measure given files oneself (`--append`).
 """
@@ -80,8 +80,8 @@ def _run(arguments: argparse.Namespace, environ: Mapping[str, str]) -> None:
     with Tpm.open(choose_tcti(environ)) as tpm:
         if not tpm.properties().is_emulator and not arguments.force:
             raise TpmError(
-                f"the TPM ({tpm.properties().vendor or 'unnamed'}) is not a software TPM; on real machines the kernel "
-                "extends PCR 10, and doing it twice makes every attestation fail"
+                f"the TPM ({tpm.properties().vendor or 'unnamed'}) is no software TPM; on real machines the "
+                "kernel extends PCR 10, and doing it twice makes every attestation fail"
             )
         banks = _banks(tpm, arguments.hash_algs)
         if arguments.append:
@@ -115,9 +115,10 @@ def measure_files(
     files: Iterable[Path],
     template_hash: HashAlgorithm = HashAlgorithm.SHA1,
 ) -> None:
-    """Add an ima-ng entry (SHA-256) for each file to `ima_log` and extend PCR 10; a new list gets boot_aggregate first.
+    """Add an ima-ng entry (SHA-256) for each file to `ima_log` and extend PCR 10. Raises TpmError, OSError.
 
-    The PCR is extended before the line is written, as the kernel does. Raises TpmError and OSError.
+    A new list gets its boot_aggregate first. As in the kernel the line comes before the extension: a quote made
+    in between covers the list's beginning, which verifiers accept.
     """
     lines = []
     if not ima_log.exists() or ima_log.stat().st_size == 0:
@@ -128,9 +129,9 @@ def measure_files(
             ima_ng_line(FileDigest("sha256", digest), str(path.absolute()), template_hash=template_hash)
         )
     for line in lines:
-        _extend(tpm, banks, parse_line(line))
         with ima_log.open("ab") as file:
             file.write(line + b"\n")
+        _extend(tpm, banks, parse_line(line))
 
 
 def _boot_aggregate_line(tpm: Tpm, template_hash: HashAlgorithm) -> bytes:

@@ -1,4 +1,4 @@
-"""keylime_agent: reads its configuration as root, drops privileges, then attests, receives payloads and acts."""
+"""keylime_agent: collects as root what only root can, drops privileges, then attests and takes payloads."""
 
 import argparse
 import asyncio
@@ -194,7 +194,7 @@ def _system_uuid() -> str | None:
 
 
 def _meet_tpm(prepared: Prepared, environ: Mapping[str, str]) -> Machine:
-    """The TPM with its keys, and the id and certificates that follow from them. Raises ConfigError, TpmError."""
+    """The TPM with its keys, and the id and certificates that follow. Raises ConfigError, TpmError."""
     config = prepared.config
     tpm = Tpm.open(choose_tcti(environ), endorsement_auth=config.endorsement_auth)
     try:
@@ -202,8 +202,8 @@ def _meet_tpm(prepared: Prepared, environ: Mapping[str, str]) -> Machine:
         log.info("TPM of %s (%s)", maker.manufacturer, maker.vendor)
         if config.algorithms.hash_alg not in tpm.banks():
             raise ConfigError(
-                f"[agent] tpm_hash_alg = {config.algorithms.hash_alg.label}: the TPM has no such PCR bank, only "
-                f"{', '.join(sorted(bank.label for bank in tpm.banks()))}"
+                f"[agent] tpm_hash_alg = {config.algorithms.hash_alg.label}: the TPM has no such PCR bank, "
+                f"only {', '.join(sorted(bank.label for bank in tpm.banks()))}"
             )
         keys = load_tpm_identity(tpm, config.algorithms, config.ek_handle, config.data_path)
         agent_id = resolve_agent_id(
@@ -307,7 +307,7 @@ class Agent:
             workers.append(self._revocations.listen(subscriber))
             log.info("waiting for revocation messages from %s", address)
         registration = asyncio.create_task(self._register())
-        tasks = [asyncio.create_task(worker) for worker in workers]
+        tasks = [asyncio.create_task(_supervised(worker)) for worker in workers]
         stack.push_async_callback(_cancel, [registration, *tasks])
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait([stopping, registration], return_when=asyncio.FIRST_COMPLETED)
@@ -372,6 +372,14 @@ def _is_computable(bank: HashAlgorithm) -> bool:
 
 def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
+
+
+async def _supervised(worker: Coroutine[Any, Any, None]) -> None:
+    """Workers end only by being cancelled; anything else must not pass unnoticed."""
+    try:
+        await worker
+    except Exception:
+        log.exception("a part of the agent has stopped working: restart it")
 
 
 async def _cancel(tasks: list["asyncio.Task[None]"]) -> None:

@@ -1,4 +1,4 @@
-"""The payload's way on the agent: shares to K, K to files in the secure directory, and the script that follows."""
+"""The payload's way on the agent: shares to K, K to files in the secure directory, then the script."""
 
 import asyncio
 import hashlib
@@ -122,6 +122,12 @@ class PayloadWorker:
                 log.error("payload refused: %s", error)
             except Exception:
                 log.exception("payload could not be processed")
+            finally:
+                self._queue.task_done()
+
+    async def settled(self) -> None:
+        """Wait until everything delivered so far has been processed."""
+        await self._queue.join()
 
     async def _process(self, derived: DerivedKey) -> None:
         installed = await asyncio.to_thread(install_payload, derived, self._directory, self._options)
@@ -145,8 +151,7 @@ class PayloadWorker:
 def install_payload(derived: DerivedKey, directory: Path, options: PayloadOptions) -> Installed:
     """The payload decrypted and written to `directory`, which holds nothing else afterwards.
 
-    Raises CredentialError and PayloadRefused, and then nothing of the payload is left, and what was there before
-    stays if the payload could not even be decrypted.
+    Raises CredentialError, and nothing has changed; or PayloadRefused, and nothing of the payload is left.
     """
     data = decrypt_payload(derived.k, derived.payload or "")
     try:
@@ -182,7 +187,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _write_copy(path: Path, data: bytes, *, is_needed: bool) -> None:
-    """The decrypted payload as one file: the only form of a plain payload, a convenience beside an archive's files."""
+    """The decrypted payload as one file, which beside the files of an archive is a convenience only."""
     try:
         _write(path, data)
     except OSError as error:

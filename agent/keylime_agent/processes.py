@@ -70,8 +70,8 @@ async def run_program(
 ) -> Outcome:
     """Run `command` to its end; `on_line` gets "stdout" or "stderr" and each line of output. Raises OSError.
 
-    A script without `#!` is run by the shell. When the limit is reached, or the caller is cancelled, the whole
-    session of the program is killed.
+    A script without `#!` is run by the shell. When the limit is reached, or the caller is cancelled, the
+    whole session of the program is killed.
     """
     process = await _start(command, directory, environment)
     readers = [

@@ -1,4 +1,4 @@
-"""Making the agent known: register with the registrar, open its credential, prove it. Patient with absence."""
+"""Making the agent known: register with the registrar, open its credential, prove that."""
 
 import asyncio
 import base64
@@ -38,7 +38,7 @@ class Backoff:
     max_refusals: int
 
     def delay(self, attempt: int, spread: float) -> float:
-        """The pause after failure number `attempt` (1, 2, ...); `spread` from 0 to 1 lengthens it by up to a tenth.
+        """The pause after failure number `attempt` (1, 2, ...), up to a tenth longer with `spread` (0 to 1).
 
         Agents of a fleet that start together must not come back together.
         """

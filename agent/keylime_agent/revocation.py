@@ -22,7 +22,7 @@ _REMEMBERED = 4096
 
 
 class RevocationHandler:
-    """Verifies messages with the certificate that came with the payload, and has the actions of each run once."""
+    """Verifies messages with the certificate of the payload, and has the actions of each run once."""
 
     def __init__(self, certificate: Path, act: Callable[[bytes], Awaitable[None]]) -> None:
         self._certificate = certificate
@@ -45,6 +45,12 @@ class RevocationHandler:
                 await self._handle(signed)
             except Exception:
                 log.exception("revocation message could not be processed")
+            finally:
+                self._queue.task_done()
+
+    async def settled(self) -> None:
+        """Wait until everything received so far has been processed."""
+        await self._queue.join()
 
     async def listen(self, subscriber: RevocationSubscriber) -> None:
         """Take messages from ZeroMQ until the subscriber is closed."""

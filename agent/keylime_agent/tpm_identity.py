@@ -13,7 +13,8 @@ from keylime.errors import ConfigError, KeylimeError, MalformedEvidence, TpmErro
 from keylime.hashes import HashAlgorithm
 from keylime.pki.certificates import certificate_text
 from keylime.pki.files import read_private_key_file, write_atomically
-from keylime.tpm.device import AkBlobs, EkCertificates, LoadedKey, Tpm
+from keylime.tpm.device import AkBlobs, LoadedKey, Tpm
+from keylime.tpm.ek_certificates import EkCertificates
 from keylime.tpm.keys import AttestationKey, EndorsementKey, parse_attestation_key, parse_endorsement_key
 from keylime.tpm.templates import ak_label
 
@@ -30,7 +31,7 @@ class TpmAlgorithms:
 
 
 class AgentData(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The content of agent_data.json. The AK's private part is encrypted by the TPM and of use in it alone."""
+    """The content of agent_data.json. The AK's private part is encrypted by the TPM, for itself."""
 
     ak_public: bytes
     ak_private: bytes
@@ -41,7 +42,7 @@ class AgentData(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 @dataclass(frozen=True, slots=True)
 class TpmIdentity:
-    """EK and AK, loaded and parsed, the EK's certificates as PEM (its own first), and what is kept on disk."""
+    """EK and AK, loaded and parsed, the EK's certificates as PEM (its own first), and what is on disk."""
 
     ek: LoadedKey
     ak: LoadedKey
@@ -107,8 +108,8 @@ def _reuse_ak(tpm: Tpm, ek: LoadedKey, algorithms: TpmAlgorithms, kept: AgentDat
         except TpmError as error:
             reason = f"the TPM does not take it back: {error}"
     log.warning(
-        "the kept attestation key is replaced by a new one (%s); the registrar refuses an id that it knows with "
-        "another key, until an administrator deletes it there",
+        "the kept attestation key is replaced by a new one (%s); the registrar refuses an id that it knows "
+        "with another key, until an administrator deletes it there",
         reason,
     )
     return None

@@ -17,7 +17,6 @@ from keylime.appraisal.findings import Finding
 from keylime.appraisal.memo import AppraisalMemo
 from keylime.appraisal.reference import Reference, canonical_algorithm
 from keylime.appraisal.verdict import Accepted, AcceptedQuote, Incomplete, Rejected, Verdict
-from keylime.hashes import HashAlgorithm
 from keylime.ima.appraisal import ImaResult, appraise_list
 from keylime.ima.checkpoint import ImaCheckpoint
 from keylime.measured_boot.appraisal import BootResult, appraise_boot_log
@@ -83,7 +82,8 @@ def appraise_stepwise(
             PcrSelection(evidence.bank, challenge.pcrs),
         )
     except QuoteRejected as error:
-        return _rejected([quote_finding("quote_validation", "Quote data validation", error=str(error))], checkpoint)
+        finding = quote_finding("quote_validation", "Quote data validation", error=str(error))
+        return _rejected([finding], checkpoint)
 
     this = _Round()
     public_key = _check_public_key(evidence, quote, checkpoint, this) if challenge.binds_key else None
@@ -93,8 +93,8 @@ def appraise_stepwise(
     if quote.firmware_version != checkpoint.firmware_version and checkpoint.firmware_version is not None:
         this.notes.append(f"the TPM's firmware version changed to {quote.firmware_version:#x}")
     if _must_start_over(continuity, evidence, reference):
-        return _without_verdict(f"the machine {continuity.continuity.value}: the whole IMA list is needed",
-                                this, checkpoint)
+        reason = f"the machine {continuity.continuity.value}: the whole IMA list is needed"
+        return _without_verdict(reason, this, checkpoint)
 
     boot = _appraise_boot(evidence, quote.pcrs, reference, checkpoint, memo, this)
     ima = yield from _appraise_ima(evidence, quote.pcrs, reference, checkpoint, continuity, boot, memo, this)
@@ -116,27 +116,23 @@ def appraise_stepwise(
 def _unaccepted_algorithms(evidence: Evidence, reference: Reference) -> list[Finding]:
     """Structures decide what was used, the operator's lists what may be; what the agent says must agree."""
     key, accepted = reference.attestation_key, reference.accepted
-    findings = []
-    for algorithm in {evidence.bank, evidence.quote.signature.hash_algorithm}:
-        if not reference.accepts_hash(algorithm):
-            findings.append(quote_finding("invalid_hash_alg", f"hash algorithm {algorithm.label} is not accepted"))
-    encryption = canonical_algorithm(evidence.declared_encryption)
+    problems = [
+        ("invalid_hash_alg", f"hash algorithm {algorithm.label} is not accepted")
+        for algorithm in {evidence.bank, evidence.quote.signature.hash_algorithm}
+        if not reference.accepts_hash(algorithm)
+    ]
+    encryption, signing = canonical_algorithm(evidence.declared_encryption), evidence.declared_signing
     if encryption not in accepted.encryption:
-        findings.append(quote_finding("invalid_enc_alg", f"key algorithm {encryption!r} is not accepted"))
+        problems.append(("invalid_enc_alg", f"key algorithm {encryption!r} is not accepted"))
     elif encryption != key.encryption_label:
-        findings.append(quote_finding(
-            "invalid_enc_alg", f"the agent says its key is {encryption}, the registered one is {key.encryption_label}"
-        ))
-    if evidence.declared_signing not in accepted.signing:
-        findings.append(quote_finding(
-            "invalid_sign_alg", f"signature scheme {evidence.declared_signing!r} is not accepted"
-        ))
-    elif evidence.declared_signing != key.scheme.label:
-        findings.append(quote_finding(
-            "invalid_sign_alg",
-            f"the agent says it signs with {evidence.declared_signing}, the registered key with {key.scheme.label}",
-        ))
-    return findings
+        problems.append(
+            ("invalid_enc_alg", f"the agent says {encryption}, its key is {key.encryption_label}")
+        )
+    if signing not in accepted.signing:
+        problems.append(("invalid_sign_alg", f"signature scheme {signing!r} is not accepted"))
+    elif signing != key.scheme.label:
+        problems.append(("invalid_sign_alg", f"the agent says {signing}, its key signs {key.scheme.label}"))
+    return [quote_finding(event, text) for event, text in problems]
 
 
 def _check_public_key(
@@ -156,7 +152,7 @@ def _check_public_key(
                 f"pcr_validation.invalid_pcr_{DATA_PCR}",
                 {"got": observed.hex(), "expected": expected.hex()},
                 recoverable=True,
-                explanation="PCR 16 does not vouch for the agent's public key: it was not reset and extended once",
+                explanation="PCR 16 does not vouch for the agent's public key",
                 observed=observed.hex(),
                 expected=(expected.hex(),),
             )
@@ -180,7 +176,9 @@ def _appraise_boot(
 ) -> BootResult | None:
     if reference.measured_boot is None:
         if evidence.boot_log is not None:
-            this.notes.append("the agent sent a boot log; it is ignored, because no measured-boot policy is set")
+            this.notes.append(
+                "the agent sent a boot log; it is ignored, because no measured-boot policy is set"
+            )
         return None
     log, digest = evidence.boot_log, evidence.boot_log_digest
     changed = digest != checkpoint.boot_log_digest
@@ -237,7 +235,7 @@ def _appraise_ima(
 
 
 def _boot_aggregates(pcrs: PcrValues, boot: BootResult | None) -> frozenset[str] | None:
-    """The boot_aggregate values that this boot may show: from the quoted PCRs themselves where they suffice.
+    """The boot_aggregate values that this boot may show, from the quoted PCRs where they suffice.
 
     The kernel hashes PCR 0-7 or 0-9 of one bank. Other banks than the quoted one are known only from the
     replayed log, which counts when it agreed with the quote.
@@ -257,9 +255,10 @@ def _pcr_mismatch(ima: ImaResult, pcrs: PcrValues) -> Finding:
     observed = pcrs.values[IMA_PCR].hex()
     return Finding(
         "ima.pcr_mismatch",
-        {"message": "IMA measurement list replay does not reach PCR 10", "got": replayed, "expected": observed},
+        {"message": "the IMA list does not reach PCR 10", "got": replayed, "expected": observed},
         recoverable=True,
-        explanation="the IMA measurement list does not replay to the quoted PCR 10: entries are missing, altered or added",
+        explanation="the IMA measurement list does not replay to the quoted PCR 10: "
+        "entries are missing, altered or added",
         observed=replayed,
         expected=(observed,),
     )
@@ -275,7 +274,8 @@ def _without_verdict(reason: str, this: _Round, checkpoint: Checkpoint) -> Verdi
     if this.findings:
         return _rejected(this.findings, checkpoint)
     if checkpoint.incomplete_rounds >= MAX_INCOMPLETE_ROUNDS:
-        return _rejected([quote_finding("quote_validation", f"no verdict twice in a row: {reason}")], checkpoint)
+        finding = quote_finding("quote_validation", f"no verdict twice in a row: {reason}")
+        return _rejected([finding], checkpoint)
     rounds = checkpoint.incomplete_rounds + 1
     return Incomplete(reason, msgspec.structs.replace(checkpoint.restarted(), incomplete_rounds=rounds))
 

@@ -33,7 +33,7 @@ def judge_continuity(previous: BootSession | None, clock: ClockInfo, boottime: i
     Counters that fall, or a clock that stands still or goes back while the TPM calls it safe, mean an older
     quote or a rolled-back TPM. A clock that is not safe (power was lost) is reported, not refused.
     """
-    notes = () if clock.safe else ("the TPM's clock is not safe: it may have lost time without an orderly shutdown",)
+    notes = () if clock.safe else ("the TPM's clock is not safe: it may have lost time in a power failure",)
     if previous is None:
         return ContinuityResult(Continuity.FIRST, notes=notes)
     if clock.reset_count < previous.reset_count:

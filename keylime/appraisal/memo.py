@@ -9,7 +9,7 @@ _MAX_BOOT_LOGS = 256
 
 
 class AppraisalMemo:
-    """Bounded memory of parsed IMA lines and boot logs, keyed by their bytes. One per process, passed around."""
+    """Bounded memory of parsed IMA lines and boot logs, keyed by their bytes. One per process."""
 
     def __init__(self) -> None:
         self.ima = EntryMemo()
@@ -25,4 +25,3 @@ class AppraisalMemo:
         else:
             self._boot_logs.move_to_end(digest)
         return known
-

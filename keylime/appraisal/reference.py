@@ -43,7 +43,7 @@ class Reference:
 
     @property
     def demands_ima(self) -> bool:
-        """Whether PCR 10 must be quoted and its list appraised: decided by policies, never by the evidence."""
+        """Whether PCR 10 must be quoted and its list appraised; policies decide, not the evidence."""
         return self.runtime_policy.demands_ima or bool(self.tpm_policy.mask & (1 << IMA_PCR))
 
     @property

@@ -31,7 +31,7 @@ class SeverityPolicy:
     """
 
     def __init__(self, labels: Sequence[str], rules: Sequence[Mapping[str, object]]) -> None:
-        """Raises ConfigError for an empty list of labels, a rule without its two texts, or a bad expression."""
+        """Raises ConfigError for no labels, a rule without its two texts, or a bad expression."""
         if not labels:
             raise ConfigError("option severity_labels is empty: name at least one label, mildest first")
         self._labels = tuple(Severity(rank, label) for rank, label in enumerate(labels))
@@ -40,11 +40,13 @@ class SeverityPolicy:
         for number, rule in enumerate(rules, start=1):
             expression, label = rule.get("event_id"), rule.get("severity_label")
             if not isinstance(expression, str) or not isinstance(label, str):
-                raise ConfigError(f"option severity_policy, rule {number}: expected event_id and severity_label")
+                wanted = "expected event_id and severity_label"
+                raise ConfigError(f"option severity_policy, rule {number}: {wanted}")
             try:
                 pattern = re.compile(expression)
             except re.error as error:
-                raise ConfigError(f"option severity_policy, rule {number}: {expression!r}: {error}") from error
+                where = f"option severity_policy, rule {number}"
+                raise ConfigError(f"{where}: {expression!r}: {error}") from error
             self._rules.append((pattern, by_label.get(label, self.highest)))
 
     @property

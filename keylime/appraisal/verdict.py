@@ -21,7 +21,7 @@ class AcceptedQuote:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """Every check passed; `checkpoint` is what is proven now. `notes` are for the log, not for the verdict."""
+    """Every check passed; `checkpoint` is what is proven now, `notes` are for the log."""
 
     checkpoint: Checkpoint
     quote: AcceptedQuote
@@ -30,7 +30,7 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """The machine is not what its owner approved, or its evidence does not hold. `findings` is never empty."""
+    """The machine is not what its owner approved, or its evidence does not hold; why is in `findings`."""
 
     findings: tuple[Finding, ...]
     checkpoint: Checkpoint

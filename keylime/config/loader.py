@@ -165,7 +165,7 @@ def _sort_entries(
             new = former[key]
             moved[new.key] = _Given(entry.text, place)
             remarks.append(f'{place}: option "{entry.name}" has moved to section [{new.section}]')
-        elif entry.section.startswith(table.open_sections):
+        elif entry.section not in table.sections and entry.section.startswith(table.open_sections):
             extra[key] = entry.text
         else:
             remarks.append(f"{place}: {_unknown_option(table, *key)}")
@@ -222,9 +222,12 @@ def _value(option: Option, given: _Given | None) -> _Value:
     if given is None:
         return _Value(option.default, "default")
     try:
-        return _Value(parse_value(option, given.text), given.source)
+        value = parse_value(option, given.text)
+        if option.refused and value != option.default:
+            raise ValueError(f"this release cannot do that; leave it at {option.default}")
+        return _Value(value, given.source)
     except ValueError as error:
-        if option.ignored:
+        if option.ignored and not option.refused:
             return _Value(option.default, "default")
         shown = "" if option.holds_secret(given.text) else f" = {given.text[:100]!r}"
         raise ConfigError(f"{given.source}: [{option.section}] {option.name}{shown}: {error}") from error

@@ -32,8 +32,9 @@ class Option:
     """One line of a component's table.
 
     `choices` bound a text, or each element of a list. `empty_allowed` matters to addresses only. An `ignored`
-    option is known from existing files and has no effect here. `former` are (section, name) pairs under which
-    older files have the same option; they are read with a warning.
+    option is known from existing files and has no effect here; if it is also `refused`, going on without its
+    effect would be unsafe, and any value but the default stops the program. `former` are (section, name)
+    pairs under which older files have the same option; they are read with a warning.
     """
 
     section: str
@@ -46,6 +47,7 @@ class Option:
     choices: tuple[str, ...] = ()
     empty_allowed: bool = False
     ignored: bool = False
+    refused: bool = False
     former: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -63,7 +65,7 @@ class Option:
 class ComponentTable:
     """All options of a component, in the order of its packaged file.
 
-    Sections whose name starts with one of `open_sections` may hold options that are not in the table.
+    Further sections, whose names start with one of `open_sections`, may be in a file and hold any options.
     """
 
     component: str

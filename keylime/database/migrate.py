@@ -11,7 +11,6 @@ from pathlib import Path
 import sqlalchemy as sa
 from alembic import command, context
 from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -106,5 +105,6 @@ def _take_turns(connection: sa.Connection, schema: Schema) -> None:
 def _current_revision(connection: sa.Connection, schema: Schema, tables: Collection[str]) -> str | None:
     if schema.version_table not in tables:
         return None
-    options = {"version_table": schema.version_table}
-    return MigrationContext.configure(connection, opts=options).get_current_revision()
+    table = sa.table(schema.version_table, sa.column("version_num", sa.String))
+    revision: str | None = connection.execute(sa.select(table.c.version_num)).scalar_one_or_none()
+    return revision

@@ -15,11 +15,16 @@ from keylime.hashes import HashAlgorithm
 from keylime.ima import findings
 from keylime.ima.checkpoint import ImaCheckpoint
 from keylime.ima.keyrings import Keyring
-from keylime.ima.measurement_list import BOOT_AGGREGATE, Entry, parse_line, split_lines
+from keylime.ima.measurement_list import (
+    BOOT_AGGREGATE,
+    Entry,
+    common_fields,
+    parse_line_by_fields,
+    split_lines,
+)
 from keylime.ima.memo import MAX_LINE_BYTES, EntryMemo, MemoView, ViewKey
 from keylime.ima.replay import ExtendMode, data_value, hasher, modes_of
 from keylime.ima.rules import Judge, PendingEntry, starting_judge
-from keylime.ima.signatures import parse_file_signature
 from keylime.policy.runtime import RuntimePolicy
 
 _SLICE = 1000  # lines replayed between two yields: some milliseconds
@@ -88,7 +93,7 @@ def appraise_list(
         boot_aggregates or frozenset(),
         ignore_tomtou=ignore_tomtou,
         view=walk.view,
-        room=walk.room,
+        memo_limit=memo.capacity,
     )
     if walk.matched is None:
         yield from _check_consistency(walk, judge)
@@ -120,12 +125,12 @@ class _Walk:
         first_index: int,
         policy: RuntimePolicy,
         view: MemoView,
-        room: int,
+        memo_limit: int,
     ) -> None:
         self.bank = bank
         self.mode = mode
         self.view = view
-        self.room = room
+        self._memo_limit = memo_limit
         self.matched: int | None = None  # lines covered, None while there is no match
         self.value = b""
         self.pending: list[PendingEntry] = []
@@ -133,27 +138,51 @@ class _Walk:
         self._first_index = first_index
         self._digests = policy.digests
         self._column = policy.log_hash_alg
-        self._column_hash = hasher(policy.log_hash_alg)
-        # With the column's own hash the column, once checked, is what was extended: one hash less for each entry.
-        native = mode is ExtendMode.NATIVE
-        self._bank_hash = hasher(bank) if native and bank is not policy.log_hash_alg else None
-        self._column_extends = native and bank is policy.log_hash_alg
 
     def run(self, texts: Sequence[bytes], start: bytes, quoted: bytes) -> Generator[None, None, None]:
-        """Replay `texts` from `start` until the value is `quoted`."""
+        """Replay `texts` from `start` until the value is `quoted`.
+
+        The inner loop is the hottest of the verifier, hence its local names and its one large body.
+        """
         value = start
-        known = self.view.accepted.get
-        new_hash = hasher(self.bank)
+        accepted, memo_limit = self.view.accepted, self._memo_limit
+        known, known_excluded, digests_of = accepted.get, self.view.excluded.get, self._digests.get
+        pcr_hash, column_hash = hasher(self.bank), hasher(self._column)
+        column_extends = self.mode is ExtendMode.NATIVE and self.bank is self._column
+        native = self.mode is ExtendMode.NATIVE
         if value == quoted:
             self.matched = 0
         for begin in range(0, len(texts) if self.matched is None else 0, _SLICE):
             for position, line in enumerate(texts[begin : begin + _SLICE], begin):
                 extended = known(line)
                 if extended is None:
-                    extended = self._meet(position, line)
-                    if not extended:
-                        continue
-                value = new_hash(value + extended).digest()
+                    extended = known_excluded(line)
+                    if extended is not None:
+                        self.excluded.append(position)
+                    elif (fields := common_fields(line)) is None:
+                        extended = self._meet_uncommon(position, line)
+                        if not extended:
+                            continue
+                    else:
+                        template_hash, _, data, _, digest, name, signature = fields
+                        column = column_hash(data).digest()
+                        if (
+                            column != template_hash
+                            or signature
+                            or digest not in digests_of(name, ())
+                            or name == BOOT_AGGREGATE
+                        ):
+                            extended = self._defer(position, line, Entry(10, *fields), column)
+                        else:
+                            if column_extends:
+                                extended = column  # once checked, the column is what was extended
+                            elif native:
+                                extended = pcr_hash(data).digest()
+                            else:
+                                extended = data_value(data, self.bank, self.mode)
+                            if len(line) <= MAX_LINE_BYTES and len(accepted) < memo_limit:
+                                accepted[line] = extended
+                value = pcr_hash(value + extended).digest()
                 if value == quoted:
                     self.matched = position + 1
                     self.value = value
@@ -161,44 +190,20 @@ class _Walk:
             yield
         self.value = value
 
-    def _meet(self, position: int, line: bytes) -> bytes:
-        """What a line that is not known as accepted extends (nothing if it is none); settles it or keeps it pending."""
-        extended = self.view.excluded.get(line)
-        if extended is not None:
-            self.excluded.append(position)
-            return extended
+    def _meet_uncommon(self, position: int, line: bytes) -> bytes:
         if not line:
             return b""
         try:
-            entry = parse_line(line)
+            entry = parse_line_by_fields(line)
         except MalformedEvidence as error:
             self.pending.append(PendingEntry(self._first_index + position, line, error, b"", b""))
             return b""
-        data = entry.template_data
-        column = self._column_hash(data).digest()
-        if column != entry.template_hash:
-            return self._meet_odd(position, line, entry, column)
-        if self._bank_hash is not None:
-            extended = self._bank_hash(data).digest()
-        else:
-            extended = column if self._column_extends else data_value(data, self.bank, self.mode)
-        name = entry.name
-        if (
-            entry.digest in self._digests.get(name, ())
-            and entry.buffer is None
-            and entry.pcr == 10
-            and name != BOOT_AGGREGATE
-            and not (entry.signature and parse_file_signature(entry.signature) is None)
-        ):
-            if self.room > 0 and len(line) <= MAX_LINE_BYTES:
-                self.room -= 1
-                self.view.accepted[line] = extended
-        else:
-            self.pending.append(PendingEntry(self._first_index + position, line, entry, extended, column))
-        return extended
+        return self._defer(position, line, entry, hasher(self._column)(entry.template_data).digest())
 
-    def _meet_odd(self, position: int, line: bytes, entry: Entry, column: bytes) -> bytes:
-        if entry.is_violation and len(entry.template_hash) == self._column.size:
+    def _defer(self, position: int, line: bytes, entry: Entry, column: bytes) -> bytes:
+        """Keep an entry for the judge, whose fields hash to `column`."""
+        is_violation = entry.is_violation and len(entry.template_hash) == self._column.size
+        if is_violation:
             extended = b"\xff" * self.bank.size
         else:
             extended = data_value(entry.template_data, self.bank, self.mode)
@@ -222,7 +227,7 @@ def _find_match(
     walks = []
     for mode in modes:
         view = memo.view(ViewKey(policy.content_hash, fingerprint, bank, mode))
-        walk = _Walk(bank, mode, start.next_entry, policy, view, memo.capacity - len(view))
+        walk = _Walk(bank, mode, start.next_entry, policy, view, memo.capacity)
         yield from walk.run(texts, value, quoted)
         if walk.matched is not None:
             return walk

@@ -15,9 +15,7 @@ DEVICE_REMOVE = "dm_device_remove"
 TABLE_CLEAR = "dm_table_clear"
 DEVICE_RENAME = "dm_device_rename"
 TARGET_UPDATE = "dm_target_update"
-EVENT_NAMES = frozenset(
-    {TABLE_LOAD, DEVICE_RESUME, DEVICE_REMOVE, TABLE_CLEAR, DEVICE_RENAME, TARGET_UPDATE}
-)
+EVENT_NAMES = frozenset({TABLE_LOAD, DEVICE_RESUME, DEVICE_REMOVE, TABLE_CLEAR, DEVICE_RENAME, TARGET_UPDATE})
 
 _STRING = re.compile(r"[A-Za-z0-9\-:_.+@#]+")
 _NUMBER = re.compile(r"[0-9]{1,20}")

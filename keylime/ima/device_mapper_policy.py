@@ -132,7 +132,9 @@ class DeviceMapperPolicy:
             if not matches(str(getattr(event.device, name)))
         ]
         if len(event.targets) != len(rule.targets):
-            faults.append(_load_fault("num_targets_mismatch", event, f"the policy has {len(rule.targets)} targets"))
+            faults.append(
+                _load_fault("num_targets_mismatch", event, f"the policy has {len(rule.targets)} targets")
+            )
         faults.extend(_target_faults(event.kind, event.targets, rule))
         loaded = DeviceState(
             event.name,
@@ -207,7 +209,10 @@ def _compile(name: str, rule: _RuleDocument) -> _Rule:
         clearable=rule.allow_clear,
         device={key: _matcher(getattr(load, key), f"{where}.table_load.{key}") for key in keys},
         targets=tuple(
-            {key: _matcher(value, f"{where}.table_load.targets[{index}].{key}") for key, value in target.items()}
+            {
+                key: _matcher(value, f"{where}.table_load.targets[{index}].{key}")
+                for key, value in target.items()
+            }
             for index, target in enumerate(load.targets)
         ),
         new_name=_matcher(rule.device_rename.valid_name, f"{where}.device_rename.valid_name"),

@@ -5,6 +5,7 @@ Judging entries is left to `keylime.ima.rules`, adding them up to PCR 10 to `key
 
 import hashlib
 from binascii import unhexlify
+from typing import TypeAlias
 
 import msgspec
 
@@ -81,57 +82,71 @@ def split_lines(text: bytes) -> list[bytes]:
     return text.rstrip(b"\n").split(b"\n") if text else []
 
 
-# What the commonest templates need: algorithm as printed -> digest size, name, and the prefix of the d-ng field.
-_NG_DIGESTS = {
-    name.encode(): (size, name, (len(name) + 2 + size).to_bytes(4, "little") + name.encode() + b":\0")
-    for name, size in DIGEST_SIZES.items()
+# The commonest entries, told by what stands between the template hash and the hex of the file digest: template,
+# whether it has a signature, algorithm, hex digits of the digest, and the start of the d-ng field.
+_COMMON = {
+    f" {template} {algorithm}:".encode(): (
+        template,
+        template == "ima-sig",
+        algorithm,
+        2 * size,
+        (len(algorithm) + 2 + size).to_bytes(4, "little") + algorithm.encode() + b":\0",
+    )
+    for template in ("ima-ng", "ima-sig")
+    for algorithm, size in DIGEST_SIZES.items()
 }
-_NG_TEMPLATES: dict[bytes, tuple[str, str | None]] = {
-    b"ima-ng": ("ima-ng", None),
-    b"ima-sig": ("ima-sig", "signature"),
-    b"ima-buf": ("ima-buf", "buffer"),
-}
+_HASH_ENDS = (3 + 40, 3 + 64)  # where a SHA-1 or SHA-256 template hash ends
+_BLANK = ord(" ")
 _SIZES = [size.to_bytes(4, "little") for size in range(4200)]  # covers every path that a kernel can print
+
+CommonFields: TypeAlias = tuple[bytes, str, bytes, str, bytes, str, bytes | None]
+
+
+def common_fields(line: bytes) -> CommonFields | None:
+    """The fields of an `ima-ng` or `ima-sig` entry of PCR 10, in the order of `Entry` after the PCR.
+
+    None for every other line, and for whatever is unusual about one: then `parse_line_by_fields` tells what it
+    is, or what is wrong with it. Apart because nearly all lines that a verifier ever sees are of this form.
+    """
+    try:
+        start = line.index(b":") + 1
+        hash_end = _HASH_ENDS[0]
+        shape = _COMMON.get(line[hash_end:start])
+        if shape is None:
+            hash_end = _HASH_ENDS[1]
+            shape = _COMMON[line[hash_end:start]]
+        template, is_signed, algorithm, digits, prefix = shape
+        end = start + digits
+        # The kernel prints hex in lower case; one look at everything before the path.
+        if line[end] != _BLANK or not line.startswith(b"10 ") or not line[:end].islower():
+            return None
+        path = line[end + 1 :]
+        signature = None
+        tail = b""
+        if is_signed:
+            path, blank, signature_hex = path.partition(b" ")
+            signature, tail = b"", _SIZES[0]
+            if signature_hex:
+                signature = unhexlify(signature_hex)
+                tail = len(signature).to_bytes(4, "little") + signature
+            if not blank or signature_hex != signature_hex.lower():
+                return None
+        if b"\0" in path:
+            return None
+        digest = unhexlify(line[start:end])
+        data = b"".join((prefix, digest, _SIZES[len(path) + 1], path, b"\0", tail))
+        return unhexlify(line[3:hash_end]), template, data, algorithm, digest, path.decode(), signature
+    except (ValueError, KeyError, IndexError):
+        return None
 
 
 def parse_line(line: bytes) -> Entry:
-    """The entry that one line of the ASCII list states. Raises MalformedEvidence, which names a template it does not know.
+    """The entry that one line of the ASCII list states.
 
-    The templates `ima-ng`, `ima-sig` and `ima-buf` take a direct way, because they are nearly all entries that
-    a verifier sees; `parse_line_by_fields` is the general way and gives the same for them.
+    Raises MalformedEvidence, which names a template that is not known.
     """
-    try:
-        pcr, column, template, digest_text, path = line.split(b" ", 4)
-        name, extra_name = _NG_TEMPLATES[template]
-        algorithm, _, digest_hex = digest_text.partition(b":")
-        size, algorithm_name, prefix = _NG_DIGESTS[algorithm]
-        # One look at all hex fields but the last: the kernel prints lower case.
-        canonical = pcr == b"10" and line[: -len(path)].islower()
-        extra = None
-        packed = b""
-        if extra_name is not None:
-            path, blank, extra_hex = path.partition(b" ")
-            extra = unhexlify(extra_hex)
-            packed = _SIZES[0]
-            if extra:
-                packed = len(extra).to_bytes(4, "little") + extra
-                canonical = canonical and extra_hex == extra_hex.lower()
-            canonical = canonical and blank == b" "
-        digest = unhexlify(digest_hex)
-        template_hash = unhexlify(column)
-        if (
-            not canonical
-            or len(digest) != size
-            or len(template_hash) not in _TEMPLATE_HASH_SIZES
-            or b"\0" in path
-        ):
-            return parse_line_by_fields(line)
-        data = b"".join((prefix, digest, _SIZES[len(path) + 1], path, b"\0", packed))
-        if extra_name == "buffer":
-            return Entry(10, template_hash, name, data, algorithm_name, digest, path.decode(), None, extra)
-        return Entry(10, template_hash, name, data, algorithm_name, digest, path.decode(), extra)
-    except (ValueError, KeyError, IndexError):
-        return parse_line_by_fields(line)
+    fields = common_fields(line)
+    return parse_line_by_fields(line) if fields is None else Entry(10, *fields)
 
 
 def parse_line_by_fields(line: bytes) -> Entry:

@@ -47,7 +47,7 @@ class Judge:
     boot_aggregates: frozenset[str]
     ignore_tomtou: bool
     view: MemoView
-    room: int  # how many more lines the view may take
+    memo_limit: int  # how many lines of one kind the view may take
     learned: dict[str, tuple[LearnedKey, ...]]
     device_mapper: DeviceMapperState
     kexec: bool
@@ -88,7 +88,9 @@ class Judge:
                     self.fail(findings.violation(index, entry))
             else:
                 self.fail(
-                    findings.wrong_template_hash(index, entry, self.policy.log_hash_alg, pending.replayed_hash)
+                    findings.wrong_template_hash(
+                        index, entry, self.policy.log_hash_alg, pending.replayed_hash
+                    )
                 )
             return None
         if entry.signature and parse_file_signature(entry.signature) is None:
@@ -218,8 +220,7 @@ class Judge:
         return [key for keyring in self._all_keyrings() for key in keyring.keys]
 
     def _remember(self, lines: dict[bytes, bytes], line: bytes, value: bytes) -> None:
-        if self.room > 0 and len(line) <= MAX_LINE_BYTES:
-            self.room -= 1
+        if len(lines) < self.memo_limit and len(line) <= MAX_LINE_BYTES:
             lines[line] = value
 
 
@@ -231,7 +232,7 @@ def starting_judge(
     *,
     ignore_tomtou: bool,
     view: MemoView,
-    room: int,
+    memo_limit: int,
 ) -> Judge:
     """A judge that goes on from `checkpoint`."""
     return Judge(
@@ -240,7 +241,7 @@ def starting_judge(
         boot_aggregates=boot_aggregates,
         ignore_tomtou=ignore_tomtou,
         view=view,
-        room=room,
+        memo_limit=memo_limit,
         learned={keyring.name: keyring.keys for keyring in checkpoint.keyrings},
         device_mapper=checkpoint.device_mapper,
         kexec=checkpoint.kexec,

@@ -1,1 +1,1 @@
-"""The typed bodies of every REST call and of the revocation message: written once, used in both directions."""
+"""The typed bodies of every REST call and of the revocation message: used in both directions."""

@@ -10,7 +10,7 @@ BodyT = TypeVar("BodyT")
 
 
 class Envelope(msgspec.Struct, frozen=True):
-    """An answer whose results are not looked at yet. Peers may send null, or leave results out, when empty."""
+    """An answer whose results are not looked at yet; peers may send null, or none, when empty."""
 
     code: int
     status: str = ""

@@ -4,7 +4,7 @@ import msgspec
 
 
 class RegisterRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """`POST /agents/{id}`. Every field may be absent or null; keys and certificates are base64 or PEM text."""
+    """`POST /agents/{id}`. Every field may be absent or null; keys and certificates are base64 or PEM."""
 
     agent_id: str | None = None
     ek_tpm: str | None = None

@@ -19,7 +19,7 @@ from keylime.tpm.pcr import MEASURED_BOOT_PCRS
 _SHOWN_OBJECTIONS = 16
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class MeasuredBootPolicy:
     """What the log of one or many machines must satisfy. `judge` is None without demands on its content."""
 

@@ -7,11 +7,13 @@ authenticated; receivers trust the signature inside and nothing else.
 import asyncio
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Self
 
 import msgspec
 import zmq
 import zmq.asyncio
+from zmq.utils.monitor import parse_monitor_message
 
 from keylime.errors import ConfigError, MalformedMessage
 from keylime.messages.envelope import parse_body
@@ -22,6 +24,8 @@ log = logging.getLogger(__name__)
 MAX_MESSAGE_SIZE = 1024 * 1024  # bytes; libzmq drops the connection of a peer that sends more
 HIGH_WATER_MARK = 1000  # messages queued for a slow subscriber, or not yet read by us; more are lost
 LINGER_MS = 1000  # how long a closing publisher goes on sending
+REDIAL_DELAY_MS = 1000  # how long a connection may be lost before it is dialled anew
+_WATCHED_EVENTS = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_SUCCEEDED
 _GARBAGE_LOG_INTERVAL = 1000  # messages: of a flood of garbage the first is logged, then every thousandth
 
 
@@ -73,7 +77,7 @@ class RevocationPublisher:
 
 
 class RevocationSubscriber:
-    """An asynchronous iterator of the messages from several publishers; connections are kept up by ZeroMQ.
+    """An asynchronous iterator of the messages from several publishers; connections are made again when lost.
 
     What is not a signed envelope is skipped. Nothing here is verified yet.
     """
@@ -85,6 +89,8 @@ class RevocationSubscriber:
         self._socket.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.SUBSCRIBE, b"")
+        self._monitor = self._socket.get_monitor_socket(_WATCHED_EVENTS)
+        self._watcher: asyncio.Task[None] | None = None
         self._garbage = 0
         for name in endpoints:
             try:
@@ -97,6 +103,8 @@ class RevocationSubscriber:
         return self
 
     async def __anext__(self) -> SignedRevocation:
+        if self._watcher is None:
+            self._watcher = asyncio.create_task(self._keep_connected())
         while not self._socket.closed:
             try:
                 frames = await self._socket.recv_multipart()
@@ -110,6 +118,25 @@ class RevocationSubscriber:
                 self._report_garbage(error)
         raise StopAsyncIteration
 
+    async def _keep_connected(self) -> None:
+        """Dials again where libzmq gave up: it does so for good after a message that breaks its protocol."""
+        lost: set[str] = set()
+        while True:
+            timeout_ms = REDIAL_DELAY_MS if lost else None
+            if not await self._monitor.poll(timeout_ms):
+                for name in lost:
+                    with suppress(zmq.ZMQError):  # not known any more: libzmq gave up
+                        self._socket.disconnect(name)
+                    self._socket.connect(name)
+                lost.clear()  # from here on libzmq tries again by itself, or tells that it gave up once more
+                continue
+            event = parse_monitor_message(await self._monitor.recv_multipart())
+            name = event["endpoint"].decode("ascii", "replace")
+            if event["event"] in (zmq.EVENT_DISCONNECTED, zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL):
+                lost.add(name)
+            else:
+                lost.discard(name)
+
     def _report_garbage(self, error: MalformedMessage) -> None:
         if self._garbage % _GARBAGE_LOG_INTERVAL == 0:
             log.warning(
@@ -119,6 +146,10 @@ class RevocationSubscriber:
 
     def close(self) -> None:
         """Disconnects; an iteration in progress ends."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+        self._socket.disable_monitor()
+        self._monitor.close(linger=0)
         self._socket.close()
         self._context.term()
 

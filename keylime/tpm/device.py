@@ -4,14 +4,13 @@ Blocking, and for one thread at a time: the agent gives it an executor with a si
 loaded handles that `close` flushes; everything else is bytes and the values of keylime.tpm.
 """
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 from tpm2_pytss.constants import (  # type: ignore[import-untyped]  # ships no types
     ESYS_TR,
     TPM2_ALG,
@@ -33,7 +32,6 @@ from tpm2_pytss.types import (  # type: ignore[import-untyped]
     TPMS_ATTEST,
     TPMS_PCR_SELECTION,
     TPMT_HA,
-    TPMT_PUBLIC,
     TPMT_SYM_DEF,
     TPMU_HA,
 )
@@ -41,6 +39,7 @@ from tpm2_pytss.utils import NoSuchIndex, create_ek_template  # type: ignore[imp
 
 from keylime.errors import TpmError
 from keylime.hashes import HashAlgorithm
+from keylime.tpm.ek_certificates import EkCertificates, choose_certificates
 from keylime.tpm.pcr import DATA_PCR, PcrSelection, PcrValues, data_pcr_value
 from keylime.tpm.templates import (
     EK_CERTIFICATE_INDICES,
@@ -51,9 +50,13 @@ from keylime.tpm.templates import (
     policy_branches,
 )
 
+log = logging.getLogger(__name__)
+
 QUOTE_ATTEMPTS = 5
 _FAMILY_2_0 = b"2.0\0"
 _NV_FIRST = 0x01000000
+_TRANSIENT_FIRST = 0x80000000
+_RC_OBJECT_MEMORY = 0x902
 
 # TPM_PT constants (TPM 2.0 Library part 2, table 28); tpm2_pytss names only some of them.
 _FIXED_PROPERTIES = _FAMILY = 0x100
@@ -74,18 +77,10 @@ class LoadedKey:
 
 @dataclass(frozen=True, slots=True)
 class AkBlobs:
-    """An AK as it is stored between starts: TPM2B_PUBLIC and TPM2B_PRIVATE, of use only under the EK that made it."""
+    """An AK as it is stored between starts: TPM2B_PUBLIC and TPM2B_PRIVATE, of use under its EK only."""
 
     tpm2b_public: bytes
     tpm2b_private: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class EkCertificates:
-    """What NV memory says about an EK, all DER: the certificate of that very key, and the chain above it."""
-
-    certificate: bytes | None
-    chain: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +186,7 @@ class Tpm:
     # Keys
 
     def create_ek(self, encryption_alg: str) -> LoadedKey:
-        """The EK of `encryption_alg` ("rsa", "ecc384", ...), from the template and nonce in NV where there are any."""
+        """The EK of `encryption_alg` ("rsa", "ecc384"), by the template and nonce in NV if there are any."""
         try:
             templates = EK_TEMPLATES[key_label(encryption_alg)]
         except ValueError as error:
@@ -208,8 +203,8 @@ class Tpm:
 
         _, template = create_ek_template(name, read)
         with _command(f"TPM2_CreatePrimary({name})"):
-            handle, public, *_ = self._esapi.create_primary(
-                None, template, primary_handle=ESYS_TR.ENDORSEMENT
+            handle, public, *_ = self._with_room(
+                lambda: self._esapi.create_primary(None, template, primary_handle=ESYS_TR.ENDORSEMENT)
             )
         return self._loaded(handle, public)
 
@@ -223,28 +218,22 @@ class Tpm:
     def ek_certificates(self, ek: LoadedKey) -> EkCertificates:
         """The certificate in NV whose key is `ek`, if there is one, and the certificates above it."""
         defined = self._nv_indices()
-        key = _key_bytes(ek.tpm2b_public)
-        for index in EK_CERTIFICATE_INDICES:
-            if index not in defined:
-                continue
-            # The bytes of the key are looked for, not a parsed certificate: manufacturers' certificates are not
-            # always strict DER, and some name RSAES-OAEP as key type. It is a choice, not a check: registrar and
-            # tenant check.
-            for certificate in _der_items(self._nv_read(index))[:1]:
-                if key in certificate:
-                    return EkCertificates(certificate, self._ek_chain(defined))
-        return EkCertificates(None)
+        stored = [self._nv_read(index) for index in EK_CERTIFICATE_INDICES if index in defined]
+        chain = b"".join(self._nv_read(index) for index in EK_CHAIN_INDICES if index in defined)
+        return choose_certificates(ek.tpm2b_public, stored, chain)
 
     def create_ak(
         self, ek: LoadedKey, signing_alg: str, encryption_alg: str, hash_alg: HashAlgorithm
     ) -> AkBlobs:
-        """A new AK under `ek`, of the EK's kind where `signing_alg` fits it; `hash_alg` is its scheme's hash."""
+        """A new AK under `ek`, of its kind where `signing_alg` fits that; `hash_alg` is the scheme's hash."""
         try:
             template = ak_template(signing_alg, encryption_alg, hash_alg)
         except ValueError as error:
             raise TpmError(str(error)) from error
         with self._authorise(ek) as session, _command("TPM2_Create(AK)"):
-            private, public, *_ = self._esapi.create(ek.handle, None, template, session1=session)
+            private, public, *_ = self._with_room(
+                lambda: self._esapi.create(ek.handle, None, template, session1=session)
+            )
         return AkBlobs(public.marshal(), private.marshal())
 
     def load_ak(self, ek: LoadedKey, blobs: AkBlobs) -> LoadedKey:
@@ -255,7 +244,7 @@ class Tpm:
         except (TSS2_Exception, ValueError) as error:
             raise TpmError(f"the stored AK is damaged: {error}") from error
         with self._authorise(ek) as session, _command("TPM2_Load(AK)"):
-            handle = self._esapi.load(ek.handle, private, public, session1=session)
+            handle = self._with_room(lambda: self._esapi.load(ek.handle, private, public, session1=session))
         return self._loaded(handle, public)
 
     def tpm_handle(self, key: LoadedKey) -> int:
@@ -264,7 +253,7 @@ class Tpm:
             return int(self._esapi.tr_get_tpm_handle(key.handle))
 
     def activate_credential(self, ek: LoadedKey, ak: LoadedKey, id_object: bytes, secret: bytes) -> bytes:
-        """The secret that was encrypted to `ek` for `ak`; arguments as from credential.parse_credential_blob."""
+        """The secret that was encrypted to `ek` for `ak`; see credential.parse_credential_blob."""
         try:
             sealed = TPM2B_ID_OBJECT(credential=id_object)
             seed = TPM2B_ENCRYPTED_SECRET(secret=secret)
@@ -282,8 +271,8 @@ class Tpm:
     def quote(self, ak: LoadedKey, selection: PcrSelection, nonce: bytes, pubkey_pem: str) -> QuoteParts:
         """A quote over `selection` and PCR 16, which holds nothing but the binding of `pubkey_pem`.
 
-        The values are read beside the quote: the kernel may extend PCR 10 in between, and any program PCR 16, so
-        both are done again, up to five times, until they agree.
+        The values are read beside the quote: the kernel may extend PCR 10 in between, and any program PCR 16,
+        so both are done again, up to five times, until they agree.
         """
         selection = PcrSelection(selection.bank, selection.indices | {DATA_PCR})
         bound = data_pcr_value(selection.bank, pubkey_pem)
@@ -351,6 +340,24 @@ class Tpm:
         self._transient.append(handle)
         return LoadedKey(handle, public.marshal())
 
+    def _with_room(self, command: Callable[[], Any]) -> Any:
+        """What `command` gives, with the slots of an agent that was killed freed if the TPM is full.
+
+        A resource manager shows each program its own keys only. Without one there is one program, so what is
+        loaded and is not ours is what an earlier run could not flush.
+        """
+        try:
+            return command()
+        except TSS2_Exception as error:
+            if int(error.rc) != _RC_OBJECT_MEMORY:
+                raise
+        ours = {int(self._esapi.tr_get_tpm_handle(handle)) for handle in self._transient}
+        for handle in self._handles(_TRANSIENT_FIRST):
+            if handle not in ours:
+                log.warning("the TPM is full: key %#x of an earlier run is flushed", handle)
+                self._esapi.flush_context(self._esapi.tr_from_tpmpublic(handle))
+        return command()
+
     @contextmanager
     def _authorise(self, ek: LoadedKey) -> Iterator[Any]:
         """A policy session that may use `ek` once, or the password session where its template allows one."""
@@ -381,8 +388,12 @@ class Tpm:
                 self._esapi.flush_context(session)
 
     def _nv_indices(self) -> frozenset[int]:
+        return self._handles(_NV_FIRST)
+
+    def _handles(self, first: int) -> frozenset[int]:
+        """All handles of one kind: of NV indices, or of transient keys."""
         found: set[int] = set()
-        first, more = _NV_FIRST, True
+        more = True
         while more:
             with _command("TPM2_GetCapability(HANDLES)"):
                 more, capability = self._esapi.get_capability(TPM2_CAP.HANDLES, first, 254)
@@ -407,11 +418,6 @@ class Tpm:
 
     def _nv_buffer_max(self) -> int:
         return min(self._fixed_properties().get(_NV_BUFFER_MAX, 512), 1024) or 512
-
-    def _ek_chain(self, defined: frozenset[int]) -> tuple[bytes, ...]:
-        # One certificate may span indices, so they are joined before they are split.
-        stored = b"".join(self._nv_read(index) for index in EK_CHAIN_INDICES if index in defined)
-        return tuple(reversed(_der_items(stored)))
 
 
 @contextmanager
@@ -438,25 +444,3 @@ def _signed_digest(attest: bytes) -> bytes:
 
 def _signature_hash(signature: Any) -> HashAlgorithm:
     return HashAlgorithm(int(signature.signature.any.hashAlg))
-
-
-def _key_bytes(tpm2b_public: bytes) -> bytes:
-    """The part of a certificate that is the key itself, whatever algorithm identifier stands beside it."""
-    public = load_der_public_key(TPM2B_PUBLIC.unmarshal(tpm2b_public)[0].to_der())
-    if isinstance(public, RSAPublicKey):
-        return public.public_bytes(Encoding.DER, PublicFormat.PKCS1)
-    return public.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
-
-
-def _der_items(data: bytes) -> list[bytes]:
-    """The DER SEQUENCEs that follow each other in `data`; what follows the last one is padding of the NV index."""
-    items = []
-    while len(data) >= 4 and data[0] == 0x30:
-        octets = data[1] & 0x7F if data[1] & 0x80 else 0
-        length = int.from_bytes(data[2 : 2 + octets], "big") if octets else data[1]
-        end = 2 + octets + length
-        if octets > 3 or end > len(data):
-            break
-        items.append(data[:end])
-        data = data[end:]
-    return items

@@ -1,4 +1,4 @@
-"""What the agent's TPM keys look like: names of EK types, AK templates, and the policies that authorise an EK.
+"""What the agent's TPM keys look like: names of EK types, AK templates, the policies that authorise an EK.
 
 Sources: TCG EK Credential Profile 2.5 (appendix B), TPM 2.0 Library part 2. Talks to no TPM: device.py does.
 """
@@ -36,8 +36,8 @@ EK_CERTIFICATE_INDICES = (
 )
 EK_CHAIN_INDICES = range(0x01C00100, 0x01C00200)
 
-# Templates to consider for each `tpm_encryption_alg`, with the index of the certificate that belongs to them: the
-# first one whose certificate is there, else the first. Names are those of tpm2_pytss and the profile.
+# Templates to consider for each `tpm_encryption_alg`, with the index of the certificate that belongs to them:
+# the first one whose certificate is there, else the first. Names are those of tpm2_pytss and the profile.
 EK_TEMPLATES: dict[str, tuple[tuple[str, int], ...]] = {
     "rsa2048": (("EK-RSA2048", 0x01C00002), ("EK-HIGH-RSA2048", 0x01C00012)),
     "rsa3072": (("EK-HIGH-RSA3072", 0x01C0001C),),
@@ -47,7 +47,7 @@ EK_TEMPLATES: dict[str, tuple[tuple[str, int], ...]] = {
     "ecc521": (("EK-HIGH-ECC521", 0x01C00018),),
 }
 
-# PolicyC of the profile: PolicyAuthorizeNV with the index 0x01C07F01 (SHA-256), ...02 (SHA-384), ...03 (SHA-512).
+# PolicyC of the profile: PolicyAuthorizeNV with the indices 0x01C07F01 (SHA-256), 02 (SHA-384), 03 (SHA-512).
 _POLICY_C = {
     HashAlgorithm.SHA256: "3767e2edd43ff45a3a7e1eaefcef78643dca964632e7aad82c673a30d8633fde",
     HashAlgorithm.SHA384: (
@@ -96,8 +96,8 @@ def ak_label(signing_alg: str, encryption_alg: str) -> str:
 def ak_template(signing_alg: str, encryption_alg: str, hash_alg: HashAlgorithm) -> Any:
     """The TPM2B_PUBLIC to create an AK from, with `hash_alg` as its scheme's hash. Raises ValueError.
 
-    `hash_alg` also makes the key's name, except SHA-1, under which two public areas could share one name: then
-    the name is made with SHA-256.
+    `hash_alg` also makes the key's name, except SHA-1, under which two public areas could share one name:
+    then the name is made with SHA-256.
     """
     label = ak_label(signing_alg, encryption_alg)
     no_symmetric = TPMT_SYM_DEF_OBJECT(algorithm=TPM2_ALG.NULL)
@@ -135,9 +135,9 @@ def policy_a(name_alg: HashAlgorithm) -> bytes:
 
 
 def policy_branches(name_alg: HashAlgorithm, auth_policy: bytes) -> tuple[bytes, ...] | None:
-    """The branches for PolicyOR that fulfil an EK's `auth_policy` after PolicySecret: () when none are needed.
+    """The branches for PolicyOR that fulfil `auth_policy` after PolicySecret: () when none are needed.
 
-    None: the policy is not one of the profile's, so PolicySecret(TPM_RH_ENDORSEMENT) cannot authorise the key.
+    None: the policy is not one of the profile's, so PolicySecret(TPM_RH_ENDORSEMENT) cannot authorise the EK.
     """
     first = policy_a(name_alg)
     if auth_policy == first:

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import ipaddress
 import re
 from dataclasses import dataclass
 from typing import TypeVar
@@ -17,7 +18,8 @@ MTLS_DISABLED = "disabled"
 
 _HEX = re.compile(r"(?:0x)?((?:[0-9a-fA-F]{2})+)")
 _PEM = re.compile(r"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]+)-----END CERTIFICATE-----")
-_HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,253}|\[?[0-9a-fA-F:.]{2,45}(?:%[A-Za-z0-9_.-]{1,32})?\]?")
+_HOST_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,253}")
+_IPV6 = re.compile(r"\[[0-9A-Fa-f:.]{2,45}\]|[0-9A-Fa-f:.]{2,45}(?:%[A-Za-z0-9_.-]{1,32})?")
 _T = TypeVar("_T")
 
 
@@ -109,9 +111,17 @@ def _mtls_certificate(text: str | None) -> str | None:
 def _host(text: str | None) -> str | None:
     if not text:
         return None
-    if not _HOST.fullmatch(text):
-        raise RegistrationRefused("ip is neither an address nor a host name")
-    return text
+    if _HOST_NAME.fullmatch(text) or (_IPV6.fullmatch(text) and _is_address(text.strip("[]"))):
+        return text
+    raise RegistrationRefused("ip is neither an address nor a host name")
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _port(value: int | str | None) -> int | None:

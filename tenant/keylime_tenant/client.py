@@ -2,7 +2,7 @@
 
 import ssl
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import aiohttp
@@ -24,6 +24,8 @@ from keylime.messages.versions import (
 )
 from keylime_tenant.config import Address
 from keylime_tenant.errors import CommandFailed
+
+ResultT = TypeVar("ResultT")
 
 # What is wrong when the handshake fails, by who is at the other end.
 _SERVER_TRUST = (
@@ -129,7 +131,7 @@ class Registrar(Service):
             return None
         if reply.code != 200:
             raise self.refusal(reply, f"tell about agent {agent_id}")
-        return parse_body(reply.results, RegisteredAgent), reply
+        return read_results(reply, RegisteredAgent, self.place), reply
 
     async def agents(self) -> Reply:
         """The answer to the list of ids."""
@@ -206,7 +208,7 @@ class AgentClient:
             raise PeerUnreachable(f"{self._place} is not ready: {reply.code} {reply.status}")
         if reply.code != 200:
             raise self._refusal(reply, "give an identity quote")
-        return parse_body(reply.results, QuoteReply), reply
+        return read_results(reply, QuoteReply, self._place), reply
 
     async def send_u(self, version: str, request: UKeyRequest) -> None:
         """Hands over U and the encrypted payload. Raises CommandFailed, PeerUnreachable."""
@@ -217,7 +219,7 @@ class AgentClient:
     async def key_proof(self, version: str, challenge: str) -> str | None:
         """The agent's HMAC of `challenge` under K, in hex; None while it has no K."""
         reply = await self._request("GET", f"/v{version}/keys/verify", query={"challenge": challenge})
-        return parse_body(reply.results, KeyVerification).hmac if reply.code == 200 else None
+        return read_results(reply, KeyVerification, self._place).hmac if reply.code == 200 else None
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -263,6 +265,14 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     while cause is not None:
         yield cause
         cause = cause.__cause__ or cause.__context__
+
+
+def read_results(reply: Reply, kind: type[ResultT], place: str) -> ResultT:
+    """The results as `kind`. Raises MalformedMessage, which names the peer and the field."""
+    try:
+        return parse_body(reply.results, kind)
+    except MalformedMessage as error:
+        raise MalformedMessage(f"{place} sent an answer of another shape: {error}") from error
 
 
 def answer_document(reply: Reply) -> dict[str, Any]:

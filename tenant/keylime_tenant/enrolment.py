@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,9 @@ from keylime_tenant.policies import AgentPolicies
 
 # Two names for the same key type; which one an agent sends depends on its API version.
 _SAME_ALGORITHM = {"rsa": "rsa2048", "ecc": "ecc256"}
+
+# Host names and IP addresses: nothing that could become another part of a URL.
+_HOST = re.compile(r"[A-Za-z0-9:][A-Za-z0-9._:-]{0,254}")
 
 # Registered in place of a certificate by an agent that serves plain HTTP.
 MTLS_DISABLED = "disabled"
@@ -53,7 +57,7 @@ def make_candidate(agent_id: AgentId, record: RegisteredAgent, arguments: Argume
     """
     if record.agent_id != agent_id:
         raise AgentRejected(
-            f"the registrar was asked for agent {agent_id} and answered about {record.agent_id}"
+            f"the registrar was asked for agent {agent_id} and answered about {record.agent_id!r}"
         )
     if not record.mtls_cert:
         raise CommandFailed(f"agent {agent_id} registered without a certificate: its API is older than 2.0")
@@ -61,6 +65,9 @@ def make_candidate(agent_id: AgentId, record: RegisteredAgent, arguments: Argume
     port = arguments.agent_port or record.port
     if not host or not port:
         raise CommandFailed(f"agent {agent_id} registered without an address: give -t and -tp")
+    for name in (host, arguments.cv_targethost or host):
+        if not _HOST.fullmatch(name) or not 0 < port < 65536:
+            raise CommandFailed(f"{name!r} port {port} is no address of an agent: give -t and -tp")
     try:
         ak = parse_attestation_key(base64.b64decode(record.aik_tpm, validate=True))
     except (binascii.Error, ValueError, MalformedEvidence, UnsuitableKey) as error:

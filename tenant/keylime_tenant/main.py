@@ -43,6 +43,10 @@ def main() -> None:
     except KeylimeError as error:
         print(f"keylime_tenant: error: {error}", file=sys.stderr)
         sys.exit(1)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; nothing more can be written, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
 
@@ -57,6 +61,9 @@ def run(arguments: Arguments, environ: Mapping[str, str]) -> None:
     output = Output(log, as_json=arguments.json)
     try:
         asyncio.run(_run(command, arguments, output, environ))
+    except KeylimeError as error:
+        output.failed(str(error))
+        raise
     finally:
         output.finish()
 

@@ -9,16 +9,13 @@ from dataclasses import dataclass
 
 from keylime.policy.allowlist import convert_allowlist
 from keylime.policy.dsse import is_envelope, verify_envelope
-from keylime.policy.tpm_policy import TpmPolicy
 
 from keylime.errors import ConfigError, CredentialError, PolicyError
 from keylime.ima.keyrings import keyring_of
 from keylime.policy.runtime import parse_runtime_policy
+from keylime.policy.tpm_policy import TpmPolicy
 from keylime.tpm.pcr import IMA_PCR, MEASURED_BOOT_PCRS
 from keylime_tenant.arguments import Arguments
-
-_IMA_MASK = 1 << IMA_PCR
-_MEASURED_BOOT_MASK = sum(1 << index for index in MEASURED_BOOT_PCRS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +36,7 @@ class RuntimePolicyText:
 
     policy: str = ""
     key: str = ""
+    warnings: tuple[str, ...] = ()  # about rules that say more than their author may think
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +52,7 @@ class AgentPolicies:
     mb_policy: str | None
     mb_policy_name: str
     ima_keyring: str
+    warnings: tuple[str, ...] = ()
 
 
 def compose(arguments: Arguments, documents: PolicyDocuments) -> AgentPolicies:
@@ -65,17 +64,19 @@ def compose(arguments: Arguments, documents: PolicyDocuments) -> AgentPolicies:
     uses_boot = bool(refstate is not None or arguments.mb_policy_name)
     _demand_unused(operator, {IMA_PCR} if uses_ima else (), "IMA")
     _demand_unused(operator, MEASURED_BOOT_PCRS if uses_boot else (), "measured boot")
-    mask = operator.mask | (_IMA_MASK if uses_ima else 0) | (_MEASURED_BOOT_MASK if uses_boot else 0)
+    whole = operator.with_mask({IMA_PCR} if uses_ima else ())
+    whole = whole.with_mask(MEASURED_BOOT_PCRS if uses_boot else ())
     return AgentPolicies(
-        tpm_policy=tpm_policy_text(operator, mask),
+        tpm_policy=whole.to_wire(),
         operator_mask=operator.mask,
-        mask=mask,
+        mask=whole.mask,
         runtime_policy=runtime.policy,
         runtime_policy_name=arguments.policy_name or "",
         runtime_policy_key=runtime.key,
         mb_policy=refstate,
         mb_policy_name=arguments.mb_policy_name or "",
         ima_keyring=ima_keyring(documents.ima_keys),
+        warnings=runtime.warnings,
     )
 
 
@@ -87,12 +88,6 @@ def operator_policy(text: str | None) -> TpmPolicy:
         raise ConfigError(f"--tpm_policy: {error}") from error
 
 
-def tpm_policy_text(policy: TpmPolicy, mask: int) -> str:
-    """The JSON text that travels: PCR numbers to accepted digests, and `mask`."""
-    values: dict[str, object] = {str(pcr): sorted(digests) for pcr, digests in sorted(policy.values.items())}
-    return json.dumps({**values, "mask": hex(mask)})
-
-
 def runtime_policy(arguments: Arguments, documents: PolicyDocuments) -> RuntimePolicyText:
     """The runtime policy that is sent, valid and with a right signature; empty when none is given.
 
@@ -100,24 +95,21 @@ def runtime_policy(arguments: Arguments, documents: PolicyDocuments) -> RuntimeP
     """
     if documents.allowlist is not None:
         text = converted_allowlist(documents.allowlist, documents.excludes)
-        return RuntimePolicyText(policy=_base64(text.encode()))
+        return RuntimePolicyText(policy=_base64(text.encode()), warnings=parse_runtime_policy(text).warnings)
     content = documents.runtime_policy
     if content is None:
         return RuntimePolicyText()
     _check_digest(content, arguments.runtime_policy_checksum)
     key = documents.runtime_policy_key
-    if key is None and not is_envelope(content):
-        parse_runtime_policy(content)
-        return RuntimePolicyText(policy=_base64(content))
-    parse_runtime_policy(_verified_payload(content, key))
-    return RuntimePolicyText(policy=_base64(content), key=_base64(key or b""))
+    is_signed = key is not None or is_envelope(content)
+    payload = _verified_payload(content, key) if is_signed else content
+    warnings = parse_runtime_policy(payload).warnings
+    return RuntimePolicyText(policy=_base64(content), key=_base64(key or b""), warnings=warnings)
 
 
 def converted_allowlist(allowlist: bytes, excludes: bytes | None) -> str:
     """The runtime policy that means the same as an old allowlist and exclude list. Raises PolicyError."""
-    text = convert_allowlist(_utf8("--allowlist", allowlist), _utf8("--exclude", excludes or b""))
-    parse_runtime_policy(text)
-    return text
+    return convert_allowlist(_utf8("--allowlist", allowlist), _utf8("--exclude", excludes or b""))
 
 
 def reference_state(documents: PolicyDocuments) -> str | None:

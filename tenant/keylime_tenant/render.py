@@ -49,6 +49,11 @@ class Output:
         """The result of the command for `--json`; a later one replaces it, `finish` prints it."""
         self._document = document
 
+    def failed(self, reason: str) -> None:
+        """Makes `reason` the result when the command ended before it had one."""
+        if self._document is None:
+            self._document = {"error": reason}
+
     def literal(self, value: object) -> None:
         """`value` on stdout, outside the log: JSON after its heading, answers as the text of a dictionary."""
         if not self._as_json:

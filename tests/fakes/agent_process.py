@@ -48,7 +48,9 @@ class Registrar:
     async def _register(self, request: Request) -> Response:
         self.paths.append(f"{request.method} {request.version}")
         if self.refusal is not None:
-            return Response(self.refusal, status="Agent re-registration with different TPM identity is forbidden")
+            return Response(
+                self.refusal, status="Agent re-registration with different TPM identity is forbidden"
+            )
         if self.versions is None and request.version != self.spoken:
             return Response(404, empty=True)
         body = request.json(RegisterRequest)

@@ -34,7 +34,12 @@ class Record:
     def encode_sha1(self) -> bytes:
         """TCG_PCR_EVENT."""
         digest = dict(self.digests)[HashAlgorithm.SHA1]
-        return struct.pack("<II", self.pcr, self.type_code) + digest + struct.pack("<I", len(self.data)) + self.data
+        return (
+            struct.pack("<II", self.pcr, self.type_code)
+            + digest
+            + struct.pack("<I", len(self.data))
+            + self.data
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,11 @@ class Span:
 
 
 def record(
-    pcr: int, type_code: int, data: bytes, measured: bytes | None = None, banks: Iterable[HashAlgorithm] = BANKS
+    pcr: int,
+    type_code: int,
+    data: bytes,
+    measured: bytes | None = None,
+    banks: Iterable[HashAlgorithm] = BANKS,
 ) -> Record:
     """An event whose digests are those of `measured` (default: the data)."""
     return Record(pcr, type_code, tuple((bank, b"") for bank in banks), b"").with_data(data, measured)
@@ -92,7 +101,8 @@ def take_apart(log: bytes) -> list[Record]:
     """The records after the header of a well-formed crypto-agile log."""
     return [
         Record(
-            *struct.unpack_from("<II", log, span.start),
+            struct.unpack_from("<I", log, span.start)[0],
+            struct.unpack_from("<I", log, span.start + 4)[0],
             tuple((bank, log[start : start + bank.size]) for bank, start in span.digests),
             log[span.data : span.end],
         )

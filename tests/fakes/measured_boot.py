@@ -30,37 +30,47 @@ def grub_pcrs(bank: HashAlgorithm = SHA256) -> Mapping[int, bytes]:
 
 
 @functools.cache
-def _reference_state(name: str) -> str:
-    return json.dumps(create_reference_state(parse_event_log(capture(name).boot_log)))
+def _reference_state() -> str:
+    return json.dumps(create_reference_state(parse_event_log(capture("grub-secureboot").boot_log)))
 
 
-def reference_state(name: str = "grub-secureboot", **changes: object) -> dict[str, Any]:
-    """The reference state made from a captured boot, with some members replaced."""
-    return {**json.loads(_reference_state(name)), **changes}
+def reference_state(**changes: object) -> dict[str, Any]:
+    """The reference state made from the captured boot with GRUB, with some members replaced."""
+    return {**json.loads(_reference_state()), **changes}
 
 
 def policy(refstate: object, name: str = "example") -> MeasuredBootPolicy:
     """A compiled policy that is on."""
-    compiled = compile_measured_boot_policy(json.dumps(refstate), policy_name=name, registry=built_in_policies())
+    compiled = compile_measured_boot_policy(
+        json.dumps(refstate), policy_name=name, registry=built_in_policies()
+    )
     assert compiled is not None
     return compiled
 
 
 def appraise(
-    log: bytes | None, judged_by: MeasuredBootPolicy, quoted: Mapping[int, bytes], bank: HashAlgorithm = SHA256
+    log: bytes | None,
+    judged_by: MeasuredBootPolicy,
+    quoted: Mapping[int, bytes],
+    bank: HashAlgorithm = SHA256,
 ) -> BootResult:
     """The result of one round in which the content counts."""
     return appraise_boot_log(log, bank=bank, quoted=quoted, policy=judged_by, evaluate_content=True)
 
 
-def boot(records: Records, refstate: object, name: str = "example") -> tuple[Finding, ...]:
+def pcrs_after(records: Records) -> Mapping[int, bytes]:
+    """What the TPM of a machine holds that really booted like this."""
+    return replay_event_log(parse_event_log(build_log(records)))[SHA256]
+
+
+def boot(records: Records, refstate: object) -> tuple[Finding, ...]:
     """Findings about a machine that really booted like this: its TPM holds what its log says."""
-    log = build_log(records)
-    quoted = replay_event_log(parse_event_log(log))[SHA256]
-    return appraise(log, policy(refstate, name), quoted).findings
+    return appraise(build_log(records), policy(refstate), pcrs_after(records)).findings
 
 
-def edit(records: Records, chosen: Callable[[Record], bool], change: Callable[[Record], Record]) -> list[Record]:
+def edit(
+    records: Records, chosen: Callable[[Record], bool], change: Callable[[Record], Record]
+) -> list[Record]:
     """The records with `change` made to those chosen, of which there is at least one."""
     assert any(chosen(item) for item in records)
     return [change(item) if chosen(item) else item for item in records]

@@ -1,4 +1,4 @@
-"""A real software TPM 2.0 with endorsement certificates of its own CA, touching nothing outside its directory.
+"""A real software TPM 2.0 with endorsement certificates of its own CA, all in one directory.
 
     with SoftwareTpm.manufactured(tmp_path / "tpm") as tpm:
         Tpm.open(tpm.tcti)

@@ -1,4 +1,4 @@
-"""A real agent process with a real software TPM, over HTTPS: registration, quotes, payload, revocation, stop."""
+"""A real agent process with a real software TPM: registration, quotes, payload, revocation, stop."""
 
 import asyncio
 import base64
@@ -64,7 +64,7 @@ def authority() -> trustme.CA:
 
 @dataclass
 class Site:
-    """One agent's surroundings: its working directory, its registrar, and a client with a trusted certificate."""
+    """One agent's surroundings: its working directory, its registrar, and a trusted client."""
 
     work_dir: Path
     tcti: str
@@ -138,7 +138,9 @@ async def _check_identity_quote(here: Site, peer: Peer) -> None:
     reply = await peer.fetch(QuoteReply, "GET", "/v2.5/quotes/identity", query={"nonce": NONCE})
     assert (reply.hash_alg, reply.enc_alg, reply.sign_alg) == ("sha256", "ecc256", "ecdsa")
     selection = PcrSelection(HashAlgorithm.SHA256, frozenset({16}))
-    verified = verify_quote(parse_quote(reply.quote), parse_attestation_key(here.ak), NONCE.encode(), selection)
+    verified = verify_quote(
+        parse_quote(reply.quote), parse_attestation_key(here.ak), NONCE.encode(), selection
+    )
     pubkey = await peer.fetch(PublicKeyReply, "GET", "/v2.5/keys/pubkey")
     assert reply.pubkey == pubkey.pubkey
     assert verified.pcrs.values[16] == data_pcr_value(HashAlgorithm.SHA256, pubkey.pubkey)
@@ -149,7 +151,12 @@ async def _check_identity_quote(here: Site, peer: Peer) -> None:
 
 async def _check_integrity_quotes(here: Site, peer: Peer) -> None:
     async def ask(mask: str, partial: int, entry: int) -> QuoteReply:
-        query = {"nonce": NONCE, "mask": mask, "partial": partial, "ima_ml_entry": entry}
+        query: dict[str, str | int] = {
+            "nonce": NONCE,
+            "mask": mask,
+            "partial": partial,
+            "ima_ml_entry": entry,
+        }
         return await peer.fetch(QuoteReply, "GET", "/v2.5/quotes/integrity", query=query)
 
     full = await ask("0x401", 0, 0)
@@ -261,7 +268,9 @@ def test_the_registrar_gets_the_certificate_of_an_rsa_ek(
     run(scenario())
 
 
-def test_an_agent_waits_for_its_registrar(tmp_path: Path, machine: SoftwareTpm, authority: trustme.CA) -> None:
+def test_an_agent_waits_for_its_registrar(
+    tmp_path: Path, machine: SoftwareTpm, authority: trustme.CA
+) -> None:
     async def scenario() -> None:
         async with site(tmp_path, machine, authority) as here:
             here.registrar.refusal = 503
@@ -399,36 +408,44 @@ def test_a_revocation_runs_the_payloads_actions_once(
     async def scenario() -> None:
         signer = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         notifier = _self_signed(signer)
-        async with site(tmp_path, machine, authority) as here, here.agent() as agent:
-            async with await here.peer(agent) as peer:
-                archive = pack_archive(
-                    {
-                        "RevocationNotifier-cert.crt": notifier,
-                        "action_list": b"local_action_show.sh, local_action_fail, local_action_python, other\n",
-                        "local_action_show.sh": (
-                            b'#!/bin/sh\ngrep -q \'"type":"revocation"\' "$1" && echo "Action type: revocation"\n'
-                            b'cp "$1" ' + str(tmp_path / "copy.json").encode() + b"\n"
-                        ),
-                        "local_action_fail.py": b"async def execute(event):\n    raise RuntimeError('no')\n",
-                        "local_action_python.py": (
-                            b"from keylime import keylime_logging, secure_mount\n"
-                            b"logger = keylime_logging.init_logging('local_action_python')\n"
-                            b"async def execute(event):\n"
-                            b"    logger.info('A node in the network has been compromised: %s', event['ip'])\n"
-                            b"    print(secure_mount.mount())\n"
-                        ),
-                    }
-                )
-                key = split_key()
-                u, v = await _shares(peer, key.u, key.v, key.k, encrypt_payload(key.k, archive))
-                await peer.fetch(msgspec.Raw, "POST", "/v2.5/keys/ukey", body=u)
-                await peer.fetch(msgspec.Raw, "POST", "/v2.5/keys/vkey", body=v)
-                await agent.line("payload installed")
-                await _notify(peer, agent, signer)
-                assert not list(tmp_path.glob("revocation-*"))
-                assert msgspec.json.decode((tmp_path / "copy.json").read_bytes())["ip"] == "10.0.0.7"
+        async with (
+            site(tmp_path, machine, authority) as here,
+            here.agent() as agent,
+            await here.peer(agent) as peer,
+        ):
+            archive = pack_archive(_revocation_payload(notifier, tmp_path / "copy.json"))
+            key = split_key()
+            u, v = await _shares(peer, key.u, key.v, key.k, encrypt_payload(key.k, archive))
+            await peer.fetch(msgspec.Raw, "POST", "/v2.5/keys/ukey", body=u)
+            await peer.fetch(msgspec.Raw, "POST", "/v2.5/keys/vkey", body=v)
+            await agent.line("payload installed")
+            await _notify(peer, agent, signer)
+            assert not [name for name in os.listdir(tmp_path) if name.startswith("revocation-")]
+            assert msgspec.json.decode((tmp_path / "copy.json").read_bytes())["ip"] == "10.0.0.7"
 
     run(scenario())
+
+
+def _revocation_payload(certificate: bytes, copy: Path) -> dict[str, bytes]:
+    shell = f"""#!/bin/sh
+grep -q '"type":"revocation"' "$1" && echo "Action type: revocation"
+cp "$1" {copy}
+"""
+    module = """
+from keylime import keylime_logging, secure_mount
+logger = keylime_logging.init_logging('local_action_python')
+
+async def execute(event):
+    logger.info('A node in the network has been compromised: %s', event['ip'])
+    print(secure_mount.mount())
+"""
+    return {
+        "RevocationNotifier-cert.crt": certificate,
+        "action_list": b"local_action_show.sh, local_action_fail\nlocal_action_python other\n",
+        "local_action_show.sh": shell.encode(),
+        "local_action_fail.py": b"async def execute(event):\n    raise RuntimeError('no')\n",
+        "local_action_python.py": module.encode(),
+    }
 
 
 async def _notify(peer: Peer, agent: AgentProcess, signer: rsa.RSAPrivateKey) -> None:

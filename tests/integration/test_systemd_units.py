@@ -91,6 +91,7 @@ def test_the_mount_unit_has_the_name_and_options_that_are_needed() -> None:
 
 
 def test_sysusers_makes_the_user_keylime_in_group_tss(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
     command = [_tool("systemd-sysusers"), f"--root={tmp_path}", str(_SYSTEMD / "sysusers.d" / "keylime.conf")]
     subprocess.run(command, check=True, capture_output=True)  # noqa: S603
     users = [line.split(":") for line in (tmp_path / "etc/passwd").read_text().splitlines()]
@@ -98,10 +99,11 @@ def test_sysusers_makes_the_user_keylime_in_group_tss(tmp_path: Path) -> None:
     assert keylime[5] == "/var/lib/keylime"
     assert keylime[6].endswith("nologin")
     groups = [line.split(":") for line in (tmp_path / "etc/group").read_text().splitlines()]
-    assert ["keylime"] == [fields[3] for fields in groups if fields[0] == "tss"]
+    assert [fields[3] for fields in groups if fields[0] == "tss"] == ["keylime"]
 
 
 def test_tmpfiles_makes_closed_directories(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
     sysusers, tmpfiles = _tool("systemd-sysusers"), _tool("systemd-tmpfiles")
     for tool, options, file in (
         (sysusers, [], "sysusers.d/keylime.conf"),

@@ -244,7 +244,7 @@ def test_deleting_an_absent_agent_succeeds(lab: Lab) -> None:
     for flags in ((), ("-nvc",)):
         done = succeeded(lab.run("-c", "delete", "-u", AGENT, *flags))
         assert f"Verifier at 127.0.0.1 with Port {port} does not have agent {AGENT}." in done.stdout
-        assert f"The Agent {AGENT} is deleted from Verifier (127.0.0.1:{port})." in done.stdout
+        assert f"The Agent {AGENT} is deleted from Verifier (127.0.0.1:{port})\n" in done.stdout
 
 
 def test_lists_are_printed_as_scripts_expect(lab: Lab) -> None:
@@ -279,9 +279,26 @@ def test_json_mode_leaves_stdout_to_one_document(lab: Lab) -> None:
     assert set(json.loads(succeeded(lab.run("-c", "bulkinfo", "--json")).stdout)) == {AGENT}
 
 
+def test_json_mode_tells_failures_too(lab: Lab) -> None:
+    done = lab.run("-c", "cvstatus", "-u", "nobody", "--json")
+    assert done.returncode == 1
+    assert "nobody does not exist on Verifier" in json.loads(done.stdout)["error"]
+
+
+def test_an_agent_without_tls_is_added_only_when_the_option_allows_it(lab: Lab) -> None:
+    open_agent = ScriptedAgent(AGENT, None, ak=lab.agent.ak)
+    with open_agent.server:
+        lab.registrar.records[AGENT] |= {"mtls_cert": "disabled", "port": open_agent.server.port}
+        assert "enable_agent_mtls" in failed(lab.run("-u", AGENT))
+        assert open_agent.server.calls == []
+        done = succeeded(lab.run("-u", AGENT, KEYLIME_TENANT_ENABLE_AGENT_MTLS="False"))
+    assert "mutual TLS disabled" in done.stdout
+    assert lab.added()["mtls_cert"] == "disabled"
+
+
 def test_what_is_not_there_ends_with_one_line(lab: Lab) -> None:
-    assert "does not have agent nobody" in failed(lab.run("-c", "cvstatus", "-u", "nobody"))
-    assert "does not exist on registrar" in failed(lab.run("-c", "regstatus", "-u", "nobody"))
+    assert "nobody does not exist on Verifier (" in failed(lab.run("-c", "cvstatus", "-u", "nobody"))
+    assert "nobody does not exist on Registrar (" in failed(lab.run("-c", "regstatus", "-u", "nobody"))
     assert "does not have agent nobody" in failed(lab.run("-c", "reactivate", "-u", "nobody"))
     assert "Invalid command specified: cvlst" in failed(lab.run("-c", "cvlst"))
     assert "agent id '../x' is not valid" in failed(lab.run("-c", "cvstatus", "-u", "../x"))

@@ -92,16 +92,12 @@ class Machine:
                     tpm.extend_pcr(event.pcr, event.digests)
 
     def measure(self, *files: Path) -> None:
-        """What IMA does when files are run: a line in the list, and PCR 10 extended in every bank."""
-        self._emulate("--append", *files)
+        """What IMA does when files are run: a line in the list, and PCR 10 extended in every bank.
 
-    def measure_boot_aggregate(self) -> None:
-        """The first entry of every IMA list."""
-        self._emulate("--boot-aggregate")
-
-    def _emulate(self, *arguments: str | Path) -> None:
+        The first entry of a boot is boot_aggregate.
+        """
         subprocess.run(  # noqa: S603
-            self.node.command(program("keylime_ima_emulator"), "-f", self.ima_list, *arguments),
+            self.node.command(program("keylime_ima_emulator"), "-f", self.ima_list, "--append", *files),
             env={**self.node.variables(), "TCTI": self.tpm.tcti},
             check=True,
             capture_output=True,
@@ -219,7 +215,7 @@ class Lab:
         certificate = self.control.node.work_dir / "cv_ca/cacert.crt"
         (which.node.work_dir / "cv_ca/cacert.crt").write_bytes(certificate.read_bytes())
         since = which.agent.mark()
-        which.agent.start().wait_for("activated|Activated", since=since)
+        which.agent.start().wait_for("is registered and active", since=since)
 
 
 @contextmanager

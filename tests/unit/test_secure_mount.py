@@ -132,8 +132,10 @@ def test_a_missing_working_directory_is_named(tmp_path: Path) -> None:
         ensure_secure_directory(tmp_path / "none", "1m", environ={})
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root mounts")
-def test_without_root_and_without_a_mount_the_operator_is_told(tmp_path: Path) -> None:
+def test_without_root_and_without_a_mount_the_operator_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 65534)
     with pytest.raises(ConfigError, match=r"var-lib-keylime-secure\.mount"):
         ensure_secure_directory(tmp_path, "1m", environ={})
 
@@ -183,6 +185,7 @@ from keylime.secure_mount import *
 work = Path(sys.argv[1])
 secure = work / "secure"
 os.environ["KEYLIME_DIR"] = str(work)
+os.chown(work, 65534, 65534)
 def ensure(**options):
     try:
         return ensure_secure_directory(work, "64k", environ={}, **options)
@@ -250,5 +253,5 @@ print(ensure(owner=Owner(65534, 65534)).mounted_by_us, os.stat(secure).st_uid)
     ],
 )
 def test_anything_else_in_its_place_is_fatal_and_stays(tmp_path: Path, prepare: str, expected: str) -> None:
-    script = f"{prepare}\nbefore = os.path.ismount(secure)\nprint(ensure())\nassert os.path.ismount(secure) == before\n"
-    assert expected in _in_mount_namespace(tmp_path, _PRELUDE + script)
+    check = "before = os.path.ismount(secure)\nprint(ensure())\nassert os.path.ismount(secure) == before\n"
+    assert expected in _in_mount_namespace(tmp_path, f"{_PRELUDE}{prepare}\n{check}")

@@ -12,6 +12,7 @@ from typing import TypeVar
 from keylime.appraisal.severity import SeverityPolicy
 from keylime.appraisal.verdict import Accepted, Incomplete, Rejected
 from keylime.database.engine import DatabaseUnavailable
+from keylime.errors import CredentialError
 from keylime.identifiers import AgentId
 from keylime.revocation.message import build_revocation
 from keylime.revocation.signing import sign_revocation
@@ -46,32 +47,41 @@ class Journal:
         self._targets = targets
         self._on_revocation = on_revocation
         self._routine: dict[AgentId, AgentRecord] = {}
+        self._flushing = asyncio.Lock()
+
+    def judged(self, record: AgentRecord, polling: Polling, outcome: Outcome, *, version: str) -> AgentRecord:
+        """The record after `outcome`, not written yet."""
+        progress = progress_after(
+            record.progress,
+            polling,
+            outcome,
+            now=int(time.time()),
+            version=version,
+            severities=self._severities,
+        )
+        return replace(record, progress=progress)
 
     async def write(
-        self, record: AgentRecord, polling: Polling, outcome: Outcome, notice: Notify | None, *, version: str
-    ) -> AgentRecord | None:
-        """The record after `outcome`, written or about to be; None when an operator was faster."""
-        now = int(time.time())
-        progress = progress_after(
-            record.progress, polling, outcome, now=now, version=version, severities=self._severities
-        )
-        after = replace(record, progress=progress)
-        _log_outcome(record, after, outcome)
-        if notice is None and is_routine(record.progress, progress):
-            self._routine[record.agent_id] = after
-            return after
-        self._routine.pop(record.agent_id, None)
+        self, before: AgentRecord, after: AgentRecord, outcome: Outcome, notice: Notify | None
+    ) -> bool:
+        """Writes `after` with the revocation that `notice` asks for, now or, when it is routine, soon.
+
+        False when an operator was faster.
+        """
+        _log_outcome(before, after, outcome)
+        if notice is None and is_routine(before.progress, after.progress):
+            self._routine[after.agent_id] = after
+            return True
+        async with self._flushing:  # a batch under way may hold an older record, which must not be written last
+            self._routine.pop(after.agent_id, None)
         revocation = None
         if notice is not None and self._targets:
+            now = int(time.time())
             revocation = await _persistently(lambda: self._sign(after, notice, now))
         written = await _persistently(lambda: self._store.record_change(after, revocation, self._targets))
         if written and revocation is not None:
             self._on_revocation()
-        return after if written else None
-
-    def forget(self, agent_id: AgentId) -> None:
-        """Leaves out what was not written yet of an agent that an operator has changed."""
-        self._routine.pop(agent_id, None)
+        return written
 
     async def run(self) -> None:
         """Writes routine passes once a second, for ever."""
@@ -84,23 +94,25 @@ class Journal:
 
     async def flush(self) -> None:
         """Writes the routine passes gathered so far; keeps them when that fails."""
-        batch, self._routine = self._routine, {}
-        if not batch:
-            return
-        try:
-            await self._store.record_passes(list(batch.values()))
-        except BaseException:
-            self._routine = {**batch, **self._routine}
-            raise
+        async with self._flushing:
+            batch, self._routine = self._routine, {}
+            if not batch:
+                return
+            try:
+                await self._store.record_passes(list(batch.values()))
+            except BaseException:
+                self._routine = {**batch, **self._routine}
+                raise
 
     async def _sign(self, record: AgentRecord, notice: Notify, now: int) -> StoredRevocation | None:
-        secrets = await self._store.secrets_of(record.agent_id)
+        agent_id = record.agent_id
+        secrets = await self._store.secrets_of(agent_id)
         if secrets is None:
             return None
         enrolment = record.enrolment
         message = build_revocation(
             notice.kind,
-            agent_id=enrolment.agent_id,
+            agent_id=agent_id,
             ip=enrolment.ip,
             port=enrolment.port,
             tpm_policy=enrolment.tpm_policy,
@@ -109,8 +121,12 @@ class Journal:
             severity_label=notice.severity_label,
             when=datetime.fromtimestamp(now).astimezone(),
         )
-        signed = sign_revocation(message, secrets.revocation_key)
-        return StoredRevocation(uuid.uuid4().hex, enrolment.agent_id, now, signed.msg, signed.signature)
+        try:
+            signed = sign_revocation(message, secrets.revocation_key)
+        except CredentialError as error:
+            log.error("agent %s: its revocation cannot be signed and is sent unsigned: %s", agent_id, error)
+            signed = sign_revocation(message, "")
+        return StoredRevocation(uuid.uuid4().hex, agent_id, now, signed.msg, signed.signature)
 
 
 async def _persistently(work: Callable[[], Awaitable[ResultT]]) -> ResultT:

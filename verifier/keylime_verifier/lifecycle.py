@@ -44,11 +44,16 @@ class Cadence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Polling:
-    """One agent as the state machine sees it. `attempts` counts failures in a row, of whatever kind."""
+    """One agent as the state machine sees it.
+
+    `attempts` counts silent rounds in a row, `setbacks` rounds in a row that ended in a recoverable rejection or
+    in a defect of ours: they lengthen the pause, but never add up to "not reachable".
+    """
 
     agent: AgentId
     state: OperationalState
     attempts: int = 0
+    setbacks: int = 0
     attestation_count: int = 0
     severity_rank: int | None = None  # of the failure it is in, None when it is in none
     last_event_id: str | None = None
@@ -148,15 +153,15 @@ def advance(
                 polling,
                 state=OperationalState.GET_QUOTE,
                 attempts=0,
+                setbacks=0,
                 v_delivered_to=public_key,
                 v_owed_to=None,
             )
             return delivered, (PollAfter(cadence.quote_interval_s),)
         case Defect():
-            attempt = min(polling.attempts + 1, max(cadence.max_retries, 1))
-            return replace(polling, attempts=attempt), (
-                PollAfter(cadence.retry_delay_s(attempt), renew_key=True),
-            )
+            setback = _next_setback(polling, cadence)
+            pause_s = cadence.retry_delay_s(setback)
+            return replace(polling, setbacks=setback), (PollAfter(pause_s, renew_key=True),)
         case _:
             assert_never(outcome)
 
@@ -168,6 +173,7 @@ def _accepted(polling: Polling, verdict: Accepted, cadence: Cadence) -> tuple[Po
         polling,
         state=OperationalState.GET_QUOTE,
         attempts=0,
+        setbacks=0,
         attestation_count=polling.attestation_count + 1,
         severity_rank=None,
     )
@@ -183,23 +189,24 @@ def _rejected(
     """A failure is told when it is graver than the one the agent is in; the gravest end the polling."""
     gravest = severities.gravest(verdict.findings)
     final = not verdict.recoverable or gravest.severity == severities.highest
-    attempt = polling.attempts + 1
-    go_on: Command = PollAfter(
-        cadence.retry_delay_s(min(attempt, max(cadence.max_retries, 1))), renew_key=True
-    )
-    if final:
-        go_on = StopPolling()
+    setback = _next_setback(polling, cadence)
+    go_on: Command = StopPolling() if final else PollAfter(cadence.retry_delay_s(setback), renew_key=True)
+    answered = replace(polling, attempts=0, setbacks=setback)
     if polling.severity_rank is not None and gravest.severity.rank <= polling.severity_rank:
-        return replace(polling, attempts=attempt), (go_on,)
+        return answered, (go_on,)
     failed = replace(
-        polling,
+        answered,
         state=OperationalState.INVALID_QUOTE,
         v_owed_to=None,
-        attempts=attempt,
         severity_rank=gravest.severity.rank,
         last_event_id=gravest.finding.event_id,
     )
     return failed, (Notify(RevocationKind.REVOCATION, gravest.finding, gravest.severity.label), go_on)
+
+
+def _next_setback(polling: Polling, cadence: Cadence) -> int:
+    """The number of this setback, which stops growing where silence would be given up."""
+    return min(polling.setbacks + 1, max(cadence.max_retries, 1))
 
 
 def _unreachable(

@@ -52,7 +52,7 @@ async def insert_revocation(
                     "attempts": 0,
                     "updated_at": revocation.created_at,
                 }
-                for channel, target in rows
+                for channel, target in dict.fromkeys(rows)
             ],
         )
 

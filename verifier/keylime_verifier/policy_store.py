@@ -25,6 +25,12 @@ class PolicyStore:
             found: str | None = (await connection.execute(query)).scalar()
         return found
 
+    async def content_hashes(self, kind: str) -> dict[str, str]:
+        """The content hashes of all policies of `kind`, by name."""
+        query = sa.select(policies.c.name, policies.c.content_hash).where(policies.c.kind == kind)
+        async with read(self._engine, "list policies") as connection:
+            return {row.name: row.content_hash for row in await connection.execute(query)}
+
     async def text(self, content_hash: str) -> str | None:
         """The policy text with this hash, or None."""
         query = sa.select(policy_texts.c.text).where(policy_texts.c.content_hash == content_hash)

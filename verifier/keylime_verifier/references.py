@@ -1,5 +1,6 @@
 """Compiles what is stored about an agent into the reference that its evidence is appraised against."""
 
+import asyncio
 import base64
 import binascii
 import weakref
@@ -35,6 +36,7 @@ class References:
         self._ignore_tomtou = ignore_tomtou
         self._evaluate_boot_always = evaluate_boot_always
         self._runtime: weakref.WeakValueDictionary[str, RuntimePolicy] = weakref.WeakValueDictionary()
+        self._demands_ima: dict[str, bool] = {}
         self._boot: weakref.WeakValueDictionary[str, MeasuredBootPolicy] = weakref.WeakValueDictionary()
 
     async def build(self, enrolment: Enrolment) -> Reference:
@@ -54,19 +56,31 @@ class References:
             evaluate_boot_always=self._evaluate_boot_always,
         )
 
-    async def has_runtime_policy(self, enrolment: Enrolment) -> bool:
-        """Whether the agent's runtime policy demands anything; an unreadable one does."""
-        try:
-            return (await self._runtime_policy(enrolment.runtime_policy)).demands_ima
-        except PolicyError:
+    async def demands_ima(self, content_hash: str | None) -> bool:
+        """Whether the runtime policy with this text demands anything; one that cannot be read does.
+
+        Remembered for each text, because a status must not cost the compilation of a policy.
+        """
+        if content_hash is None:
             return True
+        known = self._demands_ima.get(content_hash)
+        if known is None:
+            try:
+                known = (await self._compiled(content_hash)).demands_ima
+            except PolicyError:
+                known = True
+            self._demands_ima[content_hash] = known
+        return known
 
     async def _runtime_policy(self, name: str) -> RuntimePolicy:
-        content_hash = await self._hash_of(RUNTIME, name)
+        return await self._compiled(await self._hash_of(RUNTIME, name))
+
+    async def _compiled(self, content_hash: str) -> RuntimePolicy:
         policy = self._runtime.get(content_hash)
         if policy is None:
-            policy = parse_runtime_policy(await self._text_of(content_hash))
-            self._runtime[content_hash] = policy
+            text = await self._text_of(content_hash)
+            policy = self._runtime.get(content_hash) or await asyncio.to_thread(parse_runtime_policy, text)
+            policy = self._runtime.setdefault(content_hash, policy)
         return policy
 
     async def _boot_policy(self, name: str | None) -> MeasuredBootPolicy | None:

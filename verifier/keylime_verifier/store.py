@@ -27,8 +27,18 @@ from keylime_verifier.transactions import read, write
 log = logging.getLogger(__name__)
 
 
+# Names of parameters that are no columns begin with an underscore.
+_UPDATE_MANY = sa.update(agents).where(
+    agents.c.agent_id == sa.bindparam("_agent_id"), agents.c.incarnation == sa.bindparam("_incarnation")
+)
+
+
 class AgentExists(KeylimeError):
     """The id is taken."""
+
+
+class UnreadableRecord(KeylimeError):
+    """A row that we did not write, or that got damaged; names the agent."""
 
 
 class AgentStore:
@@ -38,7 +48,7 @@ class AgentStore:
         self._engine = engine
 
     async def find(self, agent_id: AgentId) -> AgentRecord | None:
-        """The record of one agent, or None. Raises ValueError when its row cannot be read."""
+        """The record of one agent, or None. Raises UnreadableRecord."""
         async with read(self._engine, "read an agent") as connection:
             row = (
                 (await connection.execute(sa.select(agents).where(agents.c.agent_id == agent_id)))
@@ -70,8 +80,8 @@ class AgentStore:
         for row in rows:
             try:
                 records.append(_record_of(row))
-            except (ValueError, KeylimeError) as error:
-                log.error("the record of agent %r cannot be read and is left out: %s", row["agent_id"], error)
+            except UnreadableRecord as error:
+                log.error("%s; the agent is left out", error)
         return records
 
     async def secrets_of(self, agent_id: AgentId) -> Secrets | None:
@@ -115,7 +125,10 @@ class AgentStore:
         return record
 
     async def begin_again(self, agent_id: AgentId, state: OperationalState) -> AgentRecord | None:
-        """Starts a new incarnation in `state`: nothing that was proven or found before counts any more."""
+        """Starts a new incarnation in `state`: nothing that was proven or found before counts any more.
+
+        None when the agent is not there. Raises UnreadableRecord.
+        """
         async with write(self._engine, "change an agent") as connection:
             row = (
                 (await connection.execute(sa.select(agents).where(agents.c.agent_id == agent_id)))
@@ -151,9 +164,13 @@ class AgentStore:
 
     async def record_passes(self, records: Sequence[AgentRecord]) -> None:
         """Writes rounds that changed counters and checkpoints only, in one transaction."""
+        rows = [
+            {"_agent_id": record.agent_id, "_incarnation": record.incarnation}
+            | _progress_columns(record.progress)
+            for record in records
+        ]
         async with write(self._engine, "record attestations") as connection:
-            for record in records:
-                await _update_progress(connection, record)
+            await connection.execute(_UPDATE_MANY, rows)
 
     async def record_change(
         self, record: AgentRecord, revocation: StoredRevocation | None, targets: Sequence[tuple[str, str]]
@@ -227,7 +244,14 @@ def _progress_columns(progress: Progress) -> dict[str, Any]:
 
 
 def _record_of(row: RowMapping) -> AgentRecord:
-    """Raises ValueError or KeylimeError for a row that was not written by us, or got damaged."""
+    """The record in `row`. Raises UnreadableRecord."""
+    try:
+        return _parse_row(row)
+    except (ValueError, TypeError, AttributeError, msgspec.DecodeError, KeylimeError) as error:
+        raise UnreadableRecord(f"the record of agent {row['agent_id']!r} cannot be read: {error}") from error
+
+
+def _parse_row(row: RowMapping) -> AgentRecord:
     enrolment = Enrolment(
         agent_id=parse_agent_id(row["agent_id"]),
         ip=row["ip"],

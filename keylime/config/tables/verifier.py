@@ -29,13 +29,6 @@ VERIFIER = ComponentTable(
         *shared.client_tls("verifier", peer="agents"),
         *shared.database("verifier"),
         _verifier(
-            "max_workers",
-            Kind.INTEGER,
-            16,
-            "Upper bound of the number of worker processes; 0 means the number of processors.",
-            minimum=0,
-        ),
-        _verifier(
             "exponential_backoff",
             Kind.FLAG,
             True,
@@ -70,6 +63,9 @@ VERIFIER = ComponentTable(
         ),
         _verifier("measured_boot_policy_name", Kind.TEXT, "accept-all", "Name of the boot-log policy."),
         _verifier(
+            "measured_boot_imports", Kind.LIST, (), "Python modules that define further boot-log policies."
+        ),
+        _verifier(
             "measured_boot_evaluate",
             Kind.TEXT,
             "once",
@@ -95,21 +91,18 @@ VERIFIER = ComponentTable(
             "Accept IMA violation entries (open writers, time of measure to use) and only report them.",
         ),
         _verifier(
-            "require_allow_list_signatures", Kind.FLAG, False, "Accept only runtime policies that are signed."
-        ),
-        _verifier(
             "shutdown_drain_timeout",
             Kind.NUMBER,
             10.0,
-            "Seconds that running work gets at a stop; never more than 5 are used.",
+            "Seconds that running work gets at a stop; never more than 4 are used.",
             minimum=0,
         ),
         _revocations(
             "enabled_revocation_notifications",
             Kind.LIST,
             ("agent",),
-            "How revocations are announced: agent (HTTPS to every agent), zeromq (publisher), webhook.",
-            choices=("agent", "zeromq", "webhook"),
+            "How revocations are announced: agent (HTTPS to every agent), zeromq (publisher).",
+            choices=("agent", "zeromq"),
             former=(("verifier", "enabled_revocation_notifications"),),
         ),
         _revocations(
@@ -128,25 +121,27 @@ VERIFIER = ComponentTable(
             maximum=65535,
             former=(("verifier", "zmq_port"),),
         ),
-        _revocations(
-            "webhook_url",
-            Kind.TEXT,
-            "",
-            "Where revocations are posted to (https).",
-            former=(("verifier", "webhook_url"),),
-        ),
-        _revocations(
-            "webhook_allow_plain_http",
-            Kind.FLAG,
-            False,
-            "Allow a webhook_url that is not encrypted.",
-        ),
         # Known from existing files, without effect today.
         _ignored("registrar_ip", Kind.ADDRESS, "127.0.0.1", "Registrar; not used by the verifier."),
         _ignored("registrar_port", Kind.INTEGER, 8891, "Registrar; not used by the verifier."),
         _ignored("authorization_provider", Kind.TEXT, "simple", "Access-control module."),
-        _ignored("num_workers", Kind.INTEGER, 0, "Worker processes; see max_workers."),
-        _ignored("measured_boot_imports", Kind.LIST, (), "Modules with more boot-log policies."),
+        _ignored("num_workers", Kind.INTEGER, 0, "Worker processes; the verifier has one."),
+        _ignored("max_workers", Kind.INTEGER, 16, "Worker processes; the verifier has one."),
+        _ignored(
+            "require_allow_list_signatures",
+            Kind.FLAG,
+            False,
+            "Accept only runtime policies that are signed.",
+            refused=True,
+        ),
+        _revocations(
+            "webhook_url",
+            Kind.TEXT,
+            "",
+            "Where revocations are posted to.",
+            ignored=True,
+            former=(("verifier", "webhook_url"),),
+        ),
         *shared.durable_attestation("verifier", signed_attributes=()),
         _ignored("mode", Kind.TEXT, "pull", "Attestation model; only pull is served."),
         _ignored("challenge_lifetime", Kind.INTEGER, 1800, "Push model."),

@@ -3,8 +3,9 @@
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from keylime.errors import PeerUnreachable
+from keylime.errors import ConfigError, PeerUnreachable
 from keylime.messages.agent import UKeyRequest
+from keylime.messages.versions import AGENT_VERSIONS
 from keylime.nonce import new_nonce
 from keylime.payload.keys import auth_tag, encrypt_share, is_auth_tag
 from keylime_tenant.client import AgentClient, answer_document
@@ -34,7 +35,7 @@ async def _enrol(session: Session, *, replace: bool) -> None:
         raise CommandFailed("--push-model: this release polls its agents, push attestation is not available")
     check_rules(session.arguments)
     policies = compose(session.arguments, await session.read_policies())
-    _report_masks(session, policies)
+    _report_policies(session, policies)
     candidate = await _find_candidate(session)
     agent = session.connect_agent(candidate)
     try:
@@ -55,7 +56,9 @@ async def _enrol(session: Session, *, replace: bool) -> None:
         await agent.close()
 
 
-def _report_masks(session: Session, policies: AgentPolicies) -> None:
+def _report_policies(session: Session, policies: AgentPolicies) -> None:
+    for warning in policies.warnings:
+        session.output.warning("%s", warning)
     session.output.info("TPM PCR Mask from policy is %s", hex(policies.operator_mask))
     if policies.mask != policies.operator_mask:
         session.output.info(
@@ -79,6 +82,11 @@ async def _find_candidate(session: Session) -> Candidate:
             record.regcount,
         )
     candidate = make_candidate(session.agent_id, record, session.arguments)
+    if not candidate.serves_tls and session.config.enable_agent_mtls:
+        raise CommandFailed(
+            f"agent {session.agent_id} has mutual TLS disabled: enable it there, or set "
+            "enable_agent_mtls = False in [tenant] and [verifier]"
+        )
     if not candidate.serves_tls:
         session.output.warning(
             "Agent %s has mutual TLS disabled: only its TPM identifies it", session.agent_id
@@ -87,9 +95,12 @@ async def _find_candidate(session: Session) -> Candidate:
 
 
 async def _agent_version(session: Session, candidate: Candidate, agent: AgentClient) -> str:
-    if session.arguments.api_version is not None:
-        return session.arguments.api_version
-    return await _ask_patiently(session, candidate, agent.negotiate)
+    given = session.arguments.api_version
+    if given is None:
+        return await _ask_patiently(session, candidate, agent.negotiate)
+    if given not in AGENT_VERSIONS:
+        raise ConfigError(f"--agent-api-version {given}: expected one of {', '.join(AGENT_VERSIONS)}")
+    return given
 
 
 async def _ask_patiently(
@@ -177,14 +188,14 @@ async def _await_verifier(session: Session, candidate: Candidate) -> None:
         raise CommandFailed(
             f"{verifier.place} took agent {candidate.agent_id} but does not know it afterwards"
         )
+    session.output.listing(f"Agent Info from Verifier ({verifier.address}):", {candidate.agent_id: seen[-1]})
     session.output.info(
         "Agent %s (%s) added to Verifier (%s) after %d tries",
         candidate.agent_id,
         candidate.contact,
         verifier.address,
-        tries,
+        tries - 1,  # the printed number is that of further tries
     )
-    session.output.result({candidate.agent_id: seen[-1]})
     session.output.table(agents_table({candidate.agent_id: seen[-1]}))
 
 

@@ -4,7 +4,7 @@ from keylime.errors import ConfigError
 from keylime.http.client import Reply
 from keylime.messages.verifier import MeasuredBootPolicyRequest, RuntimePolicyRequest
 from keylime_tenant.client import answer_document, results_of
-from keylime_tenant.policies import reference_state, runtime_policy
+from keylime_tenant.policies import operator_policy, reference_state, runtime_policy
 from keylime_tenant.render import names_table
 from keylime_tenant.session import Session
 
@@ -73,10 +73,13 @@ async def list_measured_boot_policies(session: Session) -> None:
 async def _send_runtime_policy(session: Session, method: str) -> None:
     name = _runtime_name(session)
     text = runtime_policy(session.arguments, await session.read_policies())
+    for warning in text.warnings:
+        session.output.warning("%s", warning)
+    tpm_policy = session.arguments.tpm_policy
     body = RuntimePolicyRequest(
         runtime_policy=text.policy,
         runtime_policy_key=text.key,
-        tpm_policy=session.arguments.tpm_policy or "",
+        tpm_policy=operator_policy(tpm_policy).to_wire() if tpm_policy else "",
     )
     reply = await session.verifier.policy(method, _RUNTIME, name, body)
     _report(session, reply, f"store the runtime policy {name}")
@@ -107,12 +110,12 @@ def _boot_name(session: Session) -> str:
 
 def _report(session: Session, reply: Reply, intention: str, *, heading: str | None = None) -> None:
     document = answer_document(reply)
-    if reply.code >= 400:
-        raise session.verifier.refusal(reply, intention)
     if heading is not None:
-        session.output.info("%s: %s.", heading, reply.code)
+        session.output.literal(f"{heading}: {reply.code}.")
     session.output.literal({} if reply.code == 204 else document)
     session.output.result(document)
+    if reply.code >= 400:
+        raise session.verifier.refusal(reply, intention)
 
 
 def _show_names(session: Session, reply: Reply, title: str, key: str) -> None:

@@ -43,7 +43,10 @@ async def show_record(session: Session) -> dict[str, Any]:
         absent = {"code": 404, "status": f"Agent {agent_id} does not exist on {where}.", "results": {}}
         session.output.info("%s", json.dumps(absent))
         session.output.result(absent)
-        raise CommandFailed(f"Agent {agent_id} does not exist on {where}: is it running, and is this its id?")
+        raise CommandFailed(
+            f"Agent {agent_id} does not exist on Registrar ({registrar.address}). "
+            "Is it running, and is this its id?"
+        )
     _, reply = found
     info = {str(agent_id): {**results_of(reply), "operational_state": OperationalState.REGISTERED.text}}
     present = {"code": 200, "status": f"Agent {agent_id} exists on {where}.", "results": info}

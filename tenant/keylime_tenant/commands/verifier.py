@@ -44,9 +44,10 @@ async def show_status(session: Session) -> dict[str, Any]:
     verifier = session.verifier
     found = await verifier.status(session.agent_id)
     if found is None:
+        _say_absent(session, session.agent_id)
         raise CommandFailed(
-            f"Verifier at {verifier.address.host} with Port {verifier.address.port} does not have agent "
-            f"{session.agent_id}. See its agents with `-c cvlist`"
+            f"Agent {session.agent_id} does not exist on Verifier ({verifier.address}). "
+            "See its agents with `-c cvlist`"
         )
     info = {str(session.agent_id): worded_status(found)}
     session.output.listing(f"Agent Info from Verifier ({verifier.address}):", info)
@@ -122,12 +123,17 @@ async def _delete_at(session: Session, verifier: Verifier, agent_id: AgentId) ->
     session.output.result(answer_document(reply))
 
 
-def _report_absent(session: Session, agent_id: AgentId) -> None:
+def _say_absent(session: Session, agent_id: AgentId) -> None:
     address = session.verifier.address
     session.output.info(
         "Verifier at %s with Port %s does not have agent %s.", address.host, address.port, agent_id
     )
-    session.output.info("The Agent %s is deleted from Verifier (%s).", agent_id, address)
+
+
+def _report_absent(session: Session, agent_id: AgentId) -> None:
+    address = session.verifier.address
+    _say_absent(session, agent_id)
+    session.output.info("The Agent %s is deleted from Verifier (%s)", agent_id, address)
     session.output.result({"code": 404, "status": f"agent {agent_id} is not at the verifier", "results": {}})
 
 

@@ -115,7 +115,8 @@ def test_the_boot_log_travels_unchanged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stat", "expected"), [("cpu 1 2\nbtime 1700000000\nintr 5\n", 1_700_000_000), ("cpu 1\n", 0), ("btime x\n", 0)]
+    ("stat", "expected"),
+    [("cpu 1 2\nbtime 1700000000\nintr 5\n", 1_700_000_000), ("cpu 1\n", 0), ("btime x\n", 0)],
 )
 def test_the_boot_time_is_the_kernels(stat: str, expected: int) -> None:
     assert boot_time(stat) == expected

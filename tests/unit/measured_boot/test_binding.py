@@ -60,7 +60,10 @@ def test_other_variables_are_measured_as_structure_only() -> None:
 def test_grub_measures_the_text_behind_its_prefix(prefix: bytes) -> None:
     assert data_is_bound(read(record(8, EventType.IPL, prefix + b"text\0", b"text")))
     assert data_binding(read(record(8, EventType.IPL, prefix + b"text\0", b"tent"))) is Binding.MISMATCH
-    assert data_binding(read(record(8, EventType.IPL, prefix + b"text\0", prefix + b"text\0"))) is Binding.MISMATCH
+    assert (
+        data_binding(read(record(8, EventType.IPL, prefix + b"text\0", prefix + b"text\0")))
+        is Binding.MISMATCH
+    )
 
 
 def test_file_names_and_image_paths_are_not_covered() -> None:

@@ -63,7 +63,8 @@ def test_numbers_types_digests_and_pcrs_are_those_of_the_captured_print(captured
 
     assert [frame(item) for item in ours["events"]] == [frame(item) for item in printed["events"]]
     assert ours["pcrs"] == {
-        bank: {str(index): value for index, value in values.items()} for bank, values in printed["pcrs"].items()
+        bank: {str(index): value for index, value in values.items()}
+        for bank, values in printed["pcrs"].items()
     }
 
 
@@ -77,7 +78,9 @@ def test_the_document_is_that_of_the_tool_but_for_device_paths_and_aggregates(
     command = [str(TOOL), "--eventlog-version=2", str(file)]
     printed = subprocess.run(command, capture_output=True, check=True).stdout  # noqa: S603  a fixed command
     theirs, ours = yaml.safe_load(printed), document(captured.boot_log)
-    theirs["pcrs"] = {bank: {str(index): value for index, value in pcrs.items()} for bank, pcrs in theirs["pcrs"].items()}
+    theirs["pcrs"] = {
+        bank: {str(index): value for index, value in pcrs.items()} for bank, pcrs in theirs["pcrs"].items()
+    }
     unexpected = [
         line
         for line in differences(theirs, ours)

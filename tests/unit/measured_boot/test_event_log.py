@@ -56,7 +56,9 @@ def test_the_header_of_a_tpm_1_2_log_is_an_ordinary_record() -> None:
 def test_a_bank_without_a_name_of_ours_is_read_and_left_out() -> None:
     sizes = [(HashAlgorithm.SHA256, 32), (0x0027, 32)]
     digests = struct.pack("<H", 0x0027) + b"3" * 32 + struct.pack("<H", 0x000B) + b"2" * 32
-    log = parse_event_log(header(sizes) + struct.pack("<III", 4, 4, 2) + digests + struct.pack("<I", 4) + bytes(4))
+    log = parse_event_log(
+        header(sizes) + struct.pack("<III", 4, 4, 2) + digests + struct.pack("<I", 4) + bytes(4)
+    )
     assert log.algorithms == (HashAlgorithm.SHA256,)
     assert log.events[1].digests == {HashAlgorithm.SHA256: b"2" * 32}
 
@@ -100,7 +102,10 @@ BOTH = SHA1 + SHA256
         (header(data=SPEC_ID + struct.pack("<IBBBBI", 0, 0, 2, 0, 2, 0xFFFFFFFF)), "digest algorithms"),
         (header(data=SPEC_ID + struct.pack("<IBBBBIHHB", 0, 0, 2, 0, 3, 1, 4, 20, 0)), "UINTN"),
         (header(data=SPEC_ID + struct.pack("<IBBBBIHHB", 0, 0, 2, 0, 2, 1, 4, 20, 1)), "vendor info"),
-        (header(data=SPEC_ID + struct.pack("<IBBBBIHHBB", 0, 0, 2, 0, 2, 1, 4, 20, 0, 0)), "after the log header"),
+        (
+            header(data=SPEC_ID + struct.pack("<IBBBBIHHBB", 0, 0, 2, 0, 2, 1, 4, 20, 0, 0)),
+            "after the log header",
+        ),
         (header(data=SPEC_ID), "platform class"),
         (b"\1" + header()[1:], "PCR 0"),
         (header()[:8] + b"\1" + header()[9:], "digest of zeros"),
@@ -155,7 +160,9 @@ def test_any_event_data_are_decoded_or_kept_opaque(data: st.DataObject, types: l
     assert [event.data for event in log.events[1:]] == [item.data for item in records]
 
 
-@given(st.integers(min_value=0, max_value=16592), st.binary(max_size=8), st.integers(min_value=0, max_value=8))
+@given(
+    st.integers(min_value=0, max_value=16592), st.binary(max_size=8), st.integers(min_value=0, max_value=8)
+)
 def test_a_damaged_capture_is_a_log_or_refused(offset: int, insertion: bytes, removed: int) -> None:
     log = capture("grub-secureboot").boot_log
     try:

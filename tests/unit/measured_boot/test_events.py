@@ -44,7 +44,11 @@ def grub_events(kind: EventType) -> list[Event]:
 
 
 def grub_variable(name: str) -> UefiVariable:
-    for kind in (EventType.EFI_VARIABLE_DRIVER_CONFIG, EventType.EFI_VARIABLE_BOOT, EventType.EFI_VARIABLE_AUTHORITY):
+    for kind in (
+        EventType.EFI_VARIABLE_DRIVER_CONFIG,
+        EventType.EFI_VARIABLE_BOOT,
+        EventType.EFI_VARIABLE_AUTHORITY,
+    ):
         for event in grub_events(kind):
             if isinstance(event.decoded, UefiVariable) and event.decoded.name == name:
                 return event.decoded
@@ -61,7 +65,11 @@ def grub_variable(name: str) -> UefiVariable:
         (EventType.ACTION, b"Calling INT 19h", Text("Calling INT 19h")),
         (EventType.EVENT_TAG, struct.pack("<II", 7, 3) + b"abc", TaggedEvent(7, b"abc")),
         (EventType.S_CRTM_VERSION, b"\0\0", CrtmVersion(b"\0\0")),
-        (EventType.EFI_PLATFORM_FIRMWARE_BLOB, struct.pack("<QQ", 0x820000, 0xE0000), FirmwareBlob(0x820000, 0xE0000)),
+        (
+            EventType.EFI_PLATFORM_FIRMWARE_BLOB,
+            struct.pack("<QQ", 0x820000, 0xE0000),
+            FirmwareBlob(0x820000, 0xE0000),
+        ),
         (
             EventType.EFI_PLATFORM_FIRMWARE_BLOB2,
             b"\3POS" + struct.pack("<QQ", 1, 2),
@@ -211,7 +219,9 @@ def test_a_signature_list_may_hold_a_header_and_many_signatures() -> None:
         (44, 0, 16, bytes(17)),
     ],
 )
-def test_a_damaged_signature_list_is_refused(list_size: int, header_size: int, size: int, body: bytes) -> None:
+def test_a_damaged_signature_list_is_refused(
+    list_size: int, header_size: int, size: int, body: bytes
+) -> None:
     with pytest.raises(MalformedEvidence):
         parse_signature_lists(signature_list(SHA256_SIGNATURES, list_size, header_size, size, body))
 
@@ -221,7 +231,10 @@ def test_vendor_certificates_are_found_one_after_the_other() -> None:
     certificate = b"\x30\x82\x00\x03abc"
     value = owner.bytes_le + b"pad" + certificate + owner.bytes_le + certificate + b"rest"
     vendor = UefiVariable(IMAGE_SECURITY, "vendor_db", value)
-    assert vendor.vendor_signatures() == (Signature(owner, b"pad" + certificate), Signature(owner, certificate))
+    assert vendor.vendor_signatures() == (
+        Signature(owner, b"pad" + certificate),
+        Signature(owner, certificate),
+    )
     assert UefiVariable(IMAGE_SECURITY, "vendor_db", value[:20]).vendor_signatures() == ()
 
 
@@ -238,7 +251,10 @@ DISK = uuid.UUID("0ec7b7ac-4e4c-461e-b581-561145e4b77f")
     [
         (b"", ""),
         (END, ""),
-        (node(2, 1, struct.pack("<II", 0x0A0341D0, 0)) + node(1, 1, b"\2\x1f") + END, "PciRoot(0x0)/Pci(0x1f,0x2)"),
+        (
+            node(2, 1, struct.pack("<II", 0x0A0341D0, 0)) + node(1, 1, b"\2\x1f") + END,
+            "PciRoot(0x0)/Pci(0x1f,0x2)",
+        ),
         (node(2, 1, struct.pack("<II", 0x0A0841D0, 1)) + END, "PcieRoot(0x1)"),
         (node(2, 1, struct.pack("<II", 0x050141D0, 0)) + END, "Acpi(PNP0501,0x0)"),
         (node(3, 2, struct.pack("<HH", 0, 1)) + END, "Scsi(0x0,0x1)"),
@@ -269,7 +285,13 @@ def test_device_paths_are_rendered(path: bytes, text: str) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [b"\1", node(1, 1, b"\0\0"), END + b"\0", struct.pack("<BBH", 1, 1, 3), struct.pack("<BBH", 1, 1, 0xFFFF)],
+    [
+        b"\1",
+        node(1, 1, b"\0\0"),
+        END + b"\0",
+        struct.pack("<BBH", 1, 1, 3),
+        struct.pack("<BBH", 1, 1, 0xFFFF),
+    ],
 )
 def test_a_damaged_device_path_has_no_text(path: bytes) -> None:
     assert render_device_path(path) is None

@@ -92,7 +92,9 @@ def test_policies_are_registered_and_forgotten_by_name() -> None:
 
 @pytest.mark.parametrize("name", ["reject-all", "nobody"])
 def test_reject_all_and_unknown_names_reject_every_log(name: str) -> None:
-    assert PolicyRegistry().rules(name).compile({"a": 1})(LOG, HashAlgorithm.SHA256) == (Objection("reject all"),)
+    assert PolicyRegistry().rules(name).compile({"a": 1})(LOG, HashAlgorithm.SHA256) == (
+        Objection("reject all"),
+    )
 
 
 def test_accept_all_accepts_every_log() -> None:

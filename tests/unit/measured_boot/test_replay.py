@@ -63,13 +63,17 @@ def test_the_startup_locality_is_the_start_value_of_pcr_0_only(number: int) -> N
 
 
 def test_an_h_crtm_measurement_starts_pcr_0_at_4() -> None:
-    values = replay(parse_event_log(build_log([record(0, EventType.EFI_HCRTM_EVENT, b"HCRTM", b"code")])))[SHA256]
+    values = replay(parse_event_log(build_log([record(0, EventType.EFI_HCRTM_EVENT, b"HCRTM", b"code")])))[
+        SHA256
+    ]
     assert values[0] == hashlib.sha256(bytes(31) + b"\4" + hashlib.sha256(b"code").digest()).digest()
 
 
 def test_records_without_action_are_never_extended() -> None:
     records = [record(pcr, EventType.NO_ACTION, b"remark") for pcr in (0, 7, 23, 0xFFFFFFFF)]
-    assert replay(parse_event_log(build_log([*records, SEPARATOR]))) == replay(parse_event_log(build_log([SEPARATOR])))
+    assert replay(parse_event_log(build_log([*records, SEPARATOR]))) == replay(
+        parse_event_log(build_log([SEPARATOR]))
+    )
 
 
 def test_bytes_that_are_no_log_are_a_value_with_the_reason() -> None:

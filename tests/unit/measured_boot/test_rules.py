@@ -138,7 +138,9 @@ def test_once_is_once_for_each_evaluation() -> None:
 
 
 def test_values_are_collected_and_tested_at_the_end() -> None:
-    end = rules.DelayToFields(rules.FieldsTest(a=rules.TupleTest(rules.IntEqual(1)), b=rules.TupleTest()), "a", "b")
+    end = rules.DelayToFields(
+        rules.FieldsTest(a=rules.TupleTest(rules.IntEqual(1)), b=rules.TupleTest()), "a", "b"
+    )
     test = rules.And(rules.IterateTest(end.collect("a")), end)
     assert test.why_not({}, [1]) == ""
     assert "expected 1" in test.why_not({}, [1, 1])
@@ -175,12 +177,16 @@ def test_a_policy_made_of_them_judges_a_genuine_log() -> None:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=3),
-    lambda children: st.lists(children, max_size=3)
-    | st.dictionaries(
-        st.sampled_from(["Event", "Digests", "Keys", "PCRIndex", "EventType", "a", "VariableName", "UnicodeName"])
-        | st.text(max_size=2),
-        children,
-        max_size=4,
+    lambda children: (
+        st.lists(children, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["Event", "Digests", "Keys", "PCRIndex", "EventType", "a", "VariableName", "UnicodeName"]
+            )
+            | st.text(max_size=2),
+            children,
+            max_size=4,
+        )
     ),
     max_leaves=10,
 )

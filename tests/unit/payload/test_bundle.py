@@ -34,7 +34,9 @@ def zipped(*entries: tuple[zipfile.ZipInfo, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def entry(name: str, content: bytes = b"x", *, mode: int = stat.S_IFREG | 0o644) -> tuple[zipfile.ZipInfo, bytes]:
+def entry(
+    name: str, content: bytes = b"x", *, mode: int = stat.S_IFREG | 0o644
+) -> tuple[zipfile.ZipInfo, bytes]:
     info = zipfile.ZipInfo(name)
     info.external_attr = mode << 16
     return info, content
@@ -139,9 +141,7 @@ def test_only_files_and_directories_are_taken(kind: int) -> None:
         read_archive(zipped(entry("link", b"/etc/passwd", mode=kind | 0o777)))
 
 
-@pytest.mark.parametrize(
-    "names", [("a", "a"), ("a", "a/b"), ("a/b", "a"), ("a/b/c", "a/b"), ("a/", "a")]
-)
+@pytest.mark.parametrize("names", [("a", "a"), ("a", "a/b"), ("a/b", "a"), ("a/b/c", "a/b"), ("a/", "a")])
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_two_entries_for_one_path_are_refused(names: tuple[str, str]) -> None:
     modes = [stat.S_IFDIR if name.endswith("/") else stat.S_IFREG for name in names]

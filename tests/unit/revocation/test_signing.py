@@ -102,5 +102,3 @@ def test_a_genuine_signature_over_something_else_is_refused() -> None:
 def test_a_lone_surrogate_is_refused_without_a_crash() -> None:
     with pytest.raises(CredentialError):
         verify_revocation(SignedRevocation("\ud800", SIGNED.signature), CERTIFICATE)
-
-

@@ -138,7 +138,7 @@ def test_a_registered_key_that_is_garbage_is_refused(agent: ScriptedAgent, aik_t
 
 
 def test_a_record_about_another_agent_is_refused(agent: ScriptedAgent) -> None:
-    with pytest.raises(AgentRejected, match="answered about node2"):
+    with pytest.raises(AgentRejected, match="answered about 'node2'"):
         make_candidate(AGENT, record_of(agent, agent_id="node2"), Arguments())
 
 
@@ -147,6 +147,18 @@ def test_an_agent_without_certificate_or_address_cannot_be_added(agent: Scripted
         make_candidate(AGENT, record_of(agent, mtls_cert=None), Arguments())
     with pytest.raises(CommandFailed, match="give -t and -tp"):
         make_candidate(AGENT, record_of(agent, ip=None), Arguments())
+
+
+@pytest.mark.parametrize("host", ["a/b", "a?x", "u@h", "a b", "a#", "-x", "", "[::1]/"])
+def test_an_address_that_would_change_the_url_is_refused(agent: ScriptedAgent, host: str) -> None:
+    with pytest.raises(CommandFailed, match="give -t and -tp"):
+        make_candidate(AGENT, record_of(agent, ip=host), Arguments())
+
+
+@pytest.mark.parametrize("port", [0, -1, 65536])
+def test_a_port_that_is_none_is_refused(agent: ScriptedAgent, port: int) -> None:
+    with pytest.raises(CommandFailed, match="give -t and -tp"):
+        make_candidate(AGENT, record_of(agent, port=port), Arguments())
 
 
 def test_flags_override_the_registered_address_and_the_verifier_may_have_its_own(

@@ -34,7 +34,8 @@ IMA_IS_MILD = SeverityPolicy(LABELS, [{"event_id": r"ima\..*", "severity_label":
 NEW = Polling(agent=AgentId("a1"), state=OperationalState.START)
 ATTESTED = replace(NEW, state=OperationalState.GET_QUOTE, attestation_count=7)
 ACCEPTED = Accepted(
-    Checkpoint(public_key="KEY"), AcceptedQuote(hash_alg="sha256", encryption_alg="rsa2048", signing_alg="rsassa")
+    Checkpoint(public_key="KEY"),
+    AcceptedQuote(hash_alg="sha256", encryption_alg="rsa2048", signing_alg="rsassa"),
 )
 BAD_FILE = Finding("ima.validation.ima-ng.not_in_allowlist", {}, recoverable=True, explanation="unknown file")
 BAD_QUOTE = Finding("qoute_validation.quote_validation", {}, recoverable=False, explanation="bad signature")
@@ -52,13 +53,22 @@ def test_an_accepted_quote_leads_to_polling_at_the_interval() -> None:
 
 def test_v_follows_the_first_accepted_quote_and_nothing_else() -> None:
     owed = replace(NEW, has_v=True)
-    for outcome in (rejected(BAD_FILE), Incomplete("early", Checkpoint.fresh()), Unreachable("down"), Defect("bug")):
+    for outcome in (
+        rejected(BAD_FILE),
+        Incomplete("early", Checkpoint.fresh()),
+        Unreachable("down"),
+        Defect("bug"),
+    ):
         _, commands = advance(owed, outcome, CADENCE, EMERGENCY_ONLY)
         assert not any(isinstance(command, ProvideV) for command in commands), outcome
     polling, commands = advance(owed, ACCEPTED, CADENCE, EMERGENCY_ONLY)
     assert (polling.state, commands) == (OperationalState.PROVIDE_V, (ProvideV("KEY"),))
     polling, commands = advance(polling, VDelivered("KEY"), CADENCE, EMERGENCY_ONLY)
-    assert (polling.state, polling.v_delivered_to, commands) == (OperationalState.GET_QUOTE, "KEY", (PollAfter(2),))
+    assert (polling.state, polling.v_delivered_to, commands) == (
+        OperationalState.GET_QUOTE,
+        "KEY",
+        (PollAfter(2),),
+    )
     polling, commands = advance(polling, ACCEPTED, CADENCE, EMERGENCY_ONLY)
     assert commands == (PollAfter(2),), "V is not sent twice to one key"
 
@@ -76,11 +86,17 @@ def test_silence_is_retried_ever_later(attempts: int, expected: Command) -> None
     polling, commands = advance(
         replace(ATTESTED, attempts=attempts), Unreachable("no route"), CADENCE, EMERGENCY_ONLY
     )
-    assert (polling.state, polling.attempts, commands) == (OperationalState.GET_QUOTE, attempts + 1, (expected,))
+    assert (polling.state, polling.attempts, commands) == (
+        OperationalState.GET_QUOTE,
+        attempts + 1,
+        (expected,),
+    )
 
 
 def test_silence_of_an_attested_agent_is_told_when_given_up() -> None:
-    polling, commands = advance(replace(ATTESTED, attempts=2), Unreachable("no route"), CADENCE, EMERGENCY_ONLY)
+    polling, commands = advance(
+        replace(ATTESTED, attempts=2), Unreachable("no route"), CADENCE, EMERGENCY_ONLY
+    )
     assert polling.state is OperationalState.FAILED
     assert polling.last_event_id == "internal.verifier.not_reachable"
     notice, end = commands
@@ -113,7 +129,11 @@ def test_v_that_cannot_be_delivered_is_retried_and_then_told() -> None:
 )
 def test_a_refusal_is_final_and_not_told(outcome: Refused, event: str) -> None:
     polling, commands = advance(ATTESTED, outcome, CADENCE, EMERGENCY_ONLY)
-    assert (polling.state, polling.last_event_id, commands) == (OperationalState.FAILED, event, (StopPolling(),))
+    assert (polling.state, polling.last_event_id, commands) == (
+        OperationalState.FAILED,
+        event,
+        (StopPolling(),),
+    )
 
 
 def test_the_gravest_failure_ends_the_polling_and_is_told() -> None:

@@ -1,0 +1,130 @@
+"""The TPM policy: values that PCRs outside the logs may have, and the mask of PCRs that are to be quoted."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+from keylime.appraisal.findings import Finding
+from keylime.errors import PolicyError
+from keylime.policy.strict_json import load_document
+from keylime.tpm.pcr import DATA_PCR, IMA_PCR, PCR_COUNT
+
+_MAX_VALUE = 128  # hex digits: SHA-512
+
+
+@dataclass(frozen=True, slots=True)
+class TpmPolicy:
+    """Allowed values (lower-case hex, of any bank) by PCR; `mask` has bit n set for PCR n."""
+
+    values: Mapping[int, frozenset[str]]
+    mask: int
+
+    @classmethod
+    def from_operator(cls, text: str) -> "TpmPolicy":
+        """What an operator writes: an object of PCR numbers with a hex value or a list of them.
+
+        Raises PolicyError naming the PCR. PCR 10 is IMA's and 16 Keylime's. The mask covers what is named.
+        """
+        document = _load(text)
+        for key in document:
+            _pcr_number(key)
+            if int(key) in (IMA_PCR, DATA_PCR):
+                owner = "IMA" if int(key) == IMA_PCR else "Keylime itself"
+                raise PolicyError(f"tpm_policy: PCR {key} is used by {owner} and cannot be in the policy")
+        values = _values(document)
+        return cls(values, sum(1 << index for index in values))
+
+    @classmethod
+    def from_wire(cls, text: str) -> "TpmPolicy":
+        """What a tenant sends: the same object with `mask` as hex text. Raises PolicyError."""
+        document = _load(text)
+        mask = _parse_mask(document.pop("mask", "0x0"))
+        return cls(_values(document), mask)
+
+    def with_mask(self, indices: Iterable[int]) -> "TpmPolicy":
+        """This policy with the PCRs `indices` in its mask as well."""
+        return replace(self, mask=self.mask | sum(1 << index for index in set(indices)))
+
+    def to_wire(self) -> str:
+        """The JSON text for the verifier; the mask comes last, as hex without padding."""
+        document: dict[str, object] = {
+            str(index): sorted(self.values[index]) for index in sorted(self.values)
+        }
+        document["mask"] = hex(self.mask)
+        return json.dumps(document)
+
+    def evaluate(self, quoted: Mapping[int, bytes], consumed: frozenset[int]) -> tuple[Finding, ...]:
+        """Every finding about the `quoted` PCRs (raw values) that no log or key has `consumed` already."""
+        findings = []
+        for index in sorted(self.values.keys() & quoted.keys() - consumed):
+            if quoted[index].hex() not in self.values[index]:
+                findings.append(_wrong_value(index, quoted[index].hex(), self.values[index]))
+        missing = sorted(self.values.keys() - quoted.keys() - consumed)
+        if missing:
+            findings.append(_missing(missing))
+        return tuple(findings)
+
+
+def _wrong_value(index: int, observed: str, allowed: frozenset[str]) -> Finding:
+    expected = tuple(sorted(allowed))
+    return Finding(
+        f"pcr_validation.invalid_pcr_{index}",
+        {"got": observed, "expected": list(expected)},
+        recoverable=True,
+        explanation=f"PCR {index} has a value that the TPM policy does not list. If the change was meant, "
+        "update the agent with the new value in --tpm_policy.",
+        observed=observed,
+        expected=expected,
+    )
+
+
+def _missing(indices: list[int]) -> Finding:
+    text = ", ".join(map(str, indices))
+    return Finding(
+        "pcr_validation.missing_pcrs",
+        {"context": "PCRs of the TPM policy are missing in the quote", "data": indices},
+        recoverable=True,
+        explanation=f"The quote does not cover PCR {text}, which the TPM policy lists.",
+    )
+
+
+def _load(text: str) -> dict[str, object]:
+    document = load_document(text, "tpm_policy")
+    if not isinstance(document, dict):
+        raise PolicyError("tpm_policy: expected an object of PCR numbers and hex values")
+    return dict(document)
+
+
+def _values(document: Mapping[str, object]) -> Mapping[int, frozenset[str]]:
+    return MappingProxyType({_pcr_number(key): _hex_values(key, value) for key, value in document.items()})
+
+
+def _pcr_number(key: str) -> int:
+    if not (key.isascii() and key.isdigit() and len(key) <= 2 and int(key) < PCR_COUNT):
+        raise PolicyError(f"tpm_policy: {key[:40]!r} is not a PCR number from 0 to {PCR_COUNT - 1}")
+    return int(key)
+
+
+def _hex_values(key: str, value: object) -> frozenset[str]:
+    values = value if isinstance(value, list) else [value]
+    allowed = set()
+    for text in values:
+        if not isinstance(text, str) or not _is_hex(text):
+            raise PolicyError(f"tpm_policy: PCR {key}: {str(text)[:40]!r} is not a digest in hex")
+        allowed.add(text.lower())
+    return frozenset(allowed)
+
+
+def _is_hex(text: str) -> bool:
+    return 0 < len(text) <= _MAX_VALUE and all(digit in "0123456789abcdefABCDEF" for digit in text)
+
+
+def _parse_mask(value: object) -> int:
+    try:
+        mask = int(value, 16) if isinstance(value, str) and value.isascii() else -1
+    except ValueError:
+        mask = -1
+    if not 0 <= mask < 1 << PCR_COUNT:
+        raise PolicyError("tpm_policy: mask is not the hex text of a set of PCRs 0 to 23")
+    return mask

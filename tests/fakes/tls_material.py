@@ -1,0 +1,136 @@
+"""Certificates of every sort a server meets, made with `cryptography` alone, and contexts with them."""
+
+import datetime
+import ipaddress
+import ssl
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
+
+CLIENT_AUTH = ExtendedKeyUsageOID.CLIENT_AUTH
+SERVER_AUTH = ExtendedKeyUsageOID.SERVER_AUTH
+_DAY = datetime.timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class Issued:
+    """A certificate with its key."""
+
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+
+    @property
+    def der(self) -> bytes:
+        """The certificate's DER."""
+        return self.certificate.public_bytes(Encoding.DER)
+
+    @property
+    def pem(self) -> str:
+        """The certificate's PEM."""
+        return self.certificate.public_bytes(Encoding.PEM).decode()
+
+    def load_into(self, context: ssl.SSLContext) -> None:
+        """Makes `context` present this certificate."""
+        key = self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(key + self.certificate.public_bytes(Encoding.PEM))
+            file.flush()
+            context.load_cert_chain(file.name)
+
+
+class Authority:
+    """A certificate authority for tests."""
+
+    def __init__(self, name: str = "Test CA") -> None:
+        self.key = ec.generate_private_key(ec.SECP256R1())
+        self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        self.certificate = _build(self.name, self.name, self.key.public_key(), days=(-1, 30), ca=True).sign(
+            self.key, hashes.SHA256()
+        )
+
+    def issue(
+        self,
+        common_name: str | None,
+        *,
+        usages: tuple[ObjectIdentifier, ...] = (),
+        days: tuple[int, int] = (-1, 30),
+        ca: bool = False,
+    ) -> Issued:
+        """A certificate valid between the two days counted from now; without `usages` it has no EKU."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name(
+            [x509.NameAttribute(NameOID.COMMON_NAME, common_name)]
+            if common_name is not None
+            else [x509.NameAttribute(NameOID.ORGANIZATION_NAME, "nobody")]
+        )
+        builder = _build(subject, self.name, key.public_key(), days=days, ca=ca)
+        if usages:
+            builder = builder.add_extension(x509.ExtendedKeyUsage(list(usages)), critical=False)
+        return Issued(builder.sign(self.key, hashes.SHA256()), key)
+
+    def write(self, path: Path) -> Path:
+        """The CA certificate in a PEM file."""
+        path.write_bytes(self.certificate.public_bytes(Encoding.PEM))
+        return path
+
+    def trusted_by(self, context: ssl.SSLContext) -> None:
+        """Makes `context` trust this authority."""
+        context.load_verify_locations(cadata=self.certificate.public_bytes(Encoding.DER))
+
+
+def self_signed(common_name: str) -> Issued:
+    """A certificate like those that agents make for themselves."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+    return Issued(
+        _build(name, name, key.public_key(), days=(-1, 30), ca=None).sign(key, hashes.SHA256()), key
+    )
+
+
+def server_context(authority: Authority, *, clients: ssl.VerifyMode = ssl.CERT_OPTIONAL) -> ssl.SSLContext:
+    """A server's context with a certificate of `authority`, which also vouches for clients."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue("server", usages=(SERVER_AUTH,)).load_into(context)
+    authority.trusted_by(context)
+    context.verify_mode = clients
+    return context
+
+
+def client_context(authority: Authority, identity: Issued | None = None) -> ssl.SSLContext:
+    """A client's context that trusts `authority` and presents `identity`."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    authority.trusted_by(context)
+    if identity is not None:
+        identity.load_into(context)
+    return context
+
+
+def _build(
+    subject: x509.Name,
+    issuer: x509.Name,
+    public_key: ec.EllipticCurvePublicKey,
+    *,
+    days: tuple[int, int],
+    ca: bool | None,
+) -> x509.CertificateBuilder:
+    now = datetime.datetime.now(datetime.UTC)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(public_key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now + days[0] * _DAY)
+        .not_valid_after(now + days[1] * _DAY)
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
+        )
+    )
+    return builder if ca is None else builder.add_extension(x509.BasicConstraints(ca, None), critical=True)

@@ -1,0 +1,239 @@
+"""Whole appraisals, through the public entry point."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from keylime.appraisal.appraise import appraise
+from keylime.appraisal.challenge import Challenge, make_challenge
+from keylime.appraisal.checkpoint import Checkpoint, decode_checkpoint, encode_checkpoint
+from keylime.appraisal.memo import AppraisalMemo
+from keylime.appraisal.reference import Reference
+from keylime.appraisal.verdict import Accepted, Incomplete, Rejected, Verdict
+from keylime.ima.measurement_list import split_lines
+from keylime.messages.agent import QuoteReply
+from keylime.nonce import new_nonce
+from keylime.policy.tpm_policy import TpmPolicy
+from tests.captures import AK_LABELS, Capture, Stage, capture, captures, stages
+from tests.evidence import (
+    SoftwareMachine,
+    boot_policy,
+    captured_challenge,
+    captured_reply,
+    policy_of,
+    reference,
+)
+
+CLEAN = capture("direct-efistub").stage("s1-clean")
+TAMPERED = capture("direct-efistub").stage("s2-tampered")
+
+
+def events(verdict: Verdict) -> list[str]:
+    assert isinstance(verdict, Rejected), verdict
+    return [finding.event_id for finding in verdict.findings]
+
+
+def known_good(stage: Stage, ak: str, *policies: Stage) -> Reference:
+    """Measured boot, and a runtime policy made of the lists of `policies`."""
+    return reference(
+        capture(stage.capture).ak_public(ak),
+        measured_boot=boot_policy(),
+        runtime_policy=policy_of(one.ascii_list for one in (policies or (stage,))),
+        ignore_tomtou=True,
+    )
+
+
+@pytest.mark.parametrize("stage", stages(), ids=lambda stage: f"{stage.capture}/{stage.name}")
+def test_every_capture_is_accepted_by_a_policy_made_of_its_own_list(stage: Stage) -> None:
+    for ak in AK_LABELS:
+        known = known_good(stage, ak)
+        for bank in stage.banks:
+            reply = captured_reply(stage, ak, bank)
+            verdict = appraise(reply, captured_challenge(stage, known), known, Checkpoint.fresh())
+            assert isinstance(verdict, Accepted), (ak, bank, verdict)
+            assert verdict.quote.ima_entries == stage.entries
+
+
+@pytest.mark.parametrize("one", captures(), ids=lambda one: one.name)
+def test_the_tampered_stage_names_exactly_the_tampered_paths(one: Capture) -> None:
+    clean, tampered = (one.stage(name) for name in ("s1-clean", "s2-tampered"))
+    known = known_good(tampered, "ecdsa", clean)
+    reply = captured_reply(tampered, "ecdsa", "sha256")
+    verdict = appraise(reply, captured_challenge(tampered, known), known, Checkpoint.fresh())
+    assert isinstance(verdict, Rejected)
+    allowed = known.runtime_policy.digests
+    added = split_lines(tampered.ascii_list)[clean.entries :]
+    paths = {line.split(b" ")[4].decode() for line in added}
+    changed = {path for path in paths if path == "/usr/local/bin/hello.sh" or path not in allowed}
+    assert {finding.path for finding in verdict.findings} == changed
+    assert "/usr/local/bin/hello.sh" in changed
+    assert "/usr/local/bin/dropped-in" in changed
+
+
+def fresh_round(
+    machine: SoftwareMachine, known: Reference, checkpoint: Checkpoint | None = None, **lies: object
+) -> tuple[Challenge, QuoteReply, Verdict]:
+    before = checkpoint or Checkpoint.fresh()
+    challenge = make_challenge(known, before, new_nonce(), renew_key=False)
+    reply = machine.answer(challenge, **lies)
+    return challenge, reply, appraise(reply, challenge, known, before)
+
+
+@pytest.fixture
+def machine() -> SoftwareMachine:
+    return SoftwareMachine.of_stage(CLEAN)
+
+
+@pytest.fixture
+def known(machine: SoftwareMachine) -> Reference:
+    return reference(
+        machine.ak.tpm2b_public,
+        measured_boot=boot_policy(),
+        runtime_policy=policy_of([CLEAN.ascii_list]),
+    )
+
+
+def accepted(machine: SoftwareMachine, known: Reference, checkpoint: Checkpoint | None = None) -> Checkpoint:
+    _, _, verdict = fresh_round(machine, known, checkpoint)
+    assert isinstance(verdict, Accepted), verdict
+    return verdict.checkpoint
+
+
+def test_the_next_round_goes_on_from_the_checkpoint(machine: SoftwareMachine, known: Reference) -> None:
+    checkpoint = decode_checkpoint(encode_checkpoint(accepted(machine, known)))
+    challenge, reply, verdict = fresh_round(machine, known, checkpoint)
+    assert challenge.ima_entry == CLEAN.entries
+    assert not challenge.wants_public_key
+    assert reply.ima_measurement_list == ""
+    assert isinstance(verdict, Accepted)
+
+
+def test_a_bad_file_in_a_later_round_is_found(machine: SoftwareMachine, known: Reference) -> None:
+    checkpoint = accepted(machine, known)
+    machine.ima_list, machine.pcrs = TAMPERED.ascii_list, dict(TAMPERED.pcrs("sha256"))
+    _, _, verdict = fresh_round(machine, known, checkpoint)
+    assert isinstance(verdict, Rejected)
+    assert verdict.recoverable
+    assert verdict.checkpoint.ima.next_entry == 0, "the next appraisal starts from entry 0"
+    hello = next(f for f in verdict.findings if f.path == "/usr/local/bin/hello.sh")
+    assert hello.event_id == "ima.validation.ima-ng.runtime_policy_hash"
+    assert hello.log_index is not None
+    assert hello.log_index >= CLEAN.entries
+
+
+def test_the_verdict_does_not_depend_on_what_is_remembered(
+    machine: SoftwareMachine, known: Reference
+) -> None:
+    memo = AppraisalMemo()
+    challenge = make_challenge(known, Checkpoint.fresh(), new_nonce(), renew_key=True)
+    reply = machine.answer(challenge)
+    verdicts = [appraise(reply, challenge, known, Checkpoint.fresh(), memo) for _ in range(3)]
+    assert verdicts[0] == verdicts[1] == verdicts[2] == appraise(reply, challenge, known, Checkpoint.fresh())
+
+
+def test_a_reboot_demands_the_whole_list_and_is_then_accepted(
+    machine: SoftwareMachine, known: Reference
+) -> None:
+    checkpoint = accepted(machine, known)
+    machine.reset_count += 1
+    _, _, verdict = fresh_round(machine, known, checkpoint)
+    assert isinstance(verdict, Incomplete)
+    challenge, _, verdict = fresh_round(machine, known, verdict.checkpoint)
+    assert challenge.ima_entry == 0
+    assert isinstance(verdict, Accepted)
+    assert verdict.checkpoint.reboots == 1
+    assert verdict.checkpoint.incomplete_rounds == 0
+
+
+def test_a_changed_boot_time_gives_no_verdict_and_twice_in_a_row_a_failure(
+    machine: SoftwareMachine, known: Reference
+) -> None:
+    checkpoint = accepted(machine, known)
+    _, _, verdict = fresh_round(machine, known, checkpoint, boottime=99)
+    assert isinstance(verdict, Incomplete)
+    again = replace_ima(verdict.checkpoint, checkpoint)
+    _, _, verdict = fresh_round(machine, known, again, boottime=98)
+    assert events(verdict) == ["qoute_validation.quote_validation"]
+
+
+def replace_ima(counted: Checkpoint, partial: Checkpoint) -> Checkpoint:
+    """A checkpoint that has counted one round without verdict but would still go on from an offset."""
+    fields = {name: getattr(counted, name) for name in counted.__struct_fields__}
+    return Checkpoint(**{**fields, "ima": partial.ima})
+
+
+def test_a_list_cut_short_gives_one_more_try_and_then_a_failure(
+    machine: SoftwareMachine, known: Reference
+) -> None:
+    machine.ima_list = machine.ima_list[: machine.ima_list.rindex(b"\n", 0, -1) + 1]
+    _, _, verdict = fresh_round(machine, known)
+    assert isinstance(verdict, Incomplete)
+    _, _, verdict = fresh_round(machine, known, verdict.checkpoint)
+    assert events(verdict) == ["ima.pcr_mismatch"]
+
+
+def test_a_list_ahead_of_the_quote_is_accepted_up_to_it(machine: SoftwareMachine, known: Reference) -> None:
+    machine.ima_list = TAMPERED.ascii_list
+    checkpoint = accepted(machine, known)
+    assert checkpoint.ima.next_entry == CLEAN.entries
+
+
+@pytest.mark.parametrize(
+    ("lies", "event"),
+    [
+        ({"ima_measurement_list": None}, "pcr_validation.unused_pcr_10"),
+        ({"mb_measurement_list": None}, "pcr_validation.unused_pcr_0"),
+        ({"mb_measurement_list": "AAAA\n"}, "measured_boot.parser.log.base64decode"),
+        ({"mb_measurement_list": "AAAA"}, "measured_boot.parser.tpm2_eventlog.error"),
+        ({"quote": "r:::"}, "qoute_validation.quote_validation"),
+        ({"hash_alg": "md5"}, "qoute_validation.invalid_hash_alg"),
+        ({"hash_alg": "sha1"}, "qoute_validation.quote_validation"),
+        ({"enc_alg": "rsa2048"}, "qoute_validation.invalid_enc_alg"),
+        ({"sign_alg": "rsassa"}, "qoute_validation.invalid_sign_alg"),
+        ({"pubkey": "another key"}, "pcr_validation.invalid_pcr_16"),
+        ({"pubkey": None}, "qoute_validation.no_pubkey"),
+        ({"ima_measurement_list_entry": 7}, "qoute_validation.invalid_ima_entry_nb"),
+    ],
+)
+def test_what_is_missing_or_does_not_fit_is_a_finding(
+    machine: SoftwareMachine, known: Reference, lies: dict[str, Any], event: str
+) -> None:
+    _, _, verdict = fresh_round(machine, known, **lies)
+    assert event in events(verdict)
+
+
+def test_an_agent_without_policies_only_proves_its_key(machine: SoftwareMachine) -> None:
+    known = reference(machine.ak.tpm2b_public)
+    challenge, _, verdict = fresh_round(machine, known)
+    assert challenge.query["mask"] == "0x0"
+    assert challenge.pcrs == {16}
+    assert isinstance(verdict, Accepted)
+    assert any("ignored" in note for note in verdict.notes), "a boot log nobody asked for is ignored aloud"
+
+
+def test_the_tpm_policy_judges_what_no_log_explains(machine: SoftwareMachine, known: Reference) -> None:
+    wanted = replace(known, tpm_policy=TpmPolicy.from_operator('{"23": "00", "22": []}'))
+    challenge, _, verdict = fresh_round(machine, wanted)
+    assert {22, 23} <= challenge.pcrs
+    assert events(verdict) == ["pcr_validation.invalid_pcr_22", "pcr_validation.invalid_pcr_23"]
+
+
+def test_the_mask_follows_from_the_policies_whatever_the_tenant_sent(
+    machine: SoftwareMachine, known: Reference
+) -> None:
+    challenge = make_challenge(known, Checkpoint.fresh(), new_nonce(), renew_key=False)
+    assert challenge.query["mask"] == "0xffff"
+    narrower = Challenge(challenge.nonce, frozenset({16}), 0, wants_public_key=True)
+    with pytest.raises(ValueError, match="less than the policies demand"):
+        appraise(machine.answer(narrower), narrower, known, Checkpoint.fresh())
+
+
+def test_a_firmware_change_and_an_unsafe_clock_are_noted(machine: SoftwareMachine, known: Reference) -> None:
+    checkpoint = accepted(machine, known)
+    changed = Checkpoint(
+        **{**{n: getattr(checkpoint, n) for n in checkpoint.__struct_fields__}, "firmware_version": 1}
+    )
+    _, _, verdict = fresh_round(machine, known, changed)
+    assert isinstance(verdict, Accepted)
+    assert any("firmware" in note for note in verdict.notes)
