@@ -117,8 +117,8 @@ def measure_files(
 ) -> None:
     """Add an ima-ng entry (SHA-256) for each file to `ima_log` and extend PCR 10. Raises TpmError, OSError.
 
-    A new list gets its boot_aggregate first. As in the kernel the line comes before the extension: a quote made
-    in between covers the list's beginning, which verifiers accept.
+    A new list gets its boot_aggregate first. As in the kernel the line comes before the extension: a quote
+    made in between covers the list's beginning, which verifiers accept.
     """
     lines = []
     if not ima_log.exists() or ima_log.stat().st_size == 0:

@@ -27,22 +27,22 @@ class RevocationHandler:
     def __init__(self, certificate: Path, act: Callable[[bytes], Awaitable[None]]) -> None:
         self._certificate = certificate
         self._act = act
-        self._queue: asyncio.Queue[SignedRevocation] = asyncio.Queue(_MAX_WAITING)
+        self._queue: asyncio.Queue[tuple[SignedRevocation, str]] = asyncio.Queue(_MAX_WAITING)
         self._handled: OrderedDict[bytes, None] = OrderedDict()
 
-    def receive(self, signed: SignedRevocation) -> None:
-        """Queue a message that nothing is known of yet."""
+    def receive(self, signed: SignedRevocation, channel: str = "REST") -> None:
+        """Queue a message that nothing is known of yet; `channel` is for the log."""
         try:
-            self._queue.put_nowait(signed)
+            self._queue.put_nowait((signed, channel))
         except asyncio.QueueFull:
             log.warning("revocation message dropped: %d are waiting", _MAX_WAITING)
 
     async def run(self) -> None:
         """Work for ever."""
         while True:
-            signed = await self._queue.get()
+            signed, channel = await self._queue.get()
             try:
-                await self._handle(signed)
+                await self._handle(signed, channel)
             except Exception:
                 log.exception("revocation message could not be processed")
             finally:
@@ -55,14 +55,16 @@ class RevocationHandler:
     async def listen(self, subscriber: RevocationSubscriber) -> None:
         """Take messages from ZeroMQ until the subscriber is closed."""
         async for signed in subscriber:
-            self.receive(signed)
+            self.receive(signed, "ZeroMQ")
 
-    async def _handle(self, signed: SignedRevocation) -> None:
+    async def _handle(self, signed: SignedRevocation, channel: str) -> None:
         try:
             certificate = await asyncio.to_thread(self._certificate.read_bytes)
         except OSError as error:
             log.warning(
-                "revocation message ignored: its certificate %s cannot be read (%s); it comes with a payload",
+                "revocation message ignored (over %s): its certificate %s cannot be read (%s); "
+                "it comes with a payload",
+                channel,
                 self._certificate,
                 error.strerror,
             )
@@ -70,16 +72,22 @@ class RevocationHandler:
         try:
             message = verify_revocation(signed, certificate)
         except CredentialError as error:
-            log.warning("revocation message ignored: %s", error)
+            log.warning("revocation message ignored (over %s): %s", channel, error)
             return
         key = delivery_key(signed)
         if key in self._handled:
-            log.info("revocation message about %s was handled before", message.agent_id)
+            log.info(
+                "revocation message about agent %s over %s was handled before", message.agent_id, channel
+            )
             return
         self._handled[key] = None
         if len(self._handled) > _REMEMBERED:
             self._handled.popitem(last=False)
         log.info(
-            "revocation message about agent %s (%s), event %s", message.agent_id, message.ip, message.event_id
+            "revocation message about agent %s (%s) over %s, event %s",
+            message.agent_id,
+            message.ip,
+            channel,
+            message.event_id,
         )
         await self._act(compact_document(message))

@@ -5,14 +5,16 @@ in `serving`; this module holds the ports and connections. No body, query string
 """
 
 import asyncio
+import os
 import resource
+import socket
 import ssl
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 
 from tornado.http1connection import HTTP1Connection, HTTP1ConnectionParameters, HTTP1ServerConnection
 from tornado.httputil import HTTPConnection, HTTPMessageDelegate, HTTPServerConnectionDelegate
 from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
-from tornado.netutil import bind_sockets
 from tornado.tcpserver import TCPServer
 
 from keylime.errors import ConfigError
@@ -41,6 +43,7 @@ _CHUNK_SIZE = 64 << 10
 _BUFFER_SIZE = 1 << 20
 _UNLIMITED = 1 << 62
 _SPARE_DESCRIPTORS = 128
+_BACKLOG = 1024
 
 
 class Server(HTTPServerConnectionDelegate):
@@ -75,9 +78,11 @@ class Server(HTTPServerConnectionDelegate):
         Raises ConfigError when the address cannot be had, for instance because the port is in use.
         """
         try:
-            sockets = bind_sockets(port, address=address, reuse_port=reuse_port)
+            sockets = _bind(address, port, reuse_port=reuse_port)
         except (OSError, OverflowError, UnicodeError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
+            # Python's own text repeats the address.
+            number = getattr(error, "errno", None) or 0
+            reason = os.strerror(number) if number > 0 else str(error)
             raise ConfigError(f"cannot listen on {address}:{port}: {reason}") from error
         listener = _Listener(self, tls)
         listener.add_sockets(sockets)
@@ -145,6 +150,21 @@ class _Listener(TCPServer):
         except (TimeoutError, StreamClosedError, OSError):  # ssl.SSLError is an OSError
             return False
         return not self._server.draining
+
+
+def _bind(address: str, port: int, *, reuse_port: bool) -> list[socket.socket]:
+    """Listening sockets for every address that a host name has, all on the same port."""
+    sockets: list[socket.socket] = []
+    with ExitStack() as opened:
+        found = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, _, _, _, place in dict.fromkeys(found):
+            bound = (place[0], sockets[0].getsockname()[1], *place[2:]) if sockets else place
+            listening = socket.create_server(bound, family=family, backlog=_BACKLOG, reuse_port=reuse_port)
+            opened.callback(listening.close)
+            listening.setblocking(False)
+            sockets.append(listening)
+        opened.pop_all()
+    return sockets
 
 
 def _affordable_connections() -> int:

@@ -1,7 +1,7 @@
-"""Appraising a measurement list: replay it to the quoted PCR 10, then judge every entry that the quote covers.
+"""Appraising a measurement list: replay it to the quoted PCR 10, then judge what the quote covers.
 
-The list may be ahead of the quote (it was read a moment later): the covered prefix is accepted, the lines after
-it are neither trusted nor judged, and are asked for again.
+The list may be ahead of the quote (it was read a moment later): the covered prefix is accepted, the lines
+after it are neither trusted nor judged, and are asked for again.
 """
 
 from collections.abc import Generator, Sequence
@@ -36,9 +36,10 @@ class ImaResult:
     """What one round showed about the measurement list.
 
     `findings` speak against the machine; `failures` is their number when it exceeds what is kept. With
-    `pcr_matched` false no prefix of the list replays to the quoted PCR 10: nothing was judged but the entries'
-    own consistency, `replayed` is where the replay ended, and the caller decides between another try and
-    rejection. `checkpoint` is to be kept: advanced after success, unchanged without a match, fresh after failures.
+    `pcr_matched` false no prefix of the list replays to the quoted PCR 10: nothing was judged but the
+    entries' own consistency, `replayed` is where the replay ended, and the caller decides between another
+    try and rejection. `checkpoint` is to be kept: advanced after success, unchanged without a match, fresh
+    after failures.
 
     Counts are of this round: `entries` covered by the quote, `uncovered` lines after them, `violations` and
     `excluded` (accepted only because of an exclude expression) among the covered ones.

@@ -50,7 +50,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceMapperEvent:
-    """One event. Which optional parts are there depends on the event; `name` and `uuid` always say which device.
+    """One event; which optional parts it has depends on `kind`, `name` and `uuid` always say which device.
 
     `active_table` and `inactive_table` are digests as printed, with their algorithm ("sha256:...").
     """
@@ -68,7 +68,8 @@ class DeviceMapperEvent:
     no_data: bool = False
 
 
-# Attributes of each kind of target, in the order in which the kernel prints them; "?" marks what may be missing.
+# Attributes of each kind of target, in the order in which the kernel prints them; "?" marks what may be
+# missing.
 _ATTRIBUTES = {
     "verity": (
         "hash_failed verity_version data_device_name hash_device_name verity_algorithm root_digest salt "
@@ -80,12 +81,12 @@ _ATTRIBUTES = {
         "key_extra_size key_mac_size"
     ),
     "integrity": (
-        "dev_name start tag_size mode meta_device? block_size? recalculate allow_discards fix_padding fix_hmac "
-        "legacy_recalculate journal_sectors interleave_sectors buffer_sectors"
+        "dev_name start tag_size mode meta_device? block_size? recalculate allow_discards fix_padding "
+        "fix_hmac legacy_recalculate journal_sectors interleave_sectors buffer_sectors"
     ),
     "cache": (
-        "metadata_mode cache_metadata_device cache_device cache_origin_device writethrough writeback passthrough "
-        "metadata2 no_discard_passdown"
+        "metadata_mode cache_metadata_device cache_device cache_origin_device writethrough writeback "
+        "passthrough metadata2 no_discard_passdown"
     ),
     "linear": "device_name start",
     "snapshot": "snap_origin_name snap_cow_name snap_valid snap_merge_failed snapshot_overflowed",
@@ -93,7 +94,7 @@ _ATTRIBUTES = {
 
 
 def parse_event(kind: str, buffer: bytes) -> DeviceMapperEvent:
-    """The event in the buffer of an `ima-buf` entry named `kind`. Raises MalformedEvidence, which says where."""
+    """The event in the buffer of an `ima-buf` entry named `kind`. Raises MalformedEvidence (where)."""
     reader = _Reader(_text(buffer))
     reader.expect("dm_version=")
     reader.take(_VERSION)

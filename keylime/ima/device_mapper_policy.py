@@ -221,7 +221,7 @@ def _compile(name: str, rule: _RuleDocument) -> _Rule:
 
 
 def _matcher(expected: Expected, where: str) -> Matcher:
-    """The test of one attribute: null accepts, a flag and a number compare, a text is a regular expression."""
+    """The test of one attribute: null accepts, flags and numbers compare, a text is a regular expression."""
     if expected is None:
         return lambda actual: True
     if isinstance(expected, bool):

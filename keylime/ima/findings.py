@@ -1,4 +1,4 @@
-"""What can be wrong with a measurement list or an entry of it: the findings, with their ids, contexts and hints."""
+"""What can be wrong with a measurement list or an entry of it: ids, contexts, explanations, hints."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -82,7 +82,7 @@ def violation(index: int, entry: Entry) -> Finding:
         entry,
         "ima.validation.tomtou",
         f"{shown(entry.name)} was changed while it was measured, or measured while it was open for writing; "
-        "hint: exclude the path from the machine's IMA policy, or accept violations with ignore_tomtou_errors",
+        "hint: leave the path out of the machine's IMA policy, or set ignore_tomtou_errors",
     )
 
 
@@ -141,7 +141,7 @@ def missing_boot_aggregate(expected: Iterable[str]) -> Finding:
         NOT_IN_ALLOWLIST,
         {"message": "the IMA list does not begin with boot_aggregate"},
         recoverable=True,
-        explanation="the IMA list does not begin with boot_aggregate, so nothing ties it to the measured boot",
+        explanation="the IMA list does not begin with boot_aggregate: nothing ties it to the measured boot",
         path="boot_aggregate",
         log_index=0,
         expected=tuple(sorted(expected)[:_MAX_EXPECTED]),

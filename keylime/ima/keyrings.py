@@ -1,6 +1,7 @@
 """Keys that verify IMA file signatures: recognising them, their 32-bit ids, and the keyrings that hold them.
 
-Keyrings come from a runtime policy (`verification-keys`) or are learned from key entries of the measurement list.
+Keyrings come from a runtime policy (`verification-keys`) or are learned from key entries of the measurement
+list.
 """
 
 import base64
@@ -79,7 +80,8 @@ def recognise_key(data: bytes) -> ImaKey | None:
     Tried in this order: certificate, public key, private key (its public half), each as DER and PEM.
     Raises UnsuitableKey for a key that is neither RSA nor EC.
     """
-    # Everything below starts with an ASN.1 SEQUENCE or a PEM header; most buffers do neither, and cost nothing.
+    # Everything below starts with an ASN.1 SEQUENCE or a PEM header; most buffers do neither, and cost
+    # nothing.
     if not data.startswith((b"\x30", b"-----BEGIN")) and b"-----BEGIN" not in data[:4096]:
         return None
     if len(data) > _MAX_KEY_BYTES:
@@ -104,9 +106,10 @@ def recognise_key(data: bytes) -> ImaKey | None:
 
 
 def parse_keyring(text: str) -> Keyring:
-    """A keyring document (`verification-keys`): JSON, possibly encoded twice; "", `null` and `[]` hold no key.
+    """A keyring document (`verification-keys`): JSON, possibly encoded twice; "", `null` and `[]` are empty.
 
-    A single key that cannot be used is left out with a warning. Raises PolicyError for anything that is no keyring.
+    A single key that cannot be used is left out with a warning. Raises PolicyError for anything that is no
+    keyring.
     """
     document = _document(text)
     if not document:
@@ -132,7 +135,7 @@ def parse_keyring(text: str) -> Keyring:
 
 
 def keyring_of(blobs: Iterable[bytes]) -> Keyring:
-    """The keyring of key files (certificates, public or private keys). Raises PolicyError for a file without a usable key."""
+    """The keyring of key files (certificates, keys). Raises PolicyError for a file without a usable one."""
     keys = []
     for number, blob in enumerate(blobs, 1):
         try:

@@ -31,7 +31,7 @@ _TEMPLATE_HASH_SIZES = frozenset({20, 32, 48, 64})
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
-    """One measurement. A Struct and not a dataclass: the verifier makes one for every line of every first list.
+    """One measurement. A Struct and not a dataclass, because a verifier makes very many of them.
 
     `template_hash` is the digest column as stated; whether it is right is for the appraisal to find out.
     `template_data` are the bytes that are hashed. `signature` and `buffer` are None where the template has no
@@ -51,7 +51,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def is_violation(self) -> bool:
-        """Whether the digest column is all zero: the kernel could not vouch for the content (ToMToU, open writers)."""
+        """Whether the template hash is all zero: the kernel cannot vouch for the content."""
         return not any(self.template_hash)
 
     @property
@@ -76,14 +76,14 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 def split_lines(text: bytes) -> list[bytes]:
     """The lines of an ASCII list by index, without newlines.
 
-    Only newlines separate and only newlines are stripped: a trailing blank is the mark of an empty last field.
-    Blank lines in the middle keep their index; at the end there are none.
+    Only newlines separate and only newlines are stripped: a trailing blank is the mark of an empty last
+    field. Blank lines in the middle keep their index; at the end there are none.
     """
     return text.rstrip(b"\n").split(b"\n") if text else []
 
 
-# The commonest entries, told by what stands between the template hash and the hex of the file digest: template,
-# whether it has a signature, algorithm, hex digits of the digest, and the start of the d-ng field.
+# The commonest entries, told by what stands between the template hash and the hex of the file digest:
+# template, whether it has a signature, algorithm, hex digits of the digest, and the start of the d-ng field.
 _COMMON = {
     f" {template} {algorithm}:".encode(): (
         template,
@@ -105,8 +105,9 @@ CommonFields: TypeAlias = tuple[bytes, str, bytes, str, bytes, str, bytes | None
 def common_fields(line: bytes) -> CommonFields | None:
     """The fields of an `ima-ng` or `ima-sig` entry of PCR 10, in the order of `Entry` after the PCR.
 
-    None for every other line, and for whatever is unusual about one: then `parse_line_by_fields` tells what it
-    is, or what is wrong with it. Apart because nearly all lines that a verifier ever sees are of this form.
+    None for every other line, and for whatever is unusual about one: then `parse_line_by_fields` tells what
+    it is, or what is wrong with it. Apart because nearly all lines that a verifier ever sees are of this
+    form.
     """
     try:
         start = line.index(b":") + 1
@@ -157,14 +158,15 @@ def parse_line_by_fields(line: bytes) -> Entry:
             "IMA line with fewer than four parts: expected PCR, template hash, template and fields"
         )
     pcr, column, name, fields = parts
-    # The kernel prints one digit with a leading blank, which leaves an empty first part. IMA has no business there.
+    # The kernel prints one digit with a leading blank, which leaves an empty first part. IMA has no
+    # business there.
     if len(pcr) != 2 or not pcr.isdigit() or pcr.startswith(b"0") or int(pcr) > _MAX_PCR:
         raise MalformedEvidence(
-            f"IMA line: {ascii(pcr[:20].decode('latin-1'))} is not a PCR from 10 to {_MAX_PCR}"
+            f"IMA line: {pcr[:20].decode('latin-1')!a} is not a PCR from 10 to {_MAX_PCR}"
         )
     template = TEMPLATES.get(name.decode("latin-1"))
     if template is None:
-        raise MalformedEvidence(f"IMA template {ascii(name[:40].decode('latin-1'))} is not supported")
+        raise MalformedEvidence(f"IMA template {name[:40].decode('latin-1')!a} is not supported")
     template_hash = parse_hex(column)
     if len(template_hash) not in _TEMPLATE_HASH_SIZES:
         raise MalformedEvidence(
@@ -174,7 +176,7 @@ def parse_line_by_fields(line: bytes) -> Entry:
 
 
 def parse_binary_list(data: bytes, hash_size: int = 20) -> list[Entry]:
-    """The entries of a `binary_runtime_measurements` file; `hash_size` is the size of its template hashes in bytes.
+    """The entries of a `binary_runtime_measurements` file with template hashes of `hash_size` bytes.
 
     Raises MalformedEvidence for anything but whole records of known templates.
     """
@@ -245,7 +247,7 @@ def _record(data: bytes, start: int, hash_size: int) -> tuple[Entry, int]:
     template = TEMPLATES.get(name.decode("latin-1"))
     if template is None or pcr > _MAX_PCR:
         raise MalformedEvidence(
-            f"IMA record at byte {start}: template {ascii(name[:40].decode('latin-1'))}, PCR {pcr}"
+            f"IMA record at byte {start}: template {name[:40].decode('latin-1')!a}, PCR {pcr}"
         )
     if template.name == "ima":
         digest, offset = _take(data, offset, 20), offset + 20

@@ -1,4 +1,4 @@
-"""Memory of list lines that were judged before: fleets run the same files, so most lines are old acquaintances.
+"""Memory of list lines that were judged before: fleets run the same files, so most lines are known.
 
 It holds only what would be computed again: the value that a line extends, for lines whose verdict depends on
 nothing but the line itself, the policy and the tenant's keys.
@@ -28,8 +28,9 @@ class ViewKey:
 class MemoView:
     """The lines known under one key, each with the value that it extends.
 
-    `accepted` lines are allowed by digest or by a tenant's key. `excluded` ones only by an exclude expression, which
-    is counted each time. `signed` ones are allowed while the key with the given fingerprint is known.
+    `accepted` lines are allowed by digest or by a tenant's key. `excluded` ones only by an exclude
+    expression, which is counted each time. `signed` ones are allowed while the key with the given
+    fingerprint is known.
     """
 
     accepted: dict[bytes, bytes] = field(default_factory=dict)
@@ -47,7 +48,7 @@ class MemoView:
 
 
 class EntryMemo:
-    """The lines that one process knows. One object, handed to every appraisal; bounded to `capacity` lines."""
+    """The lines that one process knows, at most `capacity`. One object, handed to every appraisal."""
 
     def __init__(self, capacity: int = 1 << 17) -> None:
         self.capacity = capacity

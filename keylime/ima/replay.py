@@ -1,7 +1,8 @@
 """Adding entries up to PCR 10: what the kernel extended for each, and the value after a whole list.
 
-Kernels hash the template data once per bank. Where a bank's hash is not built in, and in all kernels before 5.8,
-they extend the SHA-1 of the template data, padded with zeros to the bank's size. Violations extend all ones.
+Kernels hash the template data once per bank. Where a bank's hash is not built in, and in all kernels before
+5.8, they extend the SHA-1 of the template data, padded with zeros to the bank's size. Violations extend all
+ones.
 """
 
 import enum
@@ -29,7 +30,7 @@ def extend_value(entry: Entry, bank: HashAlgorithm, mode: ExtendMode = ExtendMod
 def data_value(template_data: bytes, bank: HashAlgorithm, mode: ExtendMode) -> bytes:
     """What template data that are no violation contribute to `bank`."""
     if mode is ExtendMode.PADDED_SHA1:
-        return hashlib.sha1(template_data).digest().ljust(bank.size, b"\0")  # noqa: S324 - the kernel's choice
+        return hashlib.sha1(template_data).digest().ljust(bank.size, b"\0")  # noqa: S324
     return hasher(bank)(template_data).digest()
 
 

@@ -40,7 +40,7 @@ class PendingEntry:
 
 @dataclass(slots=True)
 class Judge:
-    """Judges entries one after the other; what one entry teaches (keys, devices, kexec) holds for the next."""
+    """Judges entries in their order; what one teaches (keys, devices, kexec) holds for the next."""
 
     policy: RuntimePolicy
     tenant_keys: Keyring
@@ -74,7 +74,7 @@ class Judge:
             self._file(pending, entry)
 
     def check_integrity(self, pending: PendingEntry) -> Entry | None:
-        """The entry if it is consistent in itself and a policy can judge it; else None, and the finding is kept."""
+        """The entry if it is consistent and a policy can judge it; else None, and the finding is kept."""
         entry, index = pending.entry, pending.index
         if isinstance(entry, MalformedEvidence):
             self.fail(findings.unparsable(index, str(entry)))

@@ -1,7 +1,8 @@
 """IMA file signatures: the extended attribute's format, versions 2 and 3, and their verification.
 
-Version 2 signs the file digest. Version 3 (fs-verity since Linux 5.19, ordinary files later) signs the hash of
-type, algorithm and digest, so that one kind of digest cannot pass for another (kernel: `struct ima_file_id`).
+Version 2 signs the file digest. Version 3 (fs-verity since Linux 5.19, ordinary files later) signs the hash
+of type, algorithm and digest, so that one kind of digest cannot pass for another (kernel: `struct
+ima_file_id`).
 """
 
 import hashlib

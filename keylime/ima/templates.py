@@ -1,4 +1,4 @@
-"""IMA templates: which fields an entry has, and how each field is printed and hashed (kernel: ima_template_lib.c).
+"""IMA templates: an entry's fields, and how each is printed and hashed (kernel: ima_template_lib.c).
 
 A field exists in three forms: the text in the ASCII list, its value, and the bytes it contributes to the
 template data, which the template hash and PCR 10 are computed from. All integers are little-endian.
@@ -65,7 +65,7 @@ _INTEGER_SIZES = {Field.UID: 4, Field.GID: 4, Field.MODE: 2}
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """One template: its name in the list, the word that failure summaries use for it, and its fields in order."""
+    """One template: its name in the list, the word for it in failure summaries, and its fields in order."""
 
     name: str
     mode: str
@@ -129,7 +129,7 @@ def parse_hex(text: bytes) -> bytes:
 
 
 def parse_digest(field: Field, text: bytes) -> FileDigest:
-    """A digest field as printed. Raises MalformedEvidence for an unknown algorithm or a length that does not fit."""
+    """A digest field as printed. Raises MalformedEvidence, also for a length that does not fit."""
     parts = text.split(b":")
     if field is Field.DIGEST:
         value = parse_hex(text)
@@ -159,7 +159,7 @@ def pack_digest(field: Field, digest: FileDigest) -> bytes:
 
 
 def pack_fields(template: Template, text: bytes) -> bytes:
-    """The template data of `text`, the fields of one entry as the ASCII list prints them. Raises MalformedEvidence."""
+    """The template data of `text`, an entry's fields in the ASCII list. Raises MalformedEvidence."""
     count = len(template.fields)
     parts = text.split(b" ", 1) if template.has_name_last else text.split(b" ")
     if len(parts) != count:

@@ -12,7 +12,7 @@ _NODE_HEADER_SIZE = 4
 
 
 def render_device_path(data: bytes) -> str | None:
-    """ "PciRoot(0x0)/Pci(0x4,0x0)/.../\\EFI\\BOOT\\BOOTX64.EFI"; None when `data` are not one whole path.
+    """ "PciRoot(0x0)/Pci(0x4,0x0)/.../File(\\EFI\\BOOT\\BOOTX64.EFI)"; None for anything else.
 
     Node types without a spelling of their own are shown as Path(type,subtype,hex). No bytes are an empty
     path.
@@ -70,35 +70,35 @@ def _acpi(node: Reader) -> str:
     hid, uid = node.u32("HID"), node.u32("UID")
     if hid & 0xFFFF == _EISA_PNP:
         number = hid >> 16
-        root = {0x0A03: "PciRoot", 0x0A08: "PcieRoot"}.get(number)
-        return f"{root}(0x{uid:x})" if root else f"Acpi(PNP{number:04X},0x{uid:x})"
+        name = {0x0501: "Serial", 0x0A03: "PciRoot", 0x0A08: "PcieRoot"}.get(number)
+        return f"{name}(0x{uid:x})" if name else f"Acpi(PNP{number:04X},0x{uid:x})"
     return f"Acpi(0x{hid:08x},0x{uid:x})"
 
 
 def _scsi(node: Reader) -> str:
     target, unit = node.u16("target"), node.u16("unit")
-    return f"Scsi(0x{target:x},0x{unit:x})"
+    return f"SCSI({target},{unit})"
 
 
 def _usb(node: Reader) -> str:
     port, interface = node.u8("port"), node.u8("interface")
-    return f"USB(0x{port:x},0x{interface:x})"
+    return f"USB({port},{interface})"
 
 
 def _mac(node: Reader) -> str:
     address, kind = node.take(32, "address"), node.u8("interface type")
     size = 6 if kind in {0, 1} else 32
-    return f"MAC({address[:size].hex()},0x{kind:x})"
+    return f"MAC({address[:size].hex()},{kind})"
 
 
 def _sata(node: Reader) -> str:
     port, multiplier, unit = node.u16("port"), node.u16("multiplier"), node.u16("unit")
-    return f"Sata(0x{port:x},0x{multiplier:x},0x{unit:x})"
+    return f"Sata({port},{multiplier},{unit})"
 
 
 def _nvme(node: Reader) -> str:
     namespace, eui = node.u32("namespace"), node.take(8, "EUI-64")
-    return f"NVMe(0x{namespace:x},{eui[::-1].hex('-').upper()})"
+    return f"NVMe(0x{namespace:x},{eui.hex('-').upper()})"
 
 
 def _uri(node: Reader) -> str:
@@ -121,7 +121,8 @@ def _cdrom(node: Reader) -> str:
 
 
 def _file(node: Reader) -> str:
-    return _printable(node.utf16(node.remaining, "file name").removesuffix("\0"))
+    name = node.utf16(node.remaining, "file name").removesuffix("\0")
+    return f"File({_printable(name)})"
 
 
 def _firmware_file(node: Reader) -> str:

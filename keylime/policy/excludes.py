@@ -36,7 +36,7 @@ class Excludes:
 
 
 def compile_excludes(sources: Sequence[str], where: str = "excludes") -> Excludes:
-    """The matcher for `sources`. Raises PolicyError, which names the place as `where`[index] and the expression."""
+    """The matcher for `sources`. Raises PolicyError, which names `where`[index] and the expression."""
     if len(sources) > MAX_EXCLUDES:
         raise PolicyError(f"{where}: {len(sources)} regular expressions, at most {MAX_EXCLUDES}")
     patterns: list[Pattern] = []

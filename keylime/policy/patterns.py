@@ -24,7 +24,8 @@ _FLAGS = re.compile(r"\(\?([aiLmsux]*)(?:-([imsx]+))?([:)])")
 _NAMED_GROUP = re.compile(r"\(\?P<\w+>")
 _CODE_POINT = re.compile(r"x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})")
 
-# Python's classes on str are Unicode; RE2's are ASCII unless spelled out. Inside brackets without the brackets.
+# Python's classes on str are Unicode; RE2's are ASCII unless spelled out. Inside brackets without the
+# brackets.
 _CLASSES = {"d": r"\p{Nd}", "w": r"\p{L}\p{N}_", "s": r"\t-\r\x1c-\x20\x85\xa0\p{Z}"}
 
 
@@ -38,7 +39,7 @@ class Pattern:
 
 
 def parse_pattern(source: str) -> Pattern:
-    """The pattern, if Python can compile it and it is sure to end soon. Raises PolicyError, which quotes it."""
+    """The pattern, if Python can compile it and it is sure to end soon. Raises PolicyError (quoting it)."""
     if len(source) > MAX_PATTERN_CHARS:
         raise PolicyError(f"a regular expression of {len(source)} characters: at most {MAX_PATTERN_CHARS}")
     try:
@@ -76,7 +77,7 @@ def full_matcher(pattern: Pattern) -> Callable[[str], bool]:
 
 
 def re2_options() -> re2.Options:
-    """The options that patterns are compiled with for RE2: quiet, without captures, with room for large sets."""
+    """The options that RE2 compiles patterns with: quiet, without captures, with room for large sets."""
     options = re2.Options()
     options.log_errors = False
     options.never_capture = True
@@ -97,10 +98,10 @@ class _NotAnalysableError(Exception):
 
 
 class _Reader:
-    """Reads a pattern that Python accepts; translates it for RE2 and bounds the steps of a backtracking match.
+    """Reads a pattern that Python accepts; translates it for RE2 and bounds the steps of a match.
 
-    The bound of a sequence is the product of its parts' bounds, of alternatives the sum; a repeat of something
-    that has only one way to match has as many ways as the name has characters.
+    The bound of a sequence is the product of its parts' bounds, of alternatives the sum; a repeat of
+    something that has only one way to match has as many ways as the name has characters.
     """
 
     def __init__(self, source: str) -> None:

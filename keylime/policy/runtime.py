@@ -1,6 +1,7 @@
 """The runtime policy: which files, keys and buffers a machine may measure, compiled for the appraisal.
 
-The document's schema is in the user manual. A compiled policy is immutable and shared by all agents that use it.
+The document's schema is in the user manual. A compiled policy is immutable and shared by all agents that
+use it.
 """
 
 import hashlib
@@ -55,8 +56,8 @@ class PolicyMeta:
 class RuntimePolicy:
     """A checked and compiled runtime policy. Digests are raw bytes, without their algorithm.
 
-    `content_hash` is the hex SHA-256 of the canonical text (`to_json`): policies that are equal in content have
-    the same, whatever the order or spelling of the text that they were read from.
+    `content_hash` is the hex SHA-256 of the canonical text (`to_json`): policies that are equal in content
+    have the same, whatever the order or spelling of the text that they were read from.
     """
 
     meta: PolicyMeta
@@ -128,7 +129,9 @@ class PolicyDifference:
     @property
     def is_empty(self) -> bool:
         """Whether both policies give the same verdicts."""
-        return not (self.added or self.removed or self.excludes_added or self.excludes_removed or self.changed)
+        return not (
+            self.added or self.removed or self.excludes_added or self.excludes_removed or self.changed
+        )
 
 
 def parse_runtime_policy(text: str | bytes, *, max_bytes: int = MAX_POLICY_BYTES) -> RuntimePolicy:
@@ -147,7 +150,9 @@ def compile_runtime_policy(document: object) -> RuntimePolicy:
     root = _Section(document, "")
     for old in ("hashes", "allowlist"):
         if old in root.members:
-            raise PolicyError(f"{old!r} belongs to the old allowlist format: convert the file to a runtime policy")
+            raise PolicyError(
+                f"{old!r} belongs to the old allowlist format: convert the file to a runtime policy"
+            )
     meta, ima = root.section("meta"), root.section("ima")
     keyring = parse_keyring(root.text("verification-keys"))
     excludes = compile_excludes(root.texts("excludes"))
@@ -169,7 +174,7 @@ def compile_runtime_policy(document: object) -> RuntimePolicy:
 
 
 def merge(first: RuntimePolicy, second: RuntimePolicy) -> RuntimePolicy:
-    """The policy that allows exactly what either allows. Raises PolicyError where both cannot hold at once."""
+    """The policy that allows exactly what either allows. Raises PolicyError where both cannot hold."""
     if first.log_hash_alg is not second.log_hash_alg:
         raise PolicyError(
             f"ima.log_hash_alg: {first.log_hash_alg.label} and {second.log_hash_alg.label} cannot be merged"
@@ -180,7 +185,9 @@ def merge(first: RuntimePolicy, second: RuntimePolicy) -> RuntimePolicy:
     keys = {key.fingerprint: key for key in (*first.verification_keys.keys, *second.verification_keys.keys)}
     excludes = compile_excludes(sorted({*first.excludes.sources, *second.excludes.sources}))
     return _with_content_hash(
-        meta=max(first.meta, second.meta, key=lambda meta: (meta.generator, meta.version, meta.timestamp or "")),
+        meta=max(
+            first.meta, second.meta, key=lambda meta: (meta.generator, meta.version, meta.timestamp or "")
+        ),
         release=max(first.release, second.release),
         digests=_union(first.digests, second.digests),
         excludes=excludes,
@@ -195,7 +202,7 @@ def merge(first: RuntimePolicy, second: RuntimePolicy) -> RuntimePolicy:
 
 
 def diff(old: RuntimePolicy, new: RuntimePolicy) -> PolicyDifference:
-    """What `new` allows more and less than `old`, rule by rule; origin and time of the policies do not count."""
+    """What `new` allows more and less than `old`, rule by rule; who made them and when does not count."""
     kinds = ("digests", "keyrings", "ima_buf")
     others = {
         "ima.ignored_keyrings": (set(old.ignored_keyrings), set(new.ignored_keyrings)),
@@ -304,7 +311,9 @@ def _digest(value: object, where: str, key: str, index: int) -> bytes:
     match = _DIGEST.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         shown = repr(value[:40]) if isinstance(value, str) else _kind(value)
-        raise PolicyError(f"{where}[{key!r}][{index}]: {shown} is not a digest of 40 to 128 lower-case hex digits")
+        raise PolicyError(
+            f"{where}[{key!r}][{index}]: {shown} is not a digest of 40 to 128 lower-case hex digits"
+        )
     try:
         digest = bytes.fromhex(match[2])
     except ValueError as error:

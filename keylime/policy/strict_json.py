@@ -1,4 +1,4 @@
-"""JSON texts of operators, read without the liberties that would let two readers understand them differently."""
+"""JSON texts of operators, read so strictly that two readers cannot understand them differently."""
 
 import json
 from typing import Any, NoReturn
@@ -9,8 +9,8 @@ from keylime.errors import PolicyError
 def load_document(text: str | bytes, what: str) -> Any:
     """The value of `text`; `what` names it in errors.
 
-    Raises PolicyError for anything but strict UTF-8 JSON: duplicate keys, NaN and Infinity, numbers of thousands
-    of digits, lone surrogates and bottomless nesting are refused.
+    Raises PolicyError for anything but strict UTF-8 JSON: duplicate keys, NaN and Infinity, numbers of
+    thousands of digits, lone surrogates and bottomless nesting are refused.
     """
     try:
         decoded = text.decode() if isinstance(text, bytes) else text

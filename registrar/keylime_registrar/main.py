@@ -47,6 +47,7 @@ def main() -> None:
         description="Keeps the public keys of agents whose TPM has proven them. Configured by "
         "registrar.conf, registrar.conf.d/ and KEYLIME_REGISTRAR_* variables.",
     ).parse_args()
+    os.umask(0o077)
     try:
         keylime_logging.setup("registrar", os.environ)
         config = load_config(os.environ)
@@ -79,7 +80,6 @@ async def running(config: RegistrarConfig, stop: asyncio.Event) -> AsyncIterator
 
     Raises ConfigError or DatabaseUnavailable when it cannot start.
     """
-    os.umask(0o077)
     async with AsyncExitStack() as stack:
         engine = open_engine(config.database_url, config.database_pool)
         stack.push_async_callback(engine.dispose)

@@ -133,7 +133,11 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("-c", "--command", metavar="COMMAND", help="what to do (default: add)")
     add("--json", action="store_true", help="print one JSON document on stdout, everything else on stderr")
-    add("--push-model", action="store_true", help="the agent sends its attestations by itself")
+    add(
+        "--push-model",
+        action="store_true",
+        help="for agents that attest by themselves (not available in this release)",
+    )
     _add_addresses(parser)
     _add_payload(parser)
     _add_policies(parser)

@@ -7,11 +7,10 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from keylime.policy.allowlist import convert_allowlist
-from keylime.policy.dsse import is_envelope, verify_envelope
-
 from keylime.errors import ConfigError, CredentialError, PolicyError
 from keylime.ima.keyrings import keyring_of
+from keylime.policy.allowlist import convert_allowlist
+from keylime.policy.dsse import is_envelope, verify_envelope
 from keylime.policy.runtime import parse_runtime_policy
 from keylime.policy.tpm_policy import TpmPolicy
 from keylime.tpm.pcr import IMA_PCR, MEASURED_BOOT_PCRS
@@ -104,6 +103,11 @@ def runtime_policy(arguments: Arguments, documents: PolicyDocuments) -> RuntimeP
     is_signed = key is not None or is_envelope(content)
     payload = _verified_payload(content, key) if is_signed else content
     warnings = parse_runtime_policy(payload).warnings
+    if is_signed and key is None:
+        warnings = (
+            *warnings,
+            "nobody named who may sign the runtime policy: --runtime-policy-sig-key",
+        )
     return RuntimePolicyText(policy=_base64(content), key=_base64(key or b""), warnings=warnings)
 
 

@@ -171,7 +171,7 @@ FILE = stat.S_IFREG | 0o600
     "data",
     [
         archive(("ok", FILE), ("../escaped", FILE)),
-        archive(("ok", FILE), ("/tmp/escaped", FILE)),
+        archive(("ok", FILE), ("/escaped", FILE)),
         archive(("ok", FILE), ("link", stat.S_IFLNK | 0o777), content=b"/etc/passwd"),
         archive(("ok", FILE), ("device", stat.S_IFCHR | 0o600)),
         archive(("ok", FILE), ("pipe", stat.S_IFIFO | 0o600)),

@@ -139,7 +139,7 @@ class Scenario:
 
     def revoke(self) -> str:
         for machine in self.lab.machines:
-            machine.agent.wait_for(r"revocation message about agent \S+ .* ZeroMQ", limit_s=10)
+            machine.agent.wait_for(r"revocation message about agent \S+ .*over ZeroMQ", limit_s=10)
             machine.agent.wait_for("Executing revocation action local_action_note.sh", limit_s=10)
             machine.agent.wait_for("Action type: revocation", limit_s=10)
             message = (machine.node.work_dir / "revocation-seen.json").read_text()

@@ -123,6 +123,12 @@ class SoftwareTpm:
         for path in self._sockets.glob("tpm*"):
             path.unlink()
 
+    def open_to_all_users(self) -> None:
+        """Let programs of other users connect, as a resource manager would."""
+        self._sockets.chmod(0o755)
+        for path in self._sockets.glob("tpm*"):
+            path.chmod(0o666)
+
     def restart(self) -> None:
         """Reboot."""
         self.stop()

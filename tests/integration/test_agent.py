@@ -3,7 +3,9 @@
 import asyncio
 import base64
 import os
+import shutil
 import ssl
+import tempfile
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -36,6 +38,7 @@ from keylime.payload.bundle import encrypt_payload, pack_archive
 from keylime.payload.keys import auth_tag, encrypt_share, split_key
 from keylime.pki.certificates import encode_private_key
 from keylime.pki.tls import peer_pin, pinned_client_context
+from keylime.revocation.channel import RevocationPublisher
 from keylime.revocation.message import RevocationKind, build_revocation
 from keylime.revocation.signing import sign_revocation
 from keylime.tpm.keys import parse_attestation_key
@@ -448,7 +451,7 @@ async def execute(event):
     }
 
 
-async def _notify(peer: Peer, agent: AgentProcess, signer: rsa.RSAPrivateKey) -> None:
+def _signed_revocation(signer: rsa.RSAPrivateKey) -> SignedRevocation:
     message = build_revocation(
         RevocationKind.REVOCATION,
         agent_id=AGENT_ID,
@@ -460,7 +463,11 @@ async def _notify(peer: Peer, agent: AgentProcess, signer: rsa.RSAPrivateKey) ->
         severity_label="emergency",
         when=datetime(2026, 11, 22),  # noqa: DTZ001  the protocol's local time
     )
-    signed = sign_revocation(message, encode_private_key(signer, None).decode())
+    return sign_revocation(message, encode_private_key(signer, None).decode())
+
+
+async def _notify(peer: Peer, agent: AgentProcess, signer: rsa.RSAPrivateKey) -> None:
+    signed = _signed_revocation(signer)
     path = "/v2.5/notifications/revocation"
     forged = SignedRevocation(signed.msg.replace("10.0.0.7", "10.0.0.8"), signed.signature)
     await peer.fetch(msgspec.Raw, "POST", path, body=forged)
@@ -490,6 +497,62 @@ def _self_signed(key: rsa.RSAPrivateKey) -> bytes:
     )
     certificate = builder.sign(key, hashes.SHA256())
     return certificate.public_bytes(Encoding.PEM)
+
+
+def test_revocations_also_arrive_by_zeromq(
+    tmp_path: Path, machine: SoftwareTpm, authority: trustme.CA
+) -> None:
+    async def scenario() -> None:
+        signer = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        (tmp_path / "notifier.crt").write_bytes(_self_signed(signer))
+        (tmp_path / "actions").mkdir()
+        script = tmp_path / "actions" / "installed.sh"
+        script.write_text("#!/bin/sh\necho heard of it\n")
+        script.chmod(0o700)
+        publisher = RevocationPublisher("127.0.0.1", 0)
+        options = {
+            "enable_revocation_notifications": "true",
+            "revocation_notification_port": publisher.port,
+            "revocation_cert": tmp_path / "notifier.crt",
+            "revocation_actions": "['installed.sh']",
+            "revocation_actions_dir": tmp_path / "actions",
+        }
+        async with site(tmp_path, machine, authority) as here, here.agent(**options) as agent:
+            await here.peer(agent)
+            signed = _signed_revocation(signer)
+            heard = asyncio.create_task(agent.line("Action stdout: heard of it"))
+            while not heard.done():  # a subscriber gets nothing from before its connection stands
+                await publisher.publish(signed)
+                await asyncio.wait([heard], timeout=0.1)
+            await heard
+            assert str(agent).count("Executing revocation action installed.sh") == 1
+        await publisher.close()
+
+    run(scenario())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_an_agent_started_as_root_runs_as_its_user(machine: SoftwareTpm, authority: trustme.CA) -> None:
+    async def scenario(home: Path) -> None:
+        async with site(home, machine, authority) as here:
+            (home / "ima").chmod(0o400)  # as the kernel's: root's alone
+            (home / "cv_ca").chmod(0o600)  # as `chmod -R 600` leaves directories
+            shutil.chown(home, "nobody", "nogroup")
+            async with here.agent(run_as="nobody:nogroup") as agent:
+                async with await here.peer(agent) as peer:
+                    query: dict[str, str | int] = {"nonce": NONCE, "mask": "0x400", "partial": 1}
+                    reply = await peer.fetch(QuoteReply, "GET", "/v2.5/quotes/integrity", query=query)
+                    assert reply.ima_measurement_list == "".join(IMA_LINES)
+                assert "running as user nobody" in str(agent)
+                assert (home / "agent_data.json").owner() == "nobody"
+                assert await agent.stop() == 0
+
+    home = Path(tempfile.mkdtemp(prefix="agent-"))  # pytest's directories are closed to other users
+    machine.open_to_all_users()
+    try:
+        run(scenario(home))
+    finally:
+        shutil.rmtree(home)
 
 
 def test_the_agent_leaves_no_key_behind_in_other_files(

@@ -97,6 +97,17 @@ def test_results_are_read_as_their_type() -> None:
     assert reply == PublicKeyReply("pem")
 
 
+def test_a_success_without_a_body_has_no_results() -> None:
+    reply = ask(b"HTTP/1.1 204 No Content\r\n\r\n", get)
+    assert isinstance(reply, Reply)
+    assert (reply.code, bytes(reply.results)) == (204, b"{}")
+    with pytest.raises(MalformedMessage):
+        ask(
+            b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+            lambda peer: peer.fetch(PublicKeyReply, "GET", "/"),
+        )
+
+
 def test_results_of_another_type_are_malformed() -> None:
     with pytest.raises(MalformedMessage, match="pubkey"):
         ask(envelope({"pubkey": 1}), lambda peer: peer.fetch(PublicKeyReply, "GET", "/keys/pubkey"))
@@ -143,7 +154,6 @@ def test_a_refusal_carries_code_and_a_printable_text(answer: bytes, code: int, s
     [
         b"",
         b"garbage\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
         b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n{}",
         b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n",
@@ -167,32 +177,34 @@ def test_a_redirect_is_not_followed() -> None:
         async with raw(envelope({})) as target:
             location = f"http://127.0.0.1:{target.port}/".encode()
             redirect = b"HTTP/1.1 302 Found\r\nLocation: " + location + b"\r\nContent-Length: 0\r\n\r\n"
-            async with raw(redirect) as server:
-                async with Peer(f"http://127.0.0.1:{server.port}", tls=None, timeout_s=2) as peer:
-                    with pytest.raises(PeerUnreachable, match="redirect"):
-                        await peer.request("GET", "/")
+            async with (
+                raw(redirect) as server,
+                Peer(f"http://127.0.0.1:{server.port}", tls=None, timeout_s=2) as peer,
+            ):
+                with pytest.raises(PeerUnreachable, match="redirect"):
+                    await peer.request("GET", "/")
             return target.connections
 
     assert asyncio.run(scenario()) == 0
 
 
 def test_silence_ends_with_the_time_out_that_is_named() -> None:
-    with pytest.raises(PeerUnreachable, match="no answer within 0.2 s"):
-        ask(b"HTTP/1.1 200 OK\r\n", lambda peer: _never_ending(peer), timeout_s=0.2)
+    async def scenario() -> None:
+        async def silent(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await asyncio.sleep(0.5)
+            writer.close()
 
+        server = await asyncio.start_server(silent, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        try:
+            async with Peer(peer_url("127.0.0.1", port, tls=False), tls=None, timeout_s=0.2) as peer:
+                await peer.request("GET", "/")
+        finally:
+            server.close()
+            await asyncio.sleep(0.5)
 
-async def _never_ending(peer: Peer) -> object:
-    async def silent(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await asyncio.sleep(1)
-        writer.close()
-
-    server = await asyncio.start_server(silent, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    try:
-        async with Peer(f"http://127.0.0.1:{port}", tls=None, timeout_s=0.2) as other:
-            return await other.request("GET", "/")
-    finally:
-        server.close()
+    with pytest.raises(PeerUnreachable, match=r"no answer within 0\.2 s"):
+        asyncio.run(scenario())
 
 
 def test_nobody_listening_is_unreachable() -> None:
@@ -270,9 +282,8 @@ def test_connections_are_kept_and_many_peers_share_one_context() -> None:
 
     async def scenario() -> tuple[int, int]:
         server = Server([Route("GET", "/x", Role.ANONYMOUS, _answer)])
-        contexts = [
-            with_certificate(identity) for identity in (identities := [self_signed("a") for _ in range(3)])
-        ]
+        identities = [self_signed("agent") for _ in range(3)]
+        contexts = [with_certificate(identity) for identity in identities]
         ports = [server.listen("127.0.0.1", 0, context) for context in contexts]
         shared = unverifying()
         peers = [
@@ -356,9 +367,11 @@ def test_ipv6_hosts_are_bracketed_and_reached() -> None:
     assert peer_url("[::1]", 8881, tls=False) == "http://[::1]:8881"
 
     async def scenario() -> int:
-        async with raw(envelope({}), host="::1") as server:
-            async with Peer(peer_url("::1", server.port, tls=False), tls=None, timeout_s=2) as peer:
-                return (await peer.request("GET", "/")).code
+        async with (
+            raw(envelope({}), host="::1") as server,
+            Peer(peer_url("::1", server.port, tls=False), tls=None, timeout_s=2) as peer,
+        ):
+            return (await peer.request("GET", "/")).code
 
     assert asyncio.run(scenario()) == 200
 

@@ -197,7 +197,6 @@ def test_a_chunked_body_is_counted_while_it_comes() -> None:
         "Transfer-Encoding: gzip, chunked",
         "Transfer-Encoding: identity",
         "Bad Header: x",
-        "Host: y",
     ],
 )
 def test_framing_that_two_readers_could_understand_in_two_ways_is_refused(headers: str) -> None:
@@ -302,12 +301,11 @@ def test_many_silent_connections_disturb_nobody(use_tls: bool) -> None:
             begin = time.monotonic()
             assert code_of(await exchange(port, get("/echo"), client)) == 200
             taken = time.monotonic() - begin
-            async with asyncio.timeout(10):
-                while server.connections:
-                    await asyncio.sleep(0.05)
+            await asyncio.sleep(2)
+            left = len(server.connections)
             for _, writer in silent:
                 writer.close()
-            return taken, len(server.connections)
+            return taken, left
 
     taken, left = asyncio.run(scenario())
     assert taken < 1
@@ -353,7 +351,7 @@ def test_stopping_lets_requests_finish_and_refuses_new_connections() -> None:
         begin = time.monotonic()
         await server.stop(2)
         taken = time.monotonic() - begin
-        with pytest.raises(OSError, match="."):
+        with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection("127.0.0.1", port)
         idle.close()
         return await request, taken

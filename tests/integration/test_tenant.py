@@ -89,7 +89,6 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
     agent = ScriptedAgent(AGENT, server_context(ca, leaf))
     environ = {
         "PATH": os.environ["PATH"],
-        "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
         "KEYLIME_DIR": str(tmp_path),
         "KEYLIME_CA_PASSWORD": "secret",
         "KEYLIME_TENANT_RETRY_INTERVAL": "0.05",

@@ -245,9 +245,13 @@ def test_a_certificate_with_the_key_of_another_stops_with_both_paths(
 def test_an_encrypted_key_needs_its_password_and_never_asks_for_it(tmp_path: Path) -> None:
     directory = tmp_path / "cv_ca"
     ensure_service_certificates(
-        directory, "pw", server_sans=("localhost",), client=False, server_key_password="blue"
+        directory,
+        "pw",
+        server_sans=("localhost",),
+        client=False,
+        server_key_password="blue",  # noqa: S106 - a test password
     )
-    listen(replace(side(directory), key_password="blue"))
+    listen(replace(side(directory), key_password="blue"))  # noqa: S106 - a test password
     for wrong in (None, "red"):
         with pytest.raises(ConfigError, match=r"server-private\.pem: .*password"):
             listen(replace(side(directory), key_password=wrong))

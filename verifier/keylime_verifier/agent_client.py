@@ -6,7 +6,7 @@ import msgspec
 
 from keylime.appraisal.challenge import Challenge
 from keylime.errors import KeylimeError, MalformedMessage, PeerRefused, PeerUnreachable
-from keylime.http.client import Peer, Reply, peer_url
+from keylime.http.client import Peer, Reply, peer_url, printable
 from keylime.messages.agent import QuoteReply, VKeyRequest
 from keylime.messages.envelope import parse_body
 from keylime.messages.revocation import SignedRevocation
@@ -23,6 +23,10 @@ from keylime.pki.tls import peer_pin
 _TRANSIENT = frozenset({408, 429, 500, 502, 503, 504, 599})
 
 
+# A measurement list of several hundred thousand entries is a normal answer of a busy machine.
+MAX_ANSWER = 100 << 20  # bytes
+
+
 class NoCommonVersion(KeylimeError):
     """The agent speaks no API version that may be used with it."""
 
@@ -31,14 +35,24 @@ class AgentClient:
     """One agent as the verifier talks to it. `version` may rise while it is attested, but never fall."""
 
     def __init__(
-        self, ip: str, port: int, mtls_cert: str | None, version: str, tls: ssl.SSLContext, timeout_s: float
+        self,
+        ip: str,
+        port: int,
+        mtls_cert: str | None,
+        version: str,
+        tls: ssl.SSLContext,
+        timeout_s: float,
+        max_answer: int = MAX_ANSWER,
     ) -> None:
         """`mtls_cert` is the registered PEM certificate, or "disabled"/None for plain HTTP."""
-        if mtls_cert is None or mtls_cert == "disabled":
-            self._peer = Peer(peer_url(ip, port, tls=False), tls=None, timeout_s=timeout_s)
-        else:
-            url, pin = peer_url(ip, port, tls=True), peer_pin(mtls_cert)
-            self._peer = Peer(url, tls=tls, pin=pin, timeout_s=timeout_s)
+        pin = None if mtls_cert in (None, "", "disabled") else peer_pin(mtls_cert or "")
+        self._peer = Peer(
+            peer_url(ip, port, tls=pin is not None),
+            tls=None if pin is None else tls,
+            pin=pin,
+            timeout_s=timeout_s,
+            max_body=max_answer,
+        )
         self.version = version
         self.is_attested = False
 
@@ -90,9 +104,8 @@ class AgentClient:
             ) from error
         chosen = negotiate(offered.supported_versions or [offered.supported_version], SUPPORTED_VERSIONS)
         if chosen is None:
-            raise NoCommonVersion(
-                f"the agent offers {offered.supported_versions or offered.supported_version}"
-            )
+            names = ", ".join(offered.supported_versions or [offered.supported_version])
+            raise NoCommonVersion(f"no API version in common, the agent offers {printable(names)}")
         if self.is_attested and (version_key(chosen) or (0, 0)) < (version_key(self.version) or (0, 0)):
             raise NoCommonVersion(f"an attested agent may not go back from {self.version} to {chosen}")
         self.version = chosen

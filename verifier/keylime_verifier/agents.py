@@ -1,5 +1,6 @@
 """What operators can do to agents: add, show, list, stop, reactivate, delete. One method for each act."""
 
+import asyncio
 import time
 from collections.abc import Iterable
 
@@ -14,7 +15,7 @@ from keylime_verifier.poller import Poller
 from keylime_verifier.records import AgentRecord
 from keylime_verifier.references import References
 from keylime_verifier.status import describe
-from keylime_verifier.store import AgentExists, AgentStore
+from keylime_verifier.store import AgentExists, AgentStore, UnreadableRecord
 
 
 class Agents:
@@ -40,7 +41,8 @@ class Agents:
 
     async def add(self, agent_id: AgentId, request: AddAgentRequest) -> None:
         """Stores a new agent and starts polling it."""
-        new = check_request(agent_id, request, self._rules)
+        # In a thread: a large policy takes its time.
+        new = await asyncio.to_thread(check_request, agent_id, request, self._rules)
         await self._check_names(new)
         try:
             record = await self._store.add(new.enrolment, new.secrets, new.version, new.new_policies)
@@ -51,10 +53,14 @@ class Agents:
 
     async def show(self, agent_id: AgentId) -> AgentStatus:
         """The status of one agent."""
-        record = await self._store.find(agent_id)
+        try:
+            record = await self._store.find(agent_id)
+        except UnreadableRecord as error:
+            raise HttpError(500, str(error)) from error
         if record is None:
             raise HttpError(404, "agent id not found")
-        return await self._describe(record)
+        content_hash = await self._policies.content_hash(RUNTIME, record.enrolment.runtime_policy)
+        return await self._describe(record, content_hash)
 
     async def list_ids(self, verifier_id: str | None) -> list[str]:
         """The ids of all agents, or those of one verifier."""
@@ -63,7 +69,11 @@ class Agents:
     async def show_all(self, verifier_id: str | None) -> dict[str, AgentStatus]:
         """The status of every agent, or of those of one verifier, by id."""
         records: Iterable[AgentRecord] = await self._store.load(verifier_id)
-        return {record.agent_id: await self._describe(record) for record in records}
+        hashes = await self._policies.content_hashes(RUNTIME)
+        return {
+            record.agent_id: await self._describe(record, hashes.get(record.enrolment.runtime_policy))
+            for record in records
+        }
 
     async def stop(self, agent_id: AgentId) -> None:
         """Ends the polling of an agent; it shows as failed until it is reactivated."""
@@ -74,18 +84,22 @@ class Agents:
         self._poller.adopt(await self._begin_again(agent_id, OperationalState.START))
 
     async def delete(self, agent_id: AgentId) -> None:
-        """Ends the polling of an agent and removes it."""
+        """Removes an agent and ends its polling; what a round in flight finds misses the row (S5)."""
+        is_deleted = await self._store.delete(agent_id)
         self._poller.drop(agent_id)
-        self._journal.forget(agent_id)
-        if not await self._store.delete(agent_id):
+        if not is_deleted:
             raise HttpError(404, "agent id not found")
 
     async def _begin_again(self, agent_id: AgentId, state: OperationalState) -> AgentRecord:
-        self._poller.drop(agent_id)
-        self._journal.forget(agent_id)
-        record = await self._store.begin_again(agent_id, state)
+        # First the database, then the poller: when the database refuses, polling goes on as it was.
+        await self._journal.flush()  # the counters that are kept are those that were shown
+        try:
+            record = await self._store.begin_again(agent_id, state)
+        except UnreadableRecord as error:
+            raise HttpError(500, str(error)) from error
         if record is None:
             raise HttpError(404, "agent id not found")
+        self._poller.drop(agent_id)
         return record
 
     async def _check_names(self, new: NewAgent) -> None:
@@ -101,8 +115,8 @@ class Agents:
             if (kind, name) in new.new_policies and is_stored and name != new.enrolment.agent_id:
                 raise HttpError(409, f"{texts[kind]} with name {name} already exists.")
 
-    async def _describe(self, record: AgentRecord) -> AgentStatus:
+    async def _describe(self, record: AgentRecord, content_hash: str | None) -> AgentStatus:
         polled = self._poller.current(record.agent_id)
         freshest = polled if polled is not None and polled.incarnation == record.incarnation else record
-        has_policy = await self._references.has_runtime_policy(record.enrolment)
-        return describe(freshest, has_runtime_policy=has_policy, cadence=self._cadence, now=int(time.time()))
+        demands_ima = await self._references.demands_ima(content_hash)
+        return describe(freshest, has_runtime_policy=demands_ima, cadence=self._cadence, now=int(time.time()))

@@ -106,4 +106,4 @@ def _notifications(settings: Settings) -> tuple[str, ...]:
         raise ConfigError(
             f"[revocations] enabled_revocation_notifications: {unknown[0]!r} is not one of {AGENT}, {ZEROMQ}"
         )
-    return channels
+    return tuple(dict.fromkeys(channels))

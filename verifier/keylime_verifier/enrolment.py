@@ -3,24 +3,28 @@
 import base64
 import binascii
 import json
+import re
 from dataclasses import dataclass
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from keylime.policy.runtime import EMPTY_POLICY, parse_runtime_policy
-from keylime.policy.tpm_policy import TpmPolicy
 
 from keylime.errors import MalformedEvidence, MalformedMessage, PolicyError, UnsuitableKey
 from keylime.identifiers import AgentId
 from keylime.messages.verifier import AddAgentRequest
 from keylime.messages.versions import CURRENT_VERSION, SUPPORTED_VERSIONS
+from keylime.policy.runtime import EMPTY_POLICY, parse_runtime_policy
+from keylime.policy.tpm_policy import TpmPolicy
 from keylime_verifier.policy_store import MEASURED_BOOT, RUNTIME
 from keylime_verifier.records import Enrolment, Secrets
 from keylime_verifier.references import CompileBootPolicy, decode_attestation_key, tenant_keyring
 
 _KEY_SIZES = (16, 32)
 _MAX_REVOCATION_KEY = 2800
+# Names, IPv4 and IPv6 addresses; nothing that would end the authority of a URL.
+_HOST = re.compile(r"[0-9A-Za-z._:%\[\]-]{1,255}")
+_POLICY_NAME = re.compile(r"[^\x00-\x1f\x7f/]{1,255}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +56,12 @@ def check_request(agent_id: AgentId, request: AddAgentRequest, rules: EnrolmentR
     policies: dict[tuple[str, str], str] = {}
     enrolment = Enrolment(
         agent_id=agent_id,
-        ip=_host(request.cloudagent_ip),
+        ip=_host(request.cloudagent_ip, "cloudagent_ip"),
         port=_port(request.cloudagent_port, "cloudagent_port"),
         mtls_cert=request.mtls_cert or None,
         ak_tpm=request.ak_tpm,
         verifier_id=rules.verifier_id,
-        verifier_ip=request.verifier_ip,
+        verifier_ip=None if request.verifier_ip is None else _host(request.verifier_ip, "verifier_ip"),
         verifier_port=None
         if request.verifier_port is None
         else _port(request.verifier_port, "verifier_port"),
@@ -81,7 +85,10 @@ def _check_texts(request: AddAgentRequest) -> None:
         json.loads(request.metadata)
     except (ValueError, RecursionError) as error:
         raise MalformedMessage(f"metadata is not JSON: {error}") from error
-    tenant_keyring(request.ima_sign_verification_keys)
+    try:
+        tenant_keyring(request.ima_sign_verification_keys)
+    except PolicyError as error:
+        raise PolicyError(f"ima_sign_verification_keys: {error}") from error
 
 
 def _check_attestation_key(ak_tpm: str) -> None:
@@ -100,9 +107,9 @@ def _check_certificate(pem: str | None) -> None:
         raise MalformedMessage(f"mtls_cert is not a PEM certificate: {error}") from error
 
 
-def _host(text: str) -> str:
-    if not text or len(text) > 255 or any(character in text for character in " /\\?#@\r\n\t"):
-        raise MalformedMessage("cloudagent_ip is not an address or host name")
+def _host(text: str, field: str) -> str:
+    if not _HOST.fullmatch(text):
+        raise MalformedMessage(f"{field} is not an address or host name")
     return text
 
 
@@ -149,12 +156,13 @@ def _revocation_key(pem: str) -> str:
 
 def _runtime_policy(agent_id: AgentId, request: AddAgentRequest, policies: dict[tuple[str, str], str]) -> str:
     """The name of the agent's runtime policy; a policy that came along is checked and kept for storing."""
+    given = _policy_name(request.runtime_policy_name, "runtime_policy_name")
     if not request.runtime_policy:
-        if request.runtime_policy_name:
-            return request.runtime_policy_name
+        if given:
+            return given
         policies[RUNTIME, agent_id] = EMPTY_POLICY
         return agent_id
-    name = request.runtime_policy_name or agent_id
+    name = given or agent_id
     try:
         text = base64.b64decode(request.runtime_policy, validate=True).decode()
     except (binascii.Error, ValueError) as error:
@@ -171,10 +179,21 @@ def _boot_policy(
     agent_id: AgentId, request: AddAgentRequest, rules: EnrolmentRules, policies: dict[tuple[str, str], str]
 ) -> str | None:
     """The name of the agent's reference state, None when measured boot is off (T6)."""
+    given = _policy_name(request.mb_policy_name, "mb_policy_name")
     if not request.mb_policy:
-        return request.mb_policy_name or None
-    if rules.compile_boot_policy(request.mb_policy) is None:
+        return given
+    try:
+        policy = rules.compile_boot_policy(request.mb_policy)
+    except PolicyError as error:
+        raise PolicyError(f"mb_policy: {error}") from error
+    if policy is None:
         return None
-    name = request.mb_policy_name or agent_id
+    name = given or agent_id
     policies[MEASURED_BOOT, name] = request.mb_policy
     return name
+
+
+def _policy_name(text: str | None, field: str) -> str | None:
+    if text and not _POLICY_NAME.fullmatch(text):
+        raise MalformedMessage(f"{field} is not a name: expected 1 to 255 printable characters without /")
+    return text or None

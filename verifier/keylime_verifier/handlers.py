@@ -1,10 +1,33 @@
 """The verifier's API: each handler parses, calls one method, renders. The table says who may call what."""
 
+import functools
+import logging
+from collections.abc import Awaitable, Callable
+
+from keylime.database.engine import DatabaseUnavailable
 from keylime.http.server import HttpError, Request, Response, Role, Route
 from keylime.identifiers import AgentId
 from keylime.messages.verifier import AddAgentRequest, VerifierAgents
 from keylime.messages.versions import CURRENT_VERSION, SUPPORTED_VERSIONS, ServerVersions
 from keylime_verifier.agents import Agents
+
+log = logging.getLogger("keylime.verifier")
+
+_Handler = Callable[["AgentHandlers", Request], Awaitable[Response]]
+
+
+def _answering(handler: _Handler) -> _Handler:
+    """Renders what can happen to every handler."""
+
+    @functools.wraps(handler)
+    async def wrapped(self: "AgentHandlers", request: Request) -> Response:
+        try:
+            return await handler(self, request)
+        except DatabaseUnavailable as error:
+            log.error("%s", error)
+            raise HttpError(503, "The database is not available") from error
+
+    return wrapped
 
 
 class AgentHandlers:
@@ -25,6 +48,7 @@ class AgentHandlers:
             Route("PUT", "/agents/{agent_id}/stop", admin, self.stop_agent),
         ]
 
+    @_answering
     async def list_agents(self, request: Request) -> Response:
         verifier_id = request.query.get("verifier") or None
         if "bulk" in request.query:
@@ -33,26 +57,31 @@ class AgentHandlers:
         # Each id in a list of its own: clients of the field unpack it so.
         return Response(results=VerifierAgents([[agent_id] for agent_id in ids]))
 
+    @_answering
     async def show_agent(self, request: Request) -> Response:
         return Response(results=await self._agents.show(_agent_id(request)))
 
+    @_answering
     async def add_agent(self, request: Request) -> Response:
         if not request.body:
             raise HttpError(400, "Expected non zero content length")
         await self._agents.add(_agent_id(request), request.json(AddAgentRequest))
         return Response()
 
+    @_answering
     async def delete_agent(self, request: Request) -> Response:
         await self._agents.delete(_agent_id(request))
         return Response()
 
+    @_answering
     async def reactivate_agent(self, request: Request) -> Response:
         await self._agents.reactivate(_agent_id(request))
-        return Response()
+        return Response(empty=True)
 
+    @_answering
     async def stop_agent(self, request: Request) -> Response:
         await self._agents.stop(_agent_id(request))
-        return Response()
+        return Response(empty=True)
 
 
 async def show_versions(_request: Request) -> Response:

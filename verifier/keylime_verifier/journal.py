@@ -72,7 +72,9 @@ class Journal:
         if notice is None and is_routine(before.progress, after.progress):
             self._routine[after.agent_id] = after
             return True
-        async with self._flushing:  # a batch under way may hold an older record, which must not be written last
+        async with (
+            self._flushing
+        ):  # a batch under way may hold an older record, which must not be written last
             self._routine.pop(after.agent_id, None)
         revocation = None
         if notice is not None and self._targets:

@@ -46,8 +46,8 @@ class Cadence:
 class Polling:
     """One agent as the state machine sees it.
 
-    `attempts` counts silent rounds in a row, `setbacks` rounds in a row that ended in a recoverable rejection or
-    in a defect of ours: they lengthen the pause, but never add up to "not reachable".
+    `attempts` counts silent rounds in a row, `setbacks` those that ended in a recoverable rejection or in a
+    defect of ours: they lengthen the pause, but never add up to "not reachable".
     """
 
     agent: AgentId

@@ -17,9 +17,9 @@ import uvloop
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from keylime import keylime_logging
-from keylime.database.engine import open_engine
+from keylime.database.engine import DatabaseUnavailable, open_engine
 from keylime.database.migrate import Schema, prepare_schema
-from keylime.errors import KeylimeError
+from keylime.errors import ConfigError, KeylimeError
 from keylime.http.server import Limits, Server
 from keylime.measured_boot.policies import load_policy_modules
 from keylime.messages.versions import CURRENT_VERSION, SUPPORTED_VERSIONS
@@ -46,14 +46,16 @@ log = logging.getLogger("keylime.verifier")
 _SCHEMA = Schema(Path(__file__).parent / "migrations", "keylime_verifier_schema")
 _MAX_CONCURRENT_POLLS = 500
 _DELIVERY_ATTEMPTS = 20  # with growing pauses, about a quarter of an hour
-_LONGEST_STOP_S = 4.0
+# Together with the publisher's linger less than the five seconds that a stop may take.
+_LONGEST_DRAIN_S = 1.5
+_LAST_FLUSH_S = 1.0
 
 
 def main() -> None:
     """Runs until SIGTERM or SIGINT. Exit status: 0 after a clean stop, 1 when it cannot start."""
     _parse_arguments()
-    keylime_logging.setup("verifier", os.environ)
     try:
+        keylime_logging.setup("verifier", os.environ)
         config = load_config(os.environ)
         for warning in config.warnings:
             log.warning("%s", warning)
@@ -79,7 +81,10 @@ def _prepare(config: VerifierConfig) -> None:
     log.info("Current API version: %s", CURRENT_VERSION)
     log.info("Other supported API versions: %s", ", ".join(SUPPORTED_VERSIONS[:-1]))
     os.umask(0o077)
-    config.work_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        config.work_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise ConfigError(f"{config.work_dir} cannot be made: {error.strerror}") from error
     if config.tls.generate:
         _ensure_certificates(config)
 
@@ -103,15 +108,20 @@ async def _serve(config: VerifierConfig) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with _running(config) as port:
+    async with running(config) as port:
         log.info("Listening on %s:%d (HTTPS)", config.ip, port)
         await stop.wait()
         log.info("Stopping")
 
 
 @asynccontextmanager
-async def _running(config: VerifierConfig) -> AsyncIterator[int]:
-    """The verifier at work, from the first poll to the last write; yields the port it listens on."""
+async def running(config: VerifierConfig) -> AsyncIterator[int]:
+    """The verifier at work, from the first poll to the last write; yields the port it listens on.
+
+    Raises ConfigError or DatabaseUnavailable when it cannot start. What is begun last ends first: requests,
+    polling, deliveries, the last batch of passes, the database.
+    """
+    drain_s = min(config.drain_timeout_s, _LONGEST_DRAIN_S)
     async with AsyncExitStack() as stack:
         engine = open_engine(config.database_url, config.database_pool)
         stack.push_async_callback(engine.dispose)
@@ -125,16 +135,16 @@ async def _running(config: VerifierConfig) -> AsyncIterator[int]:
             [*version_routes(), *AgentHandlers(parts.agents).routes()],
             limits=Limits(max_body=config.max_upload),
         )
+        records = await parts.store.load(config.verifier_id, POLLED_STATES)
+        # No request is served before all agents are adopted: from here on nothing waits.
         port = server.listen(config.ip, config.port, config.tls.server_context(require_client=False))
-        stack.push_async_callback(parts.journal.flush)
-        for name, work in (
-            ("journal", parts.journal.run),
-            ("notifier", parts.notifier.run),
-            ("poller", parts.poller.run),
-        ):
-            stack.push_async_callback(_cancelled, asyncio.create_task(supervised(name, work)))
-        stack.push_async_callback(server.stop, min(config.drain_timeout_s, _LONGEST_STOP_S))
-        for record in await parts.store.load(config.verifier_id, POLLED_STATES):
+        stack.push_async_callback(_flush_at_last, parts.journal)
+        stack.push_async_callback(_cancelled, _supervise("journal", parts.journal.run))
+        stack.push_async_callback(_cancelled, _supervise("notifier", parts.notifier.run))
+        stack.push_async_callback(parts.poller.close, drain_s)
+        stack.push_async_callback(_cancelled, _supervise("poller", parts.poller.run))
+        stack.push_async_callback(server.stop, drain_s)
+        for record in records:
             parts.poller.adopt(record, delay_s=random.uniform(0, config.cadence.quote_interval_s))  # noqa: S311
         yield port
 
@@ -192,7 +202,11 @@ def _assemble(config: VerifierConfig, engine: AsyncEngine, publisher: Revocation
     return _Parts(store, journal, notifier, poller, agents)
 
 
-async def supervised(name: str, work: Callable[[], Awaitable[None]]) -> None:
+def _supervise(name: str, work: Callable[[], Awaitable[None]]) -> "asyncio.Task[None]":
+    return asyncio.create_task(_supervised(name, work))
+
+
+async def _supervised(name: str, work: Callable[[], Awaitable[None]]) -> None:
     """Runs one of the verifier's loops, and starts it again should it ever end by a defect."""
     while True:
         try:
@@ -205,3 +219,12 @@ async def supervised(name: str, work: Callable[[], Awaitable[None]]) -> None:
 async def _cancelled(task: "asyncio.Task[None]") -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def _flush_at_last(journal: Journal) -> None:
+    try:
+        async with asyncio.timeout(_LAST_FLUSH_S):
+            await journal.flush()
+    except (TimeoutError, DatabaseUnavailable) as error:
+        # Costs counters and some work in the next round, but no verdict.
+        log.error("the passes of the last second are lost (%s %s)", type(error).__name__, error)

@@ -57,8 +57,11 @@ class Notifier:
             while True:
                 self._wake.clear()
                 try:
+                    # One that ends while the outbox is read may still be in the answer.
+                    known = set(self._under_way)
                     for delivery in await self._outbox.pending():
-                        self._start(delivery)
+                        if delivery.key not in known:
+                            self._start(delivery)
                 except Exception:
                     log.exception("revocations cannot be read from the database; trying again")
                 with contextlib.suppress(TimeoutError):
@@ -69,7 +72,7 @@ class Notifier:
             await asyncio.gather(*self._under_way.values(), return_exceptions=True)
 
     def _start(self, delivery: Delivery) -> None:
-        key = (delivery.revocation.revocation_id, delivery.channel, delivery.target)
+        key = delivery.key
         if key not in self._under_way:
             task = asyncio.create_task(self._deliver(delivery))
             self._under_way[key] = task

@@ -6,6 +6,7 @@ the loop. All deciding is done by `appraisal` and `lifecycle`; all writing by `J
 
 import asyncio
 import contextlib
+import functools
 import heapq
 import itertools
 import logging
@@ -57,10 +58,11 @@ class PolledAgent:
 
     record: AgentRecord
     polling: Polling
-    client: AgentClient
+    client: AgentClient | None = None  # made at the first turn: a bad record must fail there and not earlier
     reference: Reference | None = None
     dropped: bool = False
     turn: asyncio.Task[None] | None = None
+    is_concluding: bool = False  # the turn has its outcome and is writing it down
 
 
 @dataclass(order=True, slots=True)
@@ -103,9 +105,7 @@ class Poller:
     def adopt(self, record: AgentRecord, *, delay_s: float = 0.0) -> None:
         """Starts polling an agent, in place of anything known under its id."""
         self.drop(record.agent_id)
-        client = self._connect(record)
-        client.is_attested = record.progress.attestation_count > 0
-        agent = PolledAgent(record, _polling_of(record), client)
+        agent = PolledAgent(record, _polling_of(record))
         self._agents[record.agent_id] = agent
         self._schedule(agent, PollAfter(delay_s, renew_key=True))
 
@@ -115,9 +115,10 @@ class Poller:
         if agent is None:
             return
         agent.dropped = True
+        agent.reference = None  # what is left of it waits in the heap until it would have been due
         if agent.turn is None:
             self._close_later(agent)
-        elif agent.turn is not asyncio.current_task():
+        elif not agent.is_concluding:  # no transaction is cut off: the store refuses what is stale
             agent.turn.cancel()
 
     def current(self, agent_id: AgentId) -> AgentRecord | None:
@@ -126,16 +127,23 @@ class Poller:
         return None if agent is None else agent.record
 
     async def run(self) -> None:
-        """Starts what is due, for ever. Ends by cancellation; turns in flight are given up."""
-        try:
-            while True:
-                await self._wait_until_due()
-                while self._heap and self._heap[0].at <= asyncio.get_running_loop().time():
-                    self._start_turn(heapq.heappop(self._heap))
-        finally:
-            for agent_id in list(self._agents):
-                self.drop(agent_id)
-            await asyncio.gather(*self._turns, return_exceptions=True)
+        """Starts what is due, for ever. Ends by cancellation, which leaves the agents to `close`."""
+        while True:
+            await self._wait_until_due()
+            while self._heap and self._heap[0].at <= asyncio.get_running_loop().time():
+                self._start_turn(heapq.heappop(self._heap))
+
+    async def close(self, drain_s: float) -> None:
+        """Drops all agents; verdicts that are being written get up to `drain_s` seconds. For the end."""
+        for agent_id in list(self._agents):
+            self.drop(agent_id)
+        deadline = asyncio.get_running_loop().time() + drain_s
+        while self._turns:
+            left_s = deadline - asyncio.get_running_loop().time()
+            if left_s <= 0:
+                for task in self._turns:
+                    task.cancel()
+            await asyncio.wait(self._turns, timeout=max(left_s, 0.1))
 
     async def _wait_until_due(self) -> None:
         self._wake.clear()
@@ -153,22 +161,32 @@ class Poller:
         self._wake.set()
 
     def _start_turn(self, due: _Due) -> None:
-        if due.agent.dropped:
+        agent = due.agent
+        if agent.dropped:
             return
-        task = asyncio.create_task(self._turn(due.agent, due.action))
-        due.agent.turn = task
-        self._turns.add(task)
-        task.add_done_callback(self._turns.discard)
+        agent.is_concluding = False
+        agent.turn = asyncio.create_task(self._turn(agent, due.action))
+        self._turns.add(agent.turn)
+        agent.turn.add_done_callback(functools.partial(self._end_turn, agent))
 
-    async def _turn(self, agent: PolledAgent, action: PollAfter | ProvideV) -> None:
-        try:
-            async with self._slots:
-                outcome = await self._attempt(agent, action)
-                await self._conclude(agent, outcome)
-        finally:
+    def _end_turn(self, agent: PolledAgent, task: "asyncio.Task[None]") -> None:
+        self._turns.discard(task)
+        if agent.turn is task:  # else the next one has begun already
             agent.turn = None
             if agent.dropped:
-                await agent.client.close()
+                self._close_later(agent)
+
+    async def _turn(self, agent: PolledAgent, action: PollAfter | ProvideV) -> None:
+        async with self._slots:
+            outcome = await self._attempt(agent, action)
+        agent.is_concluding = True
+        try:
+            await self._conclude(agent, outcome)
+        except Exception:
+            self.defects += 1
+            log.exception("agent %s: an outcome was lost by a defect, asking again", agent.record.agent_id)
+            if not agent.dropped:
+                self._schedule(agent, PollAfter(self._cadence.retry_delay_s(1), renew_key=True))
 
     async def _attempt(self, agent: PolledAgent, action: PollAfter | ProvideV) -> Outcome:
         """What came of one action. Whatever goes wrong in here is an outcome, never the end of the loop."""
@@ -182,28 +200,30 @@ class Poller:
             return Refused(str(error), version=True)
         except PeerRefused as error:
             return Refused(f"the agent answered {error}")
+        except KeylimeError as error:  # a record or policy that cannot be used, a database that is away
+            self.defects += 1
+            log.error("agent %s: cannot be attested now: %s", agent.record.agent_id, error)
+            return Defect(str(error))
         except Exception as error:
             self.defects += 1
             log.exception(
                 "agent %s: attestation failed because of a defect of the verifier", agent.record.agent_id
             )
-            return Defect(
-                f"{type(error).__name__}: {error}"
-                if isinstance(error, KeylimeError)
-                else type(error).__name__
-            )
+            return Defect(type(error).__name__)
 
     async def _attest(self, agent: PolledAgent, *, renew_key: bool) -> Verdict:
-        if agent.reference is None:
-            agent.reference = await self._build_reference(agent.record)
+        client = self._client_of(agent)
+        reference = agent.reference
+        if reference is None:
+            reference = agent.reference = await self._build_reference(agent.record)
         checkpoint = agent.record.progress.checkpoint
-        challenge = make_challenge(agent.reference, checkpoint, new_nonce(), renew_key=renew_key)
+        challenge = make_challenge(reference, checkpoint, new_nonce(), renew_key=renew_key)
         try:
-            reply = await agent.client.quote(challenge)
+            reply = await client.quote(challenge)
         except MalformedMessage as error:
             finding = quote_finding("invalid_data", "the agent's answer is not a quote", error=str(error))
             return Rejected((finding,), checkpoint.restarted())
-        steps = appraise_stepwise(reply, challenge, agent.reference, checkpoint, self._memo)
+        steps = appraise_stepwise(reply, challenge, reference, checkpoint, self._memo)
         while True:
             try:
                 next(steps)
@@ -220,27 +240,38 @@ class Poller:
             encrypted = encrypt_share(public_key, share)
         except CredentialError as error:
             return Refused(f"V cannot be encrypted to the agent's public key: {error}")
-        await agent.client.provide_v(encrypted)
+        await self._client_of(agent).provide_v(encrypted)
         return VDelivered(public_key)
 
     async def _conclude(self, agent: PolledAgent, outcome: Outcome) -> None:
         """Judges the outcome, writes it down, and only then acts on it."""
         if agent.dropped:
             return
+        before = agent.record, agent.polling
         polling, commands = advance(agent.polling, outcome, self._cadence, self._severities)
         notices = [command for command in commands if isinstance(command, Notify)]
-        record = await self._journal.write(
-            agent.record, polling, outcome, notices[0] if notices else None, version=agent.client.version
-        )
+        version = before[0].progress.supported_version if agent.client is None else agent.client.version
+        record = self._journal.judged(agent.record, polling, outcome, version=version)
+        # Before it is written: while a database is away, nobody must see a pass that is no longer true.
+        agent.record, agent.polling = record, polling
+        try:
+            is_ours = await self._journal.write(before[0], record, outcome, notices[0] if notices else None)
+        except BaseException:
+            agent.record, agent.polling = before
+            raise
         if agent.dropped:
             return
-        if record is None:  # an operator was faster
-            self.drop(agent.record.agent_id)
+        if not is_ours:  # an operator was faster
+            self.drop(record.agent_id)
             return
-        agent.record, agent.polling = record, polling
-        agent.client.is_attested = polling.attestation_count > 0
         for command in commands:
             self._carry_out(agent, command)
+
+    def _client_of(self, agent: PolledAgent) -> AgentClient:
+        if agent.client is None:
+            agent.client = self._connect(agent.record)
+        agent.client.is_attested = agent.polling.attestation_count > 0
+        return agent.client
 
     def _carry_out(self, agent: PolledAgent, command: Command) -> None:
         match command:
@@ -258,6 +289,8 @@ class Poller:
                 pass  # written with the verdict, delivered from the outbox
 
     def _close_later(self, agent: PolledAgent) -> None:
+        if agent.client is None:
+            return
         task = asyncio.create_task(agent.client.close())
         self._turns.add(task)
         task.add_done_callback(self._turns.discard)

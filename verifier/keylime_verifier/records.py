@@ -97,3 +97,8 @@ class Delivery:
     channel: str
     target: str
     attempts: int
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What tells it from every other delivery."""
+        return self.revocation.revocation_id, self.channel, self.target

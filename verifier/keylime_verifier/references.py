@@ -6,13 +6,12 @@ import binascii
 import weakref
 from collections.abc import Callable
 
-from keylime.policy.runtime import RuntimePolicy, parse_runtime_policy
-from keylime.policy.tpm_policy import TpmPolicy
-
 from keylime.appraisal.reference import AcceptedAlgorithms, Reference, canonical_algorithm
 from keylime.errors import MalformedMessage, PolicyError
 from keylime.ima.keyrings import Keyring, parse_keyring
 from keylime.policy.measured_boot import MeasuredBootPolicy
+from keylime.policy.runtime import RuntimePolicy, parse_runtime_policy
+from keylime.policy.tpm_policy import TpmPolicy
 from keylime.tpm.keys import AttestationKey, parse_attestation_key
 from keylime_verifier.policy_store import MEASURED_BOOT, RUNTIME, PolicyStore
 from keylime_verifier.records import Enrolment
@@ -36,6 +35,7 @@ class References:
         self._ignore_tomtou = ignore_tomtou
         self._evaluate_boot_always = evaluate_boot_always
         self._runtime: weakref.WeakValueDictionary[str, RuntimePolicy] = weakref.WeakValueDictionary()
+        self._compiling = asyncio.Lock()
         self._demands_ima: dict[str, bool] = {}
         self._boot: weakref.WeakValueDictionary[str, MeasuredBootPolicy] = weakref.WeakValueDictionary()
 
@@ -77,10 +77,14 @@ class References:
 
     async def _compiled(self, content_hash: str) -> RuntimePolicy:
         policy = self._runtime.get(content_hash)
-        if policy is None:
-            text = await self._text_of(content_hash)
-            policy = self._runtime.get(content_hash) or await asyncio.to_thread(parse_runtime_policy, text)
-            policy = self._runtime.setdefault(content_hash, policy)
+        if policy is not None:
+            return policy
+        async with self._compiling:  # a fleet that starts together compiles its policy once
+            policy = self._runtime.get(content_hash)
+            if policy is None:
+                text = await self._text_of(content_hash)
+                policy = await asyncio.to_thread(parse_runtime_policy, text)
+                self._runtime[content_hash] = policy
         return policy
 
     async def _boot_policy(self, name: str | None) -> MeasuredBootPolicy | None:

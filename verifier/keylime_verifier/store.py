@@ -19,7 +19,7 @@ from keylime.errors import KeylimeError
 from keylime.identifiers import AgentId, parse_agent_id
 from keylime.messages.verifier import FindingSummary, OperationalState
 from keylime_verifier.outbox import insert_revocation
-from keylime_verifier.policy_store import delete_policy, put_policy
+from keylime_verifier.policy_store import MEASURED_BOOT, RUNTIME, delete_policy, put_policy
 from keylime_verifier.records import AgentRecord, Enrolment, Progress, Secrets, StoredRevocation
 from keylime_verifier.schema import agents
 from keylime_verifier.transactions import read, write
@@ -154,12 +154,15 @@ class AgentStore:
         return record
 
     async def delete(self, agent_id: AgentId) -> bool:
-        """Removes an agent and the policies that came with it. False when it is not there."""
+        """Removes an agent, and the policies that came with it unless others use them. False: not there."""
         async with write(self._engine, "delete an agent") as connection:
             deleted = await connection.execute(sa.delete(agents).where(agents.c.agent_id == agent_id))
             if deleted.rowcount:
-                await delete_policy(connection, "runtime", agent_id)
-                await delete_policy(connection, "measured_boot", agent_id)
+                used_by = {RUNTIME: agents.c.runtime_policy, MEASURED_BOOT: agents.c.measured_boot_policy}
+                for kind, column in used_by.items():
+                    in_use = sa.select(sa.exists().where(column == agent_id))
+                    if not (await connection.execute(in_use)).scalar():
+                        await delete_policy(connection, kind, agent_id)
         return bool(deleted.rowcount)
 
     async def record_passes(self, records: Sequence[AgentRecord]) -> None:

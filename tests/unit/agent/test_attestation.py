@@ -54,11 +54,13 @@ def test_a_missing_parameter_is_named(name: str) -> None:
 def test_any_query_gives_a_challenge_or_400(query: dict[str, str]) -> None:
     try:
         parsed = parse_integrity_query(query)
-    except HttpError as error:
-        assert error.code == 400
+    except HttpError as refusal:
+        code = refusal.code
     else:
+        code = 400
         assert 0 <= parsed.mask < 1 << 32
         assert 0 < len(parsed.nonce) <= 64
+    assert code == 400
 
 
 def test_identity_and_key_challenges_have_their_own_words() -> None:

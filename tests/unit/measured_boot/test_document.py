@@ -95,7 +95,7 @@ def test_device_paths_are_text() -> None:
         for item in document(capture("direct-efistub").boot_log)["events"]
         if item["EventType"] == "EV_EFI_BOOT_SERVICES_APPLICATION"
     ]
-    assert paths == ["VenMedia(1428f772-b64a-441e-b8c3-9ebdd7f893c7)/kernel"]
+    assert paths == ["VenMedia(1428f772-b64a-441e-b8c3-9ebdd7f893c7)/File(kernel)"]
 
 
 def test_both_boot_aggregates_of_every_bank_are_listed() -> None:

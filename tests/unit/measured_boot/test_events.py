@@ -187,8 +187,8 @@ def test_the_partition_table_of_the_capture_is_read() -> None:
 def test_image_loads_show_where_the_image_came_from() -> None:
     images = [event.decoded for event in grub_events(EventType.EFI_BOOT_SERVICES_APPLICATION)]
     assert [image.path for image in images if isinstance(image, ImageLoad)] == [
-        "PciRoot(0x0)/Pci(0x1,0x0)/HD(1,GPT,0ec7b7ac-4e4c-461e-b581-561145e4b77f,0x800,0x18000)/\\EFI\\BOOT\\BOOTX64.EFI",
-        "\\EFI\\BOOT\\grubx64.efi",
+        "PciRoot(0x0)/Pci(0x1,0x0)/HD(1,GPT,0ec7b7ac-4e4c-461e-b581-561145e4b77f,0x800,0x18000)/File(\\EFI\\BOOT\\BOOTX64.EFI)",
+        "File(\\EFI\\BOOT\\grubx64.efi)",
         "",
         "",
     ]
@@ -256,12 +256,13 @@ DISK = uuid.UUID("0ec7b7ac-4e4c-461e-b581-561145e4b77f")
             "PciRoot(0x0)/Pci(0x1f,0x2)",
         ),
         (node(2, 1, struct.pack("<II", 0x0A0841D0, 1)) + END, "PcieRoot(0x1)"),
-        (node(2, 1, struct.pack("<II", 0x050141D0, 0)) + END, "Acpi(PNP0501,0x0)"),
-        (node(3, 2, struct.pack("<HH", 0, 1)) + END, "Scsi(0x0,0x1)"),
-        (node(3, 5, b"\1\0") + END, "USB(0x1,0x0)"),
-        (node(3, 11, bytes.fromhex("525400123456") + bytes(26) + b"\1") + END, "MAC(525400123456,0x1)"),
-        (node(3, 18, struct.pack("<HHH", 0, 0xFFFF, 0)) + END, "Sata(0x0,0xffff,0x0)"),
-        (node(3, 23, struct.pack("<I", 1) + bytes(range(8))) + END, "NVMe(0x1,07-06-05-04-03-02-01-00)"),
+        (node(2, 1, struct.pack("<II", 0x030341D0, 0)) + END, "Acpi(PNP0303,0x0)"),
+        (node(2, 1, struct.pack("<II", 0x050141D0, 0)) + END, "Serial(0x0)"),
+        (node(3, 2, struct.pack("<HH", 0, 1)) + END, "SCSI(0,1)"),
+        (node(3, 5, b"\1\0") + END, "USB(1,0)"),
+        (node(3, 11, bytes.fromhex("525400123456") + bytes(26) + b"\1") + END, "MAC(525400123456,1)"),
+        (node(3, 18, struct.pack("<HHH", 0, 0xFFFF, 0)) + END, "Sata(0,65535,0)"),
+        (node(3, 23, struct.pack("<I", 1) + bytes(range(8))) + END, "NVMe(0x1,00-01-02-03-04-05-06-07)"),
         (node(3, 24, b"http://boot/x.efi") + END, "Uri(http://boot/x.efi)"),
         (
             node(4, 1, struct.pack("<IQQ", 1, 0x800, 0x18000) + DISK.bytes_le + b"\2\2") + END,
@@ -276,7 +277,7 @@ DISK = uuid.UUID("0ec7b7ac-4e4c-461e-b581-561145e4b77f")
         (node(1, 1, b"\0\1") + node(0x7F, 1, b"") + node(1, 1, b"\0\2") + END, "Pci(0x1,0x0),Pci(0x2,0x0)"),
         (node(9, 9, b"\1\2") + END, "Path(9,9,0102)"),
         (node(1, 1, b"\0") + END, "Path(1,1,00)"),
-        (node(4, 4, "\\a\nb\x1b[2J\0".encode("utf-16-le")) + END, "\\a\\nb\\x1b[2J"),
+        (node(4, 4, "\\a\nb\x1b[2J\0".encode("utf-16-le")) + END, "File(\\a\\nb\\x1b[2J)"),
     ],
 )
 def test_device_paths_are_rendered(path: bytes, text: str) -> None:

@@ -41,8 +41,8 @@ def test_the_captured_chain_becomes_a_reference_state() -> None:
             "kernel_authcode_sha256": "0x6b1bf35c3bee9918250f593a6fff889c75c1e239cd2fe9e5bb0cd3de9dcb8e51",
             "initrd_plain_sha256": "0x33e66bf318d455a90a1d594e195287a1d14ba8bed2b883006ead5765ac87afd0",
             "kernel_cmdline": re.escape(
-                "/boot/vmlinuz-6.1.0-56-amd64 root=UUID=11111111-2222-4333-8444-555555555555 ro console=ttyS0 "
-                "net.ifnames=0 ima_appraise=log ima_policy=tcb lab.mode=capture lab.nonce=b2"
+                "/boot/vmlinuz-6.1.0-56-amd64 root=UUID=11111111-2222-4333-8444-555555555555 ro "
+                "console=ttyS0 net.ifnames=0 ima_appraise=log ima_policy=tcb lab.mode=capture lab.nonce=b2"
             ),
         }
     ]

@@ -2,7 +2,6 @@ import io
 import shutil
 import stat
 import zipfile
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -30,8 +29,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def directory(template: Path, tmp_path: Path) -> Iterator[Path]:
-    yield Path(shutil.copytree(template, tmp_path / "ca"))
+def directory(template: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(template, tmp_path / "ca"))
 
 
 def certificate_in(path: Path) -> x509.Certificate:
@@ -247,7 +246,11 @@ def test_services_get_what_is_missing_and_keep_what_is_there(tmp_path: Path) -> 
 def test_a_registrar_gets_no_client_certificate_and_an_encrypted_key_if_asked(tmp_path: Path) -> None:
     directory = tmp_path / "reg_ca"
     made = ensure_service_certificates(
-        directory, "default", server_sans=("x",), client=False, server_key_password="blue"
+        directory,
+        "default",
+        server_sans=("x",),
+        client=False,
+        server_key_password="blue",  # noqa: S106 - a test password
     )
     assert made == ("ca", "server")
     assert not (directory / "client-cert.crt").exists()
@@ -256,8 +259,8 @@ def test_a_registrar_gets_no_client_certificate_and_an_encrypted_key_if_asked(tm
 
 
 def test_generated_server_names_cover_the_host_but_no_wildcard() -> None:
-    names = server_names("0.0.0.0", ["verifier.example", ""])
+    names = server_names("0.0.0.0", ["verifier.example", ""])  # noqa: S104 - not bound to
     assert {"localhost", "127.0.0.1", "::1", "verifier.example"} <= set(names)
-    assert "0.0.0.0" not in names
+    assert "0.0.0.0" not in names  # noqa: S104 - not bound to
     assert "" not in names
     assert "192.0.2.1" in server_names("192.0.2.1", [])

@@ -103,9 +103,9 @@ def test_a_certificate_for_another_key_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_encrypted_key_opens_with_its_password_only(tmp_path: Path) -> None:
-    made = identity(tmp_path, key_password="blue")
+    made = identity(tmp_path, key_password="blue")  # noqa: S106 - a test password
     assert b"ENCRYPTED" in made.key.read_bytes()
-    assert identity(tmp_path, key_password="blue") == made
+    assert identity(tmp_path, key_password="blue") == made  # noqa: S106 - a test password
     for wrong in (None, "", "red"):
         with pytest.raises(ConfigError, match=r"server-private\.pem: .*password"):
             identity(tmp_path, key_password=wrong)
@@ -113,7 +113,7 @@ def test_an_encrypted_key_opens_with_its_password_only(tmp_path: Path) -> None:
 
 def test_a_password_for_a_plain_key_does_no_harm(tmp_path: Path) -> None:
     made = identity(tmp_path)
-    assert identity(tmp_path, key_password="unneeded") == made
+    assert identity(tmp_path, key_password="unneeded") == made  # noqa: S106 - a test password
 
 
 def test_the_payload_key_is_rsa_2048_and_persistent(tmp_path: Path) -> None:

@@ -229,7 +229,7 @@ def test_a_file_that_is_no_certificate_stops_with_its_name(tmp_path: Path) -> No
 
 
 def test_a_missing_store_stops_with_its_name(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="store .*nowhere cannot be read"):
+    with pytest.raises(ConfigError, match=r"store .*nowhere cannot be read"):
         load_trust_store(tmp_path / "nowhere")
 
 

@@ -59,7 +59,7 @@ def test_relative_names_are_relative_to_their_directory() -> None:
         tls_dir="tls",
         client_cert="me.crt",
         client_key="/keys/me.pem",
-        client_key_password="blue",
+        client_key_password="blue",  # noqa: S106 - a test password
         trusted_server_ca="['a.pem', '/ca/b.pem']",
     )
     files = resolve_tls_files(chosen, "tenant", WORK)
@@ -67,7 +67,7 @@ def test_relative_names_are_relative_to_their_directory() -> None:
     assert files.client.certificate == WORK / "tls" / "me.crt"
     assert files.client.key == Path("/keys/me.pem")
     assert files.client.trusted == (WORK / "tls" / "a.pem", Path("/ca/b.pem"))
-    assert files.client.key_password == "blue"
+    assert files.client.key_password == "blue"  # noqa: S105 - a test password
     assert "blue" not in repr(files)
 
 

@@ -3,8 +3,11 @@ import hashlib
 import json
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from keylime.errors import KeylimeError
+from keylime.policy.dsse import key_id_of, sign_policy
 from keylime_tenant.arguments import Arguments
 from keylime_tenant.policies import PolicyDocuments, compose
 
@@ -20,6 +23,16 @@ POLICY = json.dumps(
         "verification-keys": "",
     }
 ).encode()
+
+
+def pem_of(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+def signed(payload: bytes, key: ec.EllipticCurvePrivateKey) -> bytes:
+    return sign_policy(payload, key, key_id_of(key.public_key())).encode()
+
+
 IMA = 0x400
 BOOT = 0xFBFF
 
@@ -104,18 +117,33 @@ def test_an_unsigned_policy_is_refused_where_a_signer_is_named() -> None:
         compose(Arguments(), PolicyDocuments(runtime_policy=POLICY, runtime_policy_key=b"x"))
 
 
+def test_a_signed_policy_travels_with_the_key_that_signed_it() -> None:
+    signer, other = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    envelope = signed(POLICY, signer)
+    policies = compose(
+        Arguments(), PolicyDocuments(runtime_policy=envelope, runtime_policy_key=pem_of(signer))
+    )
+    assert base64.b64decode(policies.runtime_policy) == envelope
+    assert base64.b64decode(policies.runtime_policy_key) == pem_of(signer)
+    for key in (pem_of(other), None, b"x"):
+        with pytest.raises(KeylimeError, match="--runtime-policy-sig-key"):
+            compose(Arguments(), PolicyDocuments(runtime_policy=envelope, runtime_policy_key=key))
+
+
+def test_what_was_signed_must_be_a_policy() -> None:
+    signer = ec.generate_private_key(ec.SECP256R1())
+    documents = PolicyDocuments(runtime_policy=signed(b'{"a": 1}', signer), runtime_policy_key=pem_of(signer))
+    with pytest.raises(KeylimeError):
+        compose(Arguments(), documents)
+
+
 def test_the_old_flags_give_the_same_rules_as_a_runtime_policy() -> None:
     documents = PolicyDocuments(
-        allowlist=b"ab" * 20
-        + b"  /bin/a b\n"
-        + b"cd" * 20
-        + b"  /bin/a b\n"
-        + b"ef" * 20
-        + b"  %keyring:.ima\n",
+        allowlist=b"ab" * 20 + b"  /bin/a\n" + b"cd" * 20 + b"  /bin/a\n" + b"ef" * 20 + b"  %keyring:.ima\n",
         excludes=b"# not this\n\n  /var/.*  \n",
     )
     policy = json.loads(base64.b64decode(compose(Arguments(), documents).runtime_policy))
-    assert policy["digests"] == {"/bin/a b": ["ab" * 20, "cd" * 20]}
+    assert policy["digests"]["/bin/a"] == ["ab" * 20, "cd" * 20]
     assert policy["keyrings"] == {".ima": ["ef" * 20]}
     assert policy["excludes"] == ["/var/.*"]
     assert policy["meta"]["generator"] == 3

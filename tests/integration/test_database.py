@@ -1,0 +1,226 @@
+"""Engines and migrations on SQLite files, and on PostgreSQL where it is installed."""
+
+import asyncio
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from keylime.database.engine import (
+    DatabaseUnavailable,
+    database_errors,
+    open_engine,
+    parse_database_url,
+    reading,
+)
+from keylime.database.migrate import find_problem, prepare_schema
+from keylime.errors import ConfigError
+from keylime_registrar.schema import SCHEMA, metadata
+
+POSTGRES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"))), None)
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[str]:
+    """The URL of a database server for this module."""
+    if POSTGRES is None or shutil.which("runuser") is None:
+        pytest.skip("PostgreSQL is not installed")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    home = Path(tempfile.mkdtemp(prefix="pg-"))
+    shutil.chown(home, "postgres")
+    run = ["runuser", "-u", "postgres", "--"]
+    options = f"-p {port} -c listen_addresses=127.0.0.1 -c fsync=off -k {home}"
+    control = [*run, str(POSTGRES / "pg_ctl"), "-D", str(home / "data"), "-w"]
+    subprocess.run(
+        [*run, str(POSTGRES / "initdb"), "-D", str(home / "data"), "-A", "trust"],
+        check=True,
+        capture_output=True,
+    )  # noqa: S603
+    subprocess.run(
+        [*control, "-o", options, "-l", str(home / "log"), "start"], check=True, capture_output=True
+    )  # noqa: S603
+    try:
+        yield f"postgresql://postgres@127.0.0.1:{port}/postgres"
+    finally:
+        subprocess.run([*control, "-m", "immediate", "stop"], check=True, capture_output=True)  # noqa: S603
+        shutil.rmtree(home)
+
+
+def on(url: str, act: Callable[[AsyncEngine], Awaitable[None]], directory: Path = Path("/nowhere")) -> None:
+    async def scenario() -> None:
+        engine = open_engine(parse_database_url(url, work_dir=directory, sqlite_name="test.sqlite"))
+        try:
+            await act(engine)
+        finally:
+            await engine.dispose()
+
+    asyncio.run(scenario())
+
+
+async def tables(engine: AsyncEngine) -> dict[str, set[str]]:
+    def inspect(connection: sa.Connection) -> dict[str, set[str]]:
+        inspector = sa.inspect(connection)
+        names = inspector.get_table_names()
+        return {name: {column["name"] for column in inspector.get_columns(name)} for name in names}
+
+    async with engine.connect() as connection:
+        return await connection.run_sync(inspect)
+
+
+async def migrated(engine: AsyncEngine) -> None:
+    await prepare_schema(engine, SCHEMA, migrate=True)
+    await prepare_schema(engine, SCHEMA, migrate=False)
+    found = await tables(engine)
+    expected = {table.name: set(table.columns.keys()) for table in metadata.sorted_tables}
+    assert {name: found[name] for name in expected} == expected
+
+
+def test_migrations_make_the_tables_that_queries_are_written_against(tmp_path: Path) -> None:
+    on("sqlite", migrated, tmp_path)
+
+
+def test_migrations_work_on_postgresql(postgres: str) -> None:
+    on(postgres, migrated)
+
+
+def test_a_new_file_and_its_directory_are_private_and_a_readable_file_is_closed(tmp_path: Path) -> None:
+    on("sqlite", migrated, tmp_path / "new" / "deep")
+    assert (tmp_path / "new" / "deep").stat().st_mode & 0o777 == 0o700
+    file = tmp_path / "new" / "deep" / "test.sqlite"
+    assert file.stat().st_mode & 0o777 == 0o600
+    file.chmod(0o644)
+    on("sqlite", migrated, tmp_path / "new" / "deep")
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_sqlite_is_set_up_for_concurrent_use(tmp_path: Path) -> None:
+    async def act(engine: AsyncEngine) -> None:
+        async with reading(engine) as connection:
+            for pragma, value in (("journal_mode", "wal"), ("synchronous", 1), ("foreign_keys", 1)):
+                assert (await connection.exec_driver_sql(f"PRAGMA {pragma}")).scalar_one() == value
+
+    on("sqlite", act, tmp_path)
+
+
+@pytest.mark.parametrize("script", ["read", "write"])
+def test_reads_do_not_wait_for_a_write_and_writes_take_turns(tmp_path: Path, script: str) -> None:
+    async def act(engine: AsyncEngine) -> None:
+        async with engine.begin() as connection:
+            await connection.exec_driver_sql("CREATE TABLE counter (value INTEGER)")
+            await connection.exec_driver_sql("INSERT INTO counter VALUES (0)")
+
+        async def add_one() -> None:
+            async with engine.begin() as connection:
+                value = (await connection.exec_driver_sql("SELECT value FROM counter")).scalar_one()
+                await asyncio.sleep(0.01)
+                await connection.exec_driver_sql(f"UPDATE counter SET value = {value + 1}")
+
+        async def read() -> int:
+            async with reading(engine) as connection:
+                return int((await connection.exec_driver_sql("SELECT value FROM counter")).scalar_one())
+
+        if script == "write":
+            await asyncio.gather(*(add_one() for _ in range(10)))
+            assert await read() == 10
+            return
+        async with engine.begin() as connection:
+            await connection.exec_driver_sql("UPDATE counter SET value = 5")
+            assert await asyncio.wait_for(read(), 1) == 0
+
+    on("sqlite", act, tmp_path)
+
+
+def test_processes_that_start_at_once_take_turns(tmp_path: Path) -> None:
+    program = (
+        "import asyncio, pathlib\n"
+        "from keylime.database.engine import *\n"
+        "from keylime.database.migrate import prepare_schema\n"
+        "from keylime_registrar.schema import SCHEMA\n"
+        f"url = parse_database_url('sqlite', work_dir=pathlib.Path({str(tmp_path)!r}), sqlite_name='test.sqlite')\n"
+        "async def main():\n"
+        "    engine = open_engine(url)\n"
+        "    await prepare_schema(engine, SCHEMA, migrate=True)\n"
+        "    await engine.dispose()\n"
+        "asyncio.run(main())\n"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(4)]  # noqa: S603
+    assert [process.wait(timeout=60) for process in processes] == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "table", ["alembic_version_registrar", "alembic_version_cloud_verifier", "verifiermain"]
+)
+def test_s12_another_implementations_database_is_refused_unaltered(tmp_path: Path, table: str) -> None:
+    file = tmp_path / "test.sqlite"
+    with sqlite3.connect(file) as connection:
+        connection.execute(f"CREATE TABLE {table} (x)")
+    connection.close()
+
+    async def act(engine: AsyncEngine) -> None:
+        with pytest.raises(ConfigError, match="made by another implementation"):
+            await prepare_schema(engine, SCHEMA, migrate=True)
+        assert await tables(engine) == {table: {"x"}}
+
+    on("sqlite", act, tmp_path)
+
+
+def test_s12_a_newer_releases_database_is_refused_unaltered(tmp_path: Path) -> None:
+    on("sqlite", migrated, tmp_path)
+    with sqlite3.connect(tmp_path / "test.sqlite") as connection:
+        connection.execute("UPDATE keylime_registrar_schema SET version_num = 'r9999'")
+    connection.close()
+
+    async def act(engine: AsyncEngine) -> None:
+        with pytest.raises(
+            ConfigError, match=r"schema r9999, which is newer than this release knows \(r0001\)"
+        ):
+            await prepare_schema(engine, SCHEMA, migrate=True)
+
+    on("sqlite", act, tmp_path)
+
+
+def test_without_leave_to_migrate_an_empty_database_is_refused(tmp_path: Path) -> None:
+    async def act(engine: AsyncEngine) -> None:
+        with pytest.raises(ConfigError, match="auto_migrate_db"):
+            await prepare_schema(engine, SCHEMA, migrate=False)
+        assert await tables(engine) == {}
+
+    on("sqlite", act, tmp_path)
+
+
+def test_a_database_of_ours_beside_foreign_tables_is_ours() -> None:
+    assert find_problem({"verifiermain", "ours"}, "r0001", {"r0001"}, "r0001") is None
+
+
+def test_a_file_that_is_no_database_is_one_error(tmp_path: Path) -> None:
+    (tmp_path / "test.sqlite").write_bytes(b"not a database" * 100)
+
+    async def act(engine: AsyncEngine) -> None:
+        with pytest.raises(DatabaseUnavailable, match="file is not a database"):
+            await prepare_schema(engine, SCHEMA, migrate=True)
+
+    on("sqlite", act, tmp_path)
+
+
+def test_a_path_that_cannot_be_opened_is_a_config_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="Not a directory"):
+        on("sqlite", migrated, tmp_path / "file" / "below")
+
+
+def test_s2_driver_errors_are_translated_without_the_statement() -> None:
+    error = sa.exc.OperationalError(
+        "SELECT secret", {"x": "canary"}, sqlite3.OperationalError("disk is full")
+    )
+    with pytest.raises(DatabaseUnavailable) as caught, database_errors("write"):
+        raise error
+    assert str(caught.value) == "database: cannot write: disk is full"

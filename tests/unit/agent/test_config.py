@@ -1,0 +1,108 @@
+from pathlib import Path
+
+import pytest
+
+from keylime.config.loader import load_settings
+from keylime.errors import ConfigError
+from keylime.hashes import HashAlgorithm
+from keylime_agent.config import AgentConfig, agent_config
+from keylime_agent.privileges import find_account
+
+
+def config(tmp_path: Path, snippet: str = "", **environ: str) -> AgentConfig:
+    (tmp_path / "agent.conf.d").mkdir(mode=0o700)
+    file = tmp_path / "agent.conf.d" / "agent.conf"
+    file.write_text(snippet)
+    file.chmod(0o600)
+    environ = {"KEYLIME_DIR": "/var/lib/agent"} | environ
+    settings = load_settings("agent", environ=environ, etc=tmp_path, usr_etc=tmp_path / "none")
+    return agent_config(settings, environ)
+
+
+def test_the_defaults_are_those_of_the_table(tmp_path: Path) -> None:
+    agent = config(tmp_path)
+    assert agent.tls is not None
+    assert agent.tls.trusted_clients == (Path("/var/lib/agent/cv_ca/cacert.crt"),)
+    assert agent.tls.certificate == Path("/var/lib/agent/server-cert.crt")
+    assert agent.tls.key == Path("/var/lib/agent/server-private.pem")
+    assert agent.data_path == Path("/var/lib/agent/agent_data.json")
+    assert agent.ima_path == Path("/sys/kernel/security/ima/ascii_runtime_measurements")
+    assert agent.boot_log_path == Path("/sys/kernel/security/tpm0/binary_bios_measurements")
+    assert agent.algorithms.hash_alg is HashAlgorithm.SHA256
+    assert agent.zeromq == ("127.0.0.1", 8992)
+    assert agent.actions.directory == Path("/usr/libexec/keylime")
+    assert agent.revocation_certificate is None
+    assert agent.payload.measure_pcr is None
+    assert agent.run_as == "keylime:tss"
+
+
+@pytest.mark.parametrize(
+    "snippet",
+    [
+        '[agent]\nuuid = "d111ec46-34d8-41af-ad56-d560bc97b2e8"\nregistrar_ip = "10.0.0.1"\n',
+        "[agent]\nuuid = d111ec46-34d8-41af-ad56-d560bc97b2e8\nregistrar_ip = 10.0.0.1\n",
+        'uuid = d111ec46-34d8-41af-ad56-d560bc97b2e8\nregistrar_ip = "10.0.0.1"\n',
+    ],
+)
+def test_snippets_of_all_agent_lines_are_read(tmp_path: Path, snippet: str) -> None:
+    agent = config(tmp_path, snippet)
+    assert (agent.uuid, agent.registrar_ip) == ("d111ec46-34d8-41af-ad56-d560bc97b2e8", "10.0.0.1")
+
+
+def test_relative_paths_have_their_own_roots(tmp_path: Path) -> None:
+    agent = config(
+        tmp_path,
+        "[agent]\ntrusted_client_ca = a.crt, /b.crt\nima_ml_path = tmp/ima\nrevocation_cert = r.crt\n"
+        "tls_dir = tls\nagent_data_path = \nrevocation_actions = [a, 'b.sh']\n",
+    )
+    assert agent.tls is not None
+    assert agent.tls.trusted_clients == (Path("/var/lib/agent/a.crt"), Path("/b.crt"))
+    assert agent.tls.key == Path("/var/lib/agent/tls/server-private.pem")
+    assert agent.ima_path == Path("/tmp/ima")  # noqa: S108
+    assert agent.revocation_certificate == Path("/var/lib/agent/r.crt")
+    assert agent.data_path is None
+    assert agent.actions.configured == ("a", "b.sh")
+
+
+def test_the_owner_password_may_be_bytes_in_hex_and_is_not_shown(tmp_path: Path) -> None:
+    agent = config(tmp_path, KEYLIME_AGENT_TPM_OWNERPASSWORD="hex:00ff")
+    assert agent.endorsement_auth == b"\x00\xff"
+    assert "\\xff" not in repr(agent)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("registrar_ip", "<REMOTE_IP>"),
+        ("trusted_client_ca", "all"),
+        ("trusted_client_ca", "[]"),
+        ("tpm_encryption_alg", "dsa"),
+        ("tpm_signing_alg", "ecschnorr"),
+        ("tpm_ownerpassword", "hex:xy"),
+        ("payload_script", "a/b"),
+        ("enc_keyname", ".."),
+        ("dec_payload_file", ""),
+        ("enable_agent_mtls", "false"),
+        ("revocation_notification_ip", ""),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_named(tmp_path: Path, option: str, value: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config(tmp_path, f"[agent]\n{option} = {value}\n")
+    assert option in str(caught.value)
+
+
+def test_plain_http_is_possible_where_no_payload_is_wanted(tmp_path: Path) -> None:
+    agent = config(tmp_path, "[agent]\nenable_agent_mtls = false\npayload_script = \n")
+    assert agent.tls is None
+    assert not agent.payload.is_allowed
+
+
+def test_accounts_are_found_by_name() -> None:
+    assert find_account("") is None
+    root = find_account("root")
+    assert root is not None
+    assert (root.uid, root.gid) == (0, 0)
+    for text in ("no-such-user", "root:no-such-group"):
+        with pytest.raises(ConfigError, match="run_as"):
+            find_account(text)

@@ -1,0 +1,39 @@
+"""Which databases an option names."""
+
+from pathlib import Path
+
+import pytest
+
+from keylime.database.engine import PoolSize, parse_database_url
+from keylime.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("sqlite", "sqlite+aiosqlite:////var/lib/keylime/reg_data.sqlite"),
+        ("sqlite:////srv/x.sqlite", "sqlite+aiosqlite:////srv/x.sqlite"),
+        ("sqlite+pysqlite:////srv/x.sqlite", "sqlite+aiosqlite:////srv/x.sqlite"),
+        ("postgresql://u:p@h:5433/n", "postgresql+psycopg://u:p@h:5433/n"),
+        ("postgresql+psycopg2://u@h/n?sslmode=require", "postgresql+psycopg://u@h/n?sslmode=require"),
+    ],
+)
+def test_urls_get_an_asynchronous_driver(text: str, expected: str) -> None:
+    url = parse_database_url(text, work_dir=Path("/var/lib/keylime"), sqlite_name="reg_data.sqlite")
+    assert url.render_as_string(hide_password=False) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", "mysql+pymysql://u:hush@h/n", "sqlite://", "oracle://u:hush@h", "://hush"]
+)
+def test_other_urls_are_refused_without_showing_a_password(text: str) -> None:
+    with pytest.raises(ConfigError, match="database_url") as caught:
+        parse_database_url(text, work_dir=Path("/x"), sqlite_name="y")
+    assert "hush" not in str(caught.value)
+
+
+def test_a_pool_has_two_numbers() -> None:
+    assert PoolSize.parse(" 7 , 0 ") == PoolSize(7, 0)
+    for text in ("", "5", "5,x", "0,1", "-1,2", "1,2,3"):
+        with pytest.raises(ConfigError):
+            PoolSize.parse(text)
