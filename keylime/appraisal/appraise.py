@@ -11,7 +11,7 @@ import msgspec
 
 from keylime.appraisal.challenge import Challenge
 from keylime.appraisal.checkpoint import BootSession, Checkpoint
-from keylime.appraisal.continuity import Continuity, ContinuityResult, judge_continuity
+from keylime.appraisal.continuity import Continuity, judge_continuity
 from keylime.appraisal.evidence import Evidence, parse_evidence, quote_finding
 from keylime.appraisal.findings import Finding
 from keylime.appraisal.memo import AppraisalMemo
@@ -30,8 +30,12 @@ MAX_INCOMPLETE_ROUNDS = 1
 
 @dataclass(slots=True)
 class _Round:
-    """What one appraisal has gathered so far."""
+    """What one appraisal is about, and what it has gathered so far."""
 
+    evidence: Evidence
+    reference: Reference
+    checkpoint: Checkpoint
+    memo: AppraisalMemo
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     consumed: set[int] = field(default_factory=set)  # PCRs that a log or a key has explained
@@ -85,30 +89,24 @@ def appraise_stepwise(
         finding = quote_finding("quote_validation", "Quote data validation", error=str(error))
         return _rejected([finding], checkpoint)
 
-    this = _Round()
-    public_key = _check_public_key(evidence, quote, checkpoint, this) if challenge.binds_key else None
-    continuity = judge_continuity(checkpoint.boot, quote.clock, evidence.boottime)
-    this.findings.extend(continuity.findings)
-    this.notes.extend(continuity.notes)
-    if quote.firmware_version != checkpoint.firmware_version and checkpoint.firmware_version is not None:
-        this.notes.append(f"the TPM's firmware version changed to {quote.firmware_version:#x}")
-    if _must_start_over(continuity, evidence, reference):
-        reason = f"the machine {continuity.continuity.value}: the whole IMA list is needed"
-        return _without_verdict(reason, this, checkpoint)
+    this = _Round(evidence, reference, checkpoint, memo)
+    public_key = _check_public_key(this, quote) if challenge.binds_key else None
+    continuity = _check_continuity(this, quote)
+    if _must_start_over(this, continuity):
+        return _without_verdict(this, f"the machine {continuity.value}: the whole IMA list is needed")
 
-    boot = _appraise_boot(evidence, quote.pcrs, reference, checkpoint, memo, this)
-    ima = yield from _appraise_ima(evidence, quote.pcrs, reference, checkpoint, continuity, boot, memo, this)
+    boot = _appraise_boot(this, quote.pcrs)
+    ima = yield from _appraise_ima(this, quote.pcrs, continuity, boot)
     this.findings.extend(reference.tpm_policy.evaluate(quote.pcrs.values, frozenset(this.consumed)))
-
     if ima is not None and not ima.pcr_matched:
         if not this.findings and checkpoint.incomplete_rounds < MAX_INCOMPLETE_ROUNDS:
-            return _without_verdict("the IMA list does not reach the quoted PCR 10", this, checkpoint)
+            return _without_verdict(this, "the IMA list does not reach the quoted PCR 10")
         this.findings.append(_pcr_mismatch(ima, quote.pcrs))
     if this.findings:
         return _rejected(this.findings, checkpoint)
     return Accepted(
-        _advance(checkpoint, evidence, quote, continuity, public_key, ima, boot),
-        _quote_facts(evidence, reference, ima),
+        _advance(this, quote, continuity, public_key, ima),
+        _quote_facts(evidence, ima),
         tuple(this.notes),
     )
 
@@ -135,11 +133,9 @@ def _unaccepted_algorithms(evidence: Evidence, reference: Reference) -> list[Fin
     return [quote_finding(event, text) for event, text in problems]
 
 
-def _check_public_key(
-    evidence: Evidence, quote: VerifiedQuote, checkpoint: Checkpoint, this: _Round
-) -> str | None:
+def _check_public_key(this: _Round, quote: VerifiedQuote) -> str | None:
     """The payload key that PCR 16 of this quote vouches for."""
-    public_key = evidence.public_key or checkpoint.public_key
+    public_key = this.evidence.public_key or this.checkpoint.public_key
     if public_key is None:
         this.findings.append(quote_finding("no_pubkey", "the agent sent no public key and none is known"))
         return None
@@ -160,54 +156,60 @@ def _check_public_key(
     return public_key
 
 
-def _must_start_over(continuity: ContinuityResult, evidence: Evidence, reference: Reference) -> bool:
+def _check_continuity(this: _Round, quote: VerifiedQuote) -> Continuity:
+    """How this quote relates to the last accepted one; what speaks against it is noted."""
+    result = judge_continuity(this.checkpoint.boot, quote.clock, this.evidence.boottime)
+    this.findings.extend(result.findings)
+    this.notes.extend(result.notes)
+    before = this.checkpoint.firmware_version
+    if before is not None and quote.firmware_version != before:
+        this.notes.append(
+            f"the TPM's firmware version changed from {before:#x} to {quote.firmware_version:#x}"
+        )
+    return result.continuity
+
+
+def _must_start_over(this: _Round, continuity: Continuity) -> bool:
     """Whether the list at hand goes on from a boot that is over (Q25, I33, T10)."""
-    another_boot = continuity.continuity in (Continuity.REBOOTED, Continuity.RESUMED)
-    return another_boot and reference.demands_ima and evidence.ima_list is not None and evidence.ima_entry > 0
+    another_boot = continuity in (Continuity.REBOOTED, Continuity.RESUMED)
+    has_partial_list = this.evidence.ima_list is not None and this.evidence.ima_entry > 0
+    return another_boot and this.reference.demands_ima and has_partial_list
 
 
-def _appraise_boot(
-    evidence: Evidence,
-    pcrs: PcrValues,
-    reference: Reference,
-    checkpoint: Checkpoint,
-    memo: AppraisalMemo,
-    this: _Round,
-) -> BootResult | None:
-    if reference.measured_boot is None:
-        if evidence.boot_log is not None:
+def _appraise_boot(this: _Round, pcrs: PcrValues) -> BootResult | None:
+    policy, log, digest = this.reference.measured_boot, this.evidence.boot_log, this.evidence.boot_log_digest
+    if policy is None:
+        if log is not None:
             this.notes.append(
                 "the agent sent a boot log; it is ignored, because no measured-boot policy is set"
             )
         return None
-    log, digest = evidence.boot_log, evidence.boot_log_digest
-    changed = digest != checkpoint.boot_log_digest
+    has_changed = _evaluated_boot(this) != this.checkpoint.evaluated_boot
     result = appraise_boot_log(
-        None if log is None or digest is None else memo.boot_log(log, digest),
+        None if log is None or digest is None else this.memo.boot_log(log, digest),
         bank=pcrs.bank,
         quoted=pcrs.values,
-        policy=reference.measured_boot,
-        evaluate_content=changed or reference.evaluate_boot_always,
+        policy=policy,
+        evaluate_content=has_changed or this.reference.evaluate_boot_always,
     )
     this.findings.extend(result.findings)
     this.consumed.update(result.consumed)
     return result
 
 
+def _evaluated_boot(this: _Round) -> str | None:
+    """Names an event log and the policy that judged it; content is judged again when either changes."""
+    policy, digest = this.reference.measured_boot, this.evidence.boot_log_digest
+    return None if policy is None or digest is None else f"{digest} {policy.content_hash}"
+
+
 def _appraise_ima(
-    evidence: Evidence,
-    pcrs: PcrValues,
-    reference: Reference,
-    checkpoint: Checkpoint,
-    continuity: ContinuityResult,
-    boot: BootResult | None,
-    memo: AppraisalMemo,
-    this: _Round,
+    this: _Round, pcrs: PcrValues, continuity: Continuity, boot: BootResult | None
 ) -> Generator[None, None, ImaResult | None]:
-    if not reference.demands_ima:
+    if not this.reference.demands_ima:
         return None
     this.consumed.add(IMA_PCR)
-    if evidence.ima_list is None:
+    if this.evidence.ima_list is None:
         this.findings.append(
             Finding(
                 f"pcr_validation.unused_pcr_{IMA_PCR}",
@@ -217,18 +219,18 @@ def _appraise_ima(
             )
         )
         return None
-    same_boot = continuity.continuity is Continuity.SAME_BOOT
+    goes_on = continuity is Continuity.SAME_BOOT
     result = yield from appraise_list(
-        evidence.ima_list,
+        this.evidence.ima_list,
         bank=pcrs.bank,
         quoted=pcrs.values[IMA_PCR],
-        stated_entry=evidence.ima_entry,
-        policy=reference.runtime_policy,
-        tenant_keys=reference.tenant_keyring,
+        stated_entry=this.evidence.ima_entry,
+        policy=this.reference.runtime_policy,
+        tenant_keys=this.reference.tenant_keyring,
         boot_aggregates=_boot_aggregates(pcrs, boot),
-        checkpoint=checkpoint.ima if same_boot else ImaCheckpoint.fresh(),
-        ignore_tomtou=reference.ignore_tomtou,
-        memo=memo.ima,
+        checkpoint=this.checkpoint.ima if goes_on else ImaCheckpoint.fresh(),
+        ignore_tomtou=this.reference.ignore_tomtou,
+        memo=this.memo.ima,
     )
     this.findings.extend(result.findings)
     return result
@@ -269,39 +271,33 @@ def _rejected(findings: list[Finding], checkpoint: Checkpoint) -> Rejected:
     return Rejected(tuple(findings), restarted)
 
 
-def _without_verdict(reason: str, this: _Round, checkpoint: Checkpoint) -> Verdict:
+def _without_verdict(this: _Round, reason: str) -> Verdict:
     """No verdict yet, unless something else already speaks against the machine or this happened too often."""
     if this.findings:
-        return _rejected(this.findings, checkpoint)
-    if checkpoint.incomplete_rounds >= MAX_INCOMPLETE_ROUNDS:
+        return _rejected(this.findings, this.checkpoint)
+    if this.checkpoint.incomplete_rounds >= MAX_INCOMPLETE_ROUNDS:
         finding = quote_finding("quote_validation", f"no verdict twice in a row: {reason}")
-        return _rejected([finding], checkpoint)
-    rounds = checkpoint.incomplete_rounds + 1
-    return Incomplete(reason, msgspec.structs.replace(checkpoint.restarted(), incomplete_rounds=rounds))
+        return _rejected([finding], this.checkpoint)
+    rounds = this.checkpoint.incomplete_rounds + 1
+    return Incomplete(reason, msgspec.structs.replace(this.checkpoint.restarted(), incomplete_rounds=rounds))
 
 
 def _advance(
-    checkpoint: Checkpoint,
-    evidence: Evidence,
-    quote: VerifiedQuote,
-    continuity: ContinuityResult,
-    public_key: str | None,
-    ima: ImaResult | None,
-    boot: BootResult | None,
+    this: _Round, quote: VerifiedQuote, continuity: Continuity, public_key: str | None, ima: ImaResult | None
 ) -> Checkpoint:
     clock = quote.clock
     return Checkpoint(
-        boot=BootSession(clock.reset_count, clock.restart_count, clock.clock, evidence.boottime),
-        ima=checkpoint.ima if ima is None else ima.checkpoint,
+        boot=BootSession(clock.reset_count, clock.restart_count, clock.clock, this.evidence.boottime),
+        ima=this.checkpoint.ima if ima is None else ima.checkpoint,
         public_key=public_key,
-        boot_log_digest=checkpoint.boot_log_digest if boot is None else evidence.boot_log_digest,
+        evaluated_boot=_evaluated_boot(this),
         incomplete_rounds=0,
-        reboots=checkpoint.reboots + (continuity.continuity is Continuity.REBOOTED),
+        reboots=this.checkpoint.reboots + (continuity is Continuity.REBOOTED),
         firmware_version=quote.firmware_version,
     )
 
 
-def _quote_facts(evidence: Evidence, reference: Reference, ima: ImaResult | None) -> AcceptedQuote:
+def _quote_facts(evidence: Evidence, ima: ImaResult | None) -> AcceptedQuote:
     return AcceptedQuote(
         hash_alg=evidence.bank.label,
         encryption_alg=evidence.declared_encryption,

@@ -23,7 +23,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     boot: BootSession | None = None
     ima: ImaCheckpoint = ImaCheckpoint.fresh()
     public_key: str | None = None  # PEM of the payload key, as bound by PCR 16
-    boot_log_digest: str | None = None  # hex SHA-256 of the event log whose content was evaluated
+    evaluated_boot: str | None = None  # which event log was evaluated by which policy: their SHA-256
     incomplete_rounds: int = 0  # rounds without a verdict since the last one with one
     reboots: int = 0
     firmware_version: int | None = None

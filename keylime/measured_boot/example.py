@@ -153,11 +153,12 @@ class _Boot:
 
     def _judge_firmware(self) -> None:
         if not any(self._is_firmware(good) for good in self.reference.firmware):
-            observed = [
-                event.digests[self.bank].hex() for event in (*self.crtm_versions, *self.firmware_volumes)
-            ]
+            measured = [*self.crtm_versions, *self.firmware_volumes]
+            observed = " ".join(
+                event.digests[self.bank].hex() for event in measured if self.bank in event.digests
+            )
             self.objections.append(
-                Objection("firmware is none of the reference state", observed=" ".join(observed) or "none")
+                Objection("firmware is none of the reference state", observed=observed or "none")
             )
 
     def _is_firmware(self, good: GoodFirmware) -> bool:

@@ -5,6 +5,7 @@ The empty object makes no demands on the content of the log, but the log must st
 PCRs.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass
 
@@ -27,6 +28,7 @@ class MeasuredBootPolicy:
     refstate: JsonValue
     required_pcrs: frozenset[int]
     judge: Judge | None
+    content_hash: str  # hex SHA-256 of name and text: names this version of the policy
 
     def evaluate(self, log: EventLog, bank: HashAlgorithm) -> tuple[Finding, ...]:
         """What speaks against the content of `log`, judged by the digests of the quoted `bank`.
@@ -78,12 +80,13 @@ def compile_measured_boot_policy(
     refstate = _parse_json(refstate_text)
     if refstate is None:
         return None
+    content_hash = hashlib.sha256(f"{policy_name}\0{refstate_text}".encode()).hexdigest()
     if not refstate:
-        return MeasuredBootPolicy(policy_name, refstate, MEASURED_BOOT_PCRS, None)
+        return MeasuredBootPolicy(policy_name, refstate, MEASURED_BOOT_PCRS, None, content_hash)
     rules = registry.rules(policy_name)
     relevant = rules.get_relevant_pcrs()
     required = MEASURED_BOOT_PCRS & relevant if relevant else MEASURED_BOOT_PCRS
-    return MeasuredBootPolicy(policy_name, refstate, required, rules.compile(refstate))
+    return MeasuredBootPolicy(policy_name, refstate, required, rules.compile(refstate), content_hash)
 
 
 def _parse_json(text: str) -> JsonValue:

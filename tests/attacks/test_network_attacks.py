@@ -62,6 +62,8 @@ async def raw(port: int, data: bytes, tls: ssl.SSLContext | None = None) -> byte
     writer.write(data)
     try:
         return await asyncio.wait_for(reader.read(), 15)
+    except ConnectionResetError:
+        return b""
     finally:
         writer.close()
 
@@ -122,14 +124,13 @@ def test_n1_n13_an_authorization_header_opens_nothing_and_does_not_fall_back(tmp
     with_registrar(tmp_path, act)
 
 
-def test_n5_plain_http_and_old_tls_on_the_tls_port(tmp_path: Path) -> None:
+def test_n5_plain_http_and_weak_suites_on_the_tls_port(tmp_path: Path) -> None:
     async def act(registrar: RunningRegistrar) -> None:
         assert b"HTTP/1.1 2" not in await raw(registrar.tls_port, b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n")
         old = client_context(registrar_authority())
-        old.set_ciphers("ALL:@SECLEVEL=0")
         old.maximum_version = ssl.TLSVersion.TLSv1_2
         old.minimum_version = ssl.TLSVersion.TLSv1_2
-        for ciphers in ("AES128-SHA", "ECDHE-RSA-AES128-SHA", "AES256-GCM-SHA384"):
+        for ciphers in ("ECDHE-ECDSA-AES128-SHA", "ECDHE-ECDSA-AES256-SHA384", "ECDHE-ECDSA-AES128-CCM8"):
             old.set_ciphers(f"{ciphers}:@SECLEVEL=0")
             with pytest.raises(aiohttp.ClientError):
                 await registrar.secure("GET", "/version", old)
@@ -200,8 +201,8 @@ def test_n17_agent_ids_that_are_paths_lines_or_statements(
                 assert response.status in (400, 404)
                 if response.status == 404:
                     assert await response.read() == b""
-        body = {**machine().registration(), "agent_id": name}
-        assert (await registrar.plain("POST", "/v2/agents", body)).code == 400
+        named = {**machine().registration(), "agent_id": name}
+        assert (await registrar.plain("POST", "/v2/agents", named)).code == 400
         assert (await registrar.admin("GET", "/v2/agents")).results == {"uuids": []}
 
     with_registrar(tmp_path, act)
@@ -238,7 +239,7 @@ def test_n19_versions_and_prefixes_that_do_not_exist(tmp_path: Path, prefix: str
 @pytest.mark.parametrize(
     "body",
     [
-        b'{"ek_tpm":' * 100_000,
+        b'{"ek_tpm":' * 50_000,
         b"[" * 300_000,
         b'{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
         b'{"port": NaN}',

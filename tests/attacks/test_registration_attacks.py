@@ -20,7 +20,7 @@ from keylime.identifiers import AgentId
 from keylime.messages.registrar import RegisterRequest
 from keylime.tpm.keys import SignatureScheme
 from keylime_registrar.activation import Proven
-from keylime_registrar.identity import Registration, TpmIdentity, hash_tag
+from keylime_registrar.identity import IdentityChanged, Registration, TpmIdentity, hash_tag
 from keylime_registrar.registrations import Clocks, Registrations, Rules, TooManyRequests
 from keylime_registrar.schema import SCHEMA
 from keylime_registrar.store import Limits, Store, TooManyPending
@@ -260,6 +260,24 @@ def test_r14_registrations_of_one_id_at_the_same_time_never_mix(tmp_path: Path) 
         assert winner["aik_tpm"] == b64(machine.ak.tpm2b_public)
 
     with_registrar(tmp_path, act)
+
+
+def test_r14_a_registration_judged_before_another_tpm_became_active(tmp_path: Path) -> None:
+    """The other TPM proves itself after the check and before the insertion of this one."""
+
+    async def act(store: Store, _registrations: Registrations, clock: SteppedClock) -> None:
+        now, agent_id = int(clock()), AgentId(VICTIM)
+        await store.add_pending(waiting(VICTIM), b"victim", "192.0.2.1", now)
+        assert isinstance(await store.activate(agent_id, b"victim", "192.0.2.1", now), Proven)
+        late = Registration(agent_id, attacker().ek_public, attacker().ak.tpm2b_public)
+        await store.add_pending(late, b"attacker", "192.0.2.66", now)
+        with pytest.raises(IdentityChanged):
+            await store.activate(agent_id, b"attacker", "192.0.2.66", now)
+        active = await store.active(agent_id)
+        assert active is not None
+        assert (active.registration, active.regcount) == (waiting(VICTIM), 1)
+
+    with_store(tmp_path, Limits(), act)
 
 
 def test_r15_failed_activations_of_an_active_agent_followed_by_a_takeover(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def enrolment(agent: AttestingAgent, **changes: object) -> dict[str, object]:
 
 
 async def eventually(question: Callable[[], Any], *, limit_s: float = LIMIT_S) -> Any:
-    """The first answer to `question`, asynchronous or not, that is true. Raises TimeoutError with the last one."""
+    """The first answer to `question`, asynchronous or not, that is true. Raises TimeoutError."""
     deadline = time.monotonic() + limit_s
     while True:
         answer = question()

@@ -37,22 +37,29 @@ def postgres() -> Iterator[str]:
         port = probe.getsockname()[1]
     home = Path(tempfile.mkdtemp(prefix="pg-"))
     shutil.chown(home, "postgres")
-    run = ["runuser", "-u", "postgres", "--"]
     options = f"-p {port} -c listen_addresses=127.0.0.1 -c fsync=off -k {home}"
-    control = [*run, str(POSTGRES / "pg_ctl"), "-D", str(home / "data"), "-w"]
-    subprocess.run(
-        [*run, str(POSTGRES / "initdb"), "-D", str(home / "data"), "-A", "trust"],
-        check=True,
-        capture_output=True,
-    )  # noqa: S603
-    subprocess.run(
-        [*control, "-o", options, "-l", str(home / "log"), "start"], check=True, capture_output=True
-    )  # noqa: S603
+    _postgres("initdb", home, "-A", "trust")
+    _postgres("pg_ctl", home, "-w", "-o", options, "-l", str(home / "log"), "start")
     try:
         yield f"postgresql://postgres@127.0.0.1:{port}/postgres"
     finally:
-        subprocess.run([*control, "-m", "immediate", "stop"], check=True, capture_output=True)  # noqa: S603
+        _postgres("pg_ctl", home, "-w", "-m", "immediate", "stop")
         shutil.rmtree(home)
+
+
+def _postgres(program: str, home: Path, *arguments: str) -> None:
+    assert POSTGRES is not None
+    command = [
+        "runuser",
+        "-u",
+        "postgres",
+        "--",
+        str(POSTGRES / program),
+        "-D",
+        str(home / "data"),
+        *arguments,
+    ]
+    subprocess.run(command, check=True, capture_output=True)  # noqa: S603
 
 
 def on(url: str, act: Callable[[AsyncEngine], Awaitable[None]], directory: Path = Path("/nowhere")) -> None:
@@ -122,7 +129,7 @@ def test_reads_do_not_wait_for_a_write_and_writes_take_turns(tmp_path: Path, scr
             async with engine.begin() as connection:
                 value = (await connection.exec_driver_sql("SELECT value FROM counter")).scalar_one()
                 await asyncio.sleep(0.01)
-                await connection.exec_driver_sql(f"UPDATE counter SET value = {value + 1}")
+                await connection.execute(sa.text("UPDATE counter SET value = :value"), {"value": value + 1})
 
         async def read() -> int:
             async with reading(engine) as connection:
@@ -145,7 +152,8 @@ def test_processes_that_start_at_once_take_turns(tmp_path: Path) -> None:
         "from keylime.database.engine import *\n"
         "from keylime.database.migrate import prepare_schema\n"
         "from keylime_registrar.schema import SCHEMA\n"
-        f"url = parse_database_url('sqlite', work_dir=pathlib.Path({str(tmp_path)!r}), sqlite_name='test.sqlite')\n"
+        f"place = pathlib.Path({str(tmp_path)!r})\n"
+        "url = parse_database_url('sqlite', work_dir=place, sqlite_name='test.sqlite')\n"
         "async def main():\n"
         "    engine = open_engine(url)\n"
         "    await prepare_schema(engine, SCHEMA, migrate=True)\n"

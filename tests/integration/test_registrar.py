@@ -9,8 +9,9 @@ import socket
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
+from typing import TypeAlias
 
 import aiohttp
 import pytest
@@ -215,11 +216,19 @@ def test_versions_are_told_to_anyone_on_both_ports(tmp_path: Path) -> None:
     with_registrar(tmp_path, act)
 
 
+Expected: TypeAlias = Mapping[str, int | None]
+
 # What each caller gets on each route: over plain HTTP, then over TLS by the certificate shown. None: the
 # handshake or the connection fails.
-REFUSED = {"wrong CA": None, "expired": None, "not yet valid": None, "server only": None, "agent": None}
-OPEN = {"plain": True, "no certificate": True, "admin": True, **REFUSED}
-ADMINISTRATORS = {"plain": 400, "no certificate": 403, "nameless": 403, "admin": True, **REFUSED}
+REFUSED: Expected = {
+    "wrong CA": None,
+    "expired": None,
+    "not yet valid": None,
+    "server only": None,
+    "agent": None,
+}
+OPEN: Expected = {"plain": True, "no certificate": True, "admin": True, **REFUSED}
+ADMINISTRATORS: Expected = {"plain": 400, "no certificate": 403, "nameless": 403, "admin": True, **REFUSED}
 RIGHTS = {
     ("GET", "/version"): OPEN,
     ("POST", "/agents/{agent_id}"): OPEN,

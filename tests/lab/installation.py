@@ -14,6 +14,7 @@ from keylime.tpm.device import Tpm
 from tests.fakes.swtpm import SoftwareTpm
 from tests.lab.daemon import Daemon, program
 from tests.lab.network import Node
+from tests.lab.rest import Identity, Rest, client_context
 
 CA_PASSWORD = "lab"  # noqa: S105  # of a CA that lives as long as the lab
 
@@ -40,13 +41,36 @@ class Control:
     registrar: Daemon
     environment: dict[str, str]
 
+    @property
+    def administrator(self) -> Identity:
+        """The client certificate that the verifier made for operators."""
+        cv_ca = self.node.work_dir / "cv_ca"
+        return Identity(cv_ca / "client-cert.crt", cv_ca / "client-private.pem")
+
+    def verifier_api(self, identity: Identity | None) -> Rest:
+        """The verifier's REST interface, as whoever holds `identity`."""
+        return Rest(self.node.ip, 8881, client_context(identity))
+
+    def registrar_api(self, identity: Identity | None) -> Rest:
+        """The registrar's TLS interface, as whoever holds `identity`."""
+        return Rest(self.node.ip, 8891, client_context(identity))
+
+    @property
+    def registration_api(self) -> Rest:
+        """The registrar's plain interface, which agents use."""
+        return Rest(self.node.ip, 8890, None)
+
     def tenant(
-        self, *arguments: str | Path, check: bool = True, limit_s: float = 60
+        self,
+        *arguments: str | Path,
+        check: bool = True,
+        limit_s: float = 60,
+        environ: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Runs keylime_tenant with these arguments. Raises RuntimeError with its output when it fails."""
         done = subprocess.run(  # noqa: S603
             self.node.command(program("keylime_tenant"), *arguments),
-            env={**self.node.variables(), **self.environment},
+            env={**self.node.variables(), **self.environment, **(environ or {})},
             cwd=self.node.disk,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -78,6 +102,21 @@ class Machine:
     agent: Daemon
     ima_list: Path
     boot_log: Path | None = None
+
+    @property
+    def secure(self) -> Path:
+        """Where the agent keeps keys and payload: a tmpfs, or what takes its place in test mode."""
+        in_test_mode = self.node.environment.get("KEYLIME_TEST") == "on"
+        return self.node.work_dir / ("tmpfs-dev" if in_test_mode else "secure")
+
+    @property
+    def identity(self) -> Identity:
+        """The certificate and key of the agent's listener, which are on the machine's disk."""
+        return Identity(self.node.work_dir / "server-cert.crt", self.node.work_dir / "server-private.pem")
+
+    def api(self, identity: Identity | None) -> Rest:
+        """The agent's REST interface, as whoever holds `identity`."""
+        return Rest(self.node.ip, 9002, client_context(identity))
 
     def boot(self, log: bytes | None) -> None:
         """Power on (or off and on): the TPM starts anew and gets what the firmware of `log` measured."""
@@ -115,6 +154,7 @@ class Options:
     registrar: Mapping[str, str] = field(default_factory=dict)
     tenant: Mapping[str, str] = field(default_factory=dict)
     agent: Mapping[str, str] = field(default_factory=dict)
+    ca: Mapping[str, str] = field(default_factory=dict)
     banks: tuple[str, ...] = ("sha1", "sha256")
 
 
@@ -141,7 +181,7 @@ def control_node(node: Node, options: Options) -> Iterator[Control]:
                 **options.tenant,
             }
         },
-        "ca": {"ca": {"password": CA_PASSWORD}},
+        "ca": {"ca": {"password": CA_PASSWORD, **options.ca}},
     }
     environment = {
         f"KEYLIME_{name.upper()}_CONFIG": str(write_config(etc / f"{name}.conf", sections))
@@ -161,12 +201,14 @@ def control_node(node: Node, options: Options) -> Iterator[Control]:
 
 
 @contextmanager
-def machine(node: Node, control: Control, ca_directory: Path, options: Options) -> Iterator[Machine]:
+def machine(
+    node: Node, control: Control, ca_directory: Path, options: Options, *, agent_id: str | None = None
+) -> Iterator[Machine]:
     """An agent's machine with a manufactured TPM, neither booted nor started; stopped at the end."""
     node.work_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     securityfs = node.disk / "sys/kernel/security"
     securityfs.mkdir(parents=True, exist_ok=True)
-    agent_id = str(uuid.uuid4())
+    agent_id = agent_id or str(uuid.uuid4())
     ima_list, boot_log = securityfs / "ascii_runtime_measurements", securityfs / "binary_bios_measurements"
     agent = {
         "uuid": f'"{agent_id}"',
@@ -204,18 +246,33 @@ class Lab:
 
     def trust_manufacturer(self) -> None:
         """Puts the CA of the TPMs' EK certificates into the tenant's store."""
-        store = self.control.node.work_dir / "tpm_cert_store"
-        store.mkdir(exist_ok=True)
-        for certificate in self.machines[0].tpm.ca_certificates:
-            (store / certificate.name).write_bytes(certificate.read_bytes())
+        trust_manufacturer(self.control, self.machines[0])
 
     def start_agent(self, which: Machine) -> None:
         """Gives the machine the verifier's CA certificate, starts its agent; returns when it is registered."""
-        (which.node.work_dir / "cv_ca").mkdir(exist_ok=True)
-        certificate = self.control.node.work_dir / "cv_ca/cacert.crt"
-        (which.node.work_dir / "cv_ca/cacert.crt").write_bytes(certificate.read_bytes())
-        since = which.agent.mark()
-        which.agent.start().wait_for("is registered and active", since=since)
+        start_agent(self.control, which)
+
+
+def trust_manufacturer(control: Control, which: Machine) -> None:
+    """Puts the CA of a machine's EK certificate into the tenant's store."""
+    store = control.node.work_dir / "tpm_cert_store"
+    store.mkdir(exist_ok=True)
+    for certificate in which.tpm.ca_certificates:
+        (store / certificate.name).write_bytes(certificate.read_bytes())
+
+
+def start_agent(control: Control, which: Machine) -> None:
+    """Copies the verifier's CA certificate to a machine and starts its agent; returns when it is registered."""
+    prepare_agent(control, which)
+    since = which.agent.mark()
+    which.agent.start().wait_for("is registered and active", since=since)
+
+
+def prepare_agent(control: Control, which: Machine) -> None:
+    """Copies the verifier's CA certificate to a machine, without which no agent starts."""
+    (which.node.work_dir / "cv_ca").mkdir(exist_ok=True)
+    certificate = control.node.work_dir / "cv_ca/cacert.crt"
+    (which.node.work_dir / "cv_ca/cacert.crt").write_bytes(certificate.read_bytes())
 
 
 @contextmanager

@@ -88,11 +88,16 @@ def open_network(directory: Path, names: Sequence[str]) -> Iterator[Network]:
     )
 
 
-def loopback_nodes(directory: Path, names: Sequence[str], subnet: str) -> tuple[Node, ...]:
-    """Nodes that are only addresses of 127.0.0.0/8; `subnet` is the first three numbers, like "127.0.77"."""
+def loopback_nodes(
+    directory: Path, names: Sequence[str], subnet: str, *, first: int = 1
+) -> tuple[Node, ...]:
+    """Nodes that are only addresses of 127.0.0.0/8; `subnet` is the first three numbers, like "127.0.77".
+
+    The last number counts from `first`.
+    """
     return tuple(
         Node(name, f"{subnet}.{number}", directory / name, environment={"KEYLIME_TEST": "on"})
-        for number, name in enumerate(names, start=1)
+        for number, name in enumerate(names, start=first)
     )
 
 

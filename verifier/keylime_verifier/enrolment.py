@@ -32,6 +32,8 @@ class EnrolmentRules:
     """What the verifier's configuration says about new agents."""
 
     verifier_id: str
+    verifier_ip: str  # shown when the operator names no other
+    verifier_port: int
     require_mtls: bool
     compile_boot_policy: CompileBootPolicy
 
@@ -61,10 +63,8 @@ def check_request(agent_id: AgentId, request: AddAgentRequest, rules: EnrolmentR
         mtls_cert=request.mtls_cert or None,
         ak_tpm=request.ak_tpm,
         verifier_id=rules.verifier_id,
-        verifier_ip=None if request.verifier_ip is None else _host(request.verifier_ip, "verifier_ip"),
-        verifier_port=None
-        if request.verifier_port is None
-        else _port(request.verifier_port, "verifier_port"),
+        verifier_ip=_host(request.verifier_ip or rules.verifier_ip, "verifier_ip"),
+        verifier_port=_port(request.verifier_port or rules.verifier_port, "verifier_port"),
         has_v=request.v is not None,
         meta_data=request.metadata,
         tpm_policy=request.tpm_policy,

@@ -197,7 +197,13 @@ def _assemble(config: VerifierConfig, engine: AsyncEngine, publisher: Revocation
         severities=config.severities,
         max_concurrent=_MAX_CONCURRENT_POLLS,
     )
-    rules = EnrolmentRules(config.verifier_id, config.require_agent_mtls, compile_boot_policy)
+    rules = EnrolmentRules(
+        verifier_id=config.verifier_id,
+        verifier_ip=config.ip,
+        verifier_port=config.port or 8881,
+        require_mtls=config.require_agent_mtls,
+        compile_boot_policy=compile_boot_policy,
+    )
     agents = Agents(store, policies, references, poller, journal, rules, config.cadence)
     return _Parts(store, journal, notifier, poller, agents)
 

@@ -7,6 +7,7 @@ import pytest
 
 from keylime.errors import PolicyError
 from keylime.hashes import HashAlgorithm
+from keylime.measured_boot.event_log import parse_event_log
 from keylime.measured_boot.event_types import EventType
 from keylime.measured_boot.variables import (
     GLOBAL_VARIABLE,
@@ -387,6 +388,18 @@ def test_digests_of_a_bank_that_was_not_quoted_count_for_nothing() -> None:
     ).findings[0]
     assert "the quote covers the sha1 bank" in str(finding.context["reason"])
     assert "firmware is none of" in str(finding.context["reason"])
+
+
+def test_a_bank_that_the_log_lacks_matches_nothing() -> None:
+    log = parse_event_log(capture("grub-secureboot").boot_log)
+    (finding,) = policy(reference_state()).evaluate(log, HashAlgorithm.SHA384)
+    for reason in (
+        "MokList is not one of",
+        "MokListX is not one of",
+        "firmware is none of",
+        "the sha384 bank",
+    ):
+        assert reason in str(finding.context["reason"])
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Mapping
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
@@ -43,9 +43,9 @@ def device_keys(number: int) -> tuple[SoftwareAk, SoftwareAk]:
     return tuple(SoftwareAk.generate("rsa2048", SignatureScheme.RSAPSS) for _ in range(2))  # type: ignore[return-value]
 
 
-def registration(number: int = 0, **changes: object) -> Registration:
+def registration(number: int = 0, /, **changes: Any) -> Registration:
     plain = Registration(AGENT, machine(number).ek_public, machine(number).ak.tpm2b_public)
-    return dataclasses.replace(plain, **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(plain, **changes)
 
 
 def certificate_of(key: SoftwareAk, authority: Authority = VENDOR) -> bytes:
@@ -54,9 +54,9 @@ def certificate_of(key: SoftwareAk, authority: Authority = VENDOR) -> bytes:
     return certify(authority, public_key, "device").public_bytes(Encoding.DER)
 
 
-def with_device_identity(number: int = 0, **changes: object) -> Registration:
-    iak, idevid = device_keys(number)
-    fields: Mapping[str, object] = {
+def with_device_identity(**changes: Any) -> Registration:
+    iak, idevid = device_keys(0)
+    fields: dict[str, Any] = {
         "iak_tpm": iak.tpm2b_public,
         "iak_cert": certificate_of(iak),
         "idevid_tpm": idevid.tpm2b_public,
@@ -211,8 +211,9 @@ def test_the_operators_demand_for_an_identity_is_met_or_the_registration_refused
 @pytest.mark.parametrize("field", ["ek_tpm", "aik_tpm", "ekcert"])
 def test_an_active_agents_tpm_identity_cannot_change(field: str) -> None:
     active = registration(ekcert=b"certificate")
+    changes: Any = {field: b"other"}
     with pytest.raises(IdentityChanged, match=field):
-        check_unchanged(dataclasses.replace(active, **{field: b"other"}), active)
+        check_unchanged(dataclasses.replace(active, **changes), active)
     if field == "ekcert":
         with pytest.raises(IdentityChanged):
             check_unchanged(dataclasses.replace(active, ekcert=None), active)

@@ -1,0 +1,117 @@
+"""From a new TPM to an attested agent, for every kind of key; and what must not get in between."""
+
+import base64
+from dataclasses import dataclass
+
+import pytest
+
+from keylime.hashes import HashAlgorithm
+from keylime.tpm.credential import activation_tag, parse_credential_blob
+from keylime.tpm.device import Tpm
+from keylime_agent.tpm_identity import TpmAlgorithms, load_tpm_identity
+from tests.lab.installation import Machine
+from tests.lab.rest import Answer
+from tests.lab.site import Site, attestation_key, errors_of
+
+pytestmark = pytest.mark.xdist_group("e2e-registration")
+
+_PATH = "/v2.5/agents/"
+
+
+@pytest.mark.parametrize("ak", ["rsassa", "rsapss", "ecdsa"])
+@pytest.mark.parametrize("ek", ["rsa", "ecc", "ecc384"])
+def test_every_kind_of_key_registers_and_is_attested(site: Site, ek: str, ak: str) -> None:
+    machine = site.running_machine(tpm_encryption_alg=f'"{ek}"', tpm_signing_alg=f'"{ak}"')
+    # The software TPM's maker gives it certificates for RSA and P-384 only.
+    has_certificate = ek != "ecc"
+    assert (site.registration(machine)["ekcert"] is not None) == has_certificate
+    refused = site.add(machine, check=False) if not has_certificate else None
+    # An AK on P-384 must be asked for; "ecc" stands for P-256.
+    environ = {"KEYLIME_TENANT_ACCEPT_TPM_ENCRYPTION_ALGS": "rsa, ecc, ecc384"}
+    site.add(
+        machine,
+        environ=environ if has_certificate else {**environ, "KEYLIME_TENANT_REQUIRE_EK_CERT": "False"},
+    )
+    record = site.await_passes(machine)
+    assert record["sign_alg"] == ak
+    assert record["attestation_status"] == "PASS"
+    if refused is not None:
+        assert refused.returncode == 1
+        assert "registered no EK certificate" in refused.stderr
+    assert errors_of(machine.agent.text()) == []
+
+
+@dataclass(frozen=True)
+class Insider:
+    """Software on the agent's machine: it has the TPM and the agent's files, and speaks for itself."""
+
+    site: Site
+    machine: Machine
+
+    def register(self, **changes: object) -> str:
+        """Registers again with the machine's true keys; returns the activation tag that proves it."""
+        answer = self.site.control.registration_api.request(
+            "POST", _PATH + self.machine.agent_id, {**self._public_keys(), **changes}
+        )
+        assert answer.code == 200, answer
+        id_object, secret = parse_credential_blob(base64.b64decode(answer.results["blob"]))
+        algorithms = TpmAlgorithms(HashAlgorithm.SHA256, "rsa", "rsassa")
+        with Tpm.open(self.machine.tpm.tcti) as tpm:
+            path = self.machine.node.work_dir / "agent_data.json"
+            keys = load_tpm_identity(tpm, algorithms, "generate", path)
+            challenge = tpm.activate_credential(keys.ek, keys.ak, id_object, secret)
+        return activation_tag(challenge, self.machine.agent_id)
+
+    def activate(self, tag: object) -> Answer:
+        return self.site.control.registration_api.request(
+            "PUT", _PATH + self.machine.agent_id, {"auth_tag": tag}
+        )
+
+    def _public_keys(self) -> dict[str, object]:
+        record = self.site.registration(self.machine)
+        return {name: record[name] for name in ("ek_tpm", "aik_tpm", "ekcert")}
+
+
+def test_a_wrong_activation_tag_changes_nothing(site: Site) -> None:
+    machine = site.attested_machine()
+    insider = Insider(site, machine)
+    before = site.registration(machine)
+    # With the victim's public keys and another address: open to everybody who can reach the registrar (R22).
+    insider.register(ip="127.0.0.99", port=1)
+    for tag in ("0" * 96, "f" * 96, "", "ß" * 48, "0" * 95, "0" * (1 << 20)):
+        answer = insider.activate(tag)
+        assert answer.code in (400, 413), (tag[:100], answer)
+        assert before == site.registration(machine)
+    for nonsense in (None, 0, [], {}):
+        assert insider.activate(nonsense).code == 400
+    assert before == site.registration(machine)
+    site.await_passes(machine)
+    assert errors_of(site.control.registrar.text()) == []
+
+
+def test_an_old_activation_does_not_prove_a_new_registration(site: Site) -> None:
+    machine = site.attested_machine()
+    insider = Insider(site, machine)
+    tag = insider.register()
+    assert insider.activate(tag).code == 200
+    activated = site.registration(machine)
+    assert activated["regcount"] == 2
+    insider.register(ip="127.0.0.99")
+    assert insider.activate(tag).code == 400
+    assert site.registration(machine) == activated
+    site.await_passes(machine)
+
+
+def test_another_tpm_does_not_get_an_id_that_is_taken(site: Site) -> None:
+    rightful = site.attested_machine()
+    before = site.registration(rightful)
+    intruder = site.machine(agent_id=rightful.agent_id)
+    intruder.agent.start()
+    assert intruder.agent.wait(20) == 1
+    log = intruder.agent.text()
+    (reason,) = [line for line in log.splitlines() if line.startswith("keylime_agent: error:")]
+    assert "different TPM identity is forbidden" in reason
+    assert "Traceback" not in log
+    assert site.registration(rightful) == before
+    assert attestation_key(before) == attestation_key(site.registration(rightful))
+    site.await_passes(rightful)

@@ -1,0 +1,200 @@
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keylime.errors import MalformedEvidence, PolicyError
+from keylime.ima.device_mapper import EVENT_NAMES, DeviceMapperEvent, parse_event
+from keylime.ima.device_mapper_policy import DeviceMapperState, parse_device_mapper_policy
+from keylime.ima.measurement_list import parse_line, split_lines
+from keylime.policy.runtime import parse_runtime_policy
+from tests.captures import capture
+from tests.evidence import policy_of
+from tests.ima_rounds import Kernel, Verifier
+
+STAGE = capture("direct-critical-data-4banks").stage("s4-device-mapper")
+ENTRIES = {
+    entry.name: entry for entry in map(parse_line, split_lines(STAGE.ascii_list)) if entry.name in EVENT_NAMES
+}
+EVENTS = {name: parse_event(name, entry.buffer or b"") for name, entry in ENTRIES.items()}
+TABLE = "sha256:" + ENTRIES["dm_table_load"].digest.hex()
+
+RULE: dict[str, Any] = {
+    "required": False,
+    "device_resume_required": True,
+    "device_rename": {"valid_name": "lablin[0-9]", "valid_uuid": None},
+    "device_remove": {"allow_removal": True},
+    "allow_clear": False,
+    "table_load": {
+        "allow_multiple_loads": False,
+        "name": "lablin",
+        "major": 253,
+        "num_targets": 1,
+        "targets": [{"target_name": "linear", "device_name": "7:[0-9]+", "start": 0, "target_len": 8192}],
+    },
+}
+
+
+def document(**rule: Any) -> dict[str, Any]:
+    return {"version": 1, "match_on": "name", "rules": {"lab": {**RULE, **rule}}}
+
+
+def loading(**changes: Any) -> dict[str, Any]:
+    return {"table_load": {**RULE["table_load"], **changes}}
+
+
+def run(policy: dict[str, Any], *events: DeviceMapperEvent) -> tuple[DeviceMapperState, list[str]]:
+    compiled = parse_device_mapper_policy(policy)
+    state, suffixes = DeviceMapperState(), []
+    for event in events:
+        state, faults = compiled.evaluate(state, event, TABLE)
+        suffixes.extend(fault.suffix for fault in faults)
+    return state, suffixes
+
+
+LOAD, RESUME, RENAME, REMOVE = (
+    EVENTS[name] for name in ("dm_table_load", "dm_device_resume", "dm_device_rename", "dm_device_remove")
+)
+
+
+def test_captured_events_are_read() -> None:
+    (target,) = LOAD.targets
+    assert (LOAD.name, target.kind, target.attributes) == (
+        "lablin",
+        "linear",
+        {"device_name": "7:0", "start": "0"},
+    )
+    assert RESUME.active_table == TABLE
+    assert RENAME.new_name == "lablin2"
+    assert REMOVE.name == "lablin2"
+
+
+def test_the_captured_life_of_a_device_is_allowed_by_its_policy() -> None:
+    state, faults = run(document(), LOAD, RESUME, RENAME, REMOVE)
+    assert faults == []
+    assert state.devices == ()
+
+
+@pytest.mark.parametrize(
+    ("policy", "events", "faults"),
+    [
+        (document(), [LOAD, LOAD], ["dm_table_load.multiple_table_loads"]),
+        (document(**loading(name="other")), [LOAD], ["dm_table_load.no_matching_policy"]),
+        (document(**loading(major=254)), [LOAD], ["dm_table_load.invalid_entry"]),
+        (
+            document(**loading(targets=[])),
+            [LOAD],
+            ["dm_table_load.num_targets_mismatch", "dm_table_load.target_data_invalid"],
+        ),
+        (document(**loading(targets=[{"start": 1}])), [LOAD], ["dm_table_load.target_data_mismatch"]),
+        (document(**loading(targets=[{"salt": "x"}])), [LOAD], ["dm_table_load.target_attribute_not_found"]),
+        (document(), [RESUME], ["dm_device_resume.resume_before_table_load"]),
+        (document(), [LOAD, RESUME, RESUME], ["dm_device_resume.already_active"]),
+        (document(), [REMOVE], ["dm_device_remove.remove_before_table_load"]),
+        (document(device_remove={}), [LOAD, RENAME, REMOVE], ["dm_device_remove.device_removed"]),
+        (document(), [RENAME], ["dm_device_rename.rename_before_table_load"]),
+        (document(device_rename={"valid_name": "no"}), [LOAD, RENAME], ["dm_device_rename.new_name_invalid"]),
+        (document(device_rename={"valid_uuid": ".+"}), [LOAD, RENAME], ["dm_device_rename.new_uuid_invalid"]),
+    ],
+)
+def test_every_departure_from_the_policy_is_named(
+    policy: dict[str, Any], events: list[DeviceMapperEvent], faults: list[str]
+) -> None:
+    assert run(policy, *events)[1] == faults
+
+
+def test_a_resume_must_name_the_table_that_was_loaded() -> None:
+    other = parse_event("dm_device_resume", _buffer("dm_device_resume").replace(b"sha256:23", b"sha256:24"))
+    assert run(document(), LOAD, other)[1] == ["dm_device_resume.active_table_mismatch"]
+
+
+def test_clearing_and_updating_follow_the_policy() -> None:
+    head = b"dm_version=4.47.0;name=lablin,uuid=,major=253,minor=0,minor_count=1,num_targets=1;"
+    clear = parse_event("dm_table_clear", head + b"inactive_table_hash=sha256:ab;current_device_capacity=0;")
+    target = _buffer("dm_table_load").split(b";", 2)[2]
+    update = parse_event("dm_target_update", head + target)
+    assert run(document(), clear)[1] == ["dm_table_clear.clear_before_table_load"]
+    assert run(document(), LOAD, clear)[1] == ["dm_table_clear.table_cleared"]
+    assert run(document(allow_clear=True), LOAD, clear) == (DeviceMapperState(), [])
+    assert run(document(), update)[1] == ["dm_target_update.update_before_table_load"]
+    assert run(document(), LOAD, update)[1] == []
+
+
+def _buffer(name: str) -> bytes:
+    return ENTRIES[name].buffer or b""
+
+
+def test_verity_targets_are_read_with_and_without_their_optional_attributes() -> None:
+    head = b"dm_version=4.45.0;name=root,uuid=CRYPT-VERITY-1,major=253,minor=1,minor_count=1,num_targets=1;"
+    target = (
+        b"target_index=0,target_begin=0,target_len=8192,target_name=verity,target_version=1.8.0,hash_failed=V,"
+        b"verity_version=1,data_device_name=253:2,hash_device_name=253:3,verity_algorithm=sha256,root_digest=ab,"
+        b"salt=cd,ignore_zero_blocks=n,check_at_most_once=y"
+    )
+    plain = parse_event("dm_table_load", head + target + b";")
+    assert plain.targets[0].attributes["check_at_most_once"] == "y"
+    signed = parse_event("dm_table_load", head + target + b",root_hash_sig_key_desc=key,verity_mode=panic;\0")
+    assert signed.targets[0].attributes["verity_mode"] == "panic"
+    policy = document(
+        **loading(name=".*", major=None, targets=[{"check_at_most_once": True, "ignore_zero_blocks": False}])
+    )
+    assert run(policy, plain)[1] == []
+
+
+@pytest.mark.parametrize("name", sorted(ENTRIES))
+def test_every_cut_of_an_event_is_refused(name: str) -> None:
+    buffer = _buffer(name)
+    for cut in range(len(buffer)):
+        with pytest.raises(MalformedEvidence):
+            parse_event(name, buffer[:cut])
+    with pytest.raises(MalformedEvidence):
+        parse_event(name, buffer + b"x")
+
+
+@given(st.sampled_from(sorted(EVENT_NAMES)), st.binary(max_size=300))
+def test_any_buffer_is_an_event_or_refused(name: str, buffer: bytes) -> None:
+    for data in (buffer, b"dm_version=1.2.3;" + buffer):
+        try:
+            parse_event(name, data)
+        except MalformedEvidence:
+            continue
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        None,
+        {"version": 1, "match_on": "size", "rules": {}},
+        document(unknown=1),
+        document(**loading(targets=[{"salt": [1]}])),
+        document(**loading(name="(")),
+    ],
+)
+def test_a_broken_policy_is_refused_with_its_place(broken: object) -> None:
+    with pytest.raises(PolicyError, match=r"ima\.dm_policy"):
+        parse_device_mapper_policy(broken)
+
+
+def test_the_list_is_judged_by_the_device_mapper_policy_of_the_runtime_policy() -> None:
+    base = json.loads(policy_of([STAGE.ascii_list]).to_json())
+    without = {name: value for name, value in base["ima-buf"].items() if name not in EVENT_NAMES}
+    verdicts = {}
+    for label, rules in {"right": document(), "wrong": document(device_remove={})}.items():
+        policy = {**base, "ima-buf": without, "ima": {**base["ima"], "dm_policy": rules}}
+        verifier = Verifier(parse_runtime_policy(json.dumps(policy)), ignore_tomtou=True)
+        result = verifier.appraise(STAGE.ascii_list, STAGE.pcrs("sha256")[10])
+        verdicts[label] = [finding.event_id for finding in result.findings]
+    assert verdicts == {"right": [], "wrong": ["ima.validation.dm.dm_device_remove.device_removed"]}
+
+
+def test_the_state_of_devices_goes_on_in_the_next_round() -> None:
+    base = json.loads(policy_of([b""]).to_json())
+    base["ima"]["dm_policy"] = document()
+    verifier = Verifier(parse_runtime_policy(json.dumps(base)))
+    kernel = Kernel()
+    kernel.add(ENTRIES["dm_table_load"].to_line())
+    first = verifier.appraise(kernel.text(), kernel.pcr)
+    kernel.add(ENTRIES["dm_device_resume"].to_line())
+    assert verifier.after(first).appraise(kernel.text(1), kernel.pcr).findings == ()

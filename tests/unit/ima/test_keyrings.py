@@ -1,0 +1,110 @@
+import base64
+import json
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keylime.errors import PolicyError, UnsuitableKey
+from keylime.ima.keyrings import EMPTY_KEYRING, keyring_of, parse_keyring, recognise_key
+from tests.captures import IMA_KEYS_DIRECTORY
+
+RSA_ID, EC_ID = 0xB07CCEF7, 0xB6BA92E1
+
+
+@pytest.mark.parametrize("file", sorted(IMA_KEYS_DIRECTORY.iterdir()), ids=lambda file: file.name)
+def test_captured_keys_have_the_ids_that_the_signatures_name(file) -> None:  # type: ignore[no-untyped-def]
+    key = recognise_key(file.read_bytes())
+    assert key is not None
+    assert key.key_id == (RSA_ID if "rsa" in file.name else EC_ID)
+
+
+@pytest.mark.parametrize("encoding", [Encoding.DER, Encoding.PEM])
+def test_a_private_key_counts_as_its_public_half(encoding: Encoding) -> None:
+    private = generate_private_key(65537, 2048)
+    public = private.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    data = private.private_bytes(encoding, PrivateFormat.PKCS8, NoEncryption())
+    key = recognise_key(data)
+    assert key is not None
+    assert key.spki == public
+    assert recognise_key(public) == key
+
+
+def test_a_key_of_another_type_is_refused_by_its_type() -> None:
+    data = (
+        Ed25519PrivateKey.generate()
+        .public_key()
+        .public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    )
+    with pytest.raises(UnsuitableKey, match="Ed25519"):
+        recognise_key(data)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"6.1.0-56-amd64", b"\x30", b"\x30\x82\xff\xff", b"-----BEGIN PUBLIC KEY-----\n"]
+)
+def test_other_bytes_are_no_key(data: bytes) -> None:
+    assert recognise_key(data) is None
+
+
+@given(st.binary(max_size=200))
+def test_any_buffer_is_a_key_or_none(tail: bytes) -> None:
+    for data in (tail, b"\x30" + tail):
+        try:
+            recognise_key(data)
+        except UnsuitableKey:
+            continue
+
+
+def keyring_document(**changes: object) -> str:
+    keyring = keyring_of([(IMA_KEYS_DIRECTORY / "ima-rsa.crt.der").read_bytes()])
+    return json.dumps({**json.loads(keyring.to_json()), **changes})
+
+
+def test_a_keyring_survives_its_document_also_when_encoded_twice() -> None:
+    files = ("ima-rsa.crt.der", "ima-ec.pub.pem")
+    keyring = keyring_of([(IMA_KEYS_DIRECTORY / file).read_bytes() for file in files])
+    assert [key.key_id for key in keyring.keys] == [RSA_ID, EC_ID]
+    assert parse_keyring(keyring.to_json()) == keyring
+    assert parse_keyring(json.dumps(keyring.to_json())) == keyring
+    assert list(json.loads(keyring.to_json())) == ["pubkeys", "keyids"]
+
+
+@pytest.mark.parametrize("text", ["", " ", "null", "[]", "{}", '""'])
+def test_nothing_is_an_empty_keyring(text: str) -> None:
+    if text == "{}":
+        assert parse_keyring(text) == EMPTY_KEYRING
+    assert parse_keyring(text).to_json() == ""
+
+
+def test_stated_key_ids_win_and_missing_ones_are_derived() -> None:
+    assert parse_keyring(keyring_document(keyids=[7])).keys[0].key_id == 7
+    derived = parse_keyring(keyring_document(keyids=[]))
+    assert derived.keys[0].key_id == parse_keyring(keyring_document(keyids=[0])).keys[0].key_id
+    assert derived.keys[0].key_id == RSA_ID  # its subject key identifier is the SHA-1 of the key
+
+
+def test_an_unusable_key_is_left_out_with_a_warning() -> None:
+    good = json.loads(keyring_document())["pubkeys"][0]
+    keyring = parse_keyring(keyring_document(pubkeys=["%%", base64.b64encode(b"no key").decode(), good]))
+    assert len(keyring.keys) == 1
+    assert [warning.split(" ")[1] for warning in keyring.warnings] == ["pubkeys[0]", "pubkeys[1]"]
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"keyids": []}', '{"pubkeys": 1, "keyids": []}', '"{"'])
+def test_what_is_no_keyring_is_refused(text: str) -> None:
+    with pytest.raises(PolicyError, match="verification-keys"):
+        parse_keyring(text)
+
+
+def test_a_file_without_a_key_is_refused_by_its_number() -> None:
+    with pytest.raises(PolicyError, match="key file 2"):
+        keyring_of([(IMA_KEYS_DIRECTORY / "ima-ec.pub.pem").read_bytes(), b"nothing"])

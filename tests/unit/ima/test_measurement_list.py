@@ -1,0 +1,143 @@
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from keylime.errors import MalformedEvidence
+from keylime.hashes import HashAlgorithm
+from keylime.ima.measurement_list import (
+    Entry,
+    common_fields,
+    ima_ng_line,
+    parse_binary_list,
+    parse_line,
+    parse_line_by_fields,
+    split_lines,
+    violation_line,
+)
+from keylime.ima.templates import FileDigest
+from tests.captures import Stage, stages
+from tests.ima_rounds import line_of
+
+DIGEST = "sha256:" + "ab" * 32
+
+
+@pytest.mark.parametrize("stage", stages(), ids=lambda stage: f"{stage.capture}/{stage.name}")
+def test_captured_lists_mean_the_same_in_both_forms(stage: Stage) -> None:
+    lines = split_lines(stage.ascii_list)
+    entries = [parse_line(line) for line in lines]
+    assert len(entries) == stage.entries
+    assert sum(entry.is_violation for entry in entries) == stage.violations
+    assert parse_binary_list(stage.binary_list) == entries
+    assert [entry.to_line() for entry in entries] == lines
+    assert b"".join(entry.to_record() for entry in entries) == stage.binary_list
+
+
+@pytest.mark.parametrize("stage", stages(), ids=lambda stage: f"{stage.capture}/{stage.name}")
+def test_template_hashes_of_captured_entries_are_those_of_their_fields(stage: Stage) -> None:
+    for entry in map(parse_line, split_lines(stage.ascii_list)):
+        if not entry.is_violation:
+            assert HashAlgorithm.SHA1.digest(entry.template_data) == entry.template_hash
+
+
+@dataclass(frozen=True)
+class Odd:
+    line: bytes
+    reason: str
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        Odd(b"", "four parts"),
+        Odd(b"10 " + b"00" * 20 + b" ima-ng", "four parts"),
+        Odd(b" 9 " + b"00" * 20 + b" ima-ng " + DIGEST.encode() + b" /x", "PCR"),
+        Odd(b"99 " + b"00" * 20 + b" ima-ng " + DIGEST.encode() + b" /x", "PCR"),
+        Odd(b"+1 " + b"00" * 20 + b" ima-ng " + DIGEST.encode() + b" /x", "PCR"),
+        Odd(b"10 " + b"0" * 39 + b" ima-ng " + DIGEST.encode() + b" /x", "hex"),
+        Odd(b"10 " + b"AB" * 20 + b" ima-ng " + DIGEST.encode() + b" /x", "lower-case"),
+        Odd(b"10 " + b"00" * 19 + b" ima-ng " + DIGEST.encode() + b" /x", "template hash of 19 bytes"),
+        Odd(b"10  ima-ng " + DIGEST.encode() + b" /x y", "template hash of 0 bytes"),
+        Odd(b"10 " + b"00" * 20 + b" ima-sig2 " + DIGEST.encode() + b" /x", "ima-sig2"),
+        Odd(b"10 " + b"00" * 20 + b" d-ng|n-ng " + DIGEST.encode() + b" /x", "d-ng|n-ng"),
+        Odd(b"10 " + b"00" * 20 + b" ima-ng " + DIGEST.encode() + b" /\xff", "UTF-8"),
+    ],
+    ids=lambda odd: odd.reason,
+)
+def test_lines_of_another_form_are_refused_by_name(odd: Odd) -> None:
+    with pytest.raises(MalformedEvidence) as caught:
+        parse_line(odd.line)
+    assert odd.reason in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["/a b", "/a\tb", "/a\rb", "/trailing ", " /leading", "/Ä", "/" + "x" * 5000]
+)
+def test_names_are_taken_as_they_stand(name: str) -> None:
+    line = line_of("ima-ng", f"{DIGEST} {name}")
+    assert parse_line(line).name == name
+    assert parse_line(line).to_line() == line
+
+
+def test_a_list_splits_at_newlines_only_and_keeps_the_blank_of_an_empty_field() -> None:
+    assert split_lines(b"a\rb \n\nc \x85\x0b\n\n") == [b"a\rb ", b"", b"c \x85\x0b"]
+    assert split_lines(b"") == []
+
+
+def test_a_binary_list_must_end_with_a_whole_record() -> None:
+    data = stages()[0].binary_list
+    for cut in (1, 10, 40, len(data) - 1):
+        with pytest.raises(MalformedEvidence):
+            parse_binary_list(data[:cut])
+    with pytest.raises(MalformedEvidence):
+        parse_binary_list(data + b"\0")
+
+
+def test_an_entry_in_a_binary_list_cannot_claim_more_bytes_than_there_are() -> None:
+    record = (10).to_bytes(4, "little") + bytes(20) + b"\xff\xff\xff\xff"
+    with pytest.raises(MalformedEvidence, match="4294967295 bytes expected"):
+        parse_binary_list(record)
+
+
+def test_a_line_made_for_a_file_is_the_kernels() -> None:
+    digest = FileDigest(
+        "sha256", bytes.fromhex("96d7fae8adb7286a419a88f78c13d35fb782d63df654b7db56f154765698b754")
+    )
+    assert ima_ng_line(digest, "/data").startswith(
+        b"10 80255d9c7dad91ef5f21b18560a47642d6f4d653 ima-ng sha256:"
+    )
+    assert ima_ng_line(digest, "/two words").endswith(b" /two_words")
+    assert parse_line(violation_line("/data")).is_violation
+
+
+@given(st.binary(max_size=300))
+@example(b"10 " + b"00" * 20 + b" ima-sig " + DIGEST.encode() + b" /x ")
+def test_any_bytes_are_one_entry_exactly_or_refused(line: bytes) -> None:
+    try:
+        entry = parse_line(line)
+    except MalformedEvidence:
+        return
+    assert entry.to_line() == line
+
+
+CAPTURED = [line for stage in stages() for line in split_lines(stage.ascii_list)]
+
+
+@given(st.sampled_from(CAPTURED), st.data())
+def test_the_short_way_through_the_parser_is_the_long_way(line: bytes, data: st.DataObject) -> None:
+    position = data.draw(st.integers(0, len(line) - 1))
+    changed = line[:position] + bytes([data.draw(st.integers(0, 255))]) + line[position + 1 :]
+    for candidate in (line, changed):
+        fields = common_fields(candidate)
+        if fields is not None:
+            assert Entry(10, *fields) == parse_line_by_fields(candidate)
+
+
+@given(st.binary(max_size=300))
+def test_any_binary_list_is_understood_exactly_or_refused(data: bytes) -> None:
+    try:
+        entries = parse_binary_list(data)
+    except MalformedEvidence:
+        return
+    assert b"".join(entry.to_record() for entry in entries) == data

@@ -1,0 +1,126 @@
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keylime.errors import MalformedEvidence
+from keylime.hashes import HashAlgorithm
+from keylime.ima.templates import (
+    DIGEST_SIZES,
+    TEMPLATES,
+    Field,
+    pack_fields,
+    parse_digest,
+    show_fields,
+    unpack_fields,
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "fields", "template_hash"),
+    [
+        (
+            "ima",
+            "6f66d1d8e2fffcc12dfcb78c04b81fe5b8bbae4e /usr/bin/kmod",
+            "d7026dc672344d3ee372217bdbc7395947788671",
+        ),
+        (
+            "ima-ng",
+            "sha1:bc026ae66d81713e4e852465e980784dc96651f8 /usr/lib/systemd/systemd",
+            "7936eb315fb4e74b99e7d461bc5c96049e1ee092",
+        ),
+        (
+            "ima-sig",
+            "sha256:e4cb9f5709c88376b5fc3743cd88e76b9aae8f3d992d845678de5215edb31216 boot_aggregate ",
+            "0c8a706a75a5689c1e168f0a573a3cbec33061b5",
+        ),
+        (
+            "ima-ng",
+            "sha256:96d7fae8adb7286a419a88f78c13d35fb782d63df654b7db56f154765698b754 /data",
+            "80255d9c7dad91ef5f21b18560a47642d6f4d653",
+        ),
+    ],
+)
+def test_template_data_hash_to_the_kernels_column(template: str, fields: str, template_hash: str) -> None:
+    data = pack_fields(TEMPLATES[template], fields.encode())
+    assert HashAlgorithm.SHA1.digest(data).hex() == template_hash
+
+
+def test_evm_sig_has_the_layout_of_the_kernel() -> None:
+    digest, signature = bytes(range(32)), b"\x05\x02\x04sig"
+    fields = (
+        f"sha256:{digest.hex()} /bin/true {signature.hex()} security.ima|security.selinux "
+        "1000000020000000 aabb 1000 100 33261"
+    )
+    sized = [
+        b"sha256:\0" + digest,
+        b"/bin/true\0",
+        signature,
+        b"security.ima|security.selinux\0",
+        bytes.fromhex("1000000020000000"),
+        b"\xaa\xbb",
+        struct.pack("<I", 1000),
+        struct.pack("<I", 100),
+        struct.pack("<H", 33261),
+    ]
+    expected = b"".join(struct.pack("<I", len(part)) + part for part in sized)
+    assert pack_fields(TEMPLATES["evm-sig"], fields.encode()) == expected
+
+
+def test_modsig_without_an_appended_signature_contributes_empty_fields() -> None:
+    data = pack_fields(TEMPLATES["ima-modsig"], b"sha1:" + b"ab" * 20 + b" /m.ko   ")
+    assert data.endswith(b"\x06\0\0\0/m.ko\0" + b"\0\0\0\0" * 3)
+
+
+def test_verity_digests_carry_their_kind() -> None:
+    digest = parse_digest(Field.DIGEST_NGV2, b"verity:sha256:" + b"ab" * 32)
+    assert (digest.kind, digest.algorithm, digest.value) == ("verity", "sha256", b"\xab" * 32)
+
+
+@pytest.mark.parametrize(
+    ("template", "fields"),
+    [
+        ("ima-ng", "sha256:" + "ab" * 31 + " /x"),  # one byte short
+        ("ima-ng", "sha9:" + "ab" * 32 + " /x"),
+        ("ima-ng", "ab" * 20 + " /x"),  # no algorithm
+        ("ima-ng", "ima:sha256:" + "ab" * 32 + " /x"),  # the digest of the v2 templates
+        ("ima-ngv2", "sha256:" + "ab" * 32 + " /x"),
+        ("ima-ngv2", "other:sha256:" + "ab" * 32 + " /x"),
+        ("ima-ng", "sha256:" + "AB" * 32 + " /x"),  # a second spelling of the same bytes
+        ("ima-ng", "sha256:" + "ab" * 32),  # no name
+        ("ima-ng", "sha256:" + "ab" * 32 + " /x\0y"),
+        ("ima-sig", "sha256:" + "ab" * 32 + " /x"),  # the blank before the empty signature is missing
+        ("ima-sig", "sha256:" + "ab" * 32 + " /x y "),
+        ("ima-sig", "sha256:" + "ab" * 32 + " /x 030"),
+        ("ima", "ab" * 32 + " /x"),
+        ("ima", "ab" * 20 + " /" + "x" * 255),
+        ("evm-sig", "sha256:" + "ab" * 32 + " /x     01 0 0"),  # a number with a leading zero
+        ("evm-sig", "sha256:" + "ab" * 32 + " /x     0 0 65536"),  # does not fit into 16 bits
+    ],
+)
+def test_fields_that_do_not_fit_their_template_are_refused(template: str, fields: str) -> None:
+    with pytest.raises(MalformedEvidence):
+        pack_fields(TEMPLATES[template], fields.encode())
+
+
+@given(st.sampled_from(sorted(TEMPLATES)), st.binary(max_size=400))
+def test_any_template_data_are_understood_exactly_or_refused(name: str, data: bytes) -> None:
+    template = TEMPLATES[name]
+    try:
+        values = unpack_fields(template, data)
+    except MalformedEvidence:
+        return
+    assert pack_fields(template, show_fields(template, values)) == data
+
+
+@given(
+    st.sampled_from(sorted(DIGEST_SIZES)),
+    st.text(st.characters(exclude_characters=" \n\0", exclude_categories=["Cs"]), max_size=60),
+    st.binary(max_size=80),
+)
+def test_printed_fields_and_template_data_say_the_same(algorithm: str, name: str, signature: bytes) -> None:
+    template = TEMPLATES["ima-sig"]
+    digest = "5a" * DIGEST_SIZES[algorithm]
+    fields = f"{algorithm}:{digest} {name} {signature.hex()}".encode()
+    assert show_fields(template, unpack_fields(template, pack_fields(template, fields))) == fields
