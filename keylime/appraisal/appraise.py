@@ -215,7 +215,7 @@ def _appraise_ima(
                 f"pcr_validation.unused_pcr_{IMA_PCR}",
                 {"message": "PCR 10 is quoted but there is no IMA measurement list"},
                 recoverable=True,
-                explanation="the agent sent no IMA measurement list: is IMA enabled, and may the agent read it?",
+                explanation="the agent sent no IMA list: is IMA enabled, and may the agent read it?",
             )
         )
         return None

@@ -66,31 +66,29 @@ def enter_user_namespace() -> None:
 @contextmanager
 def open_network(directory: Path, names: Sequence[str]) -> Iterator[Network]:
     """Nodes with these names and disks below `directory`; everything made for them is removed at the end."""
-    tag = f"kl{os.getpid()}"
-    if (
-        os.geteuid() == 0
-        and shutil.which("ip") is not None
-        and _succeeds(["ip", "netns", "add", f"{tag}-bridge"])
-    ):
+    namespaces: list[str] = []
+    try:
+        yield _network(directory, names, namespaces)
+    finally:
+        for namespace in namespaces:
+            _run("ip", "netns", "delete", namespace)
+
+
+def _network(directory: Path, names: Sequence[str], namespaces: list[str]) -> Network:
+    """The best separation that is permitted here; `namespaces` is what to clean up, also after a failure."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        refusal = "network namespaces need root, or user namespaces"
+    else:
         where = "a user namespace" if os.environ.get(_INSIDE_USER_NAMESPACE) else "root"
-        namespaces = [f"{tag}-bridge"]
         try:
-            yield Network(
-                f"network namespaces on one bridge (as {where})", _bridge(tag, directory, names, namespaces)
-            )
-        finally:
-            for namespace in namespaces:
-                _run("ip", "netns", "delete", namespace)
-        return
-    yield Network(
-        "loopback addresses (network namespaces are not permitted here)",
-        loopback_nodes(directory, names, _LOOPBACK),
-    )
+            nodes = _bridge(f"kl{os.getpid()}", directory, names, namespaces)
+            return Network(f"network namespaces on one bridge (as {where})", nodes)
+        except subprocess.CalledProcessError as error:
+            refusal = error.stderr.decode(errors="replace").strip() or str(error)
+    return Network(f"loopback addresses ({refusal})", loopback_nodes(directory, names, _LOOPBACK))
 
 
-def loopback_nodes(
-    directory: Path, names: Sequence[str], subnet: str, *, first: int = 1
-) -> tuple[Node, ...]:
+def loopback_nodes(directory: Path, names: Sequence[str], subnet: str, *, first: int = 1) -> tuple[Node, ...]:
     """Nodes that are only addresses of 127.0.0.0/8; `subnet` is the first three numbers, like "127.0.77".
 
     The last number counts from `first`.
@@ -103,6 +101,8 @@ def loopback_nodes(
 
 def _bridge(tag: str, directory: Path, names: Sequence[str], namespaces: list[str]) -> tuple[Node, ...]:
     """Makes a namespace for each node, cabled to the bridge; `namespaces` is what to clean up."""
+    _run("ip", "netns", "add", f"{tag}-bridge")
+    namespaces.append(f"{tag}-bridge")
     in_bridge = ("ip", "-n", f"{tag}-bridge")
     _run(*in_bridge, "link", "add", "br0", "type", "bridge")
     _run(*in_bridge, "link", "set", "br0", "up")
@@ -112,19 +112,8 @@ def _bridge(tag: str, directory: Path, names: Sequence[str], namespaces: list[st
         _run("ip", "netns", "add", namespace)
         namespaces.append(namespace)
         _run("ip", "-n", namespace, "link", "set", "lo", "up")
-        _run(
-            *in_bridge,
-            "link",
-            "add",
-            f"port{number}",
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "eth0",
-            "netns",
-            namespace,
-        )
+        cable = ("type", "veth", "peer", "name", "eth0", "netns", namespace)
+        _run(*in_bridge, "link", "add", f"port{number}", *cable)
         _run(*in_bridge, "link", "set", f"port{number}", "master", "br0", "up")
         _run("ip", "-n", namespace, "addr", "add", f"{ip}/24", "dev", "eth0")
         _run("ip", "-n", namespace, "link", "set", "eth0", "up")

@@ -237,3 +237,12 @@ def test_a_firmware_change_and_an_unsafe_clock_are_noted(machine: SoftwareMachin
     _, _, verdict = fresh_round(machine, known, changed)
     assert isinstance(verdict, Accepted)
     assert any("firmware" in note for note in verdict.notes)
+
+
+def test_the_content_of_a_boot_log_is_judged_once_and_again_when_the_policy_changes(
+    machine: SoftwareMachine, known: Reference
+) -> None:
+    checkpoint = accepted(machine, replace(known, measured_boot=boot_policy('{"a": 1}')))
+    rejecting = replace(known, measured_boot=boot_policy('{"a": 1}', "reject-all"))
+    _, _, verdict = fresh_round(machine, rejecting, checkpoint)
+    assert events(verdict) == ["measured_boot.policy_reject-all"]

@@ -22,11 +22,12 @@ from keylime_registrar.identity import (
     check_unchanged,
     hash_tag,
 )
-from tests.fakes.software_ak import AK_ATTRIBUTES, SoftwareAk
+from tests.fakes.software_ak import AK_ATTRIBUTES, SoftwareAk, pcr_selection, quote_attest
 from tests.fakes.software_identity import SoftwareIdentity, b64, certify, certify_attest, name_of
 from tests.fakes.tls_material import Authority
 
 AGENT = AgentId("d432fbb3-d2f1-4a97-9ef7-75bd81c0aaaa")
+QUALIFIED = hashlib.sha256(AGENT.encode()).digest()
 SECRET = b"Bte1ioEt41Bv5lqHCgR07ArL5wAAhGoY"
 VENDOR = Authority("TPM vendor")
 ANY = TpmIdentity.EK_CERT_OR_IAK_IDEVID
@@ -68,12 +69,16 @@ def with_device_identity(**changes: Any) -> Registration:
 def certification(
     *,
     name: bytes | None = None,
-    qualifying: bytes = hashlib.sha256(AGENT.encode()).digest(),
+    qualifying: bytes = QUALIFIED,
     signer: SoftwareAk | None = None,
     **attest: int,
 ) -> Certification:
     attested = certify_attest(name or name_of(machine(0).ak.tpm2b_public), qualifying, **attest)
     return Certification(attested, (signer or device_keys(0)[0]).sign(attested))
+
+
+def signed(attest: bytes) -> Certification:
+    return Certification(attest, device_keys(0)[0].sign(attest))
 
 
 def judge(
@@ -170,6 +175,9 @@ REFUSED_CERTIFICATIONS = {
     "signed by the IDevID": lambda: certification(signer=device_keys(0)[1]),
     "not made by a TPM": lambda: certification(magic=0xFF544346),
     "of another type": lambda: certification(kind=0x8018),
+    "a quote in its place": lambda: signed(
+        quote_attest(nonce=QUALIFIED, selections=[pcr_selection(0x000B, [0])], digest=bytes(32))
+    ),
     "random": lambda: Certification(bytes(100), bytes(70)),
     "empty": lambda: Certification(b"", b""),
     "with a truncated signature": lambda: dataclasses.replace(

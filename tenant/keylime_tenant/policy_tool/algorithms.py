@@ -1,0 +1,72 @@
+"""Which hash the digests of a new policy are made with: all sources of one policy must agree."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from keylime.errors import ConfigError
+from keylime.hashes import HashAlgorithm
+from keylime.ima.measurement_list import BOOT_AGGREGATE, Entry
+
+ALGORITHMS = tuple(algorithm.label for algorithm in HashAlgorithm)
+DEFAULT = HashAlgorithm.SHA256
+
+# The kernel's name for SM3 differs from that of TPM tools.
+_FROM_KERNEL = {"sm3": "sm3_256", "sm3-256": "sm3_256"}
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The algorithms that a source's digests may be of; two where their length does not tell."""
+
+    source: str
+    candidates: frozenset[HashAlgorithm]
+
+
+def choose_algorithm(claims: Sequence[Claim]) -> HashAlgorithm:
+    """The algorithm that all claims allow, SHA-256 without any. Raises ConfigError, naming who disagrees."""
+    possible = frozenset(HashAlgorithm)
+    for number, claim in enumerate(claims):
+        if not possible & claim.candidates:
+            before = ", ".join(earlier.source for earlier in claims[:number])
+            raise ConfigError(
+                f"{claim.source} has {_labels(claim.candidates)} digests, but {before} has {_labels(possible)}; "
+                "a policy that mixes them would match neither: choose sources of one algorithm"
+            )
+        possible &= claim.candidates
+    return next(iter(possible)) if len(possible) == 1 else DEFAULT
+
+
+def claim_of_option(label: str) -> Claim:
+    """What `--algo` demands."""
+    return Claim("--algo", frozenset({HashAlgorithm.from_label(label)}))
+
+
+def claim_of_digests(source: str, digests: Mapping[str, Iterable[str]]) -> Claim | None:
+    """What the first digest of a policy or allowlist tells. Raises ConfigError for a length of no algorithm."""
+    first = next((digest for values in digests.values() for digest in values), None)
+    if first is None:
+        return None
+    plain = first.rpartition(":")[2]
+    candidates = frozenset(algorithm for algorithm in HashAlgorithm if 2 * algorithm.size == len(plain))
+    if not candidates:
+        raise ConfigError(f"{source}: a digest of {len(plain)} hex digits is of no known algorithm")
+    return Claim(source, candidates)
+
+
+def claim_of_list(source: str, entries: Sequence[Entry]) -> Claim | None:
+    """What the boot_aggregate of an IMA list tells. Raises ConfigError when the list does not begin with one."""
+    if not entries:
+        return None
+    first = entries[0]
+    if first.name != BOOT_AGGREGATE or first.buffer is not None:
+        raise ConfigError(f"{source}: does not begin with boot_aggregate; the whole list is needed")
+    label = _FROM_KERNEL.get(first.digest_algorithm, first.digest_algorithm)
+    try:
+        algorithm = HashAlgorithm.from_label(label)
+    except ValueError:
+        raise ConfigError(f"{source}: boot_aggregate of algorithm {label!r}, which no TPM bank has") from None
+    return Claim(source, frozenset({algorithm}))
+
+
+def _labels(algorithms: Iterable[HashAlgorithm]) -> str:
+    return " or ".join(sorted(algorithm.label for algorithm in algorithms))

@@ -1,0 +1,68 @@
+"""What the policy programs say beside their result: one line each, on stderr."""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NoReturn, TypeVar
+
+from rich.console import Console
+from rich.progress import track
+
+from keylime.errors import KeylimeError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Messages:
+    """Lines that name the program; remarks only with `verbose`."""
+
+    program: str
+    verbose: bool = False
+
+    def warning(self, text: str) -> None:
+        """Something that the operator should look at."""
+        print(f"{self.program}: warning: {text}", file=sys.stderr)
+
+    def warnings(self, texts: Iterable[str]) -> None:
+        """One warning for each text."""
+        for text in texts:
+            self.warning(text)
+
+    def note(self, text: str) -> None:
+        """Something that is good to know."""
+        print(f"{self.program}: {text}", file=sys.stderr)
+
+    def remark(self, text: str) -> None:
+        """Something for who looks closer."""
+        if self.verbose:
+            self.note(text)
+
+    def progress(self, items: Iterable[Sequence[T]], total: int, title: str) -> Iterator[Sequence[T]]:
+        """`items` one after the other, with a progress bar for them on stderr where that is a terminal."""
+        console = Console(stderr=True)
+        return iter(
+            track(
+                items,
+                total=total,
+                description=title,
+                console=console,
+                disable=not console.is_terminal,
+                transient=True,
+            )
+        )
+
+
+def run_program(program: str, action: Callable[[], int], *, failed: int) -> NoReturn:
+    """Ends the process with what `action` returns, or with `failed` and one line when it raises KeylimeError."""
+    try:
+        sys.exit(action())
+    except KeylimeError as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        sys.exit(failed)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; without a reader it cannot be flushed at exit either.
+        sys.stderr.close()
+        sys.exit(failed)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,374 @@
+"""The verdict on stored evidence: the verifier's appraisal where there is a quote, the logs alone otherwise.
+
+Pure. What could not be checked without more evidence is part of the answer.
+"""
+
+import base64
+import enum
+import json
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar, assert_never
+
+from keylime.appraisal.appraise import appraise
+from keylime.appraisal.challenge import stored_evidence_challenge
+from keylime.appraisal.checkpoint import Checkpoint
+from keylime.appraisal.findings import Finding
+from keylime.appraisal.reference import AcceptedAlgorithms, Reference
+from keylime.appraisal.verdict import Accepted, Incomplete, Rejected
+from keylime.errors import MalformedEvidence
+from keylime.hashes import HashAlgorithm
+from keylime.ima import findings as ima_findings
+from keylime.ima.appraisal import ImaResult, appraise_list
+from keylime.ima.checkpoint import ImaCheckpoint
+from keylime.ima.keyrings import Keyring
+from keylime.ima.measurement_list import Entry, parse_line, split_lines
+from keylime.ima.memo import EntryMemo
+from keylime.ima.replay import modes_of, replay
+from keylime.measured_boot.appraisal import BootResult, appraise_boot_log
+from keylime.measured_boot.replay import ParsedBootLog, UnreadableBootLog, parse_boot_log
+from keylime.messages.agent import QuoteReply
+from keylime.policy.measured_boot import MeasuredBootPolicy
+from keylime.policy.runtime import EMPTY_POLICY, GENERATOR_LEGACY, RuntimePolicy, compile_runtime_policy
+from keylime.policy.tpm_policy import TpmPolicy
+from keylime.tpm.pcr import IMA_PCR, MEASURED_BOOT_PCRS, PCR_COUNT, start_value
+from keylime_tenant.policy_tool.stored_quote import StoredQuote
+
+T = TypeVar("T")
+
+_SHOWN_BANKS = (HashAlgorithm.SHA1, HashAlgorithm.SHA256)
+_FIRMWARE_PCRS = frozenset(range(10))  # what boot_aggregate is a hash of
+
+
+class Outcome(enum.Enum):
+    """What may be concluded."""
+
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
+    INCOMPLETE = "incomplete"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredEvidence:
+    """What is at hand; the IMA list in its ASCII form. `bank` is the one asked for, None to take the quote's."""
+
+    ima_list: bytes | None = None
+    boot_log: bytes | None = None
+    quote: StoredQuote | None = None
+    bank: HashAlgorithm | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Approval:
+    """What the evidence is held to; None for what nobody demands."""
+
+    runtime_policy: RuntimePolicy | None = None
+    measured_boot: MeasuredBootPolicy | None = None
+    tpm_policy: TpmPolicy | None = None
+    keyring: Keyring | None = None
+    ignore_tomtou: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ImaFacts:
+    """Numbers of an IMA list: `pcr10` is where its replay ends, for each bank."""
+
+    entries: int
+    violations: int
+    pcr10: Mapping[HashAlgorithm, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class BootFacts:
+    """What the PCRs hold if a boot log is true."""
+
+    events: int
+    pcrs: Mapping[HashAlgorithm, Mapping[int, bytes]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """The answer: outcome with reasons, what to know besides, and what nobody looked at."""
+
+    outcome: Outcome
+    findings: tuple[Finding, ...] = ()
+    reason: str | None = None  # of an incomplete outcome
+    notes: tuple[str, ...] = ()
+    not_checked: tuple[str, ...] = ()
+    quoted: str | None = None  # the selection, as tpm2-tools write it
+    ima: ImaFacts | None = None
+    boot: BootFacts | None = None
+
+
+@dataclass(slots=True)
+class _Remarks:
+    notes: list[str] = field(default_factory=list)
+    not_checked: list[str] = field(default_factory=list)
+
+
+def judge(evidence: StoredEvidence, approval: Approval) -> Judgement:
+    """The judgement on `evidence`. With a quote it is the verifier's; without, only the logs speak."""
+    remarks = _Remarks()
+    boot_log = None if evidence.boot_log is None else parse_boot_log(evidence.boot_log)
+    if evidence.quote is None:
+        found = _judge_logs(evidence, approval, boot_log, remarks)
+        outcome, reason = (Outcome.REJECTED if found else Outcome.ACCEPTED), None
+    else:
+        outcome, found, reason = _judge_quote(evidence, evidence.quote, approval, remarks)
+    content = None if evidence.quote is None else evidence.quote.content
+    return Judgement(
+        outcome=outcome,
+        findings=found,
+        reason=reason,
+        notes=tuple(remarks.notes),
+        not_checked=tuple(remarks.not_checked),
+        quoted=None if content is None else str(content.pcrs.selection),
+        ima=None if evidence.ima_list is None else _ima_facts(evidence.ima_list, evidence),
+        boot=_boot_facts(boot_log) if isinstance(boot_log, ParsedBootLog) else None,
+    )
+
+
+def _judge_quote(
+    evidence: StoredEvidence, quote: StoredQuote, approval: Approval, remarks: _Remarks
+) -> tuple[Outcome, tuple[Finding, ...], str | None]:
+    bank = evidence.bank or quote.bank or HashAlgorithm.SHA256
+    key = quote.key
+    reference = Reference(
+        attestation_key=key,
+        accepted=AcceptedAlgorithms(
+            hashes=frozenset(algorithm.label for algorithm in HashAlgorithm),
+            encryption=frozenset({key.encryption_label}),
+            signing=frozenset({key.scheme.label}),
+        ),
+        tpm_policy=approval.tpm_policy or TpmPolicy.from_wire("{}"),
+        runtime_policy=_runtime_policy(evidence, approval, remarks),
+        measured_boot=_measured_boot(evidence, quote, approval, remarks),
+        tenant_keyring=approval.keyring,
+        ignore_tomtou=approval.ignore_tomtou,
+        evaluate_boot_always=True,
+    )
+    reply = QuoteReply(
+        quote=quote.text,
+        hash_alg=bank.label,
+        enc_alg=key.encryption_label,
+        sign_alg=key.scheme.label,
+        ima_measurement_list=None if evidence.ima_list is None else evidence.ima_list.decode(),
+        mb_measurement_list=(
+            None if evidence.boot_log is None else base64.b64encode(evidence.boot_log).decode()
+        ),
+    )
+    challenge = stored_evidence_challenge(reference, quote.indices, quote.nonce)
+    verdict = appraise(reply, challenge, reference, Checkpoint.fresh())
+    _remark_on_quote(quote, remarks)
+    match verdict:
+        case Accepted():
+            remarks.notes.extend(verdict.notes)
+            _remark_on_uncovered(evidence, reference, verdict.quote.ima_entries, remarks)
+            return Outcome.ACCEPTED, (), None
+        case Rejected():
+            return Outcome.REJECTED, verdict.findings, None
+        case Incomplete():
+            return Outcome.INCOMPLETE, (), verdict.reason
+        case _:
+            assert_never(verdict)
+
+
+def _remark_on_quote(quote: StoredQuote, remarks: _Remarks) -> None:
+    if not quote.has_attributes:
+        remarks.not_checked.append(
+            "the AK's attributes (restricted, fixedTPM and so on): a PEM file does not have them, "
+            "give the TPM2B_PUBLIC"
+        )
+    remarks.not_checked.append("that the AK belongs to a genuine TPM: its EK certificate is not part of this")
+    remarks.not_checked.append("the agent's payload key (PCR 16), and the order of several quotes")
+
+
+def _remark_on_uncovered(
+    evidence: StoredEvidence, reference: Reference, covered: int, remarks: _Remarks
+) -> None:
+    if evidence.ima_list is None or not reference.demands_ima:
+        return
+    more = len(split_lines(evidence.ima_list)) - covered
+    if more:
+        remarks.not_checked.append(f"the last {more} entries of the IMA list: the quote was made before them")
+
+
+def _runtime_policy(evidence: StoredEvidence, approval: Approval, remarks: _Remarks) -> RuntimePolicy:
+    """The policy to appraise with; for a list without a policy one that allows everything it can."""
+    policy = approval.runtime_policy
+    if policy is not None:
+        if not policy.demands_ima and evidence.ima_list is not None:
+            remarks.not_checked.append(
+                f"the IMA list: with a policy of generator {policy.generator} verifiers do not look at it"
+            )
+        return policy
+    if evidence.ima_list is None:
+        return compile_runtime_policy(json.loads(EMPTY_POLICY))
+    remarks.not_checked.append("which files, keys and buffers were measured: there is no runtime policy")
+    return _permissive_policy(evidence.ima_list, judges_boot=evidence.boot_log is not None)
+
+
+def _permissive_policy(ima_list: bytes, *, judges_boot: bool) -> RuntimePolicy:
+    """Excludes everything, but for boot_aggregate where a boot log tells what that must be."""
+    document = json.loads(EMPTY_POLICY)
+    document["meta"]["generator"] = GENERATOR_LEGACY
+    document["excludes"] = ["(?!boot_aggregate$).*" if judges_boot else ".*"]
+    document["ima"]["ignored_keyrings"] = ["*"]
+    document["ima"]["log_hash_alg"] = _column_algorithm(ima_list).label
+    return compile_runtime_policy(document)
+
+
+def _column_algorithm(ima_list: bytes) -> HashAlgorithm:
+    """The algorithm of the template hashes, told by the length of the first."""
+    column = ima_list.lstrip(b" \n")[:200].split(b" ", 2)[1:2]
+    sizes = {2 * algorithm.size: algorithm for algorithm in reversed(HashAlgorithm) if algorithm.size != 32}
+    sizes[64] = HashAlgorithm.SHA256
+    return sizes.get(len(column[0]), HashAlgorithm.SHA1) if column else HashAlgorithm.SHA1
+
+
+def _measured_boot(
+    evidence: StoredEvidence, quote: StoredQuote, approval: Approval, remarks: _Remarks
+) -> MeasuredBootPolicy | None:
+    """The policy for the boot log; for a log without a policy its replay alone, as far as the quote goes."""
+    if approval.measured_boot is not None or evidence.boot_log is None:
+        return approval.measured_boot
+    if not quote.indices >= _FIRMWARE_PCRS:
+        remarks.not_checked.append("the boot log: the quote does not cover PCR 0 to 9")
+        return None
+    remarks.not_checked.append("what the machine booted: there is no reference state for measured boot")
+    return _replay_only(MEASURED_BOOT_PCRS & quote.indices)
+
+
+def _replay_only(pcrs: frozenset[int]) -> MeasuredBootPolicy:
+    return MeasuredBootPolicy("accept-all", {}, pcrs, None)
+
+
+def _judge_logs(
+    evidence: StoredEvidence,
+    approval: Approval,
+    boot_log: ParsedBootLog | UnreadableBootLog | None,
+    remarks: _Remarks,
+) -> tuple[Finding, ...]:
+    remarks.not_checked.append(
+        "that a TPM vouches for these logs: there is no quote, so entries may be missing or made up"
+    )
+    boot = None
+    if boot_log is not None:
+        boot = _appraise_boot_alone(evidence, approval, boot_log, remarks)
+    found = () if boot is None else boot.findings
+    if evidence.ima_list is None:
+        return found
+    policy = _runtime_policy(evidence, approval, remarks)
+    if not policy.demands_ima:
+        return found
+    bank = evidence.bank or HashAlgorithm.SHA256
+    return (*found, *_appraise_list_alone(evidence.ima_list, bank, policy, approval, boot))
+
+
+def _appraise_boot_alone(
+    evidence: StoredEvidence,
+    approval: Approval,
+    log: ParsedBootLog | UnreadableBootLog,
+    remarks: _Remarks,
+) -> BootResult:
+    """The log held to its policy, with its own replay in the place of quoted PCRs."""
+    policy = approval.measured_boot
+    if policy is None:
+        remarks.not_checked.append("what the machine booted: there is no reference state for measured boot")
+        policy = _replay_only(MEASURED_BOOT_PCRS)
+    replayed = log.pcrs if isinstance(log, ParsedBootLog) else {}
+    bank = evidence.bank or next(iter(replayed), HashAlgorithm.SHA256)
+    if evidence.bank is None and HashAlgorithm.SHA256 in replayed:
+        bank = HashAlgorithm.SHA256
+    own = replayed.get(bank) or {index: start_value(bank, index) for index in range(PCR_COUNT)}
+    return appraise_boot_log(log, bank=bank, quoted=own, policy=policy, evaluate_content=True)
+
+
+def _appraise_list_alone(
+    ima_list: bytes,
+    bank: HashAlgorithm,
+    policy: RuntimePolicy,
+    approval: Approval,
+    boot: BootResult | None,
+) -> tuple[Finding, ...]:
+    """The list held to its policy, with the end of its own replay in the place of the quoted PCR 10."""
+    aggregates: frozenset[str] | None = None
+    if boot is not None and boot.boot_aggregates is not None and not boot.findings:
+        aggregates = frozenset().union(*boot.boot_aggregates.values())
+    memo = EntryMemo()
+
+    def against(quoted: bytes) -> ImaResult:
+        return _finish(
+            appraise_list(
+                ima_list,
+                bank=bank,
+                quoted=quoted,
+                stated_entry=0,
+                policy=policy,
+                tenant_keys=approval.keyring,
+                boot_aggregates=aggregates,
+                checkpoint=ImaCheckpoint.fresh(),
+                ignore_tomtou=approval.ignore_tomtou,
+                memo=memo,
+            )
+        )
+
+    end = against(b"").replayed  # no PCR is empty, so this replay goes to the end
+    result = against(end or bytes(bank.size))
+    return (*result.findings, *_unreadable_tail(ima_list, result.entries))
+
+
+def _unreadable_tail(ima_list: bytes, covered: int) -> list[Finding]:
+    """Lines after the last one that extends anything: none of them can be an entry."""
+    found = []
+    for index, line in enumerate(split_lines(ima_list)[covered:], covered):
+        try:
+            if line:
+                parse_line(line)
+        except MalformedEvidence as error:
+            found.append(ima_findings.unparsable(index, str(error)))
+    return found
+
+
+def _finish(steps: Generator[None, None, T]) -> T:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+
+def _ima_facts(ima_list: bytes, evidence: StoredEvidence) -> ImaFacts:
+    lines = [line for line in split_lines(ima_list) if line]
+    entries = []
+    for line in lines:
+        try:
+            entries.append(parse_line(line))
+        except MalformedEvidence:
+            continue  # extends nothing that we could tell
+    content = None if evidence.quote is None else evidence.quote.content
+    quoted = None if content is None else content.pcrs.values.get(IMA_PCR)
+    banks = dict.fromkeys((*_SHOWN_BANKS, *([content.pcrs.bank] if content else ())))
+    if evidence.bank is not None:
+        banks[evidence.bank] = None
+    return ImaFacts(
+        entries=len(lines),
+        violations=sum(entry.is_violation for entry in entries),
+        pcr10={bank: _end_of(entries, bank, quoted) for bank in banks},
+    )
+
+
+def _end_of(entries: list[Entry], bank: HashAlgorithm, quoted: bytes | None) -> bytes:
+    """PCR 10 after `entries`, as the kernel of the quote extends where that can be told, else natively."""
+    ends = [replay(entries, bank, mode=mode) for mode in modes_of(bank)] if quoted else []
+    return next((end for end in ends if end == quoted), ends[0] if ends else replay(entries, bank))
+
+
+def _boot_facts(log: ParsedBootLog) -> BootFacts:
+    used = MEASURED_BOOT_PCRS | {event.pcr for event in log.log.events if event.is_extended}
+    pcrs = {
+        bank: {index: value for index, value in values.items() if index in used}
+        for bank, values in log.pcrs.items()
+    }
+    return BootFacts(len(log.log.events), pcrs)

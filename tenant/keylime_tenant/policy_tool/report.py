@@ -1,0 +1,124 @@
+"""A judgement for programs (JSON) and for people (blocks and a table)."""
+
+import json
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from keylime.appraisal.findings import Finding
+from keylime.appraisal.severity import SeverityPolicy
+from keylime.config.options import TABLES
+from keylime.ima.findings import shown
+from keylime.tpm.pcr import IMA_PCR
+from keylime_tenant.policy_tool.offline import ImaFacts, Judgement, Outcome
+
+_COLOURS = {Outcome.ACCEPTED: "bold green", Outcome.REJECTED: "bold red", Outcome.INCOMPLETE: "bold yellow"}
+
+
+def default_severities() -> SeverityPolicy:
+    """The severities that a verifier gives without any configuration of its own."""
+    options = TABLES["verifier"].by_key()
+    labels: Any = options["revocations", "severity_labels"].default
+    rules: Any = options["revocations", "severity_policy"].default
+    return SeverityPolicy(labels, rules)
+
+
+def json_report(judgement: Judgement, severities: SeverityPolicy) -> str:
+    """The judgement as one JSON document, with a final newline."""
+    ima, boot = judgement.ima, judgement.boot
+    document = {
+        "verdict": judgement.outcome.value,
+        "reason": judgement.reason,
+        "findings": [
+            {
+                "event_id": finding.event_id,
+                "severity": severities.severity_of(finding).label,
+                "path": finding.path,
+                "log_index": finding.log_index,
+                "observed": finding.observed,
+                "expected": list(finding.expected),
+                "explanation": finding.explanation,
+            }
+            for finding in judgement.findings
+        ],
+        "notes": list(judgement.notes),
+        "not_checked": list(judgement.not_checked),
+        "ima": None if ima is None else _ima_document(ima),
+        "boot": None
+        if boot is None
+        else {
+            "pcrs": {
+                bank.label: {str(index): value.hex() for index, value in sorted(values.items())}
+                for bank, values in boot.pcrs.items()
+            }
+        },
+    }
+    return json.dumps(document, indent=2) + "\n"
+
+
+def _ima_document(ima: ImaFacts) -> dict[str, Any]:
+    return {
+        "entries": ima.entries,
+        "violations": ima.violations,
+        "pcr10": {bank.label: value.hex() for bank, value in ima.pcr10.items()},
+    }
+
+
+def print_report(judgement: Judgement, severities: SeverityPolicy, stdout: TextIO) -> None:
+    """Writes the judgement for a person: a block for each finding, then the summary. Plain but on a terminal."""
+    console = Console(file=stdout, highlight=False)
+    for number, finding in enumerate(judgement.findings, 1):
+        for line in _block(number, finding, severities.severity_of(finding).label):
+            console.print(line, soft_wrap=True)
+        console.print()
+    rows = list(_summary(judgement))
+    if console.is_terminal:
+        table = Table(show_header=False)
+        for name, value in rows:
+            table.add_row(Text(name), Text(value))
+        console.print(table)
+    else:
+        width = max(len(name) for name, _ in rows)
+        for name, value in rows:
+            console.print(Text(f"{name:{width}}  {value}"), soft_wrap=True)
+    console.print(Text(_headline(judgement), style=_COLOURS[judgement.outcome]), soft_wrap=True)
+
+
+def _block(number: int, finding: Finding, severity: str) -> Iterator[Text]:
+    yield Text(f"{number}. {finding.event_id} ({severity})", style="bold")
+    if finding.path is not None:
+        yield Text(f"   path      {shown(finding.path)}")
+    if finding.log_index is not None:
+        yield Text(f"   entry     {finding.log_index}")
+    if finding.observed is not None:
+        yield Text(f"   observed  {shown(finding.observed)}")
+    for position, value in enumerate(finding.expected):
+        yield Text(f"   {'' if position else 'expected':8}  {shown(value)}")
+    yield Text(f"   {finding.explanation}")
+
+
+def _summary(judgement: Judgement) -> Iterator[tuple[str, str]]:
+    yield "quote", judgement.quoted or "none"
+    ima, boot = judgement.ima, judgement.boot
+    if ima is not None:
+        yield "IMA list", f"{ima.entries} entries, {ima.violations} violations"
+        for bank, value in ima.pcr10.items():
+            yield f"PCR {IMA_PCR} ({bank.label})", value.hex()
+    if boot is not None:
+        yield "boot log", f"{boot.events} events, banks {', '.join(bank.label for bank in boot.pcrs)}"
+    for note in judgement.notes:
+        yield "note", note
+    for text in judgement.not_checked:
+        yield "not checked", text
+
+
+def _headline(judgement: Judgement) -> str:
+    if judgement.outcome is Outcome.INCOMPLETE:
+        return f"INCOMPLETE: {judgement.reason}; a verifier would ask for the whole evidence once more"
+    if judgement.outcome is Outcome.ACCEPTED:
+        return "ACCEPTED"
+    count = len(judgement.findings)
+    return f"REJECTED: {count} finding{'' if count == 1 else 's'}"
