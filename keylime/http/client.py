@@ -7,6 +7,7 @@ and time are limited. Nothing of the environment (proxies, netrc) or the system'
 import asyncio
 import http.client
 import io
+import os
 import re
 import ssl
 import urllib.parse
@@ -224,4 +225,12 @@ def printable(text: str) -> str:
 def _reason(error: Exception) -> str:
     if isinstance(error, aiohttp.ServerFingerprintMismatch):
         return "the certificate is not the pinned one"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return f"cannot connect: {printable(_system_reason(error.os_error))}"
     return printable(str(error) or type(error).__name__)
+
+
+def _system_reason(error: OSError) -> str:
+    """The system's words; errors of TLS and of name resolution have numbers of their own kind."""
+    is_errno = not isinstance(error, ssl.SSLError) and error.errno is not None and error.errno > 0
+    return os.strerror(error.errno) if is_errno else str(error)

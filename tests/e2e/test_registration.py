@@ -9,7 +9,7 @@ from keylime.hashes import HashAlgorithm
 from keylime.tpm.credential import activation_tag, parse_credential_blob
 from keylime.tpm.device import Tpm
 from keylime_agent.tpm_identity import TpmAlgorithms, load_tpm_identity
-from tests.lab.installation import Machine
+from tests.lab.installation import Machine, start_agent
 from tests.lab.rest import Answer
 from tests.lab.site import Site, attestation_key, errors_of
 
@@ -42,48 +42,50 @@ def test_every_kind_of_key_registers_and_is_attested(site: Site, ek: str, ak: st
 
 
 @dataclass(frozen=True)
-class Insider:
-    """Software on the agent's machine: it has the TPM and the agent's files, and speaks for itself."""
+class Stranger:
+    """Somebody who can reach the registrar and knows an agent's public keys."""
 
     site: Site
     machine: Machine
 
-    def register(self, **changes: object) -> str:
-        """Registers again with the machine's true keys; returns the activation tag that proves it."""
+    def register(self, **changes: object) -> bytes:
+        """Registers again under the agent's id with its true keys; returns the credential."""
+        record = self.site.registration(self.machine)
+        keys = {name: record[name] for name in ("ek_tpm", "aik_tpm", "ekcert")}
         answer = self.site.control.registration_api.request(
-            "POST", _PATH + self.machine.agent_id, {**self._public_keys(), **changes}
+            "POST", _PATH + self.machine.agent_id, {**keys, **changes}
         )
         assert answer.code == 200, answer
-        id_object, secret = parse_credential_blob(base64.b64decode(answer.results["blob"]))
-        algorithms = TpmAlgorithms(HashAlgorithm.SHA256, "rsa", "rsassa")
-        with Tpm.open(self.machine.tpm.tcti) as tpm:
-            path = self.machine.node.work_dir / "agent_data.json"
-            keys = load_tpm_identity(tpm, algorithms, "generate", path)
-            challenge = tpm.activate_credential(keys.ek, keys.ak, id_object, secret)
-        return activation_tag(challenge, self.machine.agent_id)
+        return base64.b64decode(answer.results["blob"])
 
     def activate(self, tag: object) -> Answer:
         return self.site.control.registration_api.request(
             "PUT", _PATH + self.machine.agent_id, {"auth_tag": tag}
         )
 
-    def _public_keys(self) -> dict[str, object]:
-        record = self.site.registration(self.machine)
-        return {name: record[name] for name in ("ek_tpm", "aik_tpm", "ekcert")}
+
+def prove(machine: Machine, credential: bytes) -> str:
+    """The activation tag that only the machine's TPM can find; its agent must not run (one user at a time)."""
+    id_object, secret = parse_credential_blob(credential)
+    algorithms = TpmAlgorithms(HashAlgorithm.SHA256, "rsa", "rsassa")
+    with Tpm.open(machine.tpm.tcti) as tpm:
+        keys = load_tpm_identity(tpm, algorithms, "generate", machine.node.work_dir / "agent_data.json")
+        challenge = tpm.activate_credential(keys.ek, keys.ak, id_object, secret)
+    return activation_tag(challenge, machine.agent_id)
 
 
 def test_a_wrong_activation_tag_changes_nothing(site: Site) -> None:
     machine = site.attested_machine()
-    insider = Insider(site, machine)
+    stranger = Stranger(site, machine)
     before = site.registration(machine)
     # With the victim's public keys and another address: open to everybody who can reach the registrar (R22).
-    insider.register(ip="127.0.0.99", port=1)
+    stranger.register(ip="127.0.0.99", port=1)
     for tag in ("0" * 96, "f" * 96, "", "ß" * 48, "0" * 95, "0" * (1 << 20)):
-        answer = insider.activate(tag)
+        answer = stranger.activate(tag)
         assert answer.code in (400, 413), (tag[:100], answer)
         assert before == site.registration(machine)
     for nonsense in (None, 0, [], {}):
-        assert insider.activate(nonsense).code == 400
+        assert stranger.activate(nonsense).code == 400
     assert before == site.registration(machine)
     site.await_passes(machine)
     assert errors_of(site.control.registrar.text()) == []
@@ -91,14 +93,17 @@ def test_a_wrong_activation_tag_changes_nothing(site: Site) -> None:
 
 def test_an_old_activation_does_not_prove_a_new_registration(site: Site) -> None:
     machine = site.attested_machine()
-    insider = Insider(site, machine)
-    tag = insider.register()
-    assert insider.activate(tag).code == 200
+    stranger = Stranger(site, machine)
+    assert machine.agent.stop() == 0
+    tag = prove(machine, stranger.register())
+    assert stranger.activate(tag).code == 200
     activated = site.registration(machine)
     assert activated["regcount"] == 2
-    insider.register(ip="127.0.0.99")
-    assert insider.activate(tag).code == 400
+    stranger.register(ip="127.0.0.99")
+    assert stranger.activate(tag).code == 400
     assert site.registration(machine) == activated
+    start_agent(site.control, machine)
+    assert site.registration(machine) == {**activated, "regcount": 3}
     site.await_passes(machine)
 
 

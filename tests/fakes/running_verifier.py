@@ -23,7 +23,7 @@ from tests.fakes.attesting_agent import AttestingAgent, policy_of
 from tests.fakes.tls_material import SERVER_AUTH, Authority, Issued, client_context
 
 V_SHARE = bytes(range(32))
-LIMIT_S = 20.0  # for things that take milliseconds on an idle machine
+LIMIT_S = 15.0  # for things that take milliseconds on an idle machine
 FAST = {
     "KEYLIME_VERIFIER_PORT": "0",
     "KEYLIME_VERIFIER_TLS_DIR": "default",
