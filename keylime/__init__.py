@@ -1,1 +1,1 @@
-"""What every Keylime program shares: wire messages, evidence formats, policies, appraisal. Knows no component."""
+"""What every Keylime program shares: messages, evidence formats, policies, appraisal. Knows no component."""

@@ -6,7 +6,7 @@ class KeylimeError(Exception):
 
 
 class ConfigError(KeylimeError):
-    """An option, file or flag that cannot be used; names it and the remedy. The program stops with one line."""
+    """An option, file or flag that cannot be used; names it and the remedy. Ends the program with one line."""
 
 
 class MalformedMessage(KeylimeError):
@@ -14,7 +14,7 @@ class MalformedMessage(KeylimeError):
 
 
 class MalformedEvidence(KeylimeError):
-    """Bytes from a TPM, kernel or firmware that are not what they claim to be. Becomes a finding, never trust."""
+    """Bytes from a TPM, kernel or firmware that are not what they claim to be: a finding, never trust."""
 
 
 class UnsuitableKey(KeylimeError):
@@ -43,4 +43,4 @@ class TpmError(KeylimeError):
 
 
 class CredentialError(KeylimeError):
-    """Key material (share, tag, ciphertext, signature) that does not fit; never says what would have fitted."""
+    """Key material (share, tag, ciphertext, signature) that does not fit; never says what would have."""

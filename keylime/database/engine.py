@@ -78,11 +78,9 @@ def open_engine(url: URL, pool: PoolSize | None = None) -> AsyncEngine:
     The connection to a server is made when it is first needed. The caller disposes of the engine.
     """
     if url.get_backend_name() == "sqlite":
-        if url.database is not None and url.database != ":memory:":
-            _secure_file(Path(url.database))
+        _secure_file(Path(url.database or ""))
         engine = create_async_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
-        event.listen(engine.sync_engine, "connect", _set_up_sqlite)
-        event.listen(engine.sync_engine, "begin", _begin_sqlite)
+        _prepare_for_sqlite(engine.sync_engine)
         return engine
     size = pool or PoolSize()
     return create_async_engine(
@@ -92,6 +90,22 @@ def open_engine(url: URL, pool: PoolSize | None = None) -> AsyncEngine:
         max_overflow=size.overflow,
         pool_pre_ping=True,
     )
+
+
+def open_sqlite(url: URL) -> sa.Engine:
+    """A blocking engine for a SQLite file, which is created as `open_engine` does. Raises ConfigError."""
+    _secure_file(Path(url.database or ""))
+    engine = sa.create_engine(
+        url.set(drivername="sqlite+pysqlite"),
+        connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False},
+    )
+    _prepare_for_sqlite(engine)
+    return engine
+
+
+def read_only(engine: sa.Engine) -> sa.Engine:
+    """The same engine for reads: one snapshot, no write lock."""
+    return engine.execution_options(**{_READ_ONLY: True})
 
 
 def reading(engine: AsyncEngine) -> AbstractAsyncContextManager[AsyncConnection]:
@@ -120,6 +134,11 @@ class _DriverConnection(Protocol):
     isolation_level: str | None
 
     def cursor(self) -> _Cursor: ...
+
+
+def _prepare_for_sqlite(engine: sa.Engine) -> None:
+    event.listen(engine, "connect", _set_up_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
 
 
 def _set_up_sqlite(connection: _DriverConnection, _record: object) -> None:

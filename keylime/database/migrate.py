@@ -15,6 +15,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from keylime.database.engine import database_errors
+from keylime.database.transactions import Database
 from keylime.errors import ConfigError
 
 # Tables by which a database of another implementation is known; its records are not ours to alter.
@@ -31,14 +32,18 @@ class Schema:
     version_table: str
 
 
-async def prepare_schema(engine: AsyncEngine, schema: Schema, *, migrate: bool) -> None:
+async def prepare_schema(database: AsyncEngine | Database, schema: Schema, *, migrate: bool) -> None:
     """Brings the tables to the newest revision, or without `migrate` only checks that they are there.
 
     Processes that start at once take turns. Raises ConfigError for a database that another implementation or
     a newer release made, or that needs a migration; DatabaseUnavailable when it cannot be used at all.
     """
-    with database_errors("prepare the tables"):
-        async with engine.begin() as connection:
+    action = "prepare the tables"
+    if not isinstance(database, AsyncEngine):
+        await database.write(action, lambda connection: _prepare(connection, schema, migrate))
+        return
+    with database_errors(action):
+        async with database.begin() as connection:
             await connection.run_sync(_prepare, schema, migrate)
 
 

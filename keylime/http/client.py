@@ -232,5 +232,5 @@ def _reason(error: Exception) -> str:
 
 def _system_reason(error: OSError) -> str:
     """The system's words; errors of TLS and of name resolution have numbers of their own kind."""
-    is_errno = not isinstance(error, ssl.SSLError) and error.errno is not None and error.errno > 0
-    return os.strerror(error.errno) if is_errno else str(error)
+    number = 0 if isinstance(error, ssl.SSLError) else error.errno or 0
+    return os.strerror(number) if number > 0 else str(error)

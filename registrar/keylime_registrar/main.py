@@ -16,8 +16,8 @@ import uvloop
 from cryptography import x509
 
 from keylime import keylime_logging
-from keylime.database.engine import open_engine
 from keylime.database.migrate import prepare_schema
+from keylime.database.transactions import open_database
 from keylime.errors import ConfigError, KeylimeError
 from keylime.http import server as http
 from keylime.messages.versions import CURRENT_VERSION, SUPPORTED_VERSIONS
@@ -81,15 +81,15 @@ async def running(config: RegistrarConfig, stop: asyncio.Event) -> AsyncIterator
     Raises ConfigError or DatabaseUnavailable when it cannot start.
     """
     async with AsyncExitStack() as stack:
-        engine = open_engine(config.database_url, config.database_pool)
-        stack.push_async_callback(engine.dispose)
-        await prepare_schema(engine, SCHEMA, migrate=config.auto_migrate)
+        database = open_database(config.database_url, config.database_pool)
+        stack.push_async_callback(database.close)
+        await prepare_schema(database, SCHEMA, migrate=config.auto_migrate)
         context = await _tls_context(config, stop)
         if context is None:
             yield None
             return
         registrations = Registrations(
-            Store(engine, Limits()),
+            Store(database, Limits()),
             _rules(config),
             Throttle(rate=_REGISTRATIONS_PER_S, burst=_REGISTRATION_BURST),
             Clocks(wall=time.time, steady=time.monotonic),

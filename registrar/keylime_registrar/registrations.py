@@ -19,7 +19,7 @@ from keylime_registrar.identity import (
     check_unchanged,
     hash_tag,
 )
-from keylime_registrar.store import ActiveRegistration, Store
+from keylime_registrar.store import Activation, ActiveRegistration, Store
 from keylime_registrar.submission import read_submission
 from keylime_registrar.throttle import Throttle
 
@@ -86,15 +86,15 @@ class Registrations:
         """What came of a tag. Raises IdentityChanged, RegistrationConflict or TooManyRequests."""
         if not self._throttle.admits(source, self._clocks.steady()):
             raise TooManyRequests(f"{source} sends too many activations")
-        outcome = await self._store.activate(agent_id, hash_tag(tag), source, self._now())
-        match outcome:
+        activation = await self._store.activate(agent_id, hash_tag(tag), source, self._now())
+        match activation.outcome:
             case Proven():
-                await self._report_activation(agent_id)
+                _report_activation(agent_id, activation)
             case WrongTag():
                 log.warning("agent %s: wrong activation tag from %s", agent_id, source)
             case AlreadyActive() | UnknownAgent():
                 pass
-        return outcome
+        return activation.outcome
 
     async def find(self, agent_id: AgentId) -> RegisteredAgent | None:
         """The active registration of an agent, as administrators see it."""
@@ -129,16 +129,11 @@ class Registrations:
         if self._rules.warn_of_irregular:
             log.warning("agent %s: %s not strict DER, kept as it is", agent_id, ", ".join(names))
 
-    async def _report_activation(self, agent_id: AgentId) -> None:
-        active = await self._store.active(agent_id)
-        if active is None:  # deleted meanwhile
-            return
-        log.info("agent %s is active (registration %d)", agent_id, active.regcount)
-        others = [
-            other for other in await self._store.ids_of_ek(active.registration.ek_tpm) if other != agent_id
-        ]
-        if others:
-            log.warning("agent %s has the TPM of %s as well", agent_id, ", ".join(sorted(others)[:5]))
+
+def _report_activation(agent_id: AgentId, activation: Activation) -> None:
+    log.info("agent %s is active (registration %d)", agent_id, activation.regcount)
+    if activation.same_tpm:
+        log.warning("agent %s has the TPM of %s as well", agent_id, ", ".join(activation.same_tpm))
 
 
 def _shown(active: ActiveRegistration) -> RegisteredAgent:

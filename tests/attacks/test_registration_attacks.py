@@ -14,8 +14,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from keylime.database.engine import open_engine, parse_database_url
+from keylime.database.engine import parse_database_url
 from keylime.database.migrate import prepare_schema
+from keylime.database.transactions import open_database
 from keylime.identifiers import AgentId
 from keylime.messages.registrar import RegisterRequest
 from keylime.tpm.keys import SignatureScheme
@@ -268,7 +269,7 @@ def test_r14_a_registration_judged_before_another_tpm_became_active(tmp_path: Pa
     async def act(store: Store, _registrations: Registrations, clock: SteppedClock) -> None:
         now, agent_id = int(clock()), AgentId(VICTIM)
         await store.add_pending(waiting(VICTIM), b"victim", "192.0.2.1", now)
-        assert isinstance(await store.activate(agent_id, b"victim", "192.0.2.1", now), Proven)
+        assert isinstance((await store.activate(agent_id, b"victim", "192.0.2.1", now)).outcome, Proven)
         late = Registration(agent_id, attacker().ek_public, attacker().ak.tpm2b_public)
         await store.add_pending(late, b"attacker", "192.0.2.66", now)
         with pytest.raises(IdentityChanged):
@@ -409,15 +410,15 @@ def with_store(
     directory: Path, limits: Limits, act: Callable[[Store, Registrations, SteppedClock], Awaitable[None]]
 ) -> None:
     async def scenario() -> None:
-        engine = open_engine(parse_database_url("sqlite", work_dir=directory, sqlite_name="r.sqlite"))
-        await prepare_schema(engine, SCHEMA, migrate=True)
-        store, clock = Store(engine, limits), SteppedClock()
+        database = open_database(parse_database_url("sqlite", work_dir=directory, sqlite_name="r.sqlite"))
+        await prepare_schema(database, SCHEMA, migrate=True)
+        store, clock = Store(database, limits), SteppedClock()
         rules = Rules(TpmIdentity.EK_CERT_OR_IAK_IDEVID, False, True, lambda: ())
         registrations = Registrations(store, rules, Throttle(rate=1.0, burst=10), Clocks(clock, clock))
         try:
             await act(store, registrations, clock)
         finally:
-            await engine.dispose()
+            await database.close()
 
     asyncio.run(scenario())
 
@@ -454,7 +455,9 @@ def test_r20_registrations_without_proof_are_bounded_and_expire(tmp_path: Path) 
         assert len(await store.agent_ids(now)) == 5
         later = now + 61
         assert await store.agent_ids(later) == []
-        assert not isinstance(await store.activate(AgentId("a0"), b"t", "192.0.2.66", later), Proven)
+        assert not isinstance(
+            (await store.activate(AgentId("a0"), b"t", "192.0.2.66", later)).outcome, Proven
+        )
         await store.add_pending(waiting("c"), b"t", "192.0.2.66", later)
 
     with_store(tmp_path, Limits(lifetime_s=60, per_source=3, total=5), act)
@@ -468,7 +471,7 @@ def test_r20_strangers_do_not_displace_an_agents_own_registration(tmp_path: Path
             await store.add_pending(waiting(VICTIM), b"%d" % number, "192.0.2.66", now)
         for _ in range(50):
             await store.activate(AgentId(VICTIM), b"wrong", "192.0.2.66", now)
-        assert isinstance(await store.activate(AgentId(VICTIM), b"right", "192.0.2.1", now), Proven)
+        assert isinstance((await store.activate(AgentId(VICTIM), b"right", "192.0.2.1", now)).outcome, Proven)
 
     with_store(tmp_path, Limits(), act)
 

@@ -22,8 +22,13 @@ from keylime.database.engine import (
     reading,
 )
 from keylime.database.migrate import find_problem, prepare_schema
+from keylime.database.transactions import open_database
 from keylime.errors import ConfigError
+from keylime.identifiers import AgentId
+from keylime_registrar.activation import Proven, WrongTag
+from keylime_registrar.identity import Registration
 from keylime_registrar.schema import SCHEMA, metadata
+from keylime_registrar.store import ActiveRegistration, Limits, Store
 
 POSTGRES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"))), None)
 
@@ -116,6 +121,67 @@ def test_sqlite_is_set_up_for_concurrent_use(tmp_path: Path) -> None:
                 assert (await connection.exec_driver_sql(f"PRAGMA {pragma}")).scalar_one() == value
 
     on("sqlite", act, tmp_path)
+
+
+def check_transactions(url: str, directory: Path) -> None:
+    """What holds for every database: commit, rollback, translated errors, counting without a lost update."""
+
+    async def scenario() -> None:
+        database = open_database(parse_database_url(url, work_dir=directory, sqlite_name="test.sqlite"))
+        counter = sa.Table("counter", sa.MetaData(), sa.Column("value", sa.Integer, primary_key=True))
+
+        def value(connection: sa.Connection) -> int:
+            return int(connection.execute(sa.select(counter.c.value).with_for_update()).scalar_one())
+
+        def add_one(connection: sa.Connection) -> None:
+            connection.execute(sa.update(counter).values(value=value(connection) + 1))
+
+        def fail_after_writing(connection: sa.Connection) -> None:
+            add_one(connection)
+            raise LookupError("changed its mind")
+
+        await database.write("create", lambda connection: counter.create(connection))
+        await database.write("fill", lambda connection: connection.execute(sa.insert(counter), {"value": 0}))
+        await asyncio.gather(*(database.write("count", add_one) for _ in range(20)))
+        with pytest.raises(LookupError):
+            await database.write("fail", fail_after_writing)
+        assert await database.read("read", value) == 20
+        with pytest.raises(DatabaseUnavailable, match=r"^database: cannot double: "):
+            await database.write("double", lambda c: c.execute(sa.insert(counter), {"value": 20}))
+        await database.write("drop", lambda connection: counter.drop(connection))
+        await database.close()
+
+    asyncio.run(scenario())
+
+
+def test_transactions_commit_roll_back_and_lose_no_update(tmp_path: Path) -> None:
+    check_transactions("sqlite", tmp_path)
+
+
+def test_transactions_do_the_same_on_postgresql(postgres: str) -> None:
+    check_transactions(postgres, Path("/nowhere"))
+
+
+def test_the_registrars_store_works_on_postgresql(postgres: str) -> None:
+    async def scenario() -> None:
+        database = open_database(parse_database_url(postgres, work_dir=Path("/nowhere"), sqlite_name=""))
+        await prepare_schema(database, SCHEMA, migrate=True)
+        store, agent_id = Store(database, Limits()), AgentId("agent")
+        registration = Registration(agent_id, b"ek", b"ak", ip="10.0.0.1", port=1)
+        for count in (1, 2):
+            await store.add_pending(registration, b"tag", "192.0.2.1", 1000)
+            assert await store.is_pending(agent_id, 1000)
+            wrong = await store.activate(agent_id, b"wrong", "192.0.2.1", 1000)
+            assert isinstance(wrong.outcome, WrongTag)
+            right = await store.activate(agent_id, b"tag", "192.0.2.1", 1000)
+            assert (isinstance(right.outcome, Proven), right.regcount) == (True, count)
+        assert await store.active(agent_id) == ActiveRegistration(registration, 2)
+        assert await store.agent_ids(1000) == ["agent"]
+        assert await store.delete(agent_id)
+        assert not await store.delete(agent_id)
+        await database.close()
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("script", ["read", "write"])

@@ -70,7 +70,7 @@ def test_v_arrives_once_and_only_after_the_first_pass(tmp_path: Path) -> None:
 def test_v_goes_to_a_new_payload_key_after_it_was_proven(tmp_path: Path) -> None:
     async def act(verifier: RunningVerifier, agent: AttestingAgent) -> None:
         await verifier.add(agent)
-        await verifier.until_passing(agent)
+        await eventually(lambda: agent.shares)
         await agent.stop()  # the agent restarts, with another key
         agent.payload_key = payload_key(1)
         await verifier.until(agent, lambda status: status["unreachable_since"] is not None)
@@ -155,7 +155,7 @@ def test_a_mild_failure_heals_when_the_policy_is_met_again(tmp_path: Path) -> No
 def test_a_reboot_is_recognised_and_the_whole_list_is_asked_for(tmp_path: Path) -> None:
     async def act(verifier: RunningVerifier, agent: AttestingAgent) -> None:
         agent.files["/usr/bin/tool"] = b"a tool"
-        agent.run_files()
+        agent.machine.measure("/usr/bin/tool", b"a tool")
         await verifier.add(agent)
         await verifier.until_passing(agent, rounds=2)
         asked = len(agent.questions)

@@ -29,7 +29,8 @@ def choose_algorithm(claims: Sequence[Claim]) -> HashAlgorithm:
         if not possible & claim.candidates:
             before = ", ".join(earlier.source for earlier in claims[:number])
             raise ConfigError(
-                f"{claim.source} has {_labels(claim.candidates)} digests, but {before} has {_labels(possible)}; "
+                f"{claim.source} has {_labels(claim.candidates)} digests, "
+                f"but {before} has {_labels(possible)}; "
                 "a policy that mixes them would match neither: choose sources of one algorithm"
             )
         possible &= claim.candidates
@@ -42,7 +43,7 @@ def claim_of_option(label: str) -> Claim:
 
 
 def claim_of_digests(source: str, digests: Mapping[str, Iterable[str]]) -> Claim | None:
-    """What the first digest of a policy or allowlist tells. Raises ConfigError for a length of no algorithm."""
+    """What the first digest of a policy or allowlist tells. Raises ConfigError for a strange length."""
     first = next((digest for values in digests.values() for digest in values), None)
     if first is None:
         return None
@@ -54,7 +55,7 @@ def claim_of_digests(source: str, digests: Mapping[str, Iterable[str]]) -> Claim
 
 
 def claim_of_list(source: str, entries: Sequence[Entry]) -> Claim | None:
-    """What the boot_aggregate of an IMA list tells. Raises ConfigError when the list does not begin with one."""
+    """What the boot_aggregate of an IMA list tells. Raises ConfigError for a list without one."""
     if not entries:
         return None
     first = entries[0]

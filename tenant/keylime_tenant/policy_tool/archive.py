@@ -21,7 +21,7 @@ MAX_UNPACKED = 8 << 30  # bytes of one compressed part
 MAX_MEMBERS = 1_000_000
 _MAX_NAME = 4096  # PATH_MAX
 _PIECE = 1 << 16
-# One block of Zstandard, which can be as short as four bytes, unpacks to 128 KiB: small bites keep that bounded.
+# Four bytes of Zstandard can unpack to 128 KiB: small bites keep that bounded.
 _ZSTD_PIECE = 512
 
 _MAGICS = (b"070701", b"070702")

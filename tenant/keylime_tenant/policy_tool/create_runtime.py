@@ -1,4 +1,4 @@
-"""`create runtime`: a runtime policy from what a machine measured, from file trees, lists and older policies."""
+"""`create runtime`: a runtime policy from measurements, file trees, lists and older policies."""
 
 import datetime
 import json
@@ -145,9 +145,7 @@ def verification_keys(option: str, paths: Iterable[str]) -> list[ImaKey]:
         with blaming(option, path):
             key = recognise_key(read_input(option, path))
         if key is None:
-            raise ConfigError(
-                f"{option} {path}: holds no certificate, public key or unencrypted private key"
-            )
+            raise ConfigError(f"{option} {path}: holds no certificate, public key or unencrypted private key")
         keys.append(key)
     return keys
 

@@ -101,7 +101,7 @@ def new_hash(algorithm: HashAlgorithm) -> Hash:
 
 
 def skipped_directories(top: bytes, skip: Sequence[str]) -> frozenset[bytes]:
-    """The directories under `top` that are passed over; `skip` as seen from inside or from outside of `top`."""
+    """The directories under `top` to pass over; `skip` as seen from inside or from outside of `top`."""
     prefix = top.rstrip(b"/") + b"/"
     skipped = {prefix + os.fsencode(name) for name in SKIPPED}
     for name in filter(None, (os.fsencode(os.path.normpath(text.strip())) for text in skip if text.strip())):
@@ -110,7 +110,7 @@ def skipped_directories(top: bytes, skip: Sequence[str]) -> frozenset[bytes]:
 
 
 def parse_mounts(mountinfo: bytes) -> Mapping[bytes, bytes]:
-    """The type of the file system at each mount point (proc(5), mountinfo); the last mount of one point counts."""
+    """The type of the file system at each mount point (proc(5), mountinfo); of several the last."""
     mounts = {}
     for line in mountinfo.splitlines():
         fields, separator, source = line.partition(b" - ")

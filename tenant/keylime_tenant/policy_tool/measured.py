@@ -16,10 +16,11 @@ def ascii_list(content: bytes) -> bytes:
 
     ASCII is taken as it is, right or wrong. Raises MalformedEvidence for a binary list that is none.
     """
-    if not _is_binary(content):
-        # Agents send text: what is not UTF-8 arrives altered, and fails by its template hash.
-        return content.decode("utf-8", "replace").encode()
-    return b"".join(entry.to_line() + b"\n" for entry in _binary_entries(content))
+    text = content
+    if _is_binary(content):
+        text = b"".join(entry.to_line() + b"\n" for entry in _binary_entries(content))
+    # Agents send text: what is not UTF-8 arrives altered, and fails by its template hash.
+    return text.decode("utf-8", "replace").encode()
 
 
 def list_entries(content: bytes) -> list[Entry]:

@@ -54,7 +54,7 @@ class Messages:
 
 
 def run_program(program: str, action: Callable[[], int], *, failed: int) -> NoReturn:
-    """Ends the process with what `action` returns, or with `failed` and one line when it raises KeylimeError."""
+    """Ends the process with what `action` returns; with `failed` and one line for a KeylimeError."""
     try:
         sys.exit(action())
     except KeylimeError as error:

@@ -6,8 +6,8 @@ Pure. What could not be checked without more evidence is part of the answer.
 import base64
 import enum
 import json
-from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Generator
+from dataclasses import dataclass, field, replace
 from typing import TypeVar, assert_never
 
 from keylime.appraisal.appraise import appraise
@@ -22,21 +22,28 @@ from keylime.ima import findings as ima_findings
 from keylime.ima.appraisal import ImaResult, appraise_list
 from keylime.ima.checkpoint import ImaCheckpoint
 from keylime.ima.keyrings import Keyring
-from keylime.ima.measurement_list import Entry, parse_line, split_lines
+from keylime.ima.measurement_list import parse_line, split_lines
 from keylime.ima.memo import EntryMemo
-from keylime.ima.replay import modes_of, replay
 from keylime.measured_boot.appraisal import BootResult, appraise_boot_log
 from keylime.measured_boot.replay import ParsedBootLog, UnreadableBootLog, parse_boot_log
 from keylime.messages.agent import QuoteReply
-from keylime.policy.measured_boot import MeasuredBootPolicy
+from keylime.policy.measured_boot import (
+    MeasuredBootPolicy,
+    built_in_policies,
+    compile_measured_boot_policy,
+)
 from keylime.policy.runtime import EMPTY_POLICY, GENERATOR_LEGACY, RuntimePolicy, compile_runtime_policy
 from keylime.policy.tpm_policy import TpmPolicy
-from keylime.tpm.pcr import IMA_PCR, MEASURED_BOOT_PCRS, PCR_COUNT, start_value
+from keylime.tpm.pcr import MEASURED_BOOT_PCRS, PCR_COUNT, start_value
+from keylime_tenant.policy_tool.log_facts import BootFacts, ImaFacts, boot_facts, ima_facts
 from keylime_tenant.policy_tool.stored_quote import StoredQuote
 
 T = TypeVar("T")
 
-_SHOWN_BANKS = (HashAlgorithm.SHA1, HashAlgorithm.SHA256)
+_COLUMNS = {  # by hex digits of the template hash
+    2 * algorithm.size: algorithm
+    for algorithm in (HashAlgorithm.SHA1, HashAlgorithm.SHA256, HashAlgorithm.SHA384, HashAlgorithm.SHA512)
+}
 _FIRMWARE_PCRS = frozenset(range(10))  # what boot_aggregate is a hash of
 
 
@@ -50,7 +57,7 @@ class Outcome(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredEvidence:
-    """What is at hand; the IMA list in its ASCII form. `bank` is the one asked for, None to take the quote's."""
+    """What is at hand; the IMA list in its ASCII form. `bank` is the one asked for, None for any."""
 
     ima_list: bytes | None = None
     boot_log: bytes | None = None
@@ -67,23 +74,6 @@ class Approval:
     tpm_policy: TpmPolicy | None = None
     keyring: Keyring | None = None
     ignore_tomtou: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class ImaFacts:
-    """Numbers of an IMA list: `pcr10` is where its replay ends, for each bank."""
-
-    entries: int
-    violations: int
-    pcr10: Mapping[HashAlgorithm, bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class BootFacts:
-    """What the PCRs hold if a boot log is true."""
-
-    events: int
-    pcrs: Mapping[HashAlgorithm, Mapping[int, bytes]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,15 +106,16 @@ def judge(evidence: StoredEvidence, approval: Approval) -> Judgement:
     else:
         outcome, found, reason = _judge_quote(evidence, evidence.quote, approval, remarks)
     content = None if evidence.quote is None else evidence.quote.content
+    pcrs = None if content is None else content.pcrs
     return Judgement(
         outcome=outcome,
         findings=found,
         reason=reason,
         notes=tuple(remarks.notes),
         not_checked=tuple(remarks.not_checked),
-        quoted=None if content is None else str(content.pcrs.selection),
-        ima=None if evidence.ima_list is None else _ima_facts(evidence.ima_list, evidence),
-        boot=_boot_facts(boot_log) if isinstance(boot_log, ParsedBootLog) else None,
+        quoted=None if pcrs is None else str(pcrs.selection),
+        ima=None if evidence.ima_list is None else ima_facts(evidence.ima_list, evidence.bank, pcrs),
+        boot=boot_facts(boot_log) if isinstance(boot_log, ParsedBootLog) else None,
     )
 
 
@@ -221,9 +212,7 @@ def _permissive_policy(ima_list: bytes, *, judges_boot: bool) -> RuntimePolicy:
 def _column_algorithm(ima_list: bytes) -> HashAlgorithm:
     """The algorithm of the template hashes, told by the length of the first."""
     column = ima_list.lstrip(b" \n")[:200].split(b" ", 2)[1:2]
-    sizes = {2 * algorithm.size: algorithm for algorithm in reversed(HashAlgorithm) if algorithm.size != 32}
-    sizes[64] = HashAlgorithm.SHA256
-    return sizes.get(len(column[0]), HashAlgorithm.SHA1) if column else HashAlgorithm.SHA1
+    return _COLUMNS.get(len(column[0]), HashAlgorithm.SHA1) if column else HashAlgorithm.SHA1
 
 
 def _measured_boot(
@@ -240,7 +229,10 @@ def _measured_boot(
 
 
 def _replay_only(pcrs: frozenset[int]) -> MeasuredBootPolicy:
-    return MeasuredBootPolicy("accept-all", {}, pcrs, None)
+    policy = compile_measured_boot_policy("{}", policy_name="accept-all", registry=built_in_policies())
+    if policy is None:
+        raise ValueError("the empty reference state must switch measured boot on")
+    return replace(policy, required_pcrs=pcrs)
 
 
 def _judge_logs(
@@ -337,38 +329,3 @@ def _finish(steps: Generator[None, None, T]) -> T:
         except StopIteration as end:
             result: T = end.value
             return result
-
-
-def _ima_facts(ima_list: bytes, evidence: StoredEvidence) -> ImaFacts:
-    lines = [line for line in split_lines(ima_list) if line]
-    entries = []
-    for line in lines:
-        try:
-            entries.append(parse_line(line))
-        except MalformedEvidence:
-            continue  # extends nothing that we could tell
-    content = None if evidence.quote is None else evidence.quote.content
-    quoted = None if content is None else content.pcrs.values.get(IMA_PCR)
-    banks = dict.fromkeys((*_SHOWN_BANKS, *([content.pcrs.bank] if content else ())))
-    if evidence.bank is not None:
-        banks[evidence.bank] = None
-    return ImaFacts(
-        entries=len(lines),
-        violations=sum(entry.is_violation for entry in entries),
-        pcr10={bank: _end_of(entries, bank, quoted) for bank in banks},
-    )
-
-
-def _end_of(entries: list[Entry], bank: HashAlgorithm, quoted: bytes | None) -> bytes:
-    """PCR 10 after `entries`, as the kernel of the quote extends where that can be told, else natively."""
-    ends = [replay(entries, bank, mode=mode) for mode in modes_of(bank)] if quoted else []
-    return next((end for end in ends if end == quoted), ends[0] if ends else replay(entries, bank))
-
-
-def _boot_facts(log: ParsedBootLog) -> BootFacts:
-    used = MEASURED_BOOT_PCRS | {event.pcr for event in log.log.events if event.is_extended}
-    pcrs = {
-        bank: {index: value for index, value in values.items() if index in used}
-        for bank, values in log.pcrs.items()
-    }
-    return BootFacts(len(log.log.events), pcrs)

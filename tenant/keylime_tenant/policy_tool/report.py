@@ -13,7 +13,8 @@ from keylime.appraisal.severity import SeverityPolicy
 from keylime.config.options import TABLES
 from keylime.ima.findings import shown
 from keylime.tpm.pcr import IMA_PCR
-from keylime_tenant.policy_tool.offline import ImaFacts, Judgement, Outcome
+from keylime_tenant.policy_tool.log_facts import ImaFacts
+from keylime_tenant.policy_tool.offline import Judgement, Outcome
 
 _COLOURS = {Outcome.ACCEPTED: "bold green", Outcome.REJECTED: "bold red", Outcome.INCOMPLETE: "bold yellow"}
 
@@ -21,8 +22,8 @@ _COLOURS = {Outcome.ACCEPTED: "bold green", Outcome.REJECTED: "bold red", Outcom
 def default_severities() -> SeverityPolicy:
     """The severities that a verifier gives without any configuration of its own."""
     options = TABLES["verifier"].by_key()
-    labels: Any = options["revocations", "severity_labels"].default
-    rules: Any = options["revocations", "severity_policy"].default
+    labels: Any = options["verifier", "severity_labels"].default
+    rules: Any = options["verifier", "severity_policy"].default
     return SeverityPolicy(labels, rules)
 
 
@@ -68,7 +69,7 @@ def _ima_document(ima: ImaFacts) -> dict[str, Any]:
 
 
 def print_report(judgement: Judgement, severities: SeverityPolicy, stdout: TextIO) -> None:
-    """Writes the judgement for a person: a block for each finding, then the summary. Plain but on a terminal."""
+    """Writes the judgement for a person: a block for each finding, then the summary."""
     console = Console(file=stdout, highlight=False)
     for number, finding in enumerate(judgement.findings, 1):
         for line in _block(number, finding, severities.severity_of(finding).label):

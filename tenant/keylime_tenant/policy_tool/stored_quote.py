@@ -1,4 +1,4 @@
-"""A quote from a disk: the wire form or the three files of tpm2-tools, and the key that should have signed it."""
+"""A quote from a disk: the wire form or three files, and the key that should have signed it."""
 
 import base64
 import binascii

@@ -287,7 +287,7 @@ def test_every_template_is_judged_by_its_file_digest(template: str, fields: str)
 def test_per_bank_lists_are_checked_against_the_log_hash_of_the_policy() -> None:
     kernel = Kernel()
     kernel.add(line_of("ima-ng", f"{file_digest('1')} /a", column=HashAlgorithm.SHA256))
-    ima = {"ignored_keyrings": [], "log_hash_alg": "sha256", "dm_policy": None}
+    ima: dict[str, object] = {"ignored_keyrings": [], "log_hash_alg": "sha256", "dm_policy": None}
     assert Verifier(policy_for({"/a": "1"}, ima=ima)).appraise(kernel.text(), kernel.pcr).reached_end
     findings = Verifier(policy_for({"/a": "1"})).appraise(kernel.text(), kernel.pcr).findings
     assert [finding.event_id for finding in findings] == ["ima.validation.ima_hash"]

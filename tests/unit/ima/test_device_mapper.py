@@ -47,7 +47,8 @@ def loading(**changes: Any) -> dict[str, Any]:
 
 def run(policy: dict[str, Any], *events: DeviceMapperEvent) -> tuple[DeviceMapperState, list[str]]:
     compiled = parse_device_mapper_policy(policy)
-    state, suffixes = DeviceMapperState(), []
+    state = DeviceMapperState()
+    suffixes: list[str] = []
     for event in events:
         state, faults = compiled.evaluate(state, event, TABLE)
         suffixes.extend(fault.suffix for fault in faults)
