@@ -1,4 +1,4 @@
-"""Whole rounds of appraisal for tests: a verifier that watches a software machine, and quotes made to order."""
+"""Whole rounds of appraisal for tests: a verifier watching a software machine, and quotes made to order."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

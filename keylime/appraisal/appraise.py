@@ -101,7 +101,8 @@ def appraise_stepwise(
     if ima is not None and not ima.pcr_matched:
         if not this.findings and checkpoint.incomplete_rounds < MAX_INCOMPLETE_ROUNDS:
             return _without_verdict(this, "the IMA list does not reach the quoted PCR 10")
-        this.findings.append(_pcr_mismatch(ima, quote.pcrs))
+        if ima.replayed is not None or not this.findings:  # a refused start is not a mismatch as well
+            this.findings.append(_pcr_mismatch(ima, quote.pcrs))
     if this.findings:
         return _rejected(this.findings, checkpoint)
     return Accepted(

@@ -5,6 +5,7 @@ it reads stays true until it commits (PostgreSQL: select with FOR UPDATE). Reads
 `reading(engine)`, which sees one snapshot and neither waits for writers nor holds them up.
 """
 
+import logging
 import os
 import re
 import stat
@@ -77,9 +78,11 @@ def open_engine(url: URL, pool: PoolSize | None = None) -> AsyncEngine:
 
     The connection to a server is made when it is first needed. The caller disposes of the engine.
     """
+    # At DEBUG this driver shows the parameters of every statement, and those hold secrets.
+    logging.getLogger("aiosqlite").setLevel(logging.INFO)
     if url.get_backend_name() == "sqlite":
         _secure_file(Path(url.database or ""))
-        engine = create_async_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
+        engine = create_async_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S}, hide_parameters=True)
         _prepare_for_sqlite(engine.sync_engine)
         return engine
     size = pool or PoolSize()
@@ -88,6 +91,7 @@ def open_engine(url: URL, pool: PoolSize | None = None) -> AsyncEngine:
         connect_args={"connect_timeout": CONNECT_TIMEOUT_S},
         pool_size=size.kept,
         max_overflow=size.overflow,
+        hide_parameters=True,
         pool_pre_ping=True,
     )
 
@@ -98,6 +102,7 @@ def open_sqlite(url: URL) -> sa.Engine:
     engine = sa.create_engine(
         url.set(drivername="sqlite+pysqlite"),
         connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False},
+        hide_parameters=True,
     )
     _prepare_for_sqlite(engine)
     return engine

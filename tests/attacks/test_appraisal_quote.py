@@ -213,9 +213,7 @@ def test_q7_numbers_outside_the_group_fail_and_short_ones_pass() -> None:
     for change in ("none", "r = 0", "s = 0", "r = order", "s + order"):
         watch = Watch(machine, known)
         challenge = watch.challenge()
-        attest = base64.b64decode(
-            forged_quote(machine, challenge, digest_hash=SHA512)[1:].split(":")[0]
-        )
+        attest = base64.b64decode(forged_quote(machine, challenge, digest_hash=SHA512)[1:].split(":")[0])
         r, s = ak.sign_ecdsa(attest)
         r, s = {"r = 0": (0, s), "s = 0": (r, 0), "r = order": (order, s), "s + order": (r, s + order)}.get(
             change, (r, s)
@@ -501,9 +499,7 @@ def test_q30_another_public_key_than_the_quote_binds_fails(watch: Watch) -> None
 def test_q31_what_the_answer_says_must_be_what_the_structures_are(
     watch: Watch, lies: dict[str, str], event: str
 ) -> None:
-    everything = AcceptedAlgorithms(
-        EVERYTHING.hashes, EVERYTHING.encryption | {"ecc384"}, EVERYTHING.signing
-    )
+    everything = AcceptedAlgorithms(EVERYTHING.hashes, EVERYTHING.encryption | {"ecc384"}, EVERYTHING.signing)
     watch.known = replace(watch.known, accepted=everything)
     assert events(watch.round(**lies)) == [event]
 

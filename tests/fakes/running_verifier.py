@@ -4,6 +4,7 @@ import asyncio
 import base64
 import functools
 import inspect
+import io
 import sqlite3
 import ssl
 import time
@@ -126,7 +127,9 @@ class RunningVerifier:
         self, method: str, path: str, context: ssl.SSLContext, body: object = None, **kwargs: Any
     ) -> Answer:
         """A call with a context of the test's choice. Raises aiohttp.ClientError."""
-        payload = {"data": body} if isinstance(body, bytes) else {} if body is None else {"json": body}
+        payload = (
+            {"data": body} if isinstance(body, bytes | io.BytesIO) else {} if body is None else {"json": body}
+        )
         url = f"https://127.0.0.1:{self.port}{path}"
         async with self.session.request(method, url, ssl=context, **payload, **kwargs) as response:
             text = await response.read()
@@ -174,6 +177,10 @@ class RunningVerifier:
             ),
         )
 
+    async def change(self, query: str, *values: object) -> None:
+        """Changes the database beside the verifier, which may be in the middle of a transaction."""
+        await asyncio.to_thread(query_database, self.config.work_dir, query, *values)
+
     def rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         """Rows of the verifier's database, read beside it."""
         return query_database(self.config.work_dir, query, *values)
@@ -186,8 +193,13 @@ def database_of(work_dir: Path) -> Path:
 
 def query_database(work_dir: Path, query: str, *values: object) -> list[tuple[Any, ...]]:
     """Reads or changes the verifier's database from outside."""
-    with closing(sqlite3.connect(database_of(work_dir), timeout=10)) as connection, connection:
-        return connection.execute(query, values).fetchall()
+    # A transaction that begins as a reader could not become a writer after another one wrote.
+    reads = query.startswith("SELECT")
+    with closing(sqlite3.connect(database_of(work_dir), timeout=10, isolation_level=None)) as connection:
+        connection.execute("BEGIN" if reads else "BEGIN IMMEDIATE")
+        rows = connection.execute(query, values).fetchall()
+        connection.execute("COMMIT")
+        return rows
 
 
 def install_certificates(work_dir: Path) -> None:

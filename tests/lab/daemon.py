@@ -1,5 +1,6 @@
 """A daemon under observation: started on a node, its log in a file, ended by its own process id."""
 
+import os
 import re
 import signal
 import subprocess
@@ -9,21 +10,24 @@ from pathlib import Path
 
 from tests.lab.network import Node
 
-_PROGRAMS = Path(sys.executable).parent
+PROGRAMS = Path(sys.executable).parent
 
 
 def program(name: str) -> Path:
     """The installed console script `name`."""
-    return _PROGRAMS / name
+    return PROGRAMS / name
 
 
 class Daemon:
     """One process. The log grows over restarts; `mark` and `wait_for` look at what came after a moment."""
 
-    def __init__(self, node: Node, name: str, environment: dict[str, str]) -> None:
+    def __init__(
+        self, node: Node, name: str, environment: dict[str, str], *, programs: Path = PROGRAMS
+    ) -> None:
         self.node = node
         self.name = name
         self.environment = environment
+        self.program = programs / name
         self.log = node.disk / "log" / f"{name}.log"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -44,12 +48,13 @@ class Daemon:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603
-                self.node.command(program(self.name)),
+                self.node.command(self.program),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self.node.disk,
                 env={**self.node.variables(), **self.environment},
+                start_new_session=True,
             )
         return self
 
@@ -62,9 +67,15 @@ class Daemon:
         try:
             return process.wait(limit_s)
         except subprocess.TimeoutExpired:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             return -signal.SIGKILL
+
+    def stop_all(self, limit_s: float = 20) -> None:
+        """Ends the process and its children, for programs whose parent alone does not listen."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGTERM)
+            self.stop(limit_s=limit_s)
 
     def wait(self, limit_s: float) -> int:
         """The exit status of a process that is expected to end by itself."""

@@ -12,7 +12,7 @@ from typing import Any
 from keylime.measured_boot.event_log import parse_event_log
 from keylime.tpm.device import Tpm
 from tests.fakes.swtpm import SoftwareTpm
-from tests.lab.daemon import Daemon, program
+from tests.lab.daemon import PROGRAMS, Daemon, program
 from tests.lab.network import Node
 from tests.lab.rest import Identity, Rest, client_context
 
@@ -40,6 +40,7 @@ class Control:
     verifier: Daemon
     registrar: Daemon
     environment: dict[str, str]
+    programs: Path = PROGRAMS
 
     @property
     def administrator(self) -> Identity:
@@ -69,7 +70,7 @@ class Control:
     ) -> subprocess.CompletedProcess[str]:
         """Runs keylime_tenant with these arguments. Raises RuntimeError with its output when it fails."""
         done = subprocess.run(  # noqa: S603
-            self.node.command(program("keylime_tenant"), *arguments),
+            self.node.command(self.programs / "keylime_tenant", *arguments),
             env={**self.node.variables(), **self.environment, **(environ or {})},
             cwd=self.node.disk,
             stdin=subprocess.DEVNULL,

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
+from keylime.database.engine import DatabaseUnavailable
 from keylime.errors import KeylimeError
 from keylime.identifiers import AgentId
 from keylime.messages.revocation import SignedRevocation
@@ -19,6 +20,7 @@ log = logging.getLogger("keylime.revocation_notifier")
 _MAX_CONCURRENT = 50
 _LONGEST_DELAY_S = 60.0
 _LOOK_AGAIN_S = 30.0
+_DATABASE_RETRY_S = 1.0
 
 FindAgent = Callable[[AgentId], Awaitable[AgentRecord | None]]
 ConnectAgent = Callable[[AgentRecord], AgentClient]
@@ -56,16 +58,20 @@ class Notifier:
         try:
             while True:
                 self._wake.clear()
+                pause_s = _LOOK_AGAIN_S
                 try:
                     # One that ends while the outbox is read may still be in the answer.
                     known = set(self._under_way)
                     for delivery in await self._outbox.pending():
                         if delivery.key not in known:
                             self._start(delivery)
-                except Exception:
-                    log.exception("revocations cannot be read from the database; trying again")
+                except DatabaseUnavailable as error:
+                    log.error("%s; trying again", error)
+                    pause_s = _DATABASE_RETRY_S
+                # Not wait_for(): before Python 3.12 it loses a cancellation that comes with the event.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), _LOOK_AGAIN_S)
+                    async with asyncio.timeout(pause_s):
+                        await self._wake.wait()
         finally:
             for task in self._under_way.values():
                 task.cancel()
@@ -88,8 +94,8 @@ class Notifier:
             current = Delivery(delivery.revocation, delivery.channel, delivery.target, attempts - 1)
             try:
                 await self._outbox.record_attempt(current, state, int(time.time()), error)
-            except Exception:
-                log.exception("the delivery of a revocation cannot be written down; it will be repeated")
+            except DatabaseUnavailable as unavailable:
+                log.error("%s; the revocation will be delivered again", unavailable)
                 return
             self._log(current, state, error)
             if state != PENDING:

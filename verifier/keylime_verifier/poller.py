@@ -150,8 +150,10 @@ class Poller:
         timeout_s = None
         if self._heap:
             timeout_s = max(0.0, self._heap[0].at - asyncio.get_running_loop().time())
+        # Not wait_for(): before Python 3.12 it loses a cancellation that comes together with the event.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._wake.wait()
 
     def _schedule(self, agent: PolledAgent, action: PollAfter | ProvideV) -> None:
         # Spreads load; no secret depends on it.

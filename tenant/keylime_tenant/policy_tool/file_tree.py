@@ -104,8 +104,12 @@ def skipped_directories(top: bytes, skip: Sequence[str]) -> frozenset[bytes]:
     """The directories under `top` to pass over; `skip` as seen from inside or from outside of `top`."""
     prefix = top.rstrip(b"/") + b"/"
     skipped = {prefix + os.fsencode(name) for name in SKIPPED}
-    for name in filter(None, (os.fsencode(os.path.normpath(text.strip())) for text in skip if text.strip())):
-        skipped.add(name if name.startswith(prefix) else prefix + name.lstrip(b"/"))
+    for text in filter(None, map(str.strip, skip)):
+        inside = os.fsencode(os.path.normpath(text)).lstrip(b"/")
+        skipped.add(prefix + inside)
+        outside = os.fsencode(os.path.abspath(text))
+        if prefix != b"/" and outside.startswith(prefix):
+            skipped.add(outside)
     return frozenset(skipped)
 
 

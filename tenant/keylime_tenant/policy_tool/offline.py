@@ -104,7 +104,9 @@ def judge(evidence: StoredEvidence, approval: Approval) -> Judgement:
         found = _judge_logs(evidence, approval, boot_log, remarks)
         outcome, reason = (Outcome.REJECTED if found else Outcome.ACCEPTED), None
     else:
-        outcome, found, reason = _judge_quote(evidence, evidence.quote, approval, remarks)
+        outcome, found, reason = _judge_quote(
+            evidence, evidence.quote, approval, remarks, reads_boot=isinstance(boot_log, ParsedBootLog)
+        )
     content = None if evidence.quote is None else evidence.quote.content
     pcrs = None if content is None else content.pcrs
     return Judgement(
@@ -120,7 +122,12 @@ def judge(evidence: StoredEvidence, approval: Approval) -> Judgement:
 
 
 def _judge_quote(
-    evidence: StoredEvidence, quote: StoredQuote, approval: Approval, remarks: _Remarks
+    evidence: StoredEvidence,
+    quote: StoredQuote,
+    approval: Approval,
+    remarks: _Remarks,
+    *,
+    reads_boot: bool,
 ) -> tuple[Outcome, tuple[Finding, ...], str | None]:
     bank = evidence.bank or quote.bank or HashAlgorithm.SHA256
     key = quote.key
@@ -132,7 +139,9 @@ def _judge_quote(
             signing=frozenset({key.scheme.label}),
         ),
         tpm_policy=approval.tpm_policy or TpmPolicy.from_wire("{}"),
-        runtime_policy=_runtime_policy(evidence, approval, remarks),
+        runtime_policy=_runtime_policy(
+            evidence, approval, remarks, reads_boot=reads_boot and quote.indices >= _FIRMWARE_PCRS
+        ),
         measured_boot=_measured_boot(evidence, quote, approval, remarks),
         tenant_keyring=approval.keyring,
         ignore_tomtou=approval.ignore_tomtou,
@@ -184,7 +193,9 @@ def _remark_on_uncovered(
         remarks.not_checked.append(f"the last {more} entries of the IMA list: the quote was made before them")
 
 
-def _runtime_policy(evidence: StoredEvidence, approval: Approval, remarks: _Remarks) -> RuntimePolicy:
+def _runtime_policy(
+    evidence: StoredEvidence, approval: Approval, remarks: _Remarks, *, reads_boot: bool
+) -> RuntimePolicy:
     """The policy to appraise with; for a list without a policy one that allows everything it can."""
     policy = approval.runtime_policy
     if policy is not None:
@@ -196,7 +207,7 @@ def _runtime_policy(evidence: StoredEvidence, approval: Approval, remarks: _Rema
     if evidence.ima_list is None:
         return compile_runtime_policy(json.loads(EMPTY_POLICY))
     remarks.not_checked.append("which files, keys and buffers were measured: there is no runtime policy")
-    return _permissive_policy(evidence.ima_list, judges_boot=evidence.boot_log is not None)
+    return _permissive_policy(evidence.ima_list, judges_boot=reads_boot)
 
 
 def _permissive_policy(ima_list: bytes, *, judges_boot: bool) -> RuntimePolicy:
@@ -250,7 +261,8 @@ def _judge_logs(
     found = () if boot is None else boot.findings
     if evidence.ima_list is None:
         return found
-    policy = _runtime_policy(evidence, approval, remarks)
+    reads_boot = isinstance(boot_log, ParsedBootLog)
+    policy = _runtime_policy(evidence, approval, remarks, reads_boot=reads_boot)
     if not policy.demands_ima:
         return found
     bank = evidence.bank or HashAlgorithm.SHA256
@@ -285,7 +297,7 @@ def _appraise_list_alone(
 ) -> tuple[Finding, ...]:
     """The list held to its policy, with the end of its own replay in the place of the quoted PCR 10."""
     aggregates: frozenset[str] | None = None
-    if boot is not None and boot.boot_aggregates is not None and not boot.findings:
+    if boot is not None and boot.boot_aggregates is not None:
         aggregates = frozenset().union(*boot.boot_aggregates.values())
     memo = EntryMemo()
 

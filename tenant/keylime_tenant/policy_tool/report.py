@@ -78,6 +78,8 @@ def print_report(judgement: Judgement, severities: SeverityPolicy, stdout: TextI
     rows = list(_summary(judgement))
     if console.is_terminal:
         table = Table(show_header=False)
+        table.add_column()
+        table.add_column(overflow="fold")  # digests are long, and worthless when cut
         for name, value in rows:
             table.add_row(Text(name), Text(value))
         console.print(table)
@@ -120,6 +122,6 @@ def _headline(judgement: Judgement) -> str:
     if judgement.outcome is Outcome.INCOMPLETE:
         return f"INCOMPLETE: {judgement.reason}; a verifier would ask for the whole evidence once more"
     if judgement.outcome is Outcome.ACCEPTED:
-        return "ACCEPTED"
+        return "ACCEPTED" if judgement.quoted else "ACCEPTED as far as logs alone can tell"
     count = len(judgement.findings)
     return f"REJECTED: {count} finding{'' if count == 1 else 's'}"

@@ -1,6 +1,7 @@
 """Signing runtime policies, with a key that is there or with a new one."""
 
 import datetime
+import os
 from dataclasses import dataclass
 
 from cryptography import x509
@@ -84,8 +85,11 @@ def _new_key(path: str, messages: Messages) -> ec.EllipticCurvePrivateKey:
     key = ec.generate_private_key(ec.SECP256R1())
     private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    write_new("--keypath", path, private, mode=0o600)
+    if os.path.lexists(path):
+        raise ConfigError(f"--keypath {path}: exists already; sign with it (--keyfile), or name another file")
+    # The public key first: a private key whose public half cannot be written is of no use.
     write_new("--keypath", f"{path}.pub", public, mode=0o644)
+    write_new("--keypath", path, private, mode=0o600)
     messages.note(
         f"new private key in {path}, public key in {path}.pub (for keylime_tenant --runtime-policy-sig-key)"
     )

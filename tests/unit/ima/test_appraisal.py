@@ -203,6 +203,9 @@ def test_a_second_boot_aggregate_needs_a_measured_kexec() -> None:
     with_kexec.add(kexec)
     with_kexec.run("boot_aggregate", "boot")
     assert Verifier(policy).appraise(with_kexec.text(), with_kexec.pcr).findings == ()
+    with_kexec.run("boot_aggregate", "boot")
+    findings = Verifier(policy).appraise(with_kexec.text(), with_kexec.pcr).findings
+    assert [finding.log_index for finding in findings] == [3], "one kexec explains one boot_aggregate"
     without = machine(("boot_aggregate", "boot"), ("boot_aggregate", "boot"))
     findings = Verifier(policy).appraise(without.text(), without.pcr).findings
     assert [(finding.path, finding.log_index) for finding in findings] == [("boot_aggregate", 1)]

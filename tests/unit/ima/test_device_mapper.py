@@ -1,3 +1,4 @@
+import hashlib
 import json
 from typing import Any
 
@@ -12,7 +13,7 @@ from keylime.ima.measurement_list import parse_line, split_lines
 from keylime.policy.runtime import parse_runtime_policy
 from tests.captures import capture
 from tests.evidence import policy_of
-from tests.ima_rounds import Kernel, Verifier
+from tests.ima_rounds import Kernel, Verifier, line_of
 
 STAGE = capture("direct-critical-data-4banks").stage("s4-device-mapper")
 ENTRIES = {
@@ -188,6 +189,25 @@ def test_the_list_is_judged_by_the_device_mapper_policy_of_the_runtime_policy() 
         result = verifier.appraise(STAGE.ascii_list, STAGE.pcrs("sha256")[10])
         verdicts[label] = [finding.event_id for finding in result.findings]
     assert verdicts == {"right": [], "wrong": ["ima.validation.dm.dm_device_remove.device_removed"]}
+
+
+@pytest.mark.parametrize(
+    ("digest", "buffer", "event"),
+    [
+        ("ab" * 32, _buffer("dm_table_load"), "invalid_data"),
+        (None, b"dm_version=1.2.3;nonsense", "parsing_failed"),
+    ],
+)
+def test_an_event_that_is_not_what_its_entry_says_fails(
+    digest: str | None, buffer: bytes, event: str
+) -> None:
+    base = json.loads(policy_of([b""]).to_json())
+    base["ima"]["dm_policy"] = document()
+    kernel = Kernel()
+    stated = digest or hashlib.sha256(buffer).hexdigest()
+    kernel.add(line_of("ima-buf", f"sha256:{stated} dm_table_load {buffer.hex()}"))
+    findings = Verifier(parse_runtime_policy(json.dumps(base))).appraise(kernel.text(), kernel.pcr).findings
+    assert [finding.event_id for finding in findings] == [f"ima.validation.dm.{event}"]
 
 
 def test_the_state_of_devices_goes_on_in_the_next_round() -> None:

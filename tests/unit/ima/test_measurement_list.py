@@ -62,6 +62,8 @@ class Odd:
         Odd(b"10 " + b"00" * 20 + b" ima-sig2 " + DIGEST.encode() + b" /x", "ima-sig2"),
         Odd(b"10 " + b"00" * 20 + b" d-ng|n-ng " + DIGEST.encode() + b" /x", "d-ng|n-ng"),
         Odd(b"10 " + b"00" * 20 + b" ima-ng " + DIGEST.encode() + b" /\xff", "UTF-8"),
+        Odd(b"10 " + b"00" * 20 + b" ima-ng " + DIGEST.encode() + b" /x\0y", "NUL"),
+        Odd(b"10 " + b"00" * 20 + b" ima-sig " + DIGEST.encode() + b" /x 0302AB", "lower-case hex"),
     ],
     ids=lambda odd: odd.reason,
 )

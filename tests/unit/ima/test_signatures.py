@@ -7,6 +7,7 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, SECP256R1, EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.ec import generate_private_key as generate_ec_key
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -94,6 +95,7 @@ def test_only_known_types_and_versions_count(signer: Signer, kind: int, version:
         ("verity", 3, 3, False),
         ("ima", 6, 3, False),
         ("verity", 3, 2, False),
+        ("verity", 5, 2, False),
     ],
 )
 def test_a_signature_of_a_file_digest_is_none_of_a_verity_digest(
@@ -118,6 +120,12 @@ def test_a_signature_of_other_content_or_by_an_unknown_key_does_not_count(signer
 @pytest.mark.parametrize("algorithm", [0, 1, 2, 5, 17, 255])
 def test_the_hash_named_by_the_signature_must_be_that_of_the_entry(signer: Signer, algorithm: int) -> None:
     entry = entry_with(signer.sign(b"\xab" * 32, algorithm=algorithm), b"\xab" * 32)
+    assert find_signer(entry, [signer.keyring]) is None
+
+
+def test_a_digest_of_the_same_size_but_another_algorithm_is_not_what_was_signed(signer: Signer) -> None:
+    signature = signer.sign(b"\xab" * 32)
+    entry = parse_line(line_of("ima-sig", f"sha3-256:{'ab' * 32} /x {signature.hex()}"))
     assert find_signer(entry, [signer.keyring]) is None
 
 
@@ -228,6 +236,26 @@ def test_an_unlisted_key_fails_and_is_not_learned(
     kernel.add(signed_kernel(signer).lines[0])
     findings = Verifier(policy(keyrings=keyrings)).appraise(kernel.text(), kernel.pcr).findings
     assert [finding.event_id.rsplit(".")[-1] for finding in findings] == [event, "not_in_allowlist"]
+
+
+def test_a_key_entry_whose_digest_is_of_something_else_teaches_no_key(signer: Signer) -> None:
+    kernel = Kernel()
+    kernel.add(line_of("ima-buf", f"sha256:{'ab' * 32} .ima {signer.spki.hex()}"))
+    result = Verifier(policy(keyrings={".ima": ["ab" * 32]})).appraise(kernel.text(), kernel.pcr)
+    assert [finding.event_id for finding in result.findings] == ["ima.invalid_key"]
+    assert result.checkpoint.keyrings == ()
+
+
+def test_a_key_of_an_unusable_type_fails() -> None:
+    data = (
+        Ed25519PrivateKey.generate()
+        .public_key()
+        .public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    )
+    kernel = Kernel()
+    kernel.add(line_of("ima-buf", f"sha256:{hashlib.sha256(data).hexdigest()} .ima {data.hex()}"))
+    findings = Verifier(policy()).appraise(kernel.text(), kernel.pcr).findings
+    assert [finding.event_id for finding in findings] == ["ima.invalid_key"]
 
 
 def test_a_malformed_signature_is_a_template_failure_even_when_the_file_is_listed(signer: Signer) -> None:

@@ -186,3 +186,12 @@ def test_delays_grow_only_when_exponential_and_above_a_second(
 ) -> None:
     cadence = Cadence(2, interval, 5, exponential)
     assert [cadence.retry_delay_s(attempt) for attempt in (1, 2, 3)] == delays
+
+
+def test_defects_and_rejections_never_add_up_to_silence() -> None:
+    polling = replace(ATTESTED, attempts=1)
+    for outcome in (Defect("bug"), Defect("bug"), rejected(BAD_FILE), Unreachable("down")):
+        polling, commands = advance(polling, outcome, CADENCE, IMA_IS_MILD)
+        assert polling.state is not OperationalState.FAILED
+        assert isinstance(commands[-1], PollAfter)
+    assert polling.attempts == 1, "the rejection was an answer: counting begins anew"

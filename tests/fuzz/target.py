@@ -1,0 +1,30 @@
+"""What a fuzz target is: a parser, the errors it may raise, and true input to begin with."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from keylime.errors import KeylimeError
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """`run` gives any bytes to a parser and checks what it returns; only `errors` may come out of it."""
+
+    run: Callable[[bytes], None]
+    errors: tuple[type[KeylimeError], ...]
+    seeds: Callable[[], Iterable[bytes]]
+
+    def try_one(self, data: bytes) -> None:
+        """One execution: returns, or raises what no caller expects."""
+        try:
+            self.run(data)
+        except self.errors:
+            return
+
+
+Targets = Mapping[str, Target]
+
+
+def text_of(data: bytes) -> str:
+    """`data` as the text that a JSON body could carry."""
+    return data.decode("utf-8", "replace")

@@ -1,0 +1,120 @@
+import re
+
+import pytest
+import re2  # type: ignore[import-untyped]
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keylime.errors import PolicyError
+from keylime.policy.patterns import full_matcher, parse_pattern, re2_options
+
+PORTABLE = [
+    r"^/opt/.*",
+    r"/usr/(bin|sbin)/[^/]+$",
+    r"/a{,3}$",
+    r"/a{2,}b?",
+    r"a{x}{}",
+    r"[]a]+",
+    r"[^]a]+",
+    r"[[:alpha:]]+",
+    r"/\w+/\d+\s*\S\D\W",
+    r"[\w.-]+\Z",
+    r"(?i)/ABC",
+    r"(?P<name>x)(?:y|z)*?",
+    r"\x41\u00e9\.\-",
+    r"\A/",
+    r"(a+)+$",
+    r"x**".replace("**", "*"),
+    "",
+]
+BACKTRACKING = [r"(?!/usr/).*", r"/a(?=b)", r"\bfoo\b", r"a++b", r"/x{2000}", r"(?<=/)a?", r"[\W]x"]
+REFUSED = [
+    r"(a)\1",
+    r"(?x) a b",
+    r"(a|aa)*(?=b)",
+    r".*a.*b.*(?!c)",
+    r"(?:a?){30}(?=b)",
+    "a?" * 30 + "(?!b)",
+    "(?#c)x",
+]
+NAMES = [
+    "",
+    "/",
+    "/opt/x",
+    "/usr/bin/a",
+    "/aaa",
+    "/aab",
+    "a{x}{}",
+    "]a",
+    "b]",
+    "alpha:]",
+    "[:lph",
+    "/é_1/22 x\u0664y ",
+    "foo bar",
+    "/ABC",
+    "xyzzy",
+    "Aé.-",
+    "aaaa",
+    "/x",
+    "\u3000",
+]
+
+
+@pytest.mark.parametrize("source", PORTABLE)
+def test_a_pattern_means_to_re2_what_it_means_to_python(source: str) -> None:
+    pattern = parse_pattern(source)
+    assert pattern.re2_source is not None
+    translated = re2.compile(pattern.re2_source, re2_options())
+    for name in NAMES:
+        assert bool(translated.match(name)) is bool(pattern.compiled.match(name)), name
+        assert full_matcher(pattern)(name) is bool(pattern.compiled.fullmatch(name)), name
+
+
+@pytest.mark.parametrize("source", BACKTRACKING)
+def test_what_re2_cannot_do_runs_on_python_if_its_steps_are_bounded(source: str) -> None:
+    pattern = parse_pattern(source)
+    assert pattern.re2_source is None
+    for name in NAMES:
+        assert full_matcher(pattern)(name) is bool(pattern.compiled.fullmatch(name))
+
+
+@pytest.mark.parametrize("source", REFUSED)
+def test_what_could_run_for_ever_is_refused(source: str) -> None:
+    re.compile(source)
+    with pytest.raises(PolicyError, match="could take very long"):
+        parse_pattern(source)
+
+
+@pytest.mark.parametrize(
+    "source", ["(", "*a", "[", "a{3,2}", "(?P<1>x)", r"\y", "a" * 5000, "(" * 500 + ")" * 500]
+)
+def test_what_is_no_expression_is_refused(source: str) -> None:
+    with pytest.raises(PolicyError):
+        parse_pattern(source)
+
+
+ATOMS = ["a", "b", "/", ".", "[ab]", "[^a]", r"\w", r"\d", "(a|b)", "(?:ab)", "[]x]", r"\.", "(?i:A)"]
+QUANTIFIERS = ["", "", "*", "+", "?", "{2}", "{,2}", "{1,}", "*?"]
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(ATOMS), st.sampled_from(QUANTIFIERS)), max_size=6),
+    st.text(st.sampled_from("abAx1/.]\u0664"), max_size=12),
+)
+def test_composed_patterns_match_the_same_in_both_engines(parts: list[tuple[str, str]], name: str) -> None:
+    source = "".join(atom + quantifier for atom, quantifier in parts)
+    pattern = parse_pattern(source)
+    assert pattern.re2_source is not None
+    assert bool(re2.compile(pattern.re2_source, re2_options()).match(name)) is bool(re.match(source, name))
+
+
+@given(st.text(st.sampled_from(r"a|()[]{}^$.*+?\wdx,1:=!<P>i-"), max_size=14))
+def test_any_text_is_a_pattern_or_refused(source: str) -> None:
+    try:
+        pattern = parse_pattern(source)
+    except PolicyError:
+        return
+    if pattern.re2_source is not None:
+        translated = re2.compile(pattern.re2_source, re2_options())
+        for name in ("", "a", "aa1", "x-[", "d\\w", "i:{,1}"):
+            assert bool(translated.match(name)) is bool(pattern.compiled.match(name))

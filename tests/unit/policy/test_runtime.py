@@ -1,0 +1,228 @@
+import copy
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keylime.errors import PolicyError
+from keylime.hashes import HashAlgorithm
+from keylime.ima.keyrings import keyring_of
+from keylime.policy.runtime import (
+    EMPTY_POLICY,
+    MAX_DIGESTS_PER_NAME,
+    diff,
+    merge,
+    parse_runtime_policy,
+)
+from tests.captures import IMA_KEYS_DIRECTORY
+
+A, B, C = "ab" * 32, "cd" * 32, "ef" * 20
+
+
+def document(**changes: Any) -> dict[str, Any]:
+    base: dict[str, Any] = {**json.loads(EMPTY_POLICY), "digests": {"/a": [A]}, "excludes": ["^/x/"]}
+    base["meta"]["generator"] = 3
+    return {**base, **changes}
+
+
+def text(**changes: Any) -> str:
+    return json.dumps(document(**changes))
+
+
+def test_a_policy_is_compiled_to_what_it_says() -> None:
+    policy = parse_runtime_policy(text(keyrings={".ima": [B]}, **{"ima-buf": {"kernel_version": [A, B]}}))
+    assert policy.digests == {"/a": (bytes.fromhex(A),)}
+    assert policy.keyrings == {".ima": (bytes.fromhex(B),)}
+    assert policy.ima_buf == {"kernel_version": (bytes.fromhex(A), bytes.fromhex(B))}
+    assert policy.log_hash_alg is HashAlgorithm.SHA1
+    assert policy.is_excluded("/x/y")
+    assert not policy.is_excluded("/y/x/")
+    assert policy.demands_ima
+    assert policy.warnings == ()
+
+
+def test_the_empty_policy_demands_nothing() -> None:
+    policy = parse_runtime_policy(EMPTY_POLICY)
+    assert not policy.demands_ima
+    assert policy.generator == 1
+    assert json.loads(policy.to_json()) == json.loads(EMPTY_POLICY)
+
+
+def without(key: str) -> dict[str, Any]:
+    return {name: value for name, value in document().items() if name != key}
+
+
+def with_meta(**changes: Any) -> dict[str, Any]:
+    return document(meta={**document()["meta"], **changes})
+
+
+def with_ima(**changes: Any) -> dict[str, Any]:
+    return document(ima={**document()["ima"], **changes})
+
+
+@pytest.mark.parametrize(
+    ("broken", "place"),
+    [
+        *((without(key), f"{key} is missing") for key in json.loads(EMPTY_POLICY)),
+        (document(meta={}), "meta.version is missing"),
+        (with_meta(version=-1), "meta.version"),
+        (with_meta(version=True), "meta.version"),
+        (with_meta(version="1"), "meta.version"),
+        (with_meta(generator=4), "meta.generator"),
+        (with_meta(timestamp=1), "meta.timestamp"),
+        (document(release=1.5), "release"),
+        (document(digests=[]), "digests: expected an object"),
+        (document(digests={"/a": []}), "digests['/a']"),
+        (document(digests={"/a": A}), "digests['/a']"),
+        (document(digests={"/a": [A, None]}), "digests['/a'][1]"),
+        (document(digests={"/a": [A.upper()]}), "digests['/a'][0]"),
+        (document(digests={"/a": ["ab" * 19]}), "digests['/a'][0]"),
+        (document(digests={"/a": [A + "0"]}), "odd number"),
+        (document(digests={"/a": ["sha1:" + A]}), "digests['/a'][0]"),
+        (document(digests={"/a": ["md9:" + A]}), "digests['/a'][0]"),
+        (document(digests={"/a": [A] * (MAX_DIGESTS_PER_NAME + 1)}), "digests['/a']"),
+        (document(excludes="x"), "excludes: expected a list"),
+        (document(excludes=[1]), "excludes[0]"),
+        (document(excludes=["ok", "("]), "excludes[1]: '('"),
+        (document(keyrings={".ima": ["x"]}), "keyrings['.ima'][0]"),
+        (document(**{"ima-buf": {"x": [None]}}), "ima-buf['x'][0]"),
+        (document(ima={}), "is missing"),
+        (with_ima(log_hash_alg="md5"), "ima.log_hash_alg"),
+        (with_ima(ignored_keyrings=[1]), "ima.ignored_keyrings[0]"),
+        (with_ima(dm_policy=[]), "ima.dm_policy"),
+        (document(**{"verification-keys": {}}), "verification-keys: expected a text"),
+        (document(**{"verification-keys": "{"}), "verification-keys"),
+        (document(hashes={"/a": [A]}), "'hashes' belongs to the old"),
+        ([], "the runtime policy: expected an object"),
+        (None, "the runtime policy: expected an object"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_wrong_policy_is_refused_with_the_place(broken: object, place: str) -> None:
+    with pytest.raises(PolicyError) as caught:
+        parse_runtime_policy(json.dumps(broken))
+    assert place in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "",
+        "{",
+        text() + "x",
+        text().replace('"release"', '"digests": {}, "release"'),
+        text().replace("[]", "[NaN]"),
+        text().replace("[]", "[" + "9" * 5000 + "]"),
+        "[" * 100_000,
+        '{"meta": "\\ud800"}',
+        b"\xff",
+    ],
+    ids=range(9),
+)
+def test_texts_that_are_no_strict_json_are_refused(broken: str | bytes) -> None:
+    with pytest.raises(PolicyError):
+        parse_runtime_policy(broken)
+
+
+def test_a_key_given_twice_is_named() -> None:
+    with pytest.raises(PolicyError, match="'/a' is given twice"):
+        parse_runtime_policy(text().replace('"/a":', f'"/a": ["{B}"], "/a":'))
+
+
+def test_too_large_a_policy_is_refused_before_it_is_read() -> None:
+    with pytest.raises(PolicyError, match="at most 100 "):
+        parse_runtime_policy(b"[" * 101, max_bytes=100)
+
+
+def test_digests_may_name_their_algorithm_and_are_stored_plain() -> None:
+    policy = parse_runtime_policy(text(digests={"/a": [f"sha256:{A}"], "/b": [f"sha1:{C}"]}))
+    assert json.loads(policy.to_json())["digests"] == {"/a": [A], "/b": [C]}
+
+
+def test_many_digests_of_one_name_are_all_known() -> None:
+    digests = [f"{number:064x}" for number in range(5000)]
+    policy = parse_runtime_policy(text(digests={"/a": digests}))
+    assert all(bytes.fromhex(digest) in policy.digests["/a"] for digest in digests)
+    assert bytes.fromhex(A) not in policy.digests["/a"]
+
+
+def test_unknown_keys_are_tolerated_and_likely_mistakes_are_pointed_out() -> None:
+    policy = parse_runtime_policy(text(comment="x", exclude=["/y"]))
+    assert len(policy.warnings) == 1
+    assert "'excludes'" in policy.warnings[0]
+    assert not policy.is_excluded("/y")
+
+
+def test_the_content_hash_is_of_the_content_not_of_its_spelling() -> None:
+    plain = parse_runtime_policy(text(digests={"/a": [A, B], "/b": [C]}))
+    again = json.dumps(document(digests={"/b": [f"sha1:{C}"], "/a": [B, A, A]}), indent=2)
+    assert parse_runtime_policy(again).content_hash == plain.content_hash
+    assert parse_runtime_policy(plain.to_json()).content_hash == plain.content_hash
+    for changed in (
+        document(digests={"/a": [A], "/b": [C]}),
+        document(digests={"/a": [A, B], "/b": [C]}, excludes=[]),
+        document(digests={"/a": [A, B], "/b": [C]}, keyrings={"k": [A]}),
+    ):
+        assert parse_runtime_policy(json.dumps(changed)).content_hash != plain.content_hash
+
+
+@given(
+    st.dictionaries(
+        st.text(st.characters(exclude_categories=["Cs"]), max_size=8),
+        st.lists(st.sampled_from([A, B, C]), min_size=1, max_size=3),
+    )
+)
+def test_the_canonical_text_is_the_policy(digests: dict[str, list[str]]) -> None:
+    policy = parse_runtime_policy(text(digests=digests))
+    again = parse_runtime_policy(policy.to_json())
+    assert again.to_json() == policy.to_json()
+    assert again.digests == policy.digests
+
+
+def test_policies_are_not_changed_by_what_is_made_of_them() -> None:
+    first, second = parse_runtime_policy(text()), parse_runtime_policy(text(digests={"/a": [B]}))
+    before = copy.deepcopy((dict(first.digests), dict(second.digests)))
+    merge(first, second)
+    diff(first, second)
+    first.to_document()["digests"]["/a"].append("x")
+    assert (dict(first.digests), dict(second.digests)) == before
+
+
+def test_merging_takes_everything_that_either_has() -> None:
+    keys = [keyring_of([(IMA_KEYS_DIRECTORY / f"ima-{kind}.pub.pem").read_bytes()]) for kind in ("ec", "rsa")]
+    first = parse_runtime_policy(text(keyrings={"k": [A]}, **{"verification-keys": keys[0].to_json()}))
+    second = parse_runtime_policy(
+        text(
+            digests={"/a": [B], "/b": [C]},
+            excludes=["^/y/"],
+            keyrings={"k": [B]},
+            **{"verification-keys": keys[1].to_json()},
+        )
+    )
+    merged = merge(first, second)
+    assert merged.to_document()["digests"] == {"/a": [A, B], "/b": [C]}
+    assert merged.to_document()["keyrings"] == {"k": [A, B]}
+    assert merged.excludes.sources == ("^/x/", "^/y/")
+    assert {key.key_id for key in merged.verification_keys.keys} == {0xB07CCEF7, 0xB6BA92E1}
+    assert merge(first, first).content_hash == first.content_hash
+
+
+def test_policies_for_different_lists_cannot_be_merged() -> None:
+    with pytest.raises(PolicyError, match="log_hash_alg"):
+        merge(parse_runtime_policy(text()), parse_runtime_policy(json.dumps(with_ima(log_hash_alg="sha256"))))
+
+
+def test_a_difference_is_shown_rule_by_rule() -> None:
+    old = parse_runtime_policy(text(digests={"/a": [A, B], "/b": [C]}))
+    new = parse_runtime_policy(
+        json.dumps({**with_ima(log_hash_alg="sha256"), "digests": {"/a": [A, C], "/c": [B]}, "excludes": []})
+    )
+    difference = diff(old, new)
+    assert difference.added == {"digests": {"/a": (C,), "/c": (B,)}}
+    assert difference.removed == {"digests": {"/a": (B,), "/b": (C,)}}
+    assert (difference.excludes_added, difference.excludes_removed) == ((), ("^/x/",))
+    assert difference.changed == ("ima.log_hash_alg",)
+    assert not difference.is_empty
+    assert diff(old, old).is_empty
