@@ -62,6 +62,7 @@ class FleetReport:
     """What a process of machines saw since the last report; `intervals_s` lie between quotes of one machine."""
 
     quotes: int
+    fewest_rounds: int  # of any machine since its start
     connections: int
     intervals_s: Sequence[float]
     cpu_s: float
@@ -120,6 +121,7 @@ class Machine:
     pubkey: str = ""
     clock: int = 1000
     asked_at: float = 0.0
+    rounds: int = 0
     _quoted: dict[tuple[int, int], tuple[bytes, bytes, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -210,7 +212,13 @@ class _Fleet:
         return context
 
     def report(self) -> FleetReport:
-        report = FleetReport(self._quotes, self._connections, list(self._intervals_s), time.process_time())
+        report = FleetReport(
+            self._quotes,
+            min(machine.rounds for machine in self.machines),
+            self._connections,
+            list(self._intervals_s),
+            time.process_time(),
+        )
         self._quotes, self._connections, self._intervals_s = 0, 0, array.array("d")
         return report
 
@@ -225,6 +233,7 @@ class _Fleet:
         if machine.asked_at:
             self._intervals_s.append(now - machine.asked_at)
         machine.asked_at = now
+        machine.rounds += 1
         self._quotes += 1
         body = machine.answer(dict(pair.split("=", 1) for pair in query.split("&")))
         head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"

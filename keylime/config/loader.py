@@ -222,12 +222,9 @@ def _value(option: Option, given: _Given | None) -> _Value:
     if given is None:
         return _Value(option.default, "default")
     try:
-        value = parse_value(option, given.text)
-        if option.refused and value != option.default:
-            raise ValueError(f"this release cannot do that; leave it at {option.default}")
-        return _Value(value, given.source)
+        return _Value(parse_value(option, given.text), given.source)
     except ValueError as error:
-        if option.ignored and not option.refused:
+        if option.ignored:
             return _Value(option.default, "default")
         shown = "" if option.holds_secret(given.text) else f" = {given.text[:100]!r}"
         raise ConfigError(f"{given.source}: [{option.section}] {option.name}{shown}: {error}") from error

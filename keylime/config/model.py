@@ -32,9 +32,8 @@ class Option:
     """One line of a component's table.
 
     `choices` bound a text, or each element of a list. `empty_allowed` matters to addresses only. An `ignored`
-    option is known from existing files and has no effect here; if it is also `refused`, going on without its
-    effect would be unsafe, and any value but the default stops the program. `former` are (section, name)
-    pairs under which older files have the same option; they are read with a warning.
+    option is known from existing files and has no effect here. `former` are (section, name) pairs under which
+    older files have the same option; they are read with a warning.
     """
 
     section: str
@@ -47,7 +46,6 @@ class Option:
     choices: tuple[str, ...] = ()
     empty_allowed: bool = False
     ignored: bool = False
-    refused: bool = False
     former: tuple[tuple[str, str], ...] = ()
 
     @property

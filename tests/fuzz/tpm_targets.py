@@ -104,5 +104,7 @@ TARGETS: Targets = {
             if (one.path / "credential.blob").exists()
         ),
     ),
-    "stored-certificates": Target(_stored_certificates, (), lambda: (one.ek_certificate for one in captures())),
+    "stored-certificates": Target(
+        _stored_certificates, (), lambda: (one.ek_certificate for one in captures())
+    ),
 }

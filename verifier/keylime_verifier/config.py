@@ -41,6 +41,7 @@ class VerifierConfig:
     boot_policy_imports: tuple[str, ...]
     evaluate_boot_always: bool
     ignore_tomtou: bool
+    require_policy_signatures: bool
     notifications: tuple[str, ...]
     zmq_ip: str
     zmq_port: int
@@ -92,6 +93,7 @@ def load_config(environ: Mapping[str, str]) -> VerifierConfig:
         boot_policy_imports=settings.items("measured_boot_imports"),
         evaluate_boot_always=settings.text("measured_boot_evaluate") == "always",
         ignore_tomtou=settings.flag("ignore_tomtou_errors"),
+        require_policy_signatures=settings.flag("require_allow_list_signatures"),
         notifications=_notifications(settings),
         zmq_ip=settings.text("zmq_ip", section="revocations"),
         zmq_port=settings.integer("zmq_port", section="revocations"),

@@ -14,11 +14,12 @@ from keylime.errors import MalformedEvidence, MalformedMessage, PolicyError, Uns
 from keylime.identifiers import AgentId
 from keylime.messages.verifier import AddAgentRequest
 from keylime.messages.versions import CURRENT_VERSION, SUPPORTED_VERSIONS
-from keylime.policy.runtime import EMPTY_POLICY, parse_runtime_policy
+from keylime.policy.runtime import EMPTY_POLICY
 from keylime.policy.tpm_policy import TpmPolicy
 from keylime_verifier.policy_store import MEASURED_BOOT, RUNTIME
 from keylime_verifier.records import Enrolment, Secrets
 from keylime_verifier.references import CompileBootPolicy, decode_attestation_key, tenant_keyring
+from keylime_verifier.runtime_policies import accept_runtime_policy
 
 _KEY_SIZES = (16, 32)
 _MAX_REVOCATION_KEY = 2800
@@ -35,6 +36,7 @@ class EnrolmentRules:
     verifier_ip: str  # shown when the operator names no other
     verifier_port: int
     require_mtls: bool
+    require_policy_signatures: bool
     compile_boot_policy: CompileBootPolicy
 
 
@@ -68,7 +70,7 @@ def check_request(agent_id: AgentId, request: AddAgentRequest, rules: EnrolmentR
         has_v=request.v is not None,
         meta_data=request.metadata,
         tpm_policy=request.tpm_policy,
-        runtime_policy=_runtime_policy(agent_id, request, policies),
+        runtime_policy=_runtime_policy(agent_id, request, rules, policies),
         measured_boot_policy=_boot_policy(agent_id, request, rules, policies),
         ima_sign_verification_keys=request.ima_sign_verification_keys,
         accept_tpm_hash_algs=tuple(request.accept_tpm_hash_algs),
@@ -154,7 +156,9 @@ def _revocation_key(pem: str) -> str:
     return pem
 
 
-def _runtime_policy(agent_id: AgentId, request: AddAgentRequest, policies: dict[tuple[str, str], str]) -> str:
+def _runtime_policy(
+    agent_id: AgentId, request: AddAgentRequest, rules: EnrolmentRules, policies: dict[tuple[str, str], str]
+) -> str:
     """The name of the agent's runtime policy; a policy that came along is checked and kept for storing."""
     given = _policy_name(request.runtime_policy_name, "runtime_policy_name")
     if not request.runtime_policy:
@@ -163,15 +167,11 @@ def _runtime_policy(agent_id: AgentId, request: AddAgentRequest, policies: dict[
         policies[RUNTIME, agent_id] = EMPTY_POLICY
         return agent_id
     name = given or agent_id
-    try:
-        text = base64.b64decode(request.runtime_policy, validate=True).decode()
-    except (binascii.Error, ValueError) as error:
-        raise MalformedMessage("runtime_policy is not base64 of UTF-8 text") from error
-    try:
-        parse_runtime_policy(text)
-    except PolicyError as error:
-        raise PolicyError(f"Runtime policy is malformatted: {error}") from error
-    policies[RUNTIME, name] = text
+    policies[RUNTIME, name] = accept_runtime_policy(
+        request.runtime_policy,
+        request.runtime_policy_key,
+        signature_required=rules.require_policy_signatures,
+    )
     return name
 
 

@@ -202,6 +202,7 @@ def _assemble(config: VerifierConfig, engine: AsyncEngine, publisher: Revocation
         verifier_ip=config.ip,
         verifier_port=config.port or 8881,
         require_mtls=config.require_agent_mtls,
+        require_policy_signatures=config.require_policy_signatures,
         compile_boot_policy=compile_boot_policy,
     )
     agents = Agents(store, policies, references, poller, journal, rules, config.cadence)

@@ -10,11 +10,12 @@ from keylime.appraisal.reference import AcceptedAlgorithms, Reference, canonical
 from keylime.errors import MalformedMessage, PolicyError
 from keylime.ima.keyrings import Keyring, parse_keyring
 from keylime.policy.measured_boot import MeasuredBootPolicy
-from keylime.policy.runtime import RuntimePolicy, parse_runtime_policy
+from keylime.policy.runtime import RuntimePolicy
 from keylime.policy.tpm_policy import TpmPolicy
 from keylime.tpm.keys import AttestationKey, parse_attestation_key
 from keylime_verifier.policy_store import MEASURED_BOOT, RUNTIME, PolicyStore
 from keylime_verifier.records import Enrolment
+from keylime_verifier.runtime_policies import compile_stored_policy
 
 CompileBootPolicy = Callable[[str], MeasuredBootPolicy | None]
 
@@ -83,7 +84,7 @@ class References:
             policy = self._runtime.get(content_hash)
             if policy is None:
                 text = await self._text_of(content_hash)
-                policy = await asyncio.to_thread(parse_runtime_policy, text)
+                policy = await asyncio.to_thread(compile_stored_policy, text)
                 self._runtime[content_hash] = policy
         return policy
 

@@ -127,12 +127,11 @@ VERIFIER = ComponentTable(
         _ignored("authorization_provider", Kind.TEXT, "simple", "Access-control module."),
         _ignored("num_workers", Kind.INTEGER, 0, "Worker processes; the verifier has one."),
         _ignored("max_workers", Kind.INTEGER, 16, "Worker processes; the verifier has one."),
-        _ignored(
+        _verifier(
             "require_allow_list_signatures",
             Kind.FLAG,
             False,
-            "Accept only runtime policies that are signed.",
-            refused=True,
+            "Accept only runtime policies that are signed, with the key they are to be verified with.",
         ),
         _revocations(
             "webhook_url",

@@ -186,15 +186,6 @@ def test_options_of_other_models_are_accepted_silently_unless_they_ask_for_somet
     ]
 
 
-def test_an_unsupported_demand_for_safety_stops_the_program(root: Root) -> None:
-    root.write("etc/verifier.conf", "[verifier]\nrequire_allow_list_signatures = False\n")
-    assert root.load("verifier").warnings == ()
-    for text in ("True", "perhaps"):
-        root.write("etc/verifier.conf", f"[verifier]\nrequire_allow_list_signatures = {text}\n")
-        with pytest.raises(ConfigError, match="require_allow_list_signatures"):
-            root.load("verifier")
-
-
 def test_empty_texts_of_generated_agent_files_are_accepted(root: Root) -> None:
     root.write(
         "etc/agent.conf",
