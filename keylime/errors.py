@@ -6,7 +6,7 @@ class KeylimeError(Exception):
 
 
 class ConfigError(KeylimeError):
-    """An option, file or flag that cannot be used; names it and the remedy. Ends the program with one line."""
+    """An option, file or flag that cannot be used; names it and the remedy. Ends the program in one line."""
 
 
 class MalformedMessage(KeylimeError):

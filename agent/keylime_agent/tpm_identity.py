@@ -155,7 +155,7 @@ def _certificates_text(stored: EkCertificates) -> str:
 def _pem(der: bytes) -> str:
     try:
         return certificate_text(x509.load_der_x509_certificate(der))
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         # Not strict DER, as some manufacturers' are: the registrar gets the bytes as they are.
         body = base64.b64encode(der).decode()
         lines = "\n".join(body[at : at + 64] for at in range(0, len(body), 64))

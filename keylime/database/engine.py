@@ -78,8 +78,7 @@ def open_engine(url: URL, pool: PoolSize | None = None) -> AsyncEngine:
 
     The connection to a server is made when it is first needed. The caller disposes of the engine.
     """
-    # At DEBUG this driver shows the parameters of every statement, and those hold secrets.
-    logging.getLogger("aiosqlite").setLevel(logging.INFO)
+    _keep_values_out_of_logs()
     if url.get_backend_name() == "sqlite":
         _secure_file(Path(url.database or ""))
         engine = create_async_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S}, hide_parameters=True)
@@ -98,6 +97,7 @@ def open_engine(url: URL, pool: PoolSize | None = None) -> AsyncEngine:
 
 def open_sqlite(url: URL) -> sa.Engine:
     """A blocking engine for a SQLite file, which is created as `open_engine` does. Raises ConfigError."""
+    _keep_values_out_of_logs()
     _secure_file(Path(url.database or ""))
     engine = sa.create_engine(
         url.set(drivername="sqlite+pysqlite"),
@@ -106,6 +106,14 @@ def open_sqlite(url: URL) -> sa.Engine:
     )
     _prepare_for_sqlite(engine)
     return engine
+
+
+def _keep_values_out_of_logs() -> None:
+    # At DEBUG these two show the parameters of statements, and rows; both hold secrets.
+    for name in ("aiosqlite", "sqlalchemy.engine"):
+        logger = logging.getLogger(name)
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.setLevel(logging.INFO)
 
 
 def read_only(engine: sa.Engine) -> sa.Engine:

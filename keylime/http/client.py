@@ -194,7 +194,7 @@ class _Errors(msgspec.Struct, frozen=True):
 def _reply(code: int, data: bytes, url: str) -> Reply:
     phrase = http.client.responses.get(code, str(code))
     if 200 <= code < 300 and not data:
-        # Verifiers answer deleted policies (204) and stop or reactivate (200) without a body.
+        # Verifiers answer deleted policies (204) without a body.
         return Reply(code, phrase, _EMPTY)
     try:
         envelope = parse_envelope(data)

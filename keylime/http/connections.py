@@ -80,7 +80,7 @@ class Connection:
         der = stream.socket.getpeercert(binary_form=True)
         try:
             return x509.load_der_x509_certificate(der) if der is not None else None
-        except ValueError:
+        except (ValueError, x509.InvalidVersion):
             log.warning("the client certificate of %s cannot be parsed and gives no rights", self.address)
             return None
 

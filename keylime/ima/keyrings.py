@@ -191,7 +191,7 @@ def _loaded(load: Callable[[], object]) -> object | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecated encodings of odd certificates are not our news
             return load()
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion):
         return None
 
 

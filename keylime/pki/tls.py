@@ -124,7 +124,7 @@ def load_trusted_certificates(path: Path) -> tuple[x509.Certificate, ...]:
         if b"-----BEGIN" in data:
             return tuple(x509.load_pem_x509_certificates(data))
         return (parse_certificate(data),)
-    except (ValueError, CredentialError) as error:
+    except (ValueError, x509.InvalidVersion, CredentialError) as error:
         raise ConfigError(f"{path}: no usable CA certificate: {error}") from error
 
 

@@ -175,7 +175,7 @@ def _load_key(pem: bytes) -> EllipticCurvePublicKey:
             key: object = x509.load_pem_x509_certificate(pem).public_key()
         else:
             key = load_pem_public_key(pem)
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise CredentialError(
             "the policy's verification key is neither a public key nor a certificate"
         ) from error

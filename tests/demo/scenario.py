@@ -24,7 +24,7 @@ _GREETS = "#!/bin/sh\necho 'Hello!'\n"
 
 @dataclass(slots=True)
 class Scenario:
-    """The story on a lab with two machines: IMA and measured boot watch the first, measured boot the second."""
+    """The story on two machines: IMA and measured boot watch the first, measured boot the second."""
 
     STEPS = 11
 

@@ -46,10 +46,10 @@ def test_a_tampered_file_is_detected_and_named(site: Site) -> None:
 def test_an_unknown_file_is_detected_and_an_excluded_one_is_not(site: Site) -> None:
     machine = site.running_machine()
     machine.measure(script(machine.node.disk / "root/tool.sh", "#!/bin/sh\n"))
-    excluded = script(machine.node.disk / "tmp/anything", "#!/bin/sh\n")
+    excluded = script(machine.node.disk / "srv/anything", "#!/bin/sh\n")
     site.add(
         machine,
-        *("--runtime-policy", site.runtime_policy(machine, excludes=(f"{machine.node.disk}/tmp/.*",))),
+        *("--runtime-policy", site.runtime_policy(machine, excludes=(f"{excluded.parent}/.*",))),
     )
     machine.measure(excluded)
     site.await_passes(machine)

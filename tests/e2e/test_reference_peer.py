@@ -3,12 +3,13 @@
 The peer lives in a virtual environment of its own, made like this and named by an environment variable:
 
     python3 -m venv DIR && DIR/bin/pip install keylime==7.14.3
-    DIR/bin/pip install alembic cryptography gpg jinja2 jsonschema lark packaging psutil pyasn1 pyasn1-modules \\
-        pyyaml pyzmq requests 'sqlalchemy<2.1' tornado typing-extensions    # the package itself names none
+    DIR/bin/pip install alembic cryptography gpg jinja2 jsonschema lark packaging psutil pyasn1 \\
+        pyasn1-modules pyyaml pyzmq requests 'sqlalchemy<2.1' tornado typing-extensions
     KEYLIME_REFERENCE_PEER=DIR pytest tests/e2e/test_reference_peer.py
 
-`gpg` is built against GPGME (Debian: apt-get install libgpgme-dev swig); Debian's python3-gpg does as well. The
-peer is configured with the files in `config/`, which have the options of that release.
+The package itself names no requirements. `gpg` is built against GPGME (Debian: libgpgme-dev and swig), or is
+Debian's python3-gpg. The peer is configured with the files in `config/`, which have the options of that
+release.
 """
 
 import configparser
@@ -140,7 +141,7 @@ def payload(site: Site) -> tuple[str | Path, ...]:
     """Flags for a certificate package with a revocation action."""
     directory = site.control.node.disk / "payload"
     script(directory / "local_action_note.sh", '#!/bin/sh\ncp "$1" revocation-seen.json\n')
-    script(directory / "autorun.sh", "#!/bin/sh\necho \"autorun of $AGENT_UUID\"\n")
+    script(directory / "autorun.sh", '#!/bin/sh\necho "autorun of $AGENT_UUID"\n')
     (directory / "action_list").write_text("local_action_note.sh\n")
     return ("--cert", "default", "--include", directory)
 
@@ -168,9 +169,9 @@ def fall_from_grace(site: Site, machine: Machine) -> None:
     record = site.await_state(machine, OperationalState.INVALID_QUOTE)
     assert record["last_event_id"] == "ima.validation.ima-ng.runtime_policy_hash"
     machine.agent.wait_for("Executing revocation action local_action_note.sh")
-    file = machine.node.work_dir / "revocation-seen.json"
-    await_value(file.exists, "the action ran")
-    message = json.loads(file.read_text())
+    seen = machine.node.work_dir / "revocation-seen.json"
+    await_value(seen.exists, "the action ran")
+    message = json.loads(seen.read_text())
     assert message["agent_id"] == machine.agent_id
     assert message["type"] == "revocation"
     assert json.loads(message["meta_data"])["subject"].count(machine.agent_id) == 1
@@ -186,7 +187,15 @@ def test_our_tenant_with_their_services(all_theirs: Site) -> None:
     machine = enrol(all_theirs, ours)
     status = ours.status(machine.agent_id)
     assert status["operational_state"] == "Get Quote"
-    for command in ("cvlist", "bulkinfo", "reglist", "regstatus", "status", "listruntimepolicy", "listmbpolicy"):
+    for command in (
+        "cvlist",
+        "bulkinfo",
+        "reglist",
+        "regstatus",
+        "status",
+        "listruntimepolicy",
+        "listmbpolicy",
+    ):
         document = json.loads(ours.tenant("--json", "-c", command, "-u", machine.agent_id).stdout)
         assert machine.agent_id in json.dumps(document) or command == "listmbpolicy"
     fall_from_grace(all_theirs, machine)

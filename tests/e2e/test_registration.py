@@ -65,7 +65,7 @@ class Stranger:
 
 
 def prove(machine: Machine, credential: bytes) -> str:
-    """The activation tag that only the machine's TPM can find; its agent must not run (one user at a time)."""
+    """The activation tag that only the machine's TPM can find; its agent must not run meanwhile."""
     id_object, secret = parse_credential_blob(credential)
     algorithms = TpmAlgorithms(HashAlgorithm.SHA256, "rsa", "rsassa")
     with Tpm.open(machine.tpm.tcti) as tpm:
@@ -80,12 +80,13 @@ def test_a_wrong_activation_tag_changes_nothing(site: Site) -> None:
     before = site.registration(machine)
     # With the victim's public keys and another address: open to everybody who can reach the registrar (R22).
     stranger.register(ip="127.0.0.99", port=1)
-    for tag in ("0" * 96, "f" * 96, "", "ß" * 48, "0" * 95, "0" * (1 << 20)):
-        answer = stranger.activate(tag)
-        assert answer.code in (400, 413), (tag[:100], answer)
+    for wrong in ("0" * 96, "f" * 96, "", "ß" * 48, "0" * 95, "0" * (1 << 20)):
+        answer = stranger.activate(wrong)
+        assert answer.code in (400, 413), (wrong[:100], answer)
         assert before == site.registration(machine)
-    for nonsense in (None, 0, [], {}):
-        assert stranger.activate(nonsense).code == 400
+    nonsense: tuple[object, ...] = (None, 0, [], {})
+    for tag in nonsense:
+        assert stranger.activate(tag).code == 400
     assert before == site.registration(machine)
     site.await_passes(machine)
     assert errors_of(site.control.registrar.text()) == []

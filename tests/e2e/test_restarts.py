@@ -78,8 +78,10 @@ def test_a_restarted_verifier_does_not_show_a_dead_agent_as_passing(site: Site, 
     since = site.control.verifier.mark()
     site.control.verifier.start().wait_for("Listening on", since=since)
     await_value(
-        lambda: (record := site.record(machine))["unreachable_since"]
-        and record["attestation_status"] == "PENDING",
+        lambda: (
+            (record := site.record(machine))["unreachable_since"]
+            and record["attestation_status"] == "PENDING"
+        ),
         "the dead agent is pending",
     )
     start_agent(site.control, machine)

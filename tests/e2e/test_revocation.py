@@ -13,9 +13,8 @@ import zmq
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from keylime.messages.revocation import SignedRevocation
+from keylime.messages.revocation import RevocationMessage, SignedRevocation
 from keylime.messages.verifier import OperationalState
-from keylime.revocation.message import RevocationMessage
 from keylime.revocation.signing import sign_revocation
 from tests.lab.installation import Machine
 from tests.lab.interposer import Interposer, interposed

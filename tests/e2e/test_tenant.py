@@ -109,7 +109,9 @@ def test_a_stopped_agent_is_reactivated(site: Site, machine: Machine) -> None:
 
 
 def test_a_flag_for_another_verifier_address_is_used(site: Site, machine: Machine) -> None:
-    done = site.control.tenant("-c", "cvlist", environ={"KEYLIME_TENANT_VERIFIER_IP": "127.255.255.1"}, check=False)
+    done = site.control.tenant(
+        "-c", "cvlist", environ={"KEYLIME_TENANT_VERIFIER_IP": "127.255.255.1"}, check=False
+    )
     assert done.returncode == 1
     done = site.control.tenant(
         *("-v", site.control.node.ip, "-c", "cvlist"),

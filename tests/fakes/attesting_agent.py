@@ -48,6 +48,12 @@ def payload_key(number: int = 0) -> rsa.RSAPrivateKey:
     return rsa.generate_private_key(65537, 2048)
 
 
+def public_pem(key: rsa.RSAPrivateKey) -> str:
+    """The public half as agents send it."""
+    encoding, form = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    return key.public_key().public_bytes(encoding, form).decode()
+
+
 @functools.cache
 def attestation_key(number: int = 0) -> SoftwareAk:
     """An AK; agents with the same number have the same."""
@@ -177,8 +183,7 @@ class AttestingAgent:
     @property
     def pubkey(self) -> str:
         """The payload key as it is sent."""
-        encoding, form = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-        return self.payload_key.public_key().public_bytes(encoding, form).decode()
+        return public_pem(self.payload_key)
 
     async def __aenter__(self) -> Self:
         self.start()

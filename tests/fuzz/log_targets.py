@@ -31,7 +31,7 @@ from keylime.messages.envelope import parse_body
 from tests.captures import IMA_KEYS_DIRECTORY, capture, captures, stages
 from tests.evidence import boot_policy, captured_challenge, captured_reply, policy_of, reference
 from tests.fakes.measured_boot import grub_pcrs, policy, reference_state
-from tests.fuzz.target import Target, Targets
+from tests.fuzz.target import Target, Targets, of_unknown_version
 from tests.ima_rounds import Verifier, values_of
 
 SHA256 = HashAlgorithm.SHA256
@@ -82,7 +82,7 @@ def _binary_list(data: bytes) -> None:
 
 def _file_signature(data: bytes) -> None:
     signature = parse_file_signature(data)
-    signer = find_signer(_SIGNED._replace(signature=data), [_KEYS])
+    signer = find_signer(msgspec.structs.replace(_SIGNED, signature=data), [_KEYS])
     # The header is not signed: only the template hash keeps it.
     assert signer is None or data[9:] == (_SIGNED.signature or b"")[9:]
     if signature is not None:
@@ -163,6 +163,12 @@ def _signature_seeds() -> Iterator[bytes]:
                 yield entry.signature
 
 
+def _key_seeds() -> Iterator[bytes]:
+    for path in sorted(IMA_KEYS_DIRECTORY.iterdir()):
+        yield path.read_bytes()
+        yield of_unknown_version(path.read_bytes())
+
+
 def _device_mapper_seeds() -> Iterator[bytes]:
     for stage in stages():
         for line in filter(None, split_lines(stage.ascii_list)):
@@ -202,9 +208,7 @@ TARGETS: Targets = {
     "ima-list": Target(_list, (), lambda: (_LIST, _LIST[:-1], b"\n".join(_LINES[:3]))),
     "ima-binary-list": Target(_binary_list, (MalformedEvidence,), _binary_seeds),
     "file-signature": Target(_file_signature, (), _signature_seeds),
-    "ima-key": Target(
-        _key, (UnsuitableKey,), lambda: (path.read_bytes() for path in sorted(IMA_KEYS_DIRECTORY.iterdir()))
-    ),
+    "ima-key": Target(_key, (UnsuitableKey,), _key_seeds),
     "device-mapper": Target(_device_mapper, (MalformedEvidence,), _device_mapper_seeds),
     "event-log": Target(_event_log, (MalformedEvidence,), _boot_logs),
     "boot-appraisal": Target(_boot_appraisal, (), _boot_logs),

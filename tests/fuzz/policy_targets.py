@@ -4,6 +4,7 @@ import base64
 import json
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -15,7 +16,15 @@ from keylime.hashes import HashAlgorithm
 from keylime.ima.keyrings import parse_keyring
 from keylime.measured_boot.appraisal import appraise_boot_log
 from keylime.policy.allowlist import convert_allowlist, read_excludes, upgrade_runtime_policy
-from keylime.policy.dsse import is_envelope, key_id_of, open_envelope, sign_policy, verify_envelope
+from keylime.policy.dsse import (
+    certificate_key_id,
+    is_envelope,
+    key_id_of,
+    open_envelope,
+    self_signed_certificate,
+    sign_policy,
+    verify_envelope,
+)
 from keylime.policy.excludes import compile_excludes
 from keylime.policy.measured_boot import built_in_policies, compile_measured_boot_policy
 from keylime.policy.runtime import EMPTY_POLICY, diff, merge, parse_runtime_policy
@@ -23,7 +32,7 @@ from keylime.policy.tpm_policy import TpmPolicy
 from tests.captures import DATA, IMA_KEYS_DIRECTORY, capture
 from tests.evidence import policy_of
 from tests.fakes.measured_boot import grub_pcrs, reference_state
-from tests.fuzz.target import Target, Targets, text_of
+from tests.fuzz.target import Target, Targets, of_unknown_version, text_of
 
 _KEY = ec.generate_private_key(ec.SECP256R1())
 _PEM = _KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
@@ -137,6 +146,11 @@ def _keyring_text() -> str:
 def _envelope_seeds() -> Iterator[bytes]:
     yield sign_policy(_SIGNED, _KEY, key_id_of(_KEY.public_key())).encode()
     yield sign_policy(_SIGNED, _KEY, "").encode()
+    certificate = self_signed_certificate(_KEY, datetime(2026, 1, 1, tzinfo=UTC))
+    yield sign_policy(_SIGNED, _KEY, certificate_key_id(certificate)).encode()
+    odd = base64.b64encode(of_unknown_version(certificate.public_bytes(Encoding.DER))).decode()
+    pem = f"-----BEGIN CERTIFICATE-----\n{odd}\n-----END CERTIFICATE-----\n".encode()
+    yield sign_policy(_SIGNED, _KEY, base64.b64encode(pem).decode()).encode()
     yield b'{"payload": "e30=", "payloadType": "application/json", "signatures": []}'
 
 

@@ -95,7 +95,7 @@ class Control:
 
 @dataclass(slots=True)
 class Machine:
-    """An agent node with its own TPM, and files that stand for the kernel's IMA list and the firmware's log."""
+    """An agent node with a TPM, and files that stand for the kernel's IMA list and the firmware's log."""
 
     node: Node
     agent_id: str
@@ -250,7 +250,7 @@ class Lab:
         trust_manufacturer(self.control, self.machines[0])
 
     def start_agent(self, which: Machine) -> None:
-        """Gives the machine the verifier's CA certificate, starts its agent; returns when it is registered."""
+        """Gives a machine the verifier's CA certificate, starts its agent; returns when it is registered."""
         start_agent(self.control, which)
 
 
@@ -263,7 +263,7 @@ def trust_manufacturer(control: Control, which: Machine) -> None:
 
 
 def start_agent(control: Control, which: Machine) -> None:
-    """Copies the verifier's CA certificate to a machine and starts its agent; returns when it is registered."""
+    """Gives a machine the verifier's CA certificate, starts its agent; returns when it is registered."""
     prepare_agent(control, which)
     since = which.agent.mark()
     which.agent.start().wait_for("is registered and active", since=since)

@@ -125,9 +125,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    do_GET = do_POST = _pass_on  # noqa: N815  # names of the base class
+    do_GET = do_POST = _pass_on  # names of the base class
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # as in the base class
+    def log_message(self, format: str, *args: object) -> None:  # as in the base class
         """Nothing: what came by is in `seen`."""
 
 

@@ -1,4 +1,4 @@
-"""REST calls as an operator or an attacker makes them: one connection each, everything chosen by the caller."""
+"""REST calls as an operator or an attacker makes them: one connection each, all of it up to the caller."""
 
 import http.client
 import json

@@ -80,13 +80,9 @@ class Site:
         (node,) = loopback_nodes(self.directory, (f"{name}{self._nodes}",), self.subnet, first=self._nodes)
         return node
 
-    def machine(
-        self, *, agent_id: str | None = None, tpm_banks: tuple[str, ...] | None = None, **agent: str
-    ) -> Machine:
-        """A booted machine whose agent is configured with `agent` but not started."""
-        options = replace(
-            self.options, agent={**self.options.agent, **agent}, banks=tpm_banks or self.options.banks
-        )
+    def machine(self, agent_id: str | None = None, **agent: str) -> Machine:
+        """A machine that is on, whose agent is configured with `agent` but not started."""
+        options = replace(self.options, agent={**self.options.agent, **agent})
         made = self.stack.enter_context(
             machine(self.node("machine"), self.control, self.directory / "tpm-ca", options, agent_id=agent_id)
         )
@@ -97,7 +93,7 @@ class Site:
 
     def running_machine(self, **agent: str) -> Machine:
         """A machine whose agent is registered and active."""
-        made = self.machine(**agent)
+        made = self.machine(None, **agent)
         start_agent(self.control, made)
         return made
 
@@ -174,7 +170,9 @@ class Site:
 
 
 @contextmanager
-def open_site(directory: Path, subnet: str, options: Options = QUICK, *, start: bool = True) -> Iterator[Site]:
+def open_site(
+    directory: Path, subnet: str, options: Options = QUICK, *, start: bool = True
+) -> Iterator[Site]:
     """A site on `subnet` (three numbers); verifier and registrar listen already unless `start` is off."""
     with ExitStack() as stack:
         (node,) = loopback_nodes(directory, ("control",), subnet)

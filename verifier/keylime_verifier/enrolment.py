@@ -105,7 +105,7 @@ def _check_certificate(pem: str | None) -> None:
         return
     try:
         x509.load_pem_x509_certificate((pem or "").encode())
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise MalformedMessage(f"mtls_cert is not a PEM certificate: {error}") from error
 
 

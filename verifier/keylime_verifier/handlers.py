@@ -76,12 +76,12 @@ class AgentHandlers:
     @_answering
     async def reactivate_agent(self, request: Request) -> Response:
         await self._agents.reactivate(_agent_id(request))
-        return Response(empty=True)
+        return Response()
 
     @_answering
     async def stop_agent(self, request: Request) -> Response:
         await self._agents.stop(_agent_id(request))
-        return Response(empty=True)
+        return Response()
 
 
 async def show_versions(_request: Request) -> Response:

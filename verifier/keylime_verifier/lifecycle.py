@@ -161,7 +161,9 @@ def advance(
         case Defect():
             setback = _next_setback(polling, cadence)
             pause_s = cadence.retry_delay_s(setback)
-            return replace(polling, setbacks=setback), (PollAfter(pause_s, renew_key=True),)
+            # V that was on its way follows the next pass.
+            again = replace(polling, setbacks=setback, v_owed_to=None)
+            return again, (PollAfter(pause_s, renew_key=True),)
         case _:
             assert_never(outcome)
 

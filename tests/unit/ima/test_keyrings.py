@@ -108,3 +108,12 @@ def test_what_is_no_keyring_is_refused(text: str) -> None:
 def test_a_file_without_a_key_is_refused_by_its_number() -> None:
     with pytest.raises(PolicyError, match="key file 2"):
         keyring_of([(IMA_KEYS_DIRECTORY / "ima-ec.pub.pem").read_bytes(), b"nothing"])
+
+
+def test_a_certificate_of_an_unknown_version_is_no_key() -> None:
+    der = (IMA_KEYS_DIRECTORY / "ima-rsa.crt.der").read_bytes()
+    odd = der.replace(bytes.fromhex("a003020102"), bytes.fromhex("a003020106"), 1)
+    assert odd != der
+    assert recognise_key(odd) is None
+    document = json.dumps({"pubkeys": [base64.b64encode(odd).decode()], "keyids": [0]})
+    assert parse_keyring(document).keys == ()

@@ -1,3 +1,4 @@
+import base64
 import stat
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -6,6 +7,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
@@ -146,3 +148,14 @@ def test_any_bytes_are_a_certificate_or_a_credential_error(data: bytes) -> None:
 def test_any_bytes_are_a_private_key_or_a_credential_error(data: bytes) -> None:
     with pytest.raises(CredentialError):
         certificates.parse_private_key(data, "password")
+
+
+@pytest.mark.parametrize("pem", [False, True])
+def test_a_certificate_of_an_unknown_version_is_refused(tmp_path: Path, pem: bool) -> None:
+    good = parsed(identity(tmp_path)).public_bytes(Encoding.DER)
+    odd = good.replace(bytes.fromhex("a003020102"), bytes.fromhex("a003020106"), 1)
+    assert odd != good
+    if pem:
+        odd = b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(odd) + b"-----END CERTIFICATE-----\n"
+    with pytest.raises(CredentialError, match="not an X.509 certificate"):
+        certificates.parse_certificate(odd)

@@ -1,0 +1,111 @@
+"""Three machines share SSH keys; one is hacked, loses its keys, and is fenced off by its neighbour.
+
+Every step states what it expects and waits to see it; the exit status is 0 only when all were seen.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from keylime.errors import KeylimeError
+from tests.captures import capture
+from tests.demo.fence_nodes import open_site
+from tests.demo.fence_python import PythonAct
+from tests.demo.fence_shell import ShellAct
+from tests.demo.fence_stage import Response, Stage
+from tests.demo.report import Report
+from tests.lab.network import enter_user_namespace, open_network
+from tests.lab.private_root import NotPermittedError, missing_programs
+
+STEPS = ShellAct.STEPS + PythonAct.STEPS
+
+_PROGRAMS = ("ip", "unshare", "nsenter", "iptables", "ping", "sshd", "ssh", "ssh-keygen", "swtpm", "swtpm_setup")
+_SETGROUPS = Path("/proc/self/setgroups")
+
+
+def main() -> int:
+    """0 when every step was seen, 1 when one was not or the nodes cannot be made here."""
+    parser = argparse.ArgumentParser(prog="make demo-fence", description=__doc__)
+    parser.add_argument("--keep", action="store_true", help="leave the logs behind for a look")
+    arguments = parser.parse_args()
+    enter_user_namespace()
+    console = Console(soft_wrap=not sys.stdout.isatty())
+    try:
+        return 0 if demonstrate(console, keep=arguments.keep) else 1
+    except NotPermittedError as error:
+        print(f"error: no nodes with a network and files of their own: {error}", file=sys.stderr)
+        return 1
+
+
+def demonstrate(console: Console, *, keep: bool = False) -> bool:
+    """Both acts and their summary; whether every step was seen. Raises NotPermittedError before the first."""
+    check_environment()
+    os.umask(0o077)
+    report = Report(console)
+    responses: list[Response] = []
+    directory = Path(tempfile.mkdtemp(prefix="keylime-fence-"))
+    try:
+        perform(directory, report.step, responses, console.print)
+    except (KeylimeError, OSError, RuntimeError, TimeoutError) as error:
+        if isinstance(error, NotPermittedError):
+            raise
+        console.print(f"The demonstration ended early: {error}", style="red", highlight=False, markup=False)
+    finally:
+        if keep:
+            console.print(f"Logs are left in {directory}")
+        else:
+            shutil.rmtree(directory, ignore_errors=True)
+    console.print(report.summary())
+    console.print(times(responses))
+    return report.is_complete(STEPS)
+
+
+def check_environment() -> None:
+    """Raises NotPermittedError when it is clear without trying that the nodes cannot be made."""
+    if os.geteuid() != 0:
+        raise NotPermittedError("only root can make them")
+    if missing := missing_programs(*_PROGRAMS):
+        raise NotPermittedError(f"not installed: {', '.join(missing)}")
+    if _SETGROUPS.read_text().strip() != "allow":
+        raise NotPermittedError("sshd has to change groups, which this user namespace denies; run as root")
+
+
+def perform(
+    directory: Path,
+    step: Callable[[str, Callable[[], str]], None],
+    responses: list[Response],
+    say: Callable[[str], None],
+) -> None:
+    """Both acts on nodes made for them below `directory`; `responses` gets one for each act."""
+    with ExitStack() as stack:
+        network = stack.enter_context(open_network(directory, ("control", "node1", "node2")))
+        site = stack.enter_context(open_site(directory, network))
+        say(f"Three nodes, each with its own /etc, /root and /var/lib/keylime: {network.kind}")
+        stage = Stage(site, capture("direct-efistub").boot_log, responses)
+        ShellAct(stage).run(step)
+        PythonAct(stage).run(step)
+
+
+def times(responses: list[Response]) -> Table:
+    """How fast the two acts went, in seconds after the unlisted file ran."""
+    table = Table(title="From the bad entry in the IMA list, in seconds")
+    table.add_column("action")
+    for column in ("detected", "executed on node1", "executed on node2"):
+        table.add_column(column, justify="right")
+    for response in responses:
+        executed = (response.executed.get(name) for name in ("node1", "node2"))
+        moments = [response.detected or None, *executed]
+        table.add_row(response.act, *("-" if moment is None else f"{moment:.2f}" for moment in moments))
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""Second act: the same machines after a reboot, with revocation actions that are Python modules.
+
+Each step returns in words what it saw, and raises when it did not see it.
+"""
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.demo.fence_nodes import UNZIPPED, Host
+from tests.demo.fence_stage import PAYLOADS, SSH_FILES, Stage, Step, expect
+from tests.lab.waiting import await_value
+
+_OWN = "local_action_rm_ssh"
+_OTHERS = "local_action_fence_others"
+
+
+@dataclass(frozen=True, slots=True)
+class PythonAct:
+    """The steps, in order. The delivered module acts where its own serial is meant; its opposite elsewhere."""
+
+    stage: Stage
+    _since: dict[str, int] = field(default_factory=dict)
+
+    STEPS = 5
+
+    @property
+    def hosts(self) -> tuple[Host, Host]:
+        return self.stage.site.hosts
+
+    def run(self, step: Step) -> None:
+        """All steps."""
+        step("delete, reboot, register again", self.reboot)
+        step("add both with a payload of Python actions", self.add)
+        step("greets.sh gets one line more and runs", self.run_tampered)
+        step("the module acts on node1, its opposite on node2", self.fence)
+        step("everything stops cleanly", self.stop)
+
+    def reboot(self) -> str:
+        for host in self.hosts:
+            self.stage.site.control.tenant("-c", "delete", "-u", host.agent_id)
+            self.stage.stop_agent(host)
+            host.node.run("iptables", "-F", "INPUT")  # no rule survives a reboot
+            shutil.rmtree(host.node.path("/root/.ssh"))
+            host.machine.boot(self.stage.boot_log)
+        # Repaired first: whoever lists the files of a hacked machine allows what the hacker left.
+        self.hosts[0].node.path("/root/greets.sh").unlink()
+        self.hosts[0].machine.measure(Path("/etc/passwd"))
+        self.stage.make_allowlist()
+        for host in self.hosts:
+            self._since[host.node.name] = host.agent.mark()
+            self.stage.site.lab.start_agent(host.machine)
+        return "secrets, PCRs, IMA list and rules start anew; both are registered and active"
+
+    def add(self) -> str:
+        payload = self.stage.site.node.path("/root/payload")
+        shutil.rmtree(payload)
+        shutil.copytree(PAYLOADS / "python", payload)
+        self.stage.make_keys()
+        self._write_opposite(payload)
+        self.stage.add(self.hosts[0], "--allowlist", "allowlist.txt", "--exclude", "exclude.txt")
+        self.stage.add(self.hosts[1])
+        for host in self.hosts:
+            self._wait_for(host, r"payload script autorun\.sh: exit status 0")
+            link = host.node.path(f"{UNZIPPED}/mycert.crt")
+            expect(f"mycert.crt on {host.node.name}", str(link.readlink()), f"{host.agent_id}-cert.crt")
+            expect(f"/root/.ssh on {host.node.name}", host.ssh_files(), SSH_FILES)
+        counts = [self.stage.await_rounds(host, 2) for host in self.hosts]
+        return f"mycert.crt is the own certificate; attestation_count {counts[0]} and {counts[1]}"
+
+    def _write_opposite(self, payload: Path) -> None:
+        action = (payload / f"{_OWN}.py").read_text()
+        expect("comparisons of serials", action.count("serial == ca"), 1)
+        opposite = action.replace("serial == ca", "serial != ca").replace(f'"{_OWN}"', f'"{_OTHERS}"')
+        (payload / f"{_OTHERS}.py").write_text(opposite)
+        (payload / "action_list").write_text(f"{_OWN}, {_OTHERS}\n")
+
+    def run_tampered(self) -> str:
+        response = self.stage.tamper("Python module")
+        return f"it says Hacked!; the verifier names /root/greets.sh after {response.detected:.2f} s"
+
+    def fence(self) -> str:
+        first, second = self.hosts
+        response = self.stage.responses[-1]
+        compromised = f"A node in the network has been compromised: {first.node.ip}"
+        for host, acting, idle in ((first, _OWN, _OTHERS), (second, _OTHERS, _OWN)):
+            self._await_rule(host)
+            response.executed[host.node.name] = response.elapsed()
+            self._wait_for(host, rf"keylime\.{acting} - INFO - {compromised}")
+            self._wait_for(host, f"Executing revocation action {idle}")
+        self.stage.await_state(first, "Invalid Quote")
+        count = self.stage.await_rounds(second, 1)
+        for host in self.hosts:
+            # By now the module that was to do nothing has had time to do something.
+            expect(f"rules on {host.node.name}", host.rules(), [self.stage.rule])
+            expect(f"reports on {host.node.name}", self._log(host).count(compromised), 1)
+        return f"{_OWN} on node1, {_OTHERS} on node2: one rule each; node2 attested on to {count}"
+
+    def stop(self) -> str:
+        for host in self.hosts:
+            self.stage.stop_agent(host)
+        for daemon in (self.stage.site.control.registrar, self.stage.site.control.verifier):
+            expect(f"exit status of {daemon.name}", daemon.stop(), 0)
+        return "4 daemons ended with 0 on SIGTERM; the agents took their tmpfs with them"
+
+    def _await_rule(self, host: Host) -> None:
+        what = f"{host.node.name} has the rule {self.stage.rule}"
+        await_value(lambda: host.rules() == [self.stage.rule], what)
+
+    def _wait_for(self, host: Host, pattern: str) -> None:
+        host.agent.wait_for(pattern, since=self._since[host.node.name])
+
+    def _log(self, host: Host) -> str:
+        return host.agent.text(self._since[host.node.name])

@@ -1,0 +1,189 @@
+"""First act: keys delivered to two machines, one of them hacked, and a shell script that fences it off.
+
+Each step returns in words what it saw, and raises when it did not see it.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+
+from tests.demo.fence_nodes import SECURE, UNZIPPED, Host
+from tests.demo.fence_stage import PAYLOADS, SSH, SSH_FILES, Stage, Step, expect
+from tests.lab.daemon import program
+from tests.lab.waiting import await_value
+
+_ROUNDS = 5
+_CV_CA = {"cacert.crt", "client-cert.crt", "client-private.pem", "server-cert.crt", "server-private.pem"}
+_FORGERY = (program("python"), "-m", "tests.demo.fence_forgery")
+
+
+@dataclass(frozen=True, slots=True)
+class ShellAct:
+    """The steps, in order."""
+
+    stage: Stage
+
+    STEPS = 14
+
+    @property
+    def hosts(self) -> tuple[Host, Host]:
+        return self.stage.site.hosts
+
+    def run(self, step: Step) -> None:
+        """All steps."""
+        step("power on: TPMs, boot logs, SSH servers", self.power_on)
+        step("keylime_verifier makes its CA; keylime_registrar", self.start_services)
+        step("the agents register, one configured in TOML, one in INI", self.register)
+        step("allowlist of node1, exclude list, payload with an SSH key pair", self.prepare)
+        step("add node1: allowlist, exclude list, empty reference state", self.add_first)
+        step("add node2: empty reference state, `-v` without a value", self.add_second)
+        step(f"both are attested {_ROUNDS} times", self.attest)
+        step("the payload is in place, autorun.sh has run", self.inspect_payload)
+        step("SSH without passwords: control to nodes, node to node", self.log_in)
+        step("forged revocations are ignored", self.forge)
+        step("node1 runs greets.sh, which is listed", self.run_approved)
+        step("greets.sh gets one line more and runs", self.run_tampered)
+        step("node1 loses its keys, node2 drops what node1 sends", self.fence)
+        step("node1 is cut off from node2, the verifier is not", self.inspect_fence)
+
+    def power_on(self) -> str:
+        for host in self.hosts:
+            host.machine.boot(self.stage.boot_log)
+            host.sshd.start().wait_for("Server listening on")
+        # What a kernel measures early; the allowlist is to cover the one, the exclude list the other.
+        self.hosts[0].machine.measure(Path("/etc/passwd"), Path("/usr/bin/env"))
+        return f"boot log of {len(self.stage.boot_log)} bytes replayed into 2 TPMs; sshd on both nodes"
+
+    def start_services(self) -> str:
+        site = self.stage.site
+        site.control.verifier.start().wait_for(r"Listening on 0\.0\.0\.0:8881")
+        site.control.registrar.start().wait_for(r"Listening on 0\.0\.0\.0:8890/8891")
+        made = {path.name for path in (site.node.work_dir / "cv_ca").iterdir()}
+        expect("what is missing in cv_ca", _CV_CA - made, set())
+        return f"8881, 8890 and 8891 are open on all addresses; cv_ca has {len(made)} files"
+
+    def register(self) -> str:
+        site = self.stage.site
+        site.lab.trust_manufacturer()
+        for host in self.hosts:
+            site.lab.start_agent(host.machine)
+            host.agent.wait_for(f"Agent UUID: {host.agent_id}")
+            expect(f"tmpfs on {SECURE} of {host.node.name}", host.is_secure_mounted(), True)
+        listed = site.control.tenant("-c", "reglist", "--cert", "default").stdout
+        expect("not in reglist", [host.node.name for host in self.hosts if host.agent_id not in listed], [])
+        return f"both are active under the ids of their snippets; a tmpfs on {SECURE} of each"
+
+    def prepare(self) -> str:
+        node = self.stage.site.node
+        lines = self.stage.make_allowlist()
+        shutil.copy(PAYLOADS / "exclude.txt", node.path("/root/exclude.txt"))
+        node.path("/root/mb-refstate.json").write_text("{}\n")
+        shutil.copytree(PAYLOADS / "shell", node.path("/root/payload"))
+        self.stage.make_keys()
+        files = sorted(path.name for path in node.path("/root/payload").iterdir())
+        return f"allowlist.txt has {lines} lines; payload: {' '.join(files)}"
+
+    def add_first(self) -> str:
+        self.stage.add(self.hosts[0], "--allowlist", "allowlist.txt", "--exclude", "exclude.txt")
+        return "EK certificate and quote checked, U delivered; the verifier has the agent"
+
+    def add_second(self) -> str:
+        self.stage.add(self.hosts[1], verifier=("-v",))
+        return "the configured verifier was asked; it has the agent"
+
+    def attest(self) -> str:
+        counts = [self.stage.await_count(host, _ROUNDS) for host in self.hosts]
+        return f"Get Quote, attestation_count {counts[0]} and {counts[1]}"
+
+    def inspect_payload(self) -> str:
+        for host in self.hosts:
+            host.agent.wait_for(r"payload script autorun\.sh: exit status 0")
+            self._inspect_certificates(host)
+            expect(f"/root/.ssh on {host.node.name}", host.ssh_files(), SSH_FILES)
+            self._compare_with_payload(host)
+        return f"{UNZIPPED} holds scripts and own certificate; /root/.ssh has 3 files of mode 600"
+
+    def _inspect_certificates(self, host: Host) -> None:
+        unzipped = host.node.path(UNZIPPED)
+        authority = x509.load_pem_x509_certificate((unzipped / "cacert.crt").read_bytes())
+        own = x509.load_pem_x509_certificate((unzipped / f"{host.agent_id}-cert.crt").read_bytes())
+        own.verify_directly_issued_by(authority)
+        certificates = {path.name for path in unzipped.glob("*-cert.crt")}
+        expected = {f"{host.agent_id}-cert.crt", "RevocationNotifier-cert.crt"}
+        expect(f"certificates on {host.node.name}", certificates, expected)
+
+    def _compare_with_payload(self, host: Host) -> None:
+        payload = self.stage.site.node.path("/root/payload")
+        pairs = [(f"{UNZIPPED}/{path.name}", path) for path in payload.iterdir()]
+        pairs += [(f"/root/.ssh/{name}", payload / name) for name in ("id_rsa", "id_rsa.pub")]
+        pairs += [("/root/.ssh/authorized_keys", payload / "id_rsa.pub")]
+        differ = [at for at, given in pairs if host.node.path(at).read_bytes() != given.read_bytes()]
+        expect(f"files on {host.node.name} unlike those of the payload", differ, [])
+
+    def log_in(self) -> str:
+        first, second = self.hosts
+        for host in self.hosts:
+            came = self.stage.site.node.run(*SSH, "-i", "payload/id_rsa", host.node.ip, "hostname")
+            expect(f"ssh control -> {host.node.name}", came.stdout, f"{host.node.name}\n")
+        for here, there in ((first, second), (second, first)):
+            came = here.node.run(*SSH, there.node.ip, "hostname")
+            expect(f"ssh {here.node.name} -> {there.node.name}", came.stdout, f"{there.node.name}\n")
+        return "control -> node1, control -> node2, node1 -> node2, node2 -> node1"
+
+    def forge(self) -> str:
+        site = self.stage.site
+        identity = site.control.administrator
+        accused = (site.first.agent_id, site.first.node.ip)
+        for host in self.hosts:
+            since = host.agent.mark()
+            site.node.run(*_FORGERY, host.node.ip, identity.certificate, identity.key, *accused)
+            host.agent.wait_for(r"(?s)revocation message ignored.*revocation message ignored", since=since)
+            expect(f"rules on {host.node.name}", host.rules(), [])
+            expect(f"/root/.ssh on {host.node.name}", host.ssh_files(), SSH_FILES)
+            expect(f"actions on {host.node.name}", host.agent.text().count("Executing"), 0)
+        return "one unsigned, one signed with a stranger's key, to each node: no action, no rule"
+
+    def run_approved(self) -> str:
+        expect("greets.sh says", self.stage.run_greets(), "Hello!\n")
+        return f"it says Hello!; no alarm, attestation_count {self.stage.await_rounds(self.hosts[0], 3)}"
+
+    def run_tampered(self) -> str:
+        response = self.stage.tamper("shell script")
+        return f"it says Hacked!; the verifier names /root/greets.sh after {response.detected:.2f} s"
+
+    def fence(self) -> str:
+        first, second = self.hosts
+        response = self.stage.responses[-1]
+        await_value(lambda: first.ssh_files() == {}, "node1 has lost its SSH keys")
+        response.executed["node1"] = response.elapsed()
+        await_value(lambda: second.rules() == [self.stage.rule], f"node2 has the rule {self.stage.rule}")
+        response.executed["node2"] = response.elapsed()
+        expect("rules on node1", first.rules(), [])
+        expect("/root/.ssh on node2", second.ssh_files(), SSH_FILES)
+        for host in self.hosts:
+            host.agent.wait_for("Action type: revocation")
+            host.agent.wait_for(rf"Compromised system: {first.agent_id} \({first.node.ip}\)")
+            executed = host.agent.text().count("Executing revocation action local_action_rm_ssh.sh")
+            expect(f"executions on {host.node.name}", executed, 1)
+        return (
+            f"/root/.ssh of node1 is empty after {response.executed['node1']:.2f} s;\n"
+            f"    node2 has {self.stage.rule} after {response.executed['node2']:.2f} s"
+        )
+
+    def inspect_fence(self) -> str:
+        first, second = self.hosts
+        control = self.stage.site.node
+        expect("state of node1", self.stage.state(first)[0], "Invalid Quote")
+        ping = ("ping", "-c", "1", "-W", "1")
+        answer = first.node.run(*ping, second.node.ip, check=False)
+        expect("exit status of ping node1 -> node2 (1: no answer)", answer.returncode, 1)
+        said = first.node.run(*SSH, second.node.ip, "true", check=False).stderr
+        expect("ssh node1 -> node2 times out", "timed out" in said, True)
+        control.run(*ping, second.node.ip)
+        control.run(*SSH, "-i", "payload/id_rsa", second.node.ip, "true")
+        refused = control.run(*SSH, "-i", "payload/id_rsa", first.node.ip, "true", check=False).stderr
+        expect("node1 refuses the payload's key", "Permission denied" in refused, True)
+        count = self.stage.await_rounds(second, 2)
+        return f"ping and ssh time out; node1 is Invalid Quote, node2 attested on to {count}"
