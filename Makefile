@@ -3,13 +3,14 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON3 ?= python3
-PACKAGES := gcc iproute2 iptables libtss2-dev libtss2-tcti-swtpm0 openssh-client pkg-config procps python3-dev python3-venv \
-            swtpm swtpm-tools systemd tpm2-tools util-linux
+PACKAGES := gcc iproute2 iptables iputils-ping libtss2-dev libtss2-tcti-swtpm0 openssh-client openssh-server pkg-config procps \
+            python3-dev python3-venv swtpm swtpm-tools systemd tpm2-tools util-linux
 
-.PHONY: help venv demo test lint bench clean system-packages
+.PHONY: help venv demo demo-fence test lint bench clean system-packages
 
 help:
 	@echo 'make demo    run registrar, verifier and two agents with software TPMs, and watch one fall from grace'
+	@echo 'make demo-fence  only its second part: a hacked machine loses its SSH keys and is fenced off (needs root)'
 	@echo 'make test    run all tests'
 	@echo 'make lint    check types, style and the direction of imports'
 	@echo 'make bench   measure CPU per quote and per IMA entry'
@@ -31,8 +32,11 @@ venv: $(VENV)/installed
 demo: system-packages venv
 	@$(BIN)/python -m tests.demo
 
+demo-fence: system-packages venv
+	@$(BIN)/python -m tests.demo.fence
+
 test: system-packages venv
-	@$(BIN)/python -m pytest -n auto --dist loadgroup
+	@$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: venv
 	@$(BIN)/ruff check .

@@ -42,6 +42,7 @@ from keylime_agent.actions import ActionRunner
 from keylime_agent.attestation import Attestor, QuoteAlgorithms, TpmThread
 from keylime_agent.config import AgentConfig, TlsOptions, agent_config
 from keylime_agent.evidence import BootLog, ImaList, boot_time
+from keylime_agent.handled_revocations import HandledRevocations
 from keylime_agent.handlers import AgentApi, any_client, unrouted
 from keylime_agent.identity import resolve_agent_id
 from keylime_agent.payload import Bootstrap, PayloadWorker
@@ -277,7 +278,8 @@ class Agent:
         unzipped = prepared.secure.path / "unzipped"
         runner = ActionRunner(environment, self._config.work_dir, unzipped, self._config.actions)
         certificate = self._config.revocation_certificate or unzipped / "RevocationNotifier-cert.crt"
-        self._revocations = RevocationHandler(certificate, runner.run_all)
+        handled = HandledRevocations(self._config.work_dir / "handled_revocations")
+        self._revocations = RevocationHandler(certificate, runner.run_all, handled)
         self._payloads = PayloadWorker(environment, prepared.secure.path, self._config.payload, self._measure)
 
     async def run(self, stop: asyncio.Event) -> None:

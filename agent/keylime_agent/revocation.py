@@ -5,7 +5,6 @@ They arrive by REST and by ZeroMQ; both end in one queue.
 
 import asyncio
 import logging
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -14,21 +13,26 @@ from keylime.messages.revocation import SignedRevocation
 from keylime.revocation.channel import RevocationSubscriber
 from keylime.revocation.message import compact_document, delivery_key
 from keylime.revocation.signing import verify_revocation
+from keylime_agent.handled_revocations import HandledRevocations
 
 log = logging.getLogger(__name__)
 
 _MAX_WAITING = 256
-_REMEMBERED = 4096
 
 
 class RevocationHandler:
     """Verifies messages with the certificate of the payload, and has the actions of each run once."""
 
-    def __init__(self, certificate: Path, act: Callable[[bytes], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        certificate: Path,
+        act: Callable[[bytes], Awaitable[None]],
+        handled: HandledRevocations | None = None,
+    ) -> None:
         self._certificate = certificate
         self._act = act
         self._queue: asyncio.Queue[tuple[SignedRevocation, str]] = asyncio.Queue(_MAX_WAITING)
-        self._handled: OrderedDict[bytes, None] = OrderedDict()
+        self._handled = handled or HandledRevocations()
 
     def receive(self, signed: SignedRevocation, channel: str = "REST") -> None:
         """Queue a message that nothing is known of yet; `channel` is for the log."""
@@ -80,9 +84,8 @@ class RevocationHandler:
                 "revocation message about agent %s over %s was handled before", message.agent_id, channel
             )
             return
-        self._handled[key] = None
-        if len(self._handled) > _REMEMBERED:
-            self._handled.popitem(last=False)
+        # Before the actions: one that reboots the machine must not meet its message again.
+        await asyncio.to_thread(self._handled.add, key)
         log.info(
             "revocation message about agent %s (%s) over %s, event %s",
             message.agent_id,

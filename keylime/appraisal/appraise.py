@@ -290,6 +290,7 @@ def _advance(
     return Checkpoint(
         boot=BootSession(clock.reset_count, clock.restart_count, clock.clock, this.evidence.boottime),
         ima=this.checkpoint.ima if ima is None else ima.checkpoint,
+        ima_policy=this.reference.runtime_policy.content_hash,
         public_key=public_key,
         evaluated_boot=_evaluated_boot(this),
         incomplete_rounds=0,

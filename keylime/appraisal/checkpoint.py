@@ -22,6 +22,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
 
     boot: BootSession | None = None
     ima: ImaCheckpoint = ImaCheckpoint.fresh()
+    ima_policy: str | None = None  # the content hash of the runtime policy that judged the list so far
     public_key: str | None = None  # PEM of the payload key, as bound by PCR 16
     evaluated_boot: str | None = None  # which event log was evaluated by which policy: their SHA-256
     incomplete_rounds: int = 0  # rounds without a verdict since the last one with one
@@ -36,6 +37,10 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     def restarted(self) -> "Checkpoint":
         """This checkpoint with the IMA list to be appraised from entry 0 again."""
         return msgspec.structs.replace(self, ima=ImaCheckpoint.fresh())
+
+    def under_policy(self, content_hash: str) -> "Checkpoint":
+        """This checkpoint, restarted when another runtime policy judged the IMA list so far."""
+        return self if content_hash == self.ima_policy else self.restarted()
 
 
 def encode_checkpoint(checkpoint: Checkpoint) -> str:

@@ -1,17 +1,23 @@
 """`keylime_ca`: makes a certificate authority, its certificates and packages, and revokes them."""
 
 import argparse
+import asyncio
 import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from keylime.config.loader import work_dir
+from keylime import keylime_logging
+from keylime.config.loader import load_settings, work_dir
 from keylime.errors import ConfigError, KeylimeError
 from keylime.pki.authority import Authority
 from keylime.pki.ca_settings import CaSettings
+from keylime.pki.issuance import REVOCATION_NOTIFIER
+from keylime.revocation.channel import endpoint
 from keylime_tenant.authorities import authority_directory, load_ca_settings
+from keylime_tenant.ca_listen import ListenOptions, listen
+from keylime_tenant.crl_server import CRL_PORT
 from keylime_tenant.passwords import keystore_password
 
 _FAILED = 255  # what scripts of existing deployments expect for wrong usage beyond the flags themselves
@@ -27,6 +33,10 @@ class CaArguments:
     insecure: bool = False
     file: str | None = None
     serial: int | None = None
+    zmq_ip: str | None = None
+    zmq_port: int | None = None
+    crl_ip: str = "127.0.0.1"
+    crl_port: int = CRL_PORT
 
 
 class Misuse(ConfigError):
@@ -76,6 +86,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("-f", "--file", help="unencrypted CA key in PEM, for import-priv")
     add("-s", "--serial", type=int, help="last serial number that the imported CA has used")
+    add = parser.add_argument_group(
+        "listen: revoke what the verifier rejects, and serve the revocation list",
+        f"-n names the certificate that verifies messages, of this CA or a file (default: "
+        f"{REVOCATION_NOTIFIER}).",
+    ).add_argument
+    add("--zmq-ip", metavar="ADDRESS", help="ZeroMQ publisher (default: zmq_ip of verifier.conf)")
+    add("--zmq-port", type=int, metavar="PORT", help="port of it (default: zmq_port of verifier.conf)")
+    add("--crl-ip", metavar="ADDRESS", help="address to serve /crl on (default: 127.0.0.1)")
+    add("--crl-port", type=int, metavar="PORT", help=f"port to serve /crl on (default: {CRL_PORT})")
     return parser
 
 
@@ -89,7 +108,7 @@ def run(arguments: CaArguments, environ: Mapping[str, str], say: Callable[[str],
     if arguments.directory is None:
         _demand_access(work_dir(environ))
     directory = authority_directory(arguments.directory, environ)
-    command.run(_Task(arguments, directory, load_ca_settings(environ), say))
+    command.run(_Task(arguments, directory, load_ca_settings(environ), say, environ))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +117,7 @@ class _Task:
     directory: Path
     settings: CaSettings
     say: Callable[[str], None]
+    environ: Mapping[str, str]
 
     @property
     def name(self) -> str:
@@ -147,6 +167,30 @@ def _import_key(task: _Task) -> None:
     task.say(f"Imported the CA key into {task.directory}")
 
 
+def _listen(task: _Task) -> None:
+    options = _listen_options(task)
+    authority = task.open()
+    keylime_logging.setup("ca", task.environ)
+    asyncio.run(listen(authority, task.directory, options))
+
+
+def _listen_options(task: _Task) -> ListenOptions:
+    arguments = task.arguments
+    verifier = load_settings("verifier", environ=task.environ)
+    address = arguments.zmq_ip or verifier.text("zmq_ip", section="revocations")
+    # A publisher that listens on all addresses of this host is reached over loopback.
+    address = {"0.0.0.0": "127.0.0.1", "*": "127.0.0.1", "::": "::1"}.get(address, address)  # noqa: S104
+    name = task.name or REVOCATION_NOTIFIER
+    in_directory = task.directory / f"{name}-cert.crt"
+    is_path = os.sep in name or name.endswith((".crt", ".pem"))
+    return ListenOptions(
+        endpoint(address, arguments.zmq_port or verifier.integer("zmq_port", section="revocations")),
+        Path(name) if is_path else in_directory,
+        arguments.crl_ip,
+        arguments.crl_port,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class _CaCommand:
     run: Callable[[_Task], None]
@@ -159,6 +203,7 @@ _COMMANDS: Mapping[str, _CaCommand] = {
     "pkg": _CaCommand(_package, needs_name=True),
     "revoke": _CaCommand(_revoke, needs_name=True),
     "import-priv": _CaCommand(_import_key),
+    "listen": _CaCommand(_listen),
 }
 
 

@@ -174,6 +174,10 @@ class Verifier(Service):
         """The answer to "reactivate" or "stop"."""
         return await self.call("PUT", f"/agents/{agent_id}/{action}")
 
+    async def revocations(self, agent_id: AgentId | None) -> Reply:
+        """The answer to what became of revocations: those about one agent, or all."""
+        return await self.call("GET", "/revocations", query=None if agent_id is None else {"agent": agent_id})
+
     async def policy(self, method: str, kind: str, name: str, body: msgspec.Struct | None = None) -> Reply:
         """The answer to `method` on a policy of `kind` ("allowlists", "mbpolicies"); no name: the list."""
         return await self.call(method, f"/{kind}/{quote(name, safe='')}", body=body)

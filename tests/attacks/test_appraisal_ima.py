@@ -94,6 +94,12 @@ def test_i1_a_list_cut_off_at_its_end_fails_after_one_more_try(missing: int) -> 
     assert retried(watch) == [MISMATCH], "a failure does not buy more than one new try"
 
 
+def test_i1_a_cut_list_is_named_beside_what_else_is_wrong() -> None:
+    watch = captured()
+    watch.machine.ima_list = text_of(LINES[:-1])
+    assert events(watch.round(pubkey="another key")) == ["pcr_validation.invalid_pcr_16", MISMATCH]
+
+
 def test_i1_a_list_cut_off_in_a_later_round_fails_after_one_more_try() -> None:
     kernel = Kernel()
     kernel.run("/a", "1")

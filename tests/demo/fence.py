@@ -27,7 +27,18 @@ from tests.lab.private_root import NotPermittedError, missing_programs
 
 STEPS = ShellAct.STEPS + PythonAct.STEPS
 
-_PROGRAMS = ("ip", "unshare", "nsenter", "iptables", "ping", "sshd", "ssh", "ssh-keygen", "swtpm", "swtpm_setup")
+_PROGRAMS = (
+    "ip",
+    "unshare",
+    "nsenter",
+    "iptables",
+    "ping",
+    "sshd",
+    "ssh",
+    "ssh-keygen",
+    "swtpm",
+    "swtpm_setup",
+)
 _SETGROUPS = Path("/proc/self/setgroups")
 
 

@@ -17,7 +17,7 @@ _OTHERS = "local_action_fence_others"
 
 @dataclass(frozen=True, slots=True)
 class PythonAct:
-    """The steps, in order. The delivered module acts where its own serial is meant; its opposite elsewhere."""
+    """The steps, in order. One module acts where its own serial is meant, another elsewhere."""
 
     stage: Stage
     _since: dict[str, int] = field(default_factory=dict)
@@ -30,7 +30,7 @@ class PythonAct:
 
     def run(self, step: Step) -> None:
         """All steps."""
-        step("delete, reboot, register again", self.reboot)
+        step("delete, reboot, repair, register again", self.reboot)
         step("add both with a payload of Python actions", self.add)
         step("greets.sh gets one line more and runs", self.run_tampered)
         step("the module acts on node1, its opposite on node2", self.fence)
@@ -43,10 +43,8 @@ class PythonAct:
             host.node.run("iptables", "-F", "INPUT")  # no rule survives a reboot
             shutil.rmtree(host.node.path("/root/.ssh"))
             host.machine.boot(self.stage.boot_log)
-        # Repaired first: whoever lists the files of a hacked machine allows what the hacker left.
-        self.hosts[0].node.path("/root/greets.sh").unlink()
-        self.hosts[0].machine.measure(Path("/etc/passwd"))
-        self.stage.make_allowlist()
+        self.hosts[0].node.run("sed", "-i", "$ d", "greets.sh")
+        self.hosts[0].machine.measure(Path("/etc/passwd"), Path("/root/greets.sh"))
         for host in self.hosts:
             self._since[host.node.name] = host.agent.mark()
             self.stage.site.lab.start_agent(host.machine)
@@ -65,7 +63,12 @@ class PythonAct:
             link = host.node.path(f"{UNZIPPED}/mycert.crt")
             expect(f"mycert.crt on {host.node.name}", str(link.readlink()), f"{host.agent_id}-cert.crt")
             expect(f"/root/.ssh on {host.node.name}", host.ssh_files(), SSH_FILES)
-        counts = [self.stage.await_rounds(host, 2) for host in self.hosts]
+        counts = [self.stage.await_count(host, 2) for host in self.hosts]
+        for host in self.hosts:
+            # The revocation was about the machine before its repair. Channels that repeat it for those who
+            # come late must not have it carried out on the machine that was deleted and added anew.
+            executed = self._log(host).count("Executing revocation action")
+            expect(f"actions run on {host.node.name} since the reboot", executed, 0)
         return f"mycert.crt is the own certificate; attestation_count {counts[0]} and {counts[1]}"
 
     def _write_opposite(self, payload: Path) -> None:

@@ -77,13 +77,15 @@ class ShellAct:
 
     def prepare(self) -> str:
         node = self.stage.site.node
-        lines = self.stage.make_allowlist()
+        self.hosts[0].node.run(PAYLOADS / "make-allowlist.sh")
+        made = self.hosts[0].node.path("/root/allowlist.txt").read_bytes()
+        node.path("/root/allowlist.txt").write_bytes(made)
         shutil.copy(PAYLOADS / "exclude.txt", node.path("/root/exclude.txt"))
         node.path("/root/mb-refstate.json").write_text("{}\n")
         shutil.copytree(PAYLOADS / "shell", node.path("/root/payload"))
         self.stage.make_keys()
         files = sorted(path.name for path in node.path("/root/payload").iterdir())
-        return f"allowlist.txt has {lines} lines; payload: {' '.join(files)}"
+        return f"allowlist.txt has {len(made.splitlines())} lines; payload: {' '.join(files)}"
 
     def add_first(self) -> str:
         self.stage.add(self.hosts[0], "--allowlist", "allowlist.txt", "--exclude", "exclude.txt")
@@ -147,7 +149,7 @@ class ShellAct:
 
     def run_approved(self) -> str:
         expect("greets.sh says", self.stage.run_greets(), "Hello!\n")
-        return f"it says Hello!; no alarm, attestation_count {self.stage.await_rounds(self.hosts[0], 3)}"
+        return f"it says Hello!; no alarm, attestation_count {self.stage.await_rounds(self.hosts[0], 2)}"
 
     def run_tampered(self) -> str:
         response = self.stage.tamper("shell script")

@@ -51,16 +51,11 @@ class Stage:
         """What fences node1 off, as iptables lists it."""
         return f"-A INPUT -s {self.site.first.node.ip}/32 -j DROP"
 
-    def make_allowlist(self) -> int:
-        """Has node1 list its files, and copies the list to the control node; returns its number of lines."""
-        self.site.first.node.run(PAYLOADS / "make-allowlist.sh")
-        made = self.site.first.node.path("/root/allowlist.txt").read_bytes()
-        self.site.node.path("/root/allowlist.txt").write_bytes(made)
-        return len(made.splitlines())
-
     def make_keys(self) -> None:
         """The SSH key pair in the payload, which all nodes share."""
-        self.site.node.run("ssh-keygen", *"-q -b 2048 -t rsa".split(), "-N", "", "-f", "payload/id_rsa")
+        self.site.node.run(
+            "ssh-keygen", "-q", *("-b", "2048"), *("-t", "rsa"), *("-N", ""), *("-f", "payload/id_rsa")
+        )
 
     def add(self, host: Host, *lists: str, verifier: tuple[str, ...] = ("-v", "127.0.0.1")) -> None:
         """`keylime_tenant -c add` with payload and empty reference state."""

@@ -45,7 +45,9 @@ class Report:
         self.seen.append(Seen(title, observation, seconds, succeeded))
         colour = "green" if succeeded else "red"
         # What programs said may look like markup.
-        self.console.print(f"    {observation} ({seconds:.2f} s)", style=colour, highlight=False, markup=False)
+        self.console.print(
+            f"    {observation} ({seconds:.2f} s)", style=colour, highlight=False, markup=False
+        )
 
     def summary(self, title: str = "What was seen") -> Table:
         """All steps in one table."""

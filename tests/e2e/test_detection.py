@@ -3,15 +3,11 @@
 import hashlib
 import re
 
-import pytest
-
 from keylime.hashes import HashAlgorithm
 from keylime.messages.verifier import OperationalState
 from keylime.tpm.device import Tpm
 from tests.lab.installation import Machine
 from tests.lab.site import Site, errors_of, script
-
-pytestmark = pytest.mark.xdist_group("e2e-operator")
 
 ZEROS = "0" * 64
 

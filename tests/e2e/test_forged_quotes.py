@@ -16,8 +16,6 @@ from tests.lab.interposer import Interposer, Lie, Results, Seen, changed, honest
 from tests.lab.site import Site, errors_of, script
 from tests.lab.waiting import await_value
 
-pytestmark = pytest.mark.xdist_group("e2e-forged")
-
 QUOTE = "qoute_validation.quote_validation"
 
 

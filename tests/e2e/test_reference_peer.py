@@ -34,7 +34,6 @@ _CONFIG = Path(__file__).parents[2] / "config"
 
 pytestmark = [
     pytest.mark.reference,
-    pytest.mark.xdist_group("e2e-reference"),
     pytest.mark.skipif(_VENV is None, reason="KEYLIME_REFERENCE_PEER does not name a virtual environment"),
 ]
 

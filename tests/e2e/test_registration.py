@@ -13,8 +13,6 @@ from tests.lab.installation import Machine, start_agent
 from tests.lab.rest import Answer
 from tests.lab.site import Site, attestation_key, errors_of
 
-pytestmark = pytest.mark.xdist_group("e2e-registration")
-
 _PATH = "/v2.5/agents/"
 
 

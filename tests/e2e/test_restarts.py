@@ -14,8 +14,6 @@ from tests.lab.interposer import Interposer, asked_entries, interposed
 from tests.lab.site import Site, attestation_key, errors_of, script
 from tests.lab.waiting import await_value
 
-pytestmark = pytest.mark.xdist_group("e2e-restarts")
-
 ORDERLY, SUDDEN = signal.SIGTERM, signal.SIGKILL
 
 

@@ -21,8 +21,6 @@ from tests.lab.interposer import Interposer, interposed
 from tests.lab.rest import Rest
 from tests.lab.site import Site, errors_of, script
 
-pytestmark = pytest.mark.xdist_group("e2e-revocation")
-
 _ACTION = """\
 #!/bin/sh
 cat "$1" >> actions-run

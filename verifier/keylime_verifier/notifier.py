@@ -1,56 +1,96 @@
-"""Carries revocations from the outbox to their targets, at least once, slow targets delaying nobody."""
+"""Carries revocations from the outbox to their targets, at least once, slow targets delaying nobody.
+
+Each target has a queue of its own and one connection: it gets its messages in order, and when it does not
+answer, all that wait for it wait. What came of attempts is written down in batches.
+"""
 
 import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 from keylime.database.engine import DatabaseUnavailable
-from keylime.errors import KeylimeError
+from keylime.errors import KeylimeError, PeerUnreachable
 from keylime.identifiers import AgentId
 from keylime.messages.revocation import SignedRevocation
-from keylime.revocation.channel import RevocationPublisher
 from keylime_verifier.agent_client import AgentClient
-from keylime_verifier.outbox import AGENT, DELIVERED, FAILED, PENDING, ZEROMQ, Outbox
-from keylime_verifier.records import AgentRecord, Delivery
+from keylime_verifier.outbox import DELIVERED, FAILED, PENDING, Outbox
+from keylime_verifier.records import AgentRecord, Attempt, Delivery
 
 log = logging.getLogger("keylime.revocation_notifier")
 
-_MAX_CONCURRENT = 50
+# First attempts have slots of their own in each channel: targets that are known to be silent, and each
+# attempt at one takes its full time, do not keep the news from the others.
+_MAX_FIRST_ATTEMPTS = 200
+_MAX_REPEATED_ATTEMPTS = 50
+_FEWEST_ATTEMPTS = 3  # also of what became too old while the verifier was not running
 _LONGEST_DELAY_S = 60.0
 _LOOK_AGAIN_S = 30.0
+_PRUNE_INTERVAL_S = 3600.0
 _DATABASE_RETRY_S = 1.0
+_LAST_RECORD_S = 1.0
 
 FindAgent = Callable[[AgentId], Awaitable[AgentRecord | None]]
 ConnectAgent = Callable[[AgentRecord], AgentClient]
+Send = Callable[[SignedRevocation], Awaitable[None]]
+"""Takes a message to its target; returns when it is there. PeerUnreachable ends the attempt for all."""
+Carrier = Callable[[str, contextlib.AsyncExitStack], Awaitable[Send]]
+"""Opens the way to one target; the stack closes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Persistence:
+    """How long and how often: seconds. `retention_s` bounds retries, `history_s` what is kept."""
+
+    retry_interval_s: float
+    attempt_limit_s: float
+    retention_s: float
+    history_s: float
+
+    def delay_s(self, failures: int) -> float:
+        """The pause after that many attempts in vain: longer each time, up to a minute."""
+        return min(self.retry_interval_s * 2.0 ** min(failures - 1, 16), _LONGEST_DELAY_S)
+
+    def is_over(self, age_s: float, attempts: int) -> bool:
+        """Whether to give up."""
+        return age_s >= self.retention_s and attempts >= _FEWEST_ATTEMPTS
+
+
+@dataclass(slots=True, eq=False)
+class _Queue:
+    """What waits for one target, by revocation id, oldest first."""
+
+    channel: str
+    target: str
+    waiting: dict[str, Delivery] = field(default_factory=dict)
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def add(self, delivery: Delivery) -> None:
+        self.waiting[delivery.revocation.revocation_id] = delivery
+        self.news.set()
 
 
 class Notifier:
     """Delivers what is pending, now and after every restart, until each target has it or is given up."""
 
-    def __init__(
-        self,
-        outbox: Outbox,
-        *,
-        find_agent: FindAgent,
-        connect: ConnectAgent,
-        publisher: RevocationPublisher | None,
-        retry_interval_s: float,
-        max_attempts: int,
-    ) -> None:
+    def __init__(self, outbox: Outbox, carriers: Mapping[str, Carrier], persistence: Persistence) -> None:
+        """`carriers` by channel; what is pending for a channel without one is given up."""
         self._outbox = outbox
-        self._find_agent = find_agent
-        self._connect = connect
-        self._publisher = publisher
-        self._retry_interval_s = retry_interval_s
-        self._max_attempts = max_attempts
+        self._carriers = carriers
+        self._persistence = persistence
+        self._must_look = True
+        self._prune_at = 0.0
         self._wake = asyncio.Event()
-        self._slots = asyncio.Semaphore(_MAX_CONCURRENT)
-        self._under_way: dict[tuple[str, str, str], asyncio.Task[None]] = {}
+        self._slots: dict[tuple[str, bool], asyncio.Semaphore] = {}
+        self._queues: dict[tuple[str, str], _Queue] = {}  # by channel and target
+        self._workers: set[asyncio.Task[None]] = set()
+        self._attempts: dict[tuple[str, str, str], Attempt] = {}  # not written down yet
 
     def wake(self) -> None:
         """Tells that the outbox has something new."""
+        self._must_look = True
         self._wake.set()
 
     async def run(self) -> None:
@@ -60,81 +100,187 @@ class Notifier:
                 self._wake.clear()
                 pause_s = _LOOK_AGAIN_S
                 try:
-                    # One that ends while the outbox is read may still be in the answer.
-                    known = set(self._under_way)
-                    for delivery in await self._outbox.pending():
-                        if delivery.key not in known:
-                            self._start(delivery)
+                    await self._record()
+                    if self._must_look:
+                        await self._take_in()
+                    await self._prune()
                 except DatabaseUnavailable as error:
                     log.error("%s; trying again", error)
                     pause_s = _DATABASE_RETRY_S
-                # Not wait_for(): before Python 3.12 it loses a cancellation that comes with the event.
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(pause_s):
-                        await self._wake.wait()
+                await _wait(self._wake, pause_s)
+                self._must_look = self._must_look or not self._wake.is_set()
         finally:
-            for task in self._under_way.values():
-                task.cancel()
-            await asyncio.gather(*self._under_way.values(), return_exceptions=True)
+            await self._end()
 
-    def _start(self, delivery: Delivery) -> None:
-        key = delivery.key
-        if key not in self._under_way:
-            task = asyncio.create_task(self._deliver(delivery))
-            self._under_way[key] = task
-            task.add_done_callback(lambda _: self._under_way.pop(key, None))
+    async def _prune(self) -> None:
+        if time.monotonic() < self._prune_at:
+            return
+        pruned = await self._outbox.prune(int(time.time() - self._persistence.history_s))
+        self._prune_at = time.monotonic() + _PRUNE_INTERVAL_S
+        if pruned:
+            log.info("forgot %d revocations whose deliveries ended long ago", pruned)
 
-    async def _deliver(self, delivery: Delivery) -> None:
-        attempts = delivery.attempts
-        while True:
-            async with self._slots:
-                error = await self._attempt(delivery)
-            attempts += 1
-            state = DELIVERED if error is None else PENDING if attempts < self._max_attempts else FAILED
-            current = Delivery(delivery.revocation, delivery.channel, delivery.target, attempts - 1)
-            try:
-                await self._outbox.record_attempt(current, state, int(time.time()), error)
-            except DatabaseUnavailable as unavailable:
-                log.error("%s; the revocation will be delivered again", unavailable)
-                return
-            self._log(current, state, error)
-            if state != PENDING:
-                return
-            await asyncio.sleep(min(self._retry_interval_s * 2 ** (attempts - 1), _LONGEST_DELAY_S))
-
-    async def _attempt(self, delivery: Delivery) -> str | None:
-        """None when delivered, else why not."""
-        signed = SignedRevocation(delivery.revocation.message, delivery.revocation.signature)
+    async def _record(self) -> None:
+        batch, self._attempts = self._attempts, {}
+        if not batch:
+            return
         try:
-            if delivery.channel == AGENT:
-                await self._tell_agent(AgentId(delivery.target), signed)
-            elif delivery.channel == ZEROMQ and self._publisher is not None:
-                await self._publisher.publish(signed)
-            else:
-                return f"the channel {delivery.channel} is not enabled"
+            await self._outbox.record_attempts(list(batch.values()))
+        except BaseException:
+            self._attempts = {**batch, **self._attempts}
+            raise
+
+    async def _take_in(self) -> None:
+        self._must_look = False
+        try:
+            pending = await self._outbox.pending()
+        except BaseException:
+            self._must_look = True
+            raise
+        for delivery in pending:
+            queue = self._queues.get((delivery.channel, delivery.target))
+            # One that ended while the outbox was read may still be in the answer.
+            if delivery.key in self._attempts or (
+                queue and delivery.revocation.revocation_id in queue.waiting
+            ):
+                continue
+            (queue or self._open_queue(delivery.channel, delivery.target)).add(delivery)
+
+    def _open_queue(self, channel: str, target: str) -> _Queue:
+        queue = self._queues[channel, target] = _Queue(channel, target)
+        worker = asyncio.create_task(self._serve(queue))
+        self._workers.add(worker)
+        worker.add_done_callback(self._workers.discard)
+        return queue
+
+    async def _serve(self, queue: _Queue) -> None:
+        """Delivers what waits for one target, until nothing does."""
+        failures = 0
+        try:
+            while queue.waiting:
+                queue.news.clear()
+                async with self._slot(queue.channel, is_first=failures == 0):
+                    await self._deliver(queue, list(queue.waiting.values()))
+                failures += 1
+                if queue.waiting:
+                    await _wait(queue.news, self._persistence.delay_s(failures))
+        finally:
+            del self._queues[queue.channel, queue.target]
+
+    def _slot(self, channel: str, *, is_first: bool) -> asyncio.Semaphore:
+        slots = _MAX_FIRST_ATTEMPTS if is_first else _MAX_REPEATED_ATTEMPTS
+        return self._slots.setdefault((channel, is_first), asyncio.Semaphore(slots))
+
+    async def _deliver(self, queue: _Queue, batch: list[Delivery]) -> None:
+        """One attempt at each of `batch`, in order, over one connection."""
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                send = await self._open(queue, stack)
+                while batch:
+                    refusal = await self._send(send, batch[0])
+                    self._conclude(queue, batch.pop(0), refusal)
+            return
+        except KeylimeError as error:
+            reason = str(error)
+        except Exception as error:
+            log.exception("delivering a revocation over %s failed", queue.channel)
+            reason = type(error).__name__
+        for delivery in batch:
+            self._conclude(queue, delivery, reason)
+
+    async def _open(self, queue: _Queue, stack: contextlib.AsyncExitStack) -> Send:
+        carrier = self._carriers.get(queue.channel)
+        if carrier is None:
+            raise KeylimeError(f"the channel {queue.channel} is not enabled any more")
+        return await carrier(queue.target, stack)
+
+    async def _send(self, send: Send, delivery: Delivery) -> str | None:
+        """None when it arrived, else why it was refused. Raises PeerUnreachable for a silent target."""
+        limit_s = self._persistence.attempt_limit_s
+        try:
+            async with asyncio.timeout(limit_s):
+                await send(SignedRevocation(delivery.revocation.message, delivery.revocation.signature))
+        except TimeoutError as error:
+            raise PeerUnreachable(f"not done within {limit_s:g} s") from error
+        except PeerUnreachable:
+            raise
         except KeylimeError as error:
             return str(error)
-        except Exception as error:
-            log.exception("delivering a revocation over %s failed", delivery.channel)
-            return type(error).__name__
         return None
 
-    async def _tell_agent(self, agent_id: AgentId, signed: SignedRevocation) -> None:
-        record = await self._find_agent(agent_id)
-        if record is None:
-            return  # deleted meanwhile: nobody is left to tell
-        client = self._connect(record)
-        try:
-            await client.notify(signed)
-        finally:
-            await client.close()
-
-    def _log(self, delivery: Delivery, state: str, error: str | None) -> None:
-        where = f"{delivery.channel} {delivery.target}"
-        about = delivery.revocation.agent_id
-        if state == DELIVERED:
-            log.info("revocation of agent %s delivered to %s", about, where)
-        elif state == PENDING:
-            log.warning("revocation of agent %s not delivered to %s yet: %s", about, where, error)
+    def _conclude(self, queue: _Queue, delivery: Delivery, error: str | None) -> None:
+        """Notes an attempt; a delivery that is over leaves its queue."""
+        tried, now = replace(delivery, attempts=delivery.attempts + 1), int(time.time())
+        state = self._state_after(tried, error, now)
+        if state == PENDING:
+            queue.waiting[delivery.revocation.revocation_id] = tried
         else:
-            log.error("revocation of agent %s given up for %s: %s", about, where, error)
+            del queue.waiting[delivery.revocation.revocation_id]
+        self._attempts[delivery.key] = Attempt(tried, state, error, now)
+        self._wake.set()
+        _log(delivery, state, error)
+
+    def _state_after(self, tried: Delivery, error: str | None, now: int) -> str:
+        if error is None:
+            return DELIVERED
+        if tried.channel not in self._carriers:
+            return FAILED
+        age_s = now - tried.revocation.created_at
+        return FAILED if self._persistence.is_over(age_s, tried.attempts) else PENDING
+
+    async def _end(self) -> None:
+        for worker in self._workers:
+            worker.cancel()
+        await asyncio.gather(*self._workers, return_exceptions=True)
+        try:
+            async with asyncio.timeout(_LAST_RECORD_S):
+                await self._record()
+        except (TimeoutError, DatabaseUnavailable):
+            log.error("the last deliveries could not be written down; they will be repeated")
+
+
+def agent_carrier(find_agent: FindAgent, connect: ConnectAgent) -> Carrier:
+    """Posts messages to agents, where they are now. One that was deleted has nobody left to tell."""
+
+    async def open_way(target: str, stack: contextlib.AsyncExitStack) -> Send:
+        record = await find_agent(AgentId(target))
+        if record is None:
+            return _tell_nobody
+        client = connect(record)
+        stack.push_async_callback(client.close)
+        return client.notify
+
+    return open_way
+
+
+def broadcast(send: Send) -> Carrier:
+    """A carrier for channels that know their one target themselves."""
+
+    async def open_way(_target: str, _stack: contextlib.AsyncExitStack) -> Send:
+        return send
+
+    return open_way
+
+
+async def _tell_nobody(_signed: SignedRevocation) -> None:
+    """For a target that is gone."""
+
+
+async def _wait(event: asyncio.Event, limit_s: float) -> None:
+    # Not wait_for(): before Python 3.12 it loses a cancellation that comes together with the event.
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(limit_s):
+            await event.wait()
+
+
+def _log(delivery: Delivery, state: str, error: str | None) -> None:
+    where = f"{delivery.channel} {delivery.target}"
+    about = delivery.revocation.agent_id
+    if state == DELIVERED:
+        log.info("revocation of agent %s delivered to %s", about, where)
+    elif state == FAILED:
+        log.error("revocation of agent %s given up for %s: %s", about, where, error)
+    else:
+        # A target may be away for days: one line tells it, `keylime_tenant -c revocations` the rest.
+        level = logging.WARNING if delivery.attempts == 0 else logging.DEBUG
+        log.log(level, "revocation of agent %s not delivered to %s yet: %s", about, where, error)

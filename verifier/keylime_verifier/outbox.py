@@ -1,17 +1,48 @@
 """Revocations on their way: written with the verdict that causes them, kept until each target has its own."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from keylime.identifiers import AgentId
-from keylime_verifier.records import Delivery, StoredRevocation
+from keylime.messages.deliveries import Deliveries, DeliveryStatus, TargetSummary
+from keylime_verifier.records import Attempt, Delivery, StoredRevocation
 from keylime_verifier.schema import agents, deliveries, revocations
 from keylime_verifier.transactions import read, write
 
 PENDING, DELIVERED, FAILED = "pending", "delivered", "failed"
+STATES = (PENDING, DELIVERED, FAILED)
 AGENT, ZEROMQ, WEBHOOK = "agent", "zeromq", "webhook"
+CHANNELS = (AGENT, ZEROMQ, WEBHOOK)
+
+# Names of parameters that are no columns begin with an underscore.
+_UPDATE_MANY = sa.update(deliveries).where(
+    deliveries.c.revocation_id == sa.bindparam("_revocation_id"),
+    deliveries.c.channel == sa.bindparam("_channel"),
+    deliveries.c.target == sa.bindparam("_target"),
+)
+
+_PRUNED_AT_ONCE = 500  # revocations in one transaction, so that verdicts do not wait long
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryFilter:
+    """Which deliveries are meant: those of revocations about `agent_id`, those in `state`; None is all."""
+
+    agent_id: AgentId | None = None
+    state: str | None = None
+
+    def conditions(self) -> list[sa.ColumnElement[bool]]:
+        """As conditions on the joined tables."""
+        wanted = []
+        if self.agent_id is not None:
+            wanted.append(revocations.c.agent_id == self.agent_id)
+        if self.state is not None:
+            wanted.append(deliveries.c.state == self.state)
+        return wanted
 
 
 async def insert_revocation(
@@ -58,7 +89,7 @@ async def insert_revocation(
 
 
 class Outbox:
-    """The deliveries that are still to be made."""
+    """The deliveries that are still to be made, and for some time those that have ended."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
@@ -66,36 +97,125 @@ class Outbox:
     async def pending(self) -> list[Delivery]:
         """Every delivery that has neither succeeded nor been given up, oldest first."""
         query = (
-            sa.select(revocations, deliveries.c.channel, deliveries.c.target, deliveries.c.attempts)
-            .join(deliveries, deliveries.c.revocation_id == revocations.c.revocation_id)
+            sa.select(deliveries)
+            .join(revocations, deliveries.c.revocation_id == revocations.c.revocation_id)
             .where(deliveries.c.state == PENDING)
-            .order_by(revocations.c.created_at)
+            .order_by(revocations.c.created_at, revocations.c.revocation_id)
         )
+        ids = sa.select(deliveries.c.revocation_id).where(deliveries.c.state == PENDING)
+        messages = sa.select(revocations).where(revocations.c.revocation_id.in_(ids))
         async with read(self._engine, "read pending revocations") as connection:
-            rows = (await connection.execute(query)).all()
-        return [
-            Delivery(
-                StoredRevocation(
+            # One object for all deliveries of a message: there may be thousands.
+            stored = {
+                row.revocation_id: StoredRevocation(
                     row.revocation_id, AgentId(row.agent_id), row.created_at, row.message, row.signature
-                ),
-                row.channel,
-                row.target,
-                row.attempts,
-            )
-            for row in rows
-        ]
-
-    async def record_attempt(
-        self, delivery: Delivery, state: str, now: int, error: str | None = None
-    ) -> None:
-        """Notes how one attempt ended."""
-        async with write(self._engine, "record a delivery") as connection:
-            await connection.execute(
-                sa.update(deliveries)
-                .where(
-                    deliveries.c.revocation_id == delivery.revocation.revocation_id,
-                    deliveries.c.channel == delivery.channel,
-                    deliveries.c.target == delivery.target,
                 )
-                .values(state=state, attempts=delivery.attempts + 1, last_error=error, updated_at=now)
-            )
+                for row in await connection.execute(messages)
+            }
+            rows = (await connection.execute(query)).all()
+        return [Delivery(stored[row.revocation_id], row.channel, row.target, row.attempts) for row in rows]
+
+    async def record_attempts(self, attempts: Sequence[Attempt]) -> None:
+        """Notes how attempts ended, in one transaction."""
+        rows = [
+            {
+                "_revocation_id": attempt.delivery.revocation.revocation_id,
+                "_channel": attempt.delivery.channel,
+                "_target": attempt.delivery.target,
+                "state": attempt.state,
+                "attempts": attempt.delivery.attempts,
+                "last_error": attempt.error,
+                "updated_at": attempt.at,
+            }
+            for attempt in attempts
+        ]
+        async with write(self._engine, "record deliveries") as connection:
+            await connection.execute(_UPDATE_MANY, rows)
+
+    async def overview(self, wanted: DeliveryFilter, limit: int) -> Deliveries:
+        """What `wanted` covers: every target in numbers, and the newest `limit` deliveries."""
+        conditions = wanted.conditions()
+        async with read(self._engine, "read the deliveries") as connection:
+            errors = {
+                (row.channel, row.target): row.last_error
+                for row in await connection.execute(_last_errors(conditions))
+            }
+            summaries = [
+                TargetSummary(
+                    channel=row.channel,
+                    target=row.target,
+                    pending=int(row.pending),
+                    delivered=int(row.delivered),
+                    failed=int(row.failed),
+                    attempts=int(row.attempts),
+                    last_error=errors.get((row.channel, row.target)),
+                    oldest_pending=row.oldest_pending,
+                )
+                for row in await connection.execute(_summaries(conditions))
+            ]
+            newest = [
+                DeliveryStatus(**row._mapping) for row in await connection.execute(_newest(conditions, limit))
+            ]
+        total = sum(summary.pending + summary.delivered + summary.failed for summary in summaries)
+        return Deliveries(targets=summaries, deliveries=newest, left_off=total - len(newest))
+
+    async def prune(self, before: int) -> int:
+        """Forgets revocations whose last delivery ended before `before` (epoch seconds); how many."""
+        going_on = sa.exists().where(
+            deliveries.c.revocation_id == revocations.c.revocation_id,
+            sa.or_(deliveries.c.state == PENDING, deliveries.c.updated_at >= before),
+        )
+        query = sa.select(revocations.c.revocation_id).where(revocations.c.created_at < before, ~going_on)
+        pruned = 0
+        while True:
+            async with write(self._engine, "forget old revocations") as connection:
+                ids = list((await connection.execute(query.limit(_PRUNED_AT_ONCE))).scalars())
+                for table in (deliveries, revocations):
+                    await connection.execute(sa.delete(table).where(table.c.revocation_id.in_(ids)))
+            pruned += len(ids)
+            if len(ids) < _PRUNED_AT_ONCE:
+                return pruned
+
+
+_JOINED = deliveries.join(revocations, deliveries.c.revocation_id == revocations.c.revocation_id)
+_TARGET = (deliveries.c.channel, deliveries.c.target)
+
+
+def _summaries(conditions: Sequence[sa.ColumnElement[bool]]) -> sa.Select[Any]:
+    counts = [
+        sa.func.sum(sa.case((deliveries.c.state == state, 1), else_=0)).label(state) for state in STATES
+    ]
+    oldest = sa.func.min(sa.case((deliveries.c.state == PENDING, revocations.c.created_at)))
+    columns = (
+        *_TARGET,
+        *counts,
+        sa.func.sum(deliveries.c.attempts).label("attempts"),
+        oldest.label("oldest_pending"),
+    )
+    return sa.select(*columns).select_from(_JOINED).where(*conditions).group_by(*_TARGET).order_by(*_TARGET)
+
+
+def _last_errors(conditions: Sequence[sa.ColumnElement[bool]]) -> sa.Select[Any]:
+    place = sa.func.row_number().over(partition_by=_TARGET, order_by=deliveries.c.updated_at.desc())
+    ranked = (
+        sa.select(*_TARGET, deliveries.c.last_error, place.label("place"))
+        .select_from(_JOINED)
+        .where(deliveries.c.last_error.is_not(None), *conditions)
+        .subquery()
+    )
+    return sa.select(ranked.c.channel, ranked.c.target, ranked.c.last_error).where(ranked.c.place == 1)
+
+
+def _newest(conditions: Sequence[sa.ColumnElement[bool]], limit: int) -> sa.Select[Any]:
+    columns = (
+        revocations.c.revocation_id,
+        revocations.c.agent_id,
+        revocations.c.created_at,
+        *_TARGET,
+        deliveries.c.state,
+        deliveries.c.attempts,
+        deliveries.c.last_error,
+        deliveries.c.updated_at,
+    )
+    order = (revocations.c.created_at.desc(), revocations.c.revocation_id, *_TARGET)
+    return sa.select(*columns).select_from(_JOINED).where(*conditions).order_by(*order).limit(limit)

@@ -13,7 +13,7 @@ MEASURED_BOOT = "measured_boot"
 
 
 class PolicyStore:
-    """Reads policies; they are written with the agents that bring them."""
+    """Reads policies; they are written with the agents that bring them, or under names of their own."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
@@ -39,7 +39,9 @@ class PolicyStore:
         return found
 
 
-async def put_policy(connection: AsyncConnection, kind: str, name: str, text: str) -> None:
+async def put_policy(
+    connection: AsyncConnection, kind: str, name: str, text: str, tpm_policy: str | None = None
+) -> None:
     """Stores a new policy. Raises sqlalchemy's IntegrityError when the name is taken."""
     content_hash = hashlib.sha256(text.encode()).hexdigest()
     known = await connection.execute(
@@ -47,7 +49,9 @@ async def put_policy(connection: AsyncConnection, kind: str, name: str, text: st
     )
     if known.first() is None:
         await connection.execute(sa.insert(policy_texts).values(content_hash=content_hash, text=text))
-    await connection.execute(sa.insert(policies).values(kind=kind, name=name, content_hash=content_hash))
+    await connection.execute(
+        sa.insert(policies).values(kind=kind, name=name, content_hash=content_hash, tpm_policy=tpm_policy)
+    )
 
 
 async def delete_policy(connection: AsyncConnection, kind: str, name: str) -> bool:

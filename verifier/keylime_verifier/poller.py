@@ -42,7 +42,7 @@ from keylime_verifier.lifecycle import (
     VDelivered,
     advance,
 )
-from keylime_verifier.records import AgentRecord
+from keylime_verifier.records import AgentRecord, Enrolment
 
 log = logging.getLogger("keylime.verifier")
 
@@ -60,6 +60,7 @@ class PolledAgent:
     polling: Polling
     client: AgentClient | None = None  # made at the first turn: a bad record must fail there and not earlier
     reference: Reference | None = None
+    references_forgotten: int = 0  # tells a turn that what it builds is outdated already
     dropped: bool = False
     turn: asyncio.Task[None] | None = None
     is_concluding: bool = False  # the turn has its outcome and is writing it down
@@ -120,6 +121,14 @@ class Poller:
             self._close_later(agent)
         elif not agent.is_concluding:  # no transaction is cut off: the store refuses what is stale
             agent.turn.cancel()
+
+    def forget_references(self, is_affected: Callable[[Enrolment], bool]) -> int:
+        """The next rounds of some agents use their policies as they are stored then (S6); how many agents."""
+        affected = [agent for agent in self._agents.values() if is_affected(agent.record.enrolment)]
+        for agent in affected:
+            agent.reference = None
+            agent.references_forgotten += 1
+        return len(affected)
 
     def current(self, agent_id: AgentId) -> AgentRecord | None:
         """The freshest record of an agent that is being polled here."""
@@ -217,8 +226,11 @@ class Poller:
         client = self._client_of(agent)
         reference = agent.reference
         if reference is None:
-            reference = agent.reference = await self._build_reference(agent.record)
-        checkpoint = agent.record.progress.checkpoint
+            forgotten = agent.references_forgotten
+            reference = await self._build_reference(agent.record)
+            if forgotten == agent.references_forgotten:
+                agent.reference = reference
+        checkpoint = agent.record.progress.checkpoint.under_policy(reference.runtime_policy.content_hash)
         challenge = make_challenge(reference, checkpoint, new_nonce(), renew_key=renew_key)
         try:
             reply = await client.quote(challenge)

@@ -102,3 +102,13 @@ class Delivery:
     def key(self) -> tuple[str, str, str]:
         """What tells it from every other delivery."""
         return self.revocation.revocation_id, self.channel, self.target
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """How a delivery's last attempt ended; `delivery.attempts` counts it, `state` is one of the outbox's."""
+
+    delivery: Delivery
+    state: str
+    error: str | None
+    at: int  # seconds since the epoch

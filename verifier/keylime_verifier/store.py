@@ -57,6 +57,13 @@ class AgentStore:
             )
         return None if row is None else _record_of(row)
 
+    async def ak_tpm_of(self, agent_id: AgentId) -> str | None:
+        """The AK of an agent, base64 of its TPM2B_PUBLIC, or None."""
+        query = sa.select(agents.c.ak_tpm).where(agents.c.agent_id == agent_id)
+        async with read(self._engine, "read an agent's AK") as connection:
+            found: str | None = (await connection.execute(query)).scalar()
+        return found
+
     async def list_ids(self, verifier_id: str | None = None) -> list[str]:
         """All agent ids, or those of one verifier, sorted."""
         query = sa.select(agents.c.agent_id).order_by(agents.c.agent_id)

@@ -101,8 +101,9 @@ VERIFIER = ComponentTable(
             "enabled_revocation_notifications",
             Kind.LIST,
             ("agent",),
-            "How revocations are announced: agent (HTTPS to every agent), zeromq (publisher).",
-            choices=("agent", "zeromq"),
+            "How revocations are announced: agent (HTTPS to every agent), zeromq (publisher), webhook (HTTPS "
+            "to webhook_url).",
+            choices=("agent", "zeromq", "webhook"),
             former=(("verifier", "enabled_revocation_notifications"),),
         ),
         _revocations(
@@ -121,6 +122,31 @@ VERIFIER = ComponentTable(
             maximum=65535,
             former=(("verifier", "zmq_port"),),
         ),
+        _revocations(
+            "webhook_url",
+            Kind.TEXT,
+            "",
+            "Where the webhook posts revocations to; the receiver's certificate must come from "
+            "trusted_server_ca.",
+            former=(("verifier", "webhook_url"),),
+        ),
+        _revocations(
+            "webhook_allow_http", Kind.FLAG, False, "Accept a webhook_url with plain HTTP, unprotected."
+        ),
+        _revocations(
+            "retention",
+            Kind.NUMBER,
+            604800.0,
+            "Seconds during which a revocation is offered to a target that does not take it.",
+            minimum=0,
+        ),
+        _revocations(
+            "history",
+            Kind.NUMBER,
+            2592000.0,
+            "Seconds for which revocations are kept after their last delivery ended.",
+            minimum=0,
+        ),
         # Known from existing files, without effect today.
         _ignored("registrar_ip", Kind.ADDRESS, "127.0.0.1", "Registrar; not used by the verifier."),
         _ignored("registrar_port", Kind.INTEGER, 8891, "Registrar; not used by the verifier."),
@@ -132,14 +158,6 @@ VERIFIER = ComponentTable(
             Kind.FLAG,
             False,
             "Accept only runtime policies that are signed, with the key they are to be verified with.",
-        ),
-        _revocations(
-            "webhook_url",
-            Kind.TEXT,
-            "",
-            "Where revocations are posted to.",
-            ignored=True,
-            former=(("verifier", "webhook_url"),),
         ),
         *shared.durable_attestation("verifier", signed_attributes=()),
         _ignored("mode", Kind.TEXT, "pull", "Attestation model; only pull is served."),

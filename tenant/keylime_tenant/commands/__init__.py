@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
-from keylime_tenant.commands import enrol, policies, registrar, verifier
+from keylime_tenant.commands import enrol, policies, registrar, revocations, verifier
 from keylime_tenant.session import Session
 
 
@@ -28,6 +28,7 @@ COMMANDS: Mapping[str, Command] = {
     "cvlist": Command(verifier.cvlist),
     "bulkinfo": Command(verifier.bulkinfo),
     "reglist": Command(registrar.reglist),
+    "revocations": Command(revocations.revocations),
     "addruntimepolicy": Command(policies.add_runtime_policy),
     "updateruntimepolicy": Command(policies.update_runtime_policy),
     "showruntimepolicy": Command(policies.show_runtime_policy),

@@ -40,7 +40,7 @@ def test_a_wrong_password_opens_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "ca" / "node1-cert.crt").exists()
 
 
-@pytest.mark.parametrize("command", ["create", "pkg", "revoke", "import-priv", "listen"])
+@pytest.mark.parametrize("command", ["create", "pkg", "revoke", "import-priv"])
 def test_a_command_without_what_it_needs_is_misuse(tmp_path: Path, command: str) -> None:
     with pytest.raises(Misuse):
         carry_out(tmp_path, command)

@@ -250,3 +250,10 @@ def test_an_altered_public_area_is_another_key_or_a_declared_error(
 def test_claimed_sizes_are_checked_against_what_is_there() -> None:
     with pytest.raises(MalformedEvidence, match="claims 65535 bytes"):
         parse_attestation_key(struct.pack(">H", 0xFFFF) + RSA_PUBLIC[2:])
+
+
+@pytest.mark.parametrize("longer", ["x", "y"])
+def test_a_coordinate_longer_than_the_curve_is_malformed(longer: str) -> None:
+    point = {"x": X, "y": Y, longer: b"\0" + {"x": X, "y": Y}[longer]}
+    with pytest.raises(MalformedEvidence, match="longer than the curve's 32 bytes"):
+        parse_attestation_key(ecc_public(point["x"], point["y"], 0x0003))

@@ -111,3 +111,9 @@ def test_the_largest_genuine_quote_is_within_the_limit() -> None:
     pcrs = PcrValues(HashAlgorithm.SHA512, {index: bytes(64) for index in range(24)})
     text = encode_quote(bytes(4 + 2 + 68 + 68 + 25 + 4 + 16 * 6 + 66), bytes(6 + 512), encode_pcr_blob(pcrs))
     assert len(text) < 8192
+
+
+@pytest.mark.parametrize(("size", "reason"), [(8192, "parts"), (8193, "8193 characters, at most 8192")])
+def test_a_text_is_read_up_to_its_largest_size_and_not_beyond(size: int, reason: str) -> None:
+    with pytest.raises(MalformedEvidence, match=reason):
+        parse_quote("r" + "A" * (size - 1))

@@ -2,6 +2,7 @@ import dataclasses
 import struct
 
 import pytest
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from hypothesis import given
 from hypothesis import strategies as st
@@ -144,3 +145,26 @@ def test_any_bytes_parse_canonically_or_are_malformed(data: bytes, scheme: int, 
         except MalformedEvidence:
             continue
         assert encode(signature) == candidate
+
+
+def unsupported(*_: object) -> None:
+    raise UnsupportedAlgorithm("switched off on this machine")
+
+
+def test_what_the_crypto_library_cannot_verify_is_refused(rsassa: SoftwareAk) -> None:
+    """A library that follows a policy of its own may have SHA-1 switched off: that is no pass."""
+    members = {**dict.fromkeys(rsa.RSAPublicKey.__abstractmethods__, unsupported), "key_size": 2048}
+    strict_key = type("StrictKey", (rsa.RSAPublicKey,), members)()
+    key = dataclasses.replace(key_of(rsassa), public_key=strict_key)
+    with pytest.raises(SignatureInvalid, match="rsassa with sha256 cannot be verified here"):
+        verify_signature(key, parse_signature(rsassa.sign(MESSAGE)), MESSAGE)
+
+
+@pytest.mark.parametrize("longer", ["r", "s"])
+def test_a_number_longer_than_the_curve_is_refused(p521: SoftwareAk, longer: str) -> None:
+    signature = parse_signature(p521.sign(MESSAGE))
+    assert isinstance(signature.value, EcdsaValue)
+    number = b"\0" + getattr(signature.value, longer)
+    value = dataclasses.replace(signature.value, **{longer: number})
+    with pytest.raises(SignatureInvalid, match="longer than the curve's 66 bytes"):
+        verify_signature(key_of(p521), dataclasses.replace(signature, value=value), MESSAGE)

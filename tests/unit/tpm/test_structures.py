@@ -127,3 +127,12 @@ def test_a_reader_says_where_the_bytes_ended() -> None:
     reader = Reader(b"\x00\x05abc", "thing")
     with pytest.raises(MalformedEvidence, match="thing is cut short: 5 bytes expected at offset 2, 3 left"):
         reader.sized(10)
+
+
+def test_a_tpm_has_at_most_sixteen_banks() -> None:
+    one = pcr_selection(HashAlgorithm.SHA256, [0])
+    attested = parse_attest(quote_attest(nonce=b"", selections=[one] * 16, digest=b"")).attested
+    assert isinstance(attested, QuoteInfo)
+    assert len(attested.selections) == 16
+    with pytest.raises(MalformedEvidence, match="17 banks"):
+        parse_attest(quote_attest(nonce=b"", selections=[one] * 17, digest=b""))

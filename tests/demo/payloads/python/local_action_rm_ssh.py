@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-# ruff: noqa: I001, S605
+# ruff: noqa: ASYNC221, ASYNC230, I001, S605
 import os
 import ast
 from cryptography import x509

@@ -1,0 +1,296 @@
+"""Attacks on revocations and payloads, each under its id of the attack catalogue (V1-V8, Y1-Y13)."""
+
+import asyncio
+import io
+import json
+import os
+import re
+import warnings
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from keylime.http.server import Response
+from keylime.messages.revocation import RevocationMessage, SignedRevocation
+from keylime.payload.bundle import PayloadRefused, encrypt_payload, pack_archive
+from keylime.payload.keys import DerivedKey, split_key
+from keylime.revocation.signing import sign_revocation
+from keylime_agent.actions import ActionOptions, ActionRunner
+from keylime_agent.payload import PayloadOptions, PayloadWorker, install_payload
+from keylime_agent.processes import child_environment
+from keylime_agent.revocation import RevocationHandler
+from tests.fakes.attesting_agent import AttestingAgent
+from tests.fakes.revocation_certificate import notifier_certificate
+from tests.fakes.running_verifier import (
+    eventually,
+    query_database,
+    revocation_key,
+    revocation_key_pem,
+    running_verifier,
+    verifier_authority,
+)
+
+AGENT_ID = "d432fbb3-d2f1-4a97-9ef7-75bd81c00000"
+PAYLOAD = PayloadOptions("derived_tci_key", "decrypted_payload", True, "autorun.sh", None, is_allowed=True)
+TESTS = Path(__file__).parent.parent
+
+# Where the rest of the catalogue's rows are tested, by the thing that is attacked.
+ELSEWHERE = {
+    "y1": ("integration/test_agent.py", "test_nobody_talks_to_an_agent_without_a_trusted_certificate"),
+    "y2": ("attacks/test_payload_attacks.py", "test_a_second_delivery_of_the_same_shares_never_runs_again"),
+    "y3": (
+        "attacks/test_payload_attacks.py",
+        "test_shares_that_do_not_fit_derive_nothing_and_do_not_block_the_right_ones",
+    ),
+    "y4": ("attacks/test_payload_attacks.py", "test_the_auth_tag_of_another_agent_derives_nothing"),
+    "y5": ("unit/tenant/test_enrolment.py", "test_the_verifier_gets_v_and_never_k_or_u"),
+    "y6": ("attacks/test_payload_attacks.py", "test_an_altered_ciphertext_writes_nothing"),
+    "y10": ("unit/test_secure_mount.py", "test_what_others_could_have_made_is_refused"),
+    "y12": (
+        "unit/tenant/test_enrolment.py",
+        "test_a_payload_key_that_was_swapped_after_the_quote_is_refused",
+    ),
+    "y13": ("unit/test_secure_mount.py", "test_emptying_deletes_everything_and_follows_no_link"),
+    "v6": (
+        "integration/test_revocation_delivery.py",
+        "test_a_receiver_with_a_certificate_of_another_authority_learns_nothing",
+    ),
+}
+CATALOGUE = {f"v{number}" for number in range(1, 9)} | {f"y{number}" for number in range(1, 14)}
+
+
+def test_every_row_of_the_catalogue_has_a_test() -> None:
+    here = set(re.findall(r"^def test_([vy]\d+)_", Path(__file__).read_text("utf-8"), re.MULTILINE))
+    assert here | set(ELSEWHERE) == CATALOGUE
+    for file, name in ELSEWHERE.values():
+        assert f"def {name}(" in (TESTS / file).read_text("utf-8"), name
+
+
+class Listener:
+    """The part of an agent that takes messages and runs actions, with a payload of one action."""
+
+    def __init__(
+        self, home: Path, listed: str = "local_action_note", *, configured: Sequence[str] = ()
+    ) -> None:
+        self.home, self.unzipped, self.installed = home, home / "unzipped", home / "installed"
+        for directory in (self.unzipped, self.installed):
+            directory.mkdir(parents=True)
+        (home / "notifier.crt").write_bytes(notifier_certificate(revocation_key()))
+        (self.unzipped / "action_list").write_text(listed)
+        self.action(self.unzipped / "local_action_note")
+        options = ActionOptions(tuple(configured), self.installed, True)
+        runner = ActionRunner({"PATH": os.environ["PATH"]}, home, self.unzipped, options)
+        self._act = runner.run_all
+
+    def action(self, path: Path) -> None:
+        """A program at `path` that notes its name and what it is told."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        log = self.home / "log"
+        path.write_text(f'#!/bin/sh\nprintf "%s " {path.name} >> {log}; cat "$1" >> {log}; echo >> {log}\n')
+        path.chmod(0o700)
+
+    def receive(self, messages: Sequence[SignedRevocation]) -> list[str]:
+        """What the actions noted of all messages so far, after these."""
+
+        async def play() -> None:
+            handler = RevocationHandler(self.home / "notifier.crt", self._act)
+            task = asyncio.create_task(handler.run())
+            for signed in messages:
+                handler.receive(signed)
+            await handler.settled()
+            task.cancel()
+
+        asyncio.run(play())
+        log = self.home / "log"
+        return log.read_text().splitlines() if log.exists() else []
+
+
+def message(
+    agent_id: str = "node1", event_time: str = "Sun Nov 22 18:05:08 2026", **changes: str
+) -> SignedRevocation:
+    fields = {"type": "revocation", "meta_data": "{}", "event_id": "ima.validation", **changes}
+    unsigned = RevocationMessage(
+        ip="192.0.2.7",
+        agent_id=agent_id,
+        port=9002,
+        tpm_policy="{}",
+        event_time=event_time,
+        severity_label="emergency",
+        context="{}",
+        **fields,
+    )
+    return sign_revocation(unsigned, revocation_key_pem())
+
+
+def test_v1_forged_messages_are_ignored_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    genuine = message()
+    forged = [
+        SignedRevocation(genuine.msg, ""),
+        SignedRevocation(genuine.msg.replace("node1", "node2"), genuine.signature),
+        SignedRevocation(genuine.msg + " ", genuine.signature),
+        SignedRevocation(genuine.msg, message("node2").signature),
+    ]
+    assert Listener(tmp_path).receive(forged) == []
+    assert caplog.text.count("revocation message ignored") == len(forged)
+
+
+def test_v2_a_replayed_message_is_no_news_and_a_second_event_is(tmp_path: Path) -> None:
+    first, later = message(), message(event_time="Sun Nov 22 19:00:00 2026")
+    assert len(Listener(tmp_path).receive([first, first, later, first, later])) == 2
+
+
+def test_v3_an_action_learns_whom_a_message_is_about(tmp_path: Path) -> None:
+    (noted,) = Listener(tmp_path).receive([message("another-node")])
+    name, _, document = noted.partition(" ")
+    assert name == "local_action_note"
+    assert json.loads(document)["agent_id"] == "another-node"
+    assert '"type":"revocation"' in document
+
+
+def test_v4_an_agent_that_was_down_is_told_when_it_is_back(tmp_path: Path) -> None:
+    async def play() -> None:
+        async with (
+            AttestingAgent("agent-1", verifier_authority()) as failed,
+            AttestingAgent("agent-2", verifier_authority()) as other,
+            running_verifier(tmp_path, {"KEYLIME_VERIFIER_MAX_RETRIES": "100000"}) as verifier,
+        ):
+            for agent in (failed, other):
+                await verifier.add(agent)
+                await verifier.until_passing(agent)
+            await other.stop()
+            failed.tamper()
+            tries = "SELECT attempts FROM deliveries WHERE target = 'agent-2' AND attempts >= 2"
+            await eventually(lambda: verifier.rows(tries))
+            other.start()
+            (signed,) = await eventually(lambda: other.revocations)
+            assert json.loads(signed.msg)["agent_id"] == "agent-1"
+
+    asyncio.run(play())
+
+
+def test_v5_a_crash_between_verdict_and_sending_costs_nothing(tmp_path: Path) -> None:
+    """The verifier is cut off while the message is under way: nothing was answered, so it is sent again."""
+
+    async def play() -> None:
+        async with AttestingAgent("agent-1", verifier_authority()) as agent:
+            async with running_verifier(tmp_path) as verifier:
+                await verifier.add(agent)
+                await verifier.until_passing(agent)
+                agent.answer_revocation = Response(503)
+                agent.tamper()
+                await eventually(lambda: verifier.rows("SELECT * FROM deliveries"))
+            query_database(tmp_path, "UPDATE deliveries SET attempts = 0, last_error = NULL")
+            agent.answer_revocation = None
+            assert query_database(tmp_path, "SELECT state FROM deliveries") == [("pending",)]
+            async with running_verifier(tmp_path):
+                (signed,) = await eventually(lambda: agent.revocations)
+            assert json.loads(signed.msg)["agent_id"] == "agent-1"
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../escaped",
+        "/bin/sh",
+        "./local_action_note",
+        "sub/local_action_x",
+        "..",
+        "-rf",
+        ".hidden",
+        "a\0b",
+        "",
+    ],
+)
+def test_v7_an_action_with_a_path_is_none(tmp_path: Path, name: str) -> None:
+    listener = Listener(tmp_path, f"{name}\nlocal_action_note\n", configured=(name,))
+    listener.action(tmp_path / "escaped")
+    listener.action(listener.unzipped / "sub" / "local_action_x")
+    listener.action(listener.unzipped / ".hidden")
+    noted = listener.receive([message()])
+    assert [line.split()[0] for line in noted] == ["local_action_note"]
+
+
+def test_v7_only_what_is_listed_runs_and_modules_only_under_their_prefix(tmp_path: Path) -> None:
+    listener = Listener(tmp_path, "evil\nlocal_action_note")
+    listener.action(listener.unzipped / "not_listed")
+    (listener.unzipped / "evil.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')\n")
+    assert len(listener.receive([message()])) == 1
+    assert not (tmp_path / "imported").exists()
+
+
+def test_v8_a_flood_of_garbage_is_bounded_and_leaves_the_agent_working(tmp_path: Path) -> None:
+    listener = Listener(tmp_path)
+    garbage = [SignedRevocation("x" * 1000, f"{number:04d}") for number in range(50_000)]
+    assert listener.receive(garbage) == []
+    assert len(listener.receive([*garbage[:200], message()])) == 1
+
+
+# Payloads: what no other module tests
+
+
+def payload(archive: bytes) -> DerivedKey:
+    k = split_key().k
+    return DerivedKey(k, encrypt_payload(k, archive))
+
+
+def test_y7_an_archive_with_a_name_twice_is_refused_whole(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        file.writestr("autorun.sh", "true")
+        file.writestr("autorun.sh", "evil")
+    with pytest.raises(PayloadRefused):
+        install_payload(payload(buffer.getvalue()), tmp_path / "unzipped", PAYLOAD)
+    assert list((tmp_path / "unzipped").iterdir()) == []
+
+
+def test_y8_an_archive_in_an_archive_stays_packed(tmp_path: Path) -> None:
+    inner = pack_archive({"autorun.sh": b"evil"})
+    installed = install_payload(payload(pack_archive({"inner.zip": inner})), tmp_path / "unzipped", PAYLOAD)
+    assert installed.script is None
+    found = {path.name for path in (tmp_path / "unzipped").rglob("*")}
+    assert "inner.zip" in found
+    assert "autorun.sh" not in found
+
+
+def test_y9_a_directory_with_blanks_does_not_split_the_command(tmp_path: Path) -> None:
+    home = tmp_path / "a b; touch c"
+    home.mkdir()
+
+    async def measure(_pcr: int, _data: bytes) -> None:
+        raise AssertionError("nobody asked to measure")
+
+    async def play() -> None:
+        worker = PayloadWorker(child_environment(AGENT_ID, home), home, PAYLOAD, measure)
+        task = asyncio.create_task(worker.run())
+        worker.deliver(payload(pack_archive({"autorun.sh": b"#!/bin/sh\npwd > ../where\n"})))
+        await worker.settled()
+        task.cancel()
+
+    asyncio.run(play())
+    assert Path((home / "where").read_text().strip()).parent == home
+    assert [path.name for path in tmp_path.iterdir()] == [home.name]
+
+
+def test_y11_no_v_before_a_whole_round_has_passed(tmp_path: Path) -> None:
+    async def play() -> None:
+        async with AttestingAgent("agent-1", verifier_authority()) as agent, running_verifier(tmp_path) as v:
+            agent.gate = asyncio.Event()
+            await v.add(agent)
+            await eventually(lambda: agent.held)
+            assert agent.shares == [], "a quote was asked for, and not yet answered"
+            agent.tamper()
+            agent.gate.set()
+            await v.until_state(agent, 9)
+            assert agent.shares == [], "the first round failed"
+            assert not [path for path in agent.paths if "vkey" in path]
+            agent.reboot()
+            await v.admin("PUT", "/v2.5/agents/agent-1/reactivate")
+            await v.until_passing(agent)
+            await eventually(lambda: agent.shares)
+
+    asyncio.run(play())

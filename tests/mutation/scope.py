@@ -1,0 +1,44 @@
+"""The verification core, module by module, with the tests that must notice when one of its checks is gone."""
+
+from collections.abc import Mapping
+
+_ROUNDS = (
+    "tests/attacks/test_appraisal_quote.py",
+    "tests/attacks/test_appraisal_ima.py",
+    "tests/attacks/test_appraisal_boot.py",
+)
+_QUOTE = ("tests/attacks/test_quote_attacks.py", _ROUNDS[0])
+_APPRAISAL = (
+    "tests/unit/appraisal/test_continuity.py",
+    "tests/unit/appraisal/test_appraise.py",
+    *_ROUNDS,
+    "tests/unit/appraisal/test_histories.py",
+    "tests/unit/appraisal/test_properties.py",
+)
+_IMA = ("tests/unit/ima", "tests/attacks/test_ima_attacks.py", _ROUNDS[1])
+_BOOT = (
+    "tests/unit/measured_boot",
+    "tests/unit/policy/test_measured_boot.py",
+    _ROUNDS[2],
+    "tests/attacks/test_measured_boot_attacks.py",
+)
+
+# Tests in the order in which they run: those that are quick and near first.
+SCOPE: Mapping[str, tuple[str, ...]] = {
+    "keylime/tpm/quote.py": ("tests/unit/tpm/test_quote.py", *_QUOTE),
+    "keylime/tpm/signature.py": ("tests/unit/tpm/test_signature.py", *_QUOTE),
+    "keylime/tpm/keys.py": ("tests/unit/tpm/test_keys.py", *_QUOTE),
+    "keylime/tpm/pcr.py": ("tests/unit/tpm/test_pcr.py", *_QUOTE),
+    "keylime/tpm/structures.py": ("tests/unit/tpm/test_structures.py", *_QUOTE),
+    "keylime/appraisal/appraise.py": _APPRAISAL,
+    "keylime/appraisal/continuity.py": _APPRAISAL,
+    "keylime/appraisal/evidence.py": _APPRAISAL,
+    "keylime/ima/appraisal.py": _IMA,
+    "keylime/ima/rules.py": _IMA,
+    "keylime/ima/replay.py": _IMA,
+    "keylime/measured_boot/replay.py": _BOOT,
+    "keylime/measured_boot/appraisal.py": _BOOT,
+    "keylime/measured_boot/binding.py": _BOOT,
+    "keylime/policy/tpm_policy.py": ("tests/unit/policy/test_tpm_policy.py", *_APPRAISAL[1:3]),
+    "keylime/policy/runtime.py": ("tests/unit/policy/test_runtime.py", "tests/unit/policy", *_IMA),
+}
