@@ -1,4 +1,4 @@
-"""Which revocation messages were acted upon, so that one that comes again is no news, after a reboot either."""
+"""Which revocation messages were acted upon: one that comes again, after a reboot too, is no news."""
 
 import logging
 from pathlib import Path

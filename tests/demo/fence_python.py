@@ -22,7 +22,7 @@ class PythonAct:
     stage: Stage
     _since: dict[str, int] = field(default_factory=dict)
 
-    STEPS = 5
+    STEPS = 6
 
     @property
     def hosts(self) -> tuple[Host, Host]:
@@ -32,6 +32,7 @@ class PythonAct:
         """All steps."""
         step("delete, reboot, repair, register again", self.reboot)
         step("add both with a payload of Python actions", self.add)
+        step("the revocation of the first act comes once more", self.send_again)
         step("greets.sh gets one line more and runs", self.run_tampered)
         step("the module acts on node1, its opposite on node2", self.fence)
         step("everything stops cleanly", self.stop)
@@ -64,12 +65,18 @@ class PythonAct:
             expect(f"mycert.crt on {host.node.name}", str(link.readlink()), f"{host.agent_id}-cert.crt")
             expect(f"/root/.ssh on {host.node.name}", host.ssh_files(), SSH_FILES)
         counts = [self.stage.await_count(host, 2) for host in self.hosts]
+        return f"mycert.crt is the own certificate; attestation_count {counts[0]} and {counts[1]}"
+
+    def send_again(self) -> str:
+        former = self.stage.sent_revocation()
         for host in self.hosts:
-            # The revocation was about the machine before its repair. Channels that repeat it for those who
-            # come late must not have it carried out on the machine that was deleted and added anew.
+            since = host.agent.mark()
+            self.stage.send(host, former)
+            host.agent.wait_for("was handled before", since=since)
             executed = self._log(host).count("Executing revocation action")
             expect(f"actions run on {host.node.name} since the reboot", executed, 0)
-        return f"mycert.crt is the own certificate; attestation_count {counts[0]} and {counts[1]}"
+            expect(f"rules on {host.node.name}", host.rules(), [])
+        return "it is genuine, but about a machine that was repaired: no action, no rule"
 
     def _write_opposite(self, payload: Path) -> None:
         action = (payload / f"{_OWN}.py").read_text()

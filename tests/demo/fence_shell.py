@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from keylime.messages.revocation import RevocationMessage, SignedRevocation
+from keylime.revocation.signing import sign_revocation
 from tests.demo.fence_nodes import SECURE, UNZIPPED, Host
 from tests.demo.fence_stage import PAYLOADS, SSH, SSH_FILES, Stage, Step, expect
-from tests.lab.daemon import program
 from tests.lab.waiting import await_value
 
 _ROUNDS = 5
 _CV_CA = {"cacert.crt", "client-cert.crt", "client-private.pem", "server-cert.crt", "server-private.pem"}
-_FORGERY = (program("python"), "-m", "tests.demo.fence_forgery")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,17 +137,32 @@ class ShellAct:
         return "control -> node1, control -> node2, node1 -> node2, node2 -> node1"
 
     def forge(self) -> str:
-        site = self.stage.site
-        identity = site.control.administrator
-        accused = (site.first.agent_id, site.first.node.ip)
+        forged = self._forgeries()
         for host in self.hosts:
             since = host.agent.mark()
-            site.node.run(*_FORGERY, host.node.ip, identity.certificate, identity.key, *accused)
+            self.stage.send(host, *forged)
             host.agent.wait_for(r"(?s)revocation message ignored.*revocation message ignored", since=since)
             expect(f"rules on {host.node.name}", host.rules(), [])
             expect(f"/root/.ssh on {host.node.name}", host.ssh_files(), SSH_FILES)
             expect(f"actions on {host.node.name}", host.agent.text().count("Executing"), 0)
         return "one unsigned, one signed with a stranger's key, to each node: no action, no rule"
+
+    def _forgeries(self) -> tuple[SignedRevocation, SignedRevocation]:
+        message = RevocationMessage(
+            type="revocation",
+            ip=self.hosts[0].node.ip,
+            agent_id=self.hosts[0].agent_id,
+            port=9002,
+            tpm_policy="{}",
+            meta_data="{}",
+            event_time="Sun Nov 22 18:05:08 2026",
+            event_id="forged",
+            severity_label="emergency",
+            context="{}",
+        )
+        stranger = rsa.generate_private_key(65537, 2048)
+        pem = stranger.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+        return sign_revocation(message, ""), sign_revocation(message, pem)
 
     def run_approved(self) -> str:
         expect("greets.sh says", self.stage.run_greets(), "Hello!\n")

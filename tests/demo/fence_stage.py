@@ -1,11 +1,17 @@
 """What both acts of the fence demonstration do and look at, on the same three nodes."""
 
+import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
+from keylime.messages.revocation import SignedRevocation
 from tests.demo.fence_nodes import SECURE, Host, Site
+from tests.lab.daemon import program
 from tests.lab.waiting import await_value
 
 Step = Callable[[str, Callable[[], str]], None]
@@ -13,6 +19,7 @@ Step = Callable[[str, Callable[[], str]], None]
 PAYLOADS = Path(__file__).with_name("payloads")
 SSH_FILES = {"id_rsa": 0o600, "id_rsa.pub": 0o600, "authorized_keys": 0o600}
 SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=2")
+_SENDER = (program("python"), "-m", "tests.demo.fence_sender")
 
 
 class UnexpectedError(RuntimeError):
@@ -83,6 +90,19 @@ class Stage:
         verifier.wait_for("keylime.ima - ERROR - IMA ERRORS: ", since=since)
         response.detected = response.elapsed()
         return response
+
+    def send(self, host: Host, *messages: SignedRevocation) -> None:
+        """Posts messages to a host's agent, as one who has stolen an operator's certificate could."""
+        identity = self.site.control.administrator
+        texts = [msgspec.json.encode(message).decode() for message in messages]
+        self.site.node.run(*_SENDER, host.node.ip, identity.certificate, identity.key, *texts)
+
+    def sent_revocation(self) -> SignedRevocation:
+        """The genuine message that the verifier keeps of the first act."""
+        database = self.site.node.work_dir / "cv_data.sqlite"
+        with closing(sqlite3.connect(database)) as connection:
+            ((message, signature),) = connection.execute("SELECT message, signature FROM revocations")
+        return SignedRevocation(message, signature)
 
     def state(self, host: Host) -> tuple[str, int]:
         """operational_state and attestation_count at the verifier."""
