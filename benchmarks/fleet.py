@@ -1,7 +1,8 @@
-"""CPU, memory and punctuality of a verifier that attests a fleet: `python benchmarks/fleet.py --agents 50,500,2000`.
+"""A fleet on one verifier: CPU for each attestation, memory and database for each agent, lag, API answers.
 
-The verifier is the real one, in its own process, with SQLite and default options but for the interval. The machines
-are simulated in other processes and send genuine quotes over mutual TLS. All figures are taken from outside: CPU and
+The verifier is the real one, in its own process, with SQLite and default options but for the interval. The
+machines are simulated in other processes and send genuine quotes over mutual TLS. All figures are taken from
+outside: CPU and
 memory from /proc, rounds from the machines and from the database, latencies as a client of the API sees them.
 """
 
@@ -211,7 +212,8 @@ async def measure(count: int, options: Options, directory: Path, session: aiohtt
             empty_kb, database_bytes, started_s = daemon.rss_kb, bytes_of(database), daemon.cpu_s
             await add_all(operator, others)
             added_s = daemon.cpu_s - started_s
-            await until(fleet, lambda report: report.fewest_rounds >= _SETTLING_ROUNDS, 30 + 5 * options.interval_s)
+            limit_s = 30 + 5 * options.interval_s
+            await until(fleet, lambda report: report.fewest_rounds >= _SETTLING_ROUNDS, limit_s)
 
             before, stored_before = fleet.report(), stored_rounds(database)
             began, cpu_before_s = time.monotonic(), daemon.cpu_s
@@ -249,7 +251,7 @@ def check(steady: FleetReport, stored: int) -> None:
 
 
 def bytes_of(database: Path) -> int:
-    """The tables on disk, without the write-ahead log, whose size follows from the load and not from the fleet."""
+    """The tables on disk, without the write-ahead log, whose size follows from the load."""
     with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
         pages: int = connection.execute("PRAGMA page_count").fetchone()[0]
         size: int = connection.execute("PRAGMA page_size").fetchone()[0]
@@ -257,7 +259,8 @@ def bytes_of(database: Path) -> int:
 
 
 def render(results: Sequence[Result], options: Options) -> Table:
-    lines = f"{options.ima_lines} IMA lines" + (f", {options.growth} more in every round" if options.growth else "")
+    growth = f", {options.growth} more in every round" if options.growth else ""
+    lines = f"{options.ima_lines} IMA lines{growth}"
     table = Table(title=f"Verifier, an attestation of each agent every {options.interval_s:g} s, {lines}")
     columns = ("agents", *(str(result.agents) for result in results), "budget")
     for number, name in enumerate(columns):
@@ -285,12 +288,13 @@ def render(results: Sequence[Result], options: Options) -> Table:
 
 
 def parse_options() -> Options:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
     parser.add_argument("--agents", default="50,500", help="sizes of the fleet (default: %(default)s)")
     parser.add_argument("--interval", type=float, default=2.0, help="quote_interval in seconds (%(default)s)")
     parser.add_argument("--seconds", type=float, default=5.0, help="how long to measure (%(default)s)")
     parser.add_argument("--ima-lines", type=int, default=100, help="lines of each IMA list (%(default)s)")
-    parser.add_argument("--growth", type=int, default=0, help="known lines measured anew each round (%(default)s)")
+    parser.add_argument("--growth", type=int, default=0, help="known lines measured anew each round")
     parser.add_argument("--processes", type=int, default=1, help="processes of machines (%(default)s)")
     given = parser.parse_args()
     sizes = tuple(int(size) for size in given.agents.split(","))

@@ -1,12 +1,13 @@
-"""Many attesting machines in one process: genuine quotes by software AKs behind mutual TLS, made to cost little.
+"""Many attesting machines in one process: genuine quotes by software AKs behind mutual TLS, made cheap.
 
-Each machine has an AK, a payload key and a self-signed certificate of its own, and listens on a loopback port of its
+Each machine has an AK, a payload key and a self-signed certificate, and listens on a loopback port of its
 own. What does not depend on the nonce is computed once for all machines.
 """
 
 import array
 import asyncio
 import base64
+import functools
 import hashlib
 import json
 import ssl
@@ -38,7 +39,7 @@ _HEADER_END = b"\r\n\r\n"
 
 @dataclass(frozen=True, slots=True)
 class FleetPlan:
-    """What the machines of one process are: `growth` lines are measured anew by each of them in every round."""
+    """What the machines of one process are: each measures `growth` lines anew in every round."""
 
     count: int
     first_number: int
@@ -59,7 +60,7 @@ class MachineIdentity:
 
 @dataclass(frozen=True, slots=True)
 class FleetReport:
-    """What a process of machines saw since the last report; `intervals_s` lie between quotes of one machine."""
+    """What its machines saw since the last report; `intervals_s` lie between quotes of one machine."""
 
     quotes: int
     fewest_rounds: int  # of any machine since its start
@@ -198,7 +199,8 @@ class _Fleet:
         for machine in self.machines:
             certificate = self_signed(machine.agent_id)
             context = self._context(certificate)
-            server = await loop.create_server(lambda m=machine: _Exchange(self, m), "127.0.0.1", 0, ssl=context)
+            make = functools.partial(_Exchange, self, machine)
+            server = await loop.create_server(make, "127.0.0.1", 0, ssl=context)
             port = server.sockets[0].getsockname()[1]
             ak_public = base64.b64encode(machine.ak.tpm2b_public).decode()
             identities.append(MachineIdentity(machine.agent_id, port, certificate.pem, ak_public))
@@ -262,7 +264,7 @@ class _Exchange(asyncio.Protocol):
 
 
 def run_machines(plan: FleetPlan, control: Connection) -> None:
-    """The life of a fleet process: identities first, then a report for each request, until the pipe closes."""
+    """The life of a fleet process: identities first, then reports on request, until the pipe closes."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(plan, control))
 

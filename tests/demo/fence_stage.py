@@ -1,9 +1,8 @@
 """What both acts of the fence demonstration do and look at, on the same three nodes."""
 
-import sqlite3
+import json
 import time
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +18,12 @@ Step = Callable[[str, Callable[[], str]], None]
 PAYLOADS = Path(__file__).with_name("payloads")
 SSH_FILES = {"id_rsa": 0o600, "id_rsa.pub": 0o600, "authorized_keys": 0o600}
 SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=2")
+# Runs on the node: SQLite follows no path through another process's root.
+_READ_REVOCATIONS = """\
+import json, sqlite3
+database = sqlite3.connect("/var/lib/keylime/cv_data.sqlite")
+print(json.dumps(database.execute("SELECT message, signature FROM revocations").fetchall()))
+"""
 _SENDER = (program("python"), "-m", "tests.demo.fence_sender")
 
 
@@ -99,9 +104,8 @@ class Stage:
 
     def sent_revocation(self) -> SignedRevocation:
         """The genuine message that the verifier keeps of the first act."""
-        database = self.site.node.work_dir / "cv_data.sqlite"
-        with closing(sqlite3.connect(database)) as connection:
-            ((message, signature),) = connection.execute("SELECT message, signature FROM revocations")
+        stored = self.site.node.run(program("python"), "-c", _READ_REVOCATIONS).stdout
+        ((message, signature),) = json.loads(stored)
         return SignedRevocation(message, signature)
 
     def state(self, host: Host) -> tuple[str, int]:

@@ -12,6 +12,7 @@ Debian's python3-gpg. The peer is configured with the files in `config/`, which 
 release.
 """
 
+import ast
 import configparser
 import json
 import os
@@ -232,3 +233,28 @@ def test_their_tenant_with_our_services(tenant_theirs: Site) -> None:
     assert printed_json(say(tenant_theirs, "-c", "cvlist")) == {"uuids": []}
     say(tenant_theirs, "-c", "regdelete", "-u", agent_id)
     assert printed_json(say(tenant_theirs, "-c", "reglist")) == {"uuids": []}
+
+
+def test_their_tenant_and_named_policies_at_our_verifier(tenant_theirs: Site) -> None:
+    tenant, node = tenant_theirs.control.tenant, tenant_theirs.control.node
+    machine = tenant_theirs.running_machine()
+    machine.measure(script(machine.node.disk / "root/tool.sh", "#!/bin/sh\n"))
+    policy = tenant_theirs.runtime_policy(machine)
+    boot = node.disk / "boot.json"
+    boot.write_text("{}")
+    tenant("-c", "addruntimepolicy", "--runtime-policy-name", "web", "--runtime-policy", policy)
+    tenant("-c", "addmbpolicy", "--mb-policy-name", "boot", "--mb-policy", boot)
+    shown = tenant("-c", "showruntimepolicy", "--runtime-policy-name", "web").stdout
+    answer = next(line for line in shown.splitlines() if line.startswith("{"))
+    assert ast.literal_eval(answer)["results"]["name"] == "web"
+    assert "web" in say(tenant_theirs, "-c", "listruntimepolicy")
+    assert "boot" in say(tenant_theirs, "-c", "listmbpolicy")
+    words = ("-c", "add", "-u", machine.agent_id, "-t", machine.node.ip, "-v", node.ip)
+    tenant(*words, "--runtime-policy-name", "web")
+    tenant_theirs.await_passes(machine)
+    assert tenant("-c", "deleteruntimepolicy", "--runtime-policy-name", "web", check=False).returncode == 1
+    tenant("-c", "updateruntimepolicy", "--runtime-policy-name", "web", "--runtime-policy", policy)
+    tenant_theirs.await_passes(machine)
+    tenant("-c", "delete", "-u", machine.agent_id)
+    tenant("-c", "deleteruntimepolicy", "--runtime-policy-name", "web")
+    tenant("-c", "deletembpolicy", "--mb-policy-name", "boot")

@@ -157,5 +157,5 @@ def test_a_certificate_of_an_unknown_version_is_refused(tmp_path: Path, pem: boo
     assert odd != good
     if pem:
         odd = b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(odd) + b"-----END CERTIFICATE-----\n"
-    with pytest.raises(CredentialError, match="not an X.509 certificate"):
+    with pytest.raises(CredentialError, match=r"not an X\.509 certificate"):
         certificates.parse_certificate(odd)
