@@ -2,8 +2,7 @@
 
 The verifier is the real one, in its own process, with SQLite and default options but for the interval. The
 machines are simulated in other processes and send genuine quotes over mutual TLS. All figures are taken from
-outside: CPU and
-memory from /proc, rounds from the machines and from the database, latencies as a client of the API sees them.
+outside: CPU and memory from /proc, rounds from machines and database, latencies as a client sees them.
 """
 
 import argparse

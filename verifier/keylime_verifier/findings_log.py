@@ -3,10 +3,9 @@
 import logging
 from collections.abc import Sequence
 
-from keylime.ima.summary import file_warning, ima_error_summary
-
 from keylime.appraisal.findings import Finding
 from keylime.identifiers import AgentId
+from keylime.ima.summary import file_warning, ima_error_summary
 
 _IMA = logging.getLogger("keylime.ima")
 _TPM = logging.getLogger("keylime.tpm")
