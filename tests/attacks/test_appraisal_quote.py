@@ -433,6 +433,13 @@ def test_q25_another_boot_demands_the_whole_list(watch: Watch, counter: str) -> 
 
 
 @pytest.mark.parametrize("counter", ["reset_count", "restart_count"])
+def test_q25_another_boot_does_not_excuse_a_missing_list(watch: Watch, counter: str) -> None:
+    watch.accept()
+    setattr(watch.machine, counter, getattr(watch.machine, counter) + 1)
+    assert events(watch.round(ima_measurement_list=None)) == ["pcr_validation.unused_pcr_10"]
+
+
+@pytest.mark.parametrize("counter", ["reset_count", "restart_count"])
 def test_q25_a_counter_that_falls_fails(watch: Watch, counter: str) -> None:
     setattr(watch.machine, counter, 5)
     watch.accept()
@@ -451,7 +458,8 @@ def test_q26_a_clock_that_goes_back_fails_when_safe_and_is_noted_when_not(watch:
 
 
 def test_q27_a_changed_firmware_version_is_noted(watch: Watch) -> None:
-    watch.accept()
+    assert watch.accept().notes == ()
+    assert watch.accept().notes == (), "nothing to note while it stays"
     verdict = watch.forge(firmware_version=0x1)
     assert isinstance(verdict, Accepted)
     assert any("firmware version changed" in note for note in verdict.notes)
@@ -473,6 +481,17 @@ def test_q29_a_data_pcr_that_was_not_reset_fails(watch: Watch) -> None:
     twice = extend(SHA256, data_pcr_value(SHA256, watch.machine.public_key), digest)
     for value in (twice, bytes(32), digest, b"\xff" * 32):
         assert events(watch.forge(attested=data_pcr(watch, value))) == ["pcr_validation.invalid_pcr_16"]
+
+
+def test_q29_the_key_explains_the_data_pcr_whatever_the_tpm_policy_says() -> None:
+    machine = SoftwareMachine(ak=ECDSA)
+    theirs = data_pcr_value(SHA256, "another key").hex()
+    known = reference(ECDSA.tpm2b_public, tpm_policy=TpmPolicy.from_wire(f'{{"16": "{theirs}"}}'))
+    watch = Watch(machine, known)
+    watch.accept()
+    assert events(watch.forge(attested=data_pcr(watch, bytes.fromhex(theirs)))) == [
+        "pcr_validation.invalid_pcr_16"
+    ]
 
 
 def test_q30_another_public_key_than_the_quote_binds_fails(watch: Watch) -> None:

@@ -10,8 +10,10 @@ _ROUNDS = (
 _QUOTE = ("tests/attacks/test_quote_attacks.py", _ROUNDS[0])
 _APPRAISAL = (
     "tests/unit/appraisal/test_continuity.py",
-    "tests/unit/appraisal/test_appraise.py",
+    "tests/unit/appraisal/test_evidence.py",
+    "tests/unit/appraisal/test_challenge.py",
     *_ROUNDS,
+    "tests/unit/appraisal/test_appraise.py",
     "tests/unit/appraisal/test_histories.py",
     "tests/unit/appraisal/test_properties.py",
 )
@@ -42,6 +44,6 @@ SCOPE: Mapping[str, tuple[str, ...]] = {
     "keylime/measured_boot/replay.py": _BOOT,
     "keylime/measured_boot/appraisal.py": _BOOT,
     "keylime/measured_boot/binding.py": _BOOT,
-    "keylime/policy/tpm_policy.py": ("tests/unit/policy/test_tpm_policy.py", *_APPRAISAL[1:3]),
+    "keylime/policy/tpm_policy.py": ("tests/unit/policy/test_tpm_policy.py", *_ROUNDS),
     "keylime/policy/runtime.py": ("tests/unit/policy/test_runtime.py", "tests/unit/policy", *_IMA),
 }
