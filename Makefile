@@ -13,7 +13,7 @@ help:
 	@echo 'make demo-fence  only its second part: a hacked machine loses its SSH keys and is fenced off (needs root)'
 	@echo 'make test    run all tests'
 	@echo 'make lint    check types, style and the direction of imports'
-	@echo 'make bench   measure CPU per quote and per IMA entry'
+	@echo 'make bench   measure CPU, memory and delays against the budgets (about a minute)'
 	@echo 'make venv    make $(VENV) with the project installed editable'
 	@echo 'make clean   remove everything that the other targets made'
 

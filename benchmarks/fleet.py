@@ -289,9 +289,9 @@ def render(results: Sequence[Result], options: Options) -> Table:
 def parse_options() -> Options:
     plain = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
-    parser.add_argument("--agents", default="50,500", help="sizes of the fleet (default: %(default)s)")
+    parser.add_argument("--agents", default="400", help="sizes of the fleet (default: %(default)s)")
     parser.add_argument("--interval", type=float, default=2.0, help="quote_interval in seconds (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=5.0, help="how long to measure (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=4.0, help="how long to measure (%(default)s)")
     parser.add_argument("--ima-lines", type=int, default=100, help="lines of each IMA list (%(default)s)")
     parser.add_argument("--growth", type=int, default=0, help="known lines measured anew each round")
     parser.add_argument("--processes", type=int, default=1, help="processes of machines (%(default)s)")
@@ -312,7 +312,7 @@ async def run(options: Options) -> list[Result]:
 def main() -> None:
     """Prints the table."""
     options = parse_options()
-    Console().print(render(asyncio.run(run(options)), options))
+    Console(width=100).print(render(asyncio.run(run(options)), options))
 
 
 if __name__ == "__main__":

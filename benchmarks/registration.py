@@ -95,7 +95,7 @@ def render(results: Sequence[Result], count: int) -> Table:
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description="CPU of the registrar for each registration and activation.")
-    parser.add_argument("--agents", type=int, default=60, help="how many (default: %(default)s)")
+    parser.add_argument("--agents", type=int, default=30, help="how many (default: %(default)s)")
     count = parser.parse_args().agents
     agents = [
         Agent(f"{number:08x}-0000-4000-8000-000000000000", SoftwareIdentity()) for number in range(count)

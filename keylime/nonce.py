@@ -1,11 +1,10 @@
-"""Nonces for quotes: the one place they come from."""
+"""Nonces for quotes, and other texts that nobody can guess: the one place they come from."""
 
 import secrets
 import string
 
 _ALPHABET = string.ascii_letters + string.digits
 _LENGTH = 20
-_NONCES = len(_ALPHABET) ** _LENGTH
 
 
 def new_nonce() -> str:
@@ -13,9 +12,15 @@ def new_nonce() -> str:
 
     Its ASCII text is what the TPM signs; 20 bytes fit the qualifying data of every TPM (rest-api 3.3).
     """
-    number = secrets.randbelow(_NONCES)  # one draw: the system's CSPRNG costs a system call each time
+    return random_text(_LENGTH)
+
+
+def random_text(length: int) -> str:
+    """`length` independent characters of [A-Za-z0-9] from the system's CSPRNG."""
+    # One draw for all of them: each draw is a system call.
+    number = secrets.randbelow(len(_ALPHABET) ** length)
     characters = []
-    for _ in range(_LENGTH):
+    for _ in range(length):
         number, index = divmod(number, len(_ALPHABET))
         characters.append(_ALPHABET[index])
     return "".join(characters)

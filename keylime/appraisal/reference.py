@@ -1,6 +1,6 @@
 """What is known good about one agent, compiled: its key, what it may use, and the policies it is held to."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from keylime.hashes import HashAlgorithm
 from keylime.ima.keyrings import Keyring
@@ -40,15 +40,19 @@ class Reference:
     tenant_keyring: Keyring | None = None
     ignore_tomtou: bool = False
     evaluate_boot_always: bool = False
+    demanded_pcrs: frozenset[int] = field(
+        init=False
+    )  # that every quote must cover (T2), the data PCR included
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "demanded_pcrs", self._demanded_pcrs())
 
     @property
     def demands_ima(self) -> bool:
         """Whether PCR 10 must be quoted and its list appraised; policies decide, not the evidence."""
         return self.runtime_policy.demands_ima or bool(self.tpm_policy.mask & (1 << IMA_PCR))
 
-    @property
-    def demanded_pcrs(self) -> frozenset[int]:
-        """The PCRs that every quote must cover (T2), the data PCR included."""
+    def _demanded_pcrs(self) -> frozenset[int]:
         pcrs = {index for index in range(24) if self.tpm_policy.mask & (1 << index)}
         pcrs.update(self.tpm_policy.values)
         pcrs.add(DATA_PCR)

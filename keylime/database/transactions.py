@@ -48,10 +48,15 @@ def open_database(url: URL, pool: PoolSize | None = None) -> Database:
 class _SqliteDatabase:
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
+        self._reader = read_only(engine)
+        self._write_turn = (
+            asyncio.Lock()
+        )  # SQLite has one writer: those that wait for it must not take all threads
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="database")
 
     async def write(self, action: str, work: Callable[[sa.Connection], ResultT]) -> ResultT:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._write, action, work)
+        async with self._write_turn:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, self._write, action, work)
 
     async def read(self, action: str, work: Callable[[sa.Connection], ResultT]) -> ResultT:
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._read, action, work)
@@ -65,7 +70,7 @@ class _SqliteDatabase:
             return work(connection)
 
     def _read(self, action: str, work: Callable[[sa.Connection], ResultT]) -> ResultT:
-        with database_errors(action), read_only(self._engine).connect() as connection:
+        with database_errors(action), self._reader.connect() as connection:
             return work(connection)
 
 

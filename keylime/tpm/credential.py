@@ -6,14 +6,13 @@ name. Opening it is the work of `device`. No TPM is needed here: tpm2-pytss comp
 
 import base64
 import hmac
-import secrets
-import string
 import struct
 
 from tpm2_pytss import TPM2B_PUBLIC  # type: ignore[import-untyped]  # the package has no type information
 from tpm2_pytss.utils import make_credential as seal_credential  # type: ignore[import-untyped]
 
 from keylime.errors import MalformedEvidence
+from keylime.nonce import random_text
 from keylime.tpm.keys import EndorsementKey
 from keylime.tpm.structures import Reader
 
@@ -22,13 +21,12 @@ _MAGIC = 0xBADCC0DE
 _VERSION = 1
 _MAX_ID_OBJECT_SIZE = 132  # two TPM2B_DIGESTs
 _MAX_SECRET_SIZE = 512  # RSA-4096
-_CHALLENGE_ALPHABET = string.ascii_letters + string.digits
 _CHALLENGE_SIZE = 32
 
 
 def new_challenge() -> bytes:
     """A fresh secret for a credential: 32 letters and digits (190 bits) from the system's random source."""
-    return "".join(secrets.choice(_CHALLENGE_ALPHABET) for _ in range(_CHALLENGE_SIZE)).encode()
+    return random_text(_CHALLENGE_SIZE).encode()
 
 
 def make_credential(ek: EndorsementKey, ak_name: bytes, secret: bytes) -> bytes:

@@ -52,6 +52,35 @@ _SHOWN_IDS = 5
 _IDENTITY = tuple(field.name for field in dataclasses.fields(Registration) if field.name != "agent_id")
 
 
+# Built once: SQLAlchemy takes longer to build a statement than SQLite to execute it. Names of parameters that
+# are no columns begin with an underscore.
+_BY_AGENT = registrations.c.agent_id == sa.bindparam("_agent_id")
+_PENDING_BY_AGENT = pending.c.agent_id == sa.bindparam("_agent_id")
+_ACTIVE = sa.select(registrations).where(_BY_AGENT)
+_ACTIVE_LOCKED = _ACTIVE.with_for_update()
+_ACTIVE_TAG = sa.select(registrations.c.tag_hash).where(_BY_AGENT)
+_REPLACE_ACTIVE = sa.update(registrations).where(_BY_AGENT)
+_IDS_OF_EK = (
+    sa.select(registrations.c.agent_id)
+    .where(registrations.c.ek_hash == sa.bindparam("_ek_hash"), ~_BY_AGENT)
+    .limit(_SHOWN_IDS)
+)
+_PENDING_LOCKED = (
+    sa.select(pending).where(_PENDING_BY_AGENT, pending.c.expires_at > sa.bindparam("_now")).with_for_update()
+)
+_DELETE_PENDING = sa.delete(pending).where(_PENDING_BY_AGENT)
+_DELETE_EXPIRED = sa.delete(pending).where(pending.c.expires_at <= sa.bindparam("_now"))
+_COUNT = sa.select(sa.func.count()).select_from(pending)
+_COUNTS = sa.select(
+    _COUNT.where(pending.c.source == sa.bindparam("_source")).scalar_subquery(), _COUNT.scalar_subquery()
+)
+_SIBLINGS = (
+    sa.select(pending.c.pending_id, pending.c.source)
+    .where(_PENDING_BY_AGENT)
+    .order_by(pending.c.pending_id.desc())
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Activation:
     """What a tag did; with Proven, how many times the agent has proven itself, and other ids of its TPM."""
@@ -103,7 +132,7 @@ class Store:
         }
 
         def work(connection: sa.Connection) -> None:
-            connection.execute(sa.delete(pending).where(pending.c.expires_at <= now))
+            connection.execute(_DELETE_EXPIRED, {"_now": now})
             _make_room(connection, limits, registration.agent_id, source)
             connection.execute(sa.insert(pending), row)
 
@@ -139,21 +168,17 @@ class Store:
 
 
 def _pending(connection: sa.Connection, agent_id: AgentId, now: int) -> Mapping[int, sa.RowMapping]:
-    query = sa.select(pending).where(pending.c.agent_id == agent_id, pending.c.expires_at > now)
-    rows = connection.execute(query.with_for_update()).mappings()
+    rows = connection.execute(_PENDING_LOCKED, {"_agent_id": agent_id, "_now": now}).mappings()
     return {row["pending_id"]: row for row in rows}
 
 
 def _make_room(connection: sa.Connection, limits: Limits, agent_id: AgentId, source: str) -> None:
-    count = sa.select(sa.func.count()).select_from(pending)
-    counts = sa.select(count.where(pending.c.source == source).scalar_subquery(), count.scalar_subquery())
-    from_source, total = connection.execute(counts).one()
+    from_source, total = connection.execute(_COUNTS, {"_source": source}).one()
     if from_source >= limits.per_source:
         raise TooManyPending(f"{source} has {limits.per_source} registrations without proof")
     if total >= limits.total:
         raise TooManyPending(f"there are {limits.total} registrations without proof")
-    query = sa.select(pending.c.pending_id, pending.c.source).where(pending.c.agent_id == agent_id)
-    siblings = connection.execute(query.order_by(pending.c.pending_id.desc())).all()
+    siblings = connection.execute(_SIBLINGS, {"_agent_id": agent_id}).all()
     own = [row.pending_id for row in siblings if row.source == source]
     surplus = {row.pending_id for row in siblings[limits.per_agent - 1 :]}
     surplus.update(own[limits.per_agent_and_source - 1 :])
@@ -165,7 +190,6 @@ def _activate(
     connection: sa.Connection, agent_id: AgentId, tag_hash: bytes, source: str, now: int, max_wrong_tags: int
 ) -> Activation:
     waiting = _pending(connection, agent_id, now)
-    tag_query = sa.select(registrations.c.tag_hash).where(registrations.c.agent_id == agent_id)
     outcome = decide(
         tag_hash,
         source=source,
@@ -173,7 +197,7 @@ def _activate(
             PendingProof(row["pending_id"], row["tag_hash"], row["source"], row["wrong_tags"])
             for row in waiting.values()
         ],
-        active_tag=connection.execute(tag_query).scalar_one_or_none(),
+        active_tag=connection.execute(_ACTIVE_TAG, {"_agent_id": agent_id}).scalar_one_or_none(),
         max_wrong_tags=max_wrong_tags,
     )
     match outcome:
@@ -205,10 +229,8 @@ def _promote(connection: sa.Connection, row: sa.RowMapping, now: int, outcome: P
     if active is None:
         connection.execute(sa.insert(registrations), {"agent_id": agent_id, **values})
     else:
-        connection.execute(
-            sa.update(registrations).where(registrations.c.agent_id == agent_id).values(values)
-        )
-    connection.execute(sa.delete(pending).where(pending.c.agent_id == agent_id))
+        connection.execute(_REPLACE_ACTIVE, {"_agent_id": agent_id, **values})
+    connection.execute(_DELETE_PENDING, {"_agent_id": agent_id})
     return Activation(outcome, regcount, _ids_of_ek(connection, ek_hash, agent_id))
 
 
@@ -221,15 +243,13 @@ def _count_wrong_tag(connection: sa.Connection, counted: tuple[int, ...], discar
 
 
 def _active(connection: sa.Connection, agent_id: AgentId, *, lock: bool = False) -> ActiveRegistration | None:
-    query = sa.select(registrations).where(registrations.c.agent_id == agent_id)
-    row = connection.execute(query.with_for_update() if lock else query).mappings().first()
+    query = _ACTIVE_LOCKED if lock else _ACTIVE
+    row = connection.execute(query, {"_agent_id": agent_id}).mappings().first()
     return None if row is None else ActiveRegistration(_registration(row), row["regcount"])
 
 
 def _ids_of_ek(connection: sa.Connection, ek_hash: bytes, but: AgentId) -> tuple[str, ...]:
-    column = registrations.c.agent_id
-    query = sa.select(column).where(registrations.c.ek_hash == ek_hash, column != but).limit(_SHOWN_IDS)
-    return tuple(connection.execute(query).scalars())
+    return tuple(connection.execute(_IDS_OF_EK, {"_ek_hash": ek_hash, "_agent_id": but}).scalars())
 
 
 def _registration(row: sa.RowMapping) -> Registration:

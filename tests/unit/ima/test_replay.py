@@ -38,3 +38,10 @@ def test_an_entry_extends_the_hash_of_its_template_data() -> None:
         padded
         == hashlib.sha256(bytes(32) + HashAlgorithm.SHA1.digest(line.template_data) + bytes(12)).digest()
     )
+
+
+@pytest.mark.skipif("sm3" not in hashlib.algorithms_available, reason="the crypto library has no SM3")
+def test_an_sm3_bank_extends_by_sm3() -> None:
+    entry = parse_line(ima_ng_line(FileDigest("sha256", b"\xab" * 32), "/x"))
+    digest = hashlib.new("sm3", entry.template_data).digest()
+    assert replay([entry], HashAlgorithm.SM3_256) == hashlib.new("sm3", bytes(32) + digest).digest()

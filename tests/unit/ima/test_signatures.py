@@ -278,3 +278,22 @@ def test_an_unverified_signature_leaves_the_decision_to_the_digest(signer: Signe
     )
     findings = Verifier(policy()).appraise(kernel.text(), kernel.pcr).findings
     assert [finding.event_id for finding in findings] == ["ima.validation.ima-ng.not_in_allowlist"]
+
+
+def test_a_portable_signature_counts_for_a_file_digest_that_names_its_kind(signer: Signer) -> None:
+    """Its type says nothing about the kind of digest, so it contradicts none but that of fs-verity."""
+    entry = entry_with(signer.sign(b"\xab" * 32, kind=5), b"\xab" * 32, "ima-sigv2", "ima")
+    assert find_signer(entry, [signer.keyring]) is not None
+
+
+def test_an_entry_without_a_signature_has_no_signer(signer: Signer) -> None:
+    assert find_signer(entry_with(b"", b"\xab" * 32), [signer.keyring]) is None
+    assert find_signer(entry_with(b"\x03\x02", b"\xab" * 32), [signer.keyring]) is None
+
+
+def test_a_field_that_is_only_a_header_is_a_signature_without_value() -> None:
+    header = bytes((3, 2, 4)) + b"\xaa\xbb\xcc\xdd" + b"\0\0"
+    signature = parse_file_signature(header)
+    assert signature is not None
+    assert (signature.key_id, signature.value) == (0xAABBCCDD, b"")
+    assert parse_file_signature(header[:-1]) is None

@@ -1,11 +1,19 @@
 import hashlib
+from dataclasses import replace as with_changes
+from typing import Any
 
 import pytest
 
 from keylime.hashes import HashAlgorithm
 from keylime.measured_boot.event_log import parse_event_log
 from keylime.measured_boot.event_types import EventType
-from keylime.measured_boot.replay import ParsedBootLog, UnreadableBootLog, boot_aggregate, parse_boot_log
+from keylime.measured_boot.replay import (
+    ParsedBootLog,
+    UnreadableBootLog,
+    boot_aggregate,
+    is_computable,
+    parse_boot_log,
+)
 from keylime.measured_boot.replay import replay_event_log as replay
 from tests.captures import Stage, capture, stages
 from tests.fakes.event_logs import build_log, record
@@ -78,3 +86,18 @@ def test_records_without_action_are_never_extended() -> None:
 
 def test_bytes_that_are_no_log_are_a_value_with_the_reason() -> None:
     assert parse_boot_log(b"nonsense") == UnreadableBootLog("event 0: 20 bytes announced, 0 left")
+
+
+class BankWithoutLibrary:
+    """A bank whose hash the crypto library does not have, as SM3 in many builds."""
+
+    def digest(self, _: bytes) -> bytes:
+        raise ValueError("unsupported hash type")
+
+
+def test_a_bank_that_cannot_be_computed_is_left_out() -> None:
+    missing: Any = BankWithoutLibrary()
+    assert is_computable(SHA256)
+    assert not is_computable(missing)
+    log = parse_event_log(build_log([SEPARATOR]))
+    assert set(replay(with_changes(log, algorithms=(*log.algorithms, missing)))) == set(log.algorithms)
