@@ -66,7 +66,7 @@ def appraise(text: bytes, quoted: bytes, policy: RuntimePolicy, memo: EntryMemo)
         stated_entry=0,
         policy=policy,
         tenant_keys=None,
-        boot_aggregates=None,
+        boot_aggregates=frozenset(),
         checkpoint=ImaCheckpoint.fresh(),
         ignore_tomtou=False,
         memo=memo,

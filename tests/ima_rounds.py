@@ -34,7 +34,7 @@ class Verifier:
     policy: RuntimePolicy
     bank: HashAlgorithm = SHA256
     tenant_keys: Keyring | None = None
-    boot_aggregates: frozenset[str] | None = None
+    boot_aggregates: frozenset[str] = frozenset()
     checkpoint: ImaCheckpoint = field(default_factory=ImaCheckpoint.fresh)
     ignore_tomtou: bool = False
     memo: EntryMemo = field(default_factory=EntryMemo)

@@ -101,10 +101,11 @@ def appraise_stepwise(
     if ima is not None and not ima.pcr_matched:
         if not this.findings and checkpoint.incomplete_rounds < MAX_INCOMPLETE_ROUNDS:
             return _without_verdict(this, "the IMA list does not reach the quoted PCR 10")
-        if ima.replayed is not None or not this.findings:  # a refused start is not a mismatch as well
-            this.findings.append(_pcr_mismatch(ima, quote.pcrs))
+        if ima.replayed is not None:  # a refused start is not a mismatch as well
+            this.findings.append(_pcr_mismatch(ima.replayed, quote.pcrs))
     if this.findings:
-        return _rejected(this.findings, checkpoint)
+        omitted = 0 if ima is None else ima.failures - len(ima.findings)
+        return _rejected(this.findings, checkpoint, omitted=omitted)
     return Accepted(
         _advance(this, quote, continuity, public_key, ima),
         _quote_facts(evidence, ima),
@@ -178,7 +179,7 @@ def _must_start_over(this: _Round, continuity: Continuity) -> bool:
 
 
 def _appraise_boot(this: _Round, pcrs: PcrValues) -> BootResult | None:
-    policy, log, digest = this.reference.measured_boot, this.evidence.boot_log, this.evidence.boot_log_digest
+    policy, log = this.reference.measured_boot, this.evidence.boot_log
     if policy is None:
         if log is not None:
             this.notes.append(
@@ -187,7 +188,7 @@ def _appraise_boot(this: _Round, pcrs: PcrValues) -> BootResult | None:
         return None
     has_changed = _evaluated_boot(this) != this.checkpoint.evaluated_boot
     result = appraise_boot_log(
-        None if log is None or digest is None else this.memo.boot_log(log, digest),
+        None if log is None else this.memo.boot_log(log.content, log.digest),
         bank=pcrs.bank,
         quoted=pcrs.values,
         policy=policy,
@@ -200,8 +201,8 @@ def _appraise_boot(this: _Round, pcrs: PcrValues) -> BootResult | None:
 
 def _evaluated_boot(this: _Round) -> str | None:
     """Names an event log and the policy that judged it; content is judged again when either changes."""
-    policy, digest = this.reference.measured_boot, this.evidence.boot_log_digest
-    return None if policy is None or digest is None else f"{digest} {policy.content_hash}"
+    policy, log = this.reference.measured_boot, this.evidence.boot_log
+    return None if policy is None or log is None else f"{log.digest} {policy.content_hash}"
 
 
 def _appraise_ima(
@@ -216,7 +217,8 @@ def _appraise_ima(
                 f"pcr_validation.unused_pcr_{IMA_PCR}",
                 {"message": "PCR 10 is quoted but there is no IMA measurement list"},
                 recoverable=True,
-                explanation="the agent sent no IMA list: is IMA enabled, and may the agent read it?",
+                explanation="the agent sent no IMA list",
+                hint="is IMA enabled on the machine, and may the agent read ascii_runtime_measurements?",
             )
         )
         return None
@@ -237,7 +239,7 @@ def _appraise_ima(
     return result
 
 
-def _boot_aggregates(pcrs: PcrValues, boot: BootResult | None) -> frozenset[str] | None:
+def _boot_aggregates(pcrs: PcrValues, boot: BootResult | None) -> frozenset[str]:
     """The boot_aggregate values that this boot may show, from the quoted PCRs where they suffice.
 
     The kernel hashes PCR 0-7 or 0-9 of one bank. Other banks than the quoted one are known only from the
@@ -247,15 +249,14 @@ def _boot_aggregates(pcrs: PcrValues, boot: BootResult | None) -> frozenset[str]
     for count in (8, 10):
         if all(index in pcrs.values for index in range(count)):
             candidates.add(pcrs.bank.digest(b"".join(pcrs.values[index] for index in range(count))).hex())
-    if boot is not None and boot.boot_aggregates is not None and not boot.findings:
+    if boot is not None and not boot.findings:
         for values in boot.boot_aggregates.values():
             candidates.update(values)
-    return frozenset(candidates) or None
+    return frozenset(candidates)
 
 
-def _pcr_mismatch(ima: ImaResult, pcrs: PcrValues) -> Finding:
-    replayed = "" if ima.replayed is None else ima.replayed.hex()
-    observed = pcrs.values[IMA_PCR].hex()
+def _pcr_mismatch(replay: bytes, pcrs: PcrValues) -> Finding:
+    replayed, observed = replay.hex(), pcrs.values[IMA_PCR].hex()
     return Finding(
         "ima.pcr_mismatch",
         {"message": "the IMA list does not reach PCR 10", "got": replayed, "expected": observed},
@@ -267,9 +268,9 @@ def _pcr_mismatch(ima: ImaResult, pcrs: PcrValues) -> Finding:
     )
 
 
-def _rejected(findings: list[Finding], checkpoint: Checkpoint) -> Rejected:
+def _rejected(findings: list[Finding], checkpoint: Checkpoint, *, omitted: int = 0) -> Rejected:
     restarted = msgspec.structs.replace(checkpoint.restarted(), incomplete_rounds=0)
-    return Rejected(tuple(findings), restarted)
+    return Rejected(tuple(findings), restarted, omitted)
 
 
 def _without_verdict(this: _Round, reason: str) -> Verdict:

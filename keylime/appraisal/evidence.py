@@ -12,6 +12,14 @@ from keylime.messages.agent import QuoteReply
 from keylime.tpm.quote import Quote, parse_quote
 
 
+@dataclass(frozen=True, slots=True)
+class RawBootLog:
+    """A boot log as it was sent, and the hex SHA-256 of it."""
+
+    content: bytes
+    digest: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
     """A well-formed answer; nothing in it is believed yet."""
@@ -24,8 +32,7 @@ class Evidence:
     boottime: int
     ima_list: bytes | None
     ima_entry: int
-    boot_log: bytes | None
-    boot_log_digest: str | None  # hex SHA-256
+    boot_log: RawBootLog | None
 
 
 def quote_finding(event: str, message: str, *, error: str | None = None) -> Finding:
@@ -65,9 +72,11 @@ def parse_evidence(reply: QuoteReply) -> Evidence | Finding:
         ima_list=None if reply.ima_measurement_list is None else reply.ima_measurement_list.encode(),
         ima_entry=reply.ima_measurement_list_entry,
         boot_log=boot_log,
-        boot_log_digest=None if boot_log is None else hashlib.sha256(boot_log).hexdigest(),
     )
 
 
-def _decode_boot_log(text: str | None) -> bytes | None:
-    return None if text is None else base64.b64decode(text, validate=True)
+def _decode_boot_log(text: str | None) -> RawBootLog | None:
+    if text is None:
+        return None
+    content = base64.b64decode(text, validate=True)
+    return RawBootLog(content, hashlib.sha256(content).hexdigest())

@@ -7,13 +7,16 @@ from typing import TypeAlias
 
 JsonValue: TypeAlias = "bool | int | float | str | Sequence[JsonValue] | Mapping[str, JsonValue] | None"
 
+_SHOWN_HASH = 12  # hex digits: enough to tell the versions of an operator's policies apart
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One reason not to accept the evidence.
 
     `event_id` and `context` go on the wire and into severity rules (Keylime's failure-event catalogue);
-    the other fields are for people: what was measured, where, what was expected, and what to do.
+    the other fields are for people: what was measured, where, what was expected, by which `rule` of which
+    version of a `policy` (both None when no policy can allow it), and what to do (`hint`).
     """
 
     event_id: str
@@ -24,8 +27,21 @@ class Finding:
     log_index: int | None = None
     observed: str | None = None
     expected: tuple[str, ...] = field(default=())
+    rule: str | None = None
+    policy: str | None = None
+    hint: str | None = None
 
     @property
     def context_json(self) -> str:
         """`context` as the JSON text that revocation messages and the evidence API carry."""
         return json.dumps(self.context)
+
+
+def printable(text: str) -> str:
+    """`text` from the evidence, fit for a line of a log or a terminal: what is not printable is escaped."""
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
+def policy_version(kind: str, content_hash: str) -> str:
+    """How people are told which version of a policy judged: its kind, and the beginning of its hash."""
+    return f"{kind} {content_hash[:_SHOWN_HASH]}"

@@ -30,10 +30,14 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """The machine is not what its owner approved, or its evidence does not hold; why is in `findings`."""
+    """The machine is not what its owner approved, or its evidence does not hold; why is in `findings`.
+
+    Of very many findings the first ones are kept; `omitted` is how many more there were.
+    """
 
     findings: tuple[Finding, ...]
     checkpoint: Checkpoint
+    omitted: int = 0
 
     @property
     def recoverable(self) -> bool:

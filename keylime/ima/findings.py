@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from keylime.appraisal.findings import Finding, JsonValue
+from keylime.appraisal.findings import Finding, JsonValue, printable
 from keylime.hashes import HashAlgorithm
 from keylime.ima.device_mapper_policy import DeviceMapperFault
 from keylime.ima.measurement_list import Entry
@@ -18,11 +18,6 @@ class EntryFinding(Finding):
     """A finding about one entry; `mode` is its template as failure summaries count it ("ImaNg")."""
 
     mode: str = ""
-
-
-def shown(text: str) -> str:
-    """`text` from the evidence, fit for a line of a log or a terminal: what is not printable is escaped."""
-    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def unparsable(index: int, reason: str) -> Finding:
@@ -43,7 +38,7 @@ def wrong_pcr(index: int, entry: Entry) -> Finding:
         index,
         entry,
         "ima.validation.ima_pcr",
-        f"IMA entry for {shown(entry.name)} names PCR {entry.pcr} instead of 10",
+        f"IMA entry for {printable(entry.name)} names PCR {entry.pcr} instead of 10",
         observed=str(entry.pcr),
         expected=("10",),
     )
@@ -51,16 +46,19 @@ def wrong_pcr(index: int, entry: Entry) -> Finding:
 
 def wrong_template_hash(index: int, entry: Entry, algorithm: HashAlgorithm, expected: bytes) -> Finding:
     """An entry whose digest column is not the hash of its fields."""
-    hint = ""
+    rule, hint = None, None
     if len(entry.template_hash) != algorithm.size:
-        hint = f"; its length is not that of {algorithm.label}, which is the policy's ima.log_hash_alg"
+        rule = f"ima.log_hash_alg {algorithm.label}"
+        hint = "the digest column has another length: does the kernel write it with another algorithm?"
     return _about(
         index,
         entry,
         "ima.validation.ima_hash",
-        f"the template hash of {shown(entry.name)} is not the hash of the entry's fields{hint}",
+        f"the template hash of {printable(entry.name)} is not the hash of the entry's fields",
         observed=entry.template_hash.hex(),
         expected=(expected.hex(),),
+        rule=rule,
+        hint=hint,
     )
 
 
@@ -70,7 +68,7 @@ def malformed_signature(index: int, entry: Entry) -> Finding:
         index,
         entry,
         "ima.validation.ima_hash",
-        f"the signature field of {shown(entry.name)} is malformed",
+        f"the signature field of {printable(entry.name)} is malformed",
         observed=(entry.signature or b"")[:64].hex(),
     )
 
@@ -81,30 +79,31 @@ def violation(index: int, entry: Entry) -> Finding:
         index,
         entry,
         "ima.validation.tomtou",
-        f"{shown(entry.name)} was changed while it was measured, or measured while it was open for writing; "
-        "hint: leave the path out of the machine's IMA policy, or set ignore_tomtou_errors",
+        f"{printable(entry.name)} was changed while it was measured, or open for writing meanwhile",
+        hint="leave the path out of the machine's IMA policy, or set ignore_tomtou_errors",
     )
 
 
 def not_listed(index: int, entry: Entry, section: str) -> Finding:
     """A name that the policy's `section` does not have."""
-    name = shown(entry.name)
+    name = printable(entry.name)
     return EntryFinding(
         NOT_IN_ALLOWLIST,
         {"message": f"File not found in allowlist: {name}"},
         recoverable=True,
-        explanation=f"{name} was measured, but the runtime policy's {section} do not list it; "
-        "hint: add it with the digest seen, if it belongs on the machine",
+        explanation=f"{name} was measured, but the runtime policy's {section} do not list it",
         path=entry.name,
         log_index=index,
         observed=entry.digest.hex(),
+        rule=section,
+        hint="if it belongs on the machine, add it to the policy with the digest seen",
         mode=entry.mode,
     )
 
 
-def wrong_digest(index: int, entry: Entry, allowed: Iterable[bytes]) -> Finding:
+def wrong_digest(index: int, entry: Entry, allowed: Iterable[bytes], section: str) -> Finding:
     """A listed name with a digest that is not among its digests."""
-    name, digest = shown(entry.name), entry.digest.hex()
+    name, digest = printable(entry.name), entry.digest.hex()
     expected = sorted(value.hex() for value in allowed)[:_MAX_EXPECTED]
     return EntryFinding(
         RUNTIME_POLICY_HASH,
@@ -114,12 +113,13 @@ def wrong_digest(index: int, entry: Entry, allowed: Iterable[bytes]) -> Finding:
             "expected": expected,
         },
         recoverable=True,
-        explanation=f"{name} is not the file that the runtime policy lists; "
-        "hint: was it updated, or does somebody tamper with it?",
+        explanation=f"{name} is not what the runtime policy's {section} list",
         path=entry.name,
         log_index=index,
         observed=digest,
         expected=tuple(expected),
+        rule=section,
+        hint="after an update, add the new digest to the policy; if nobody updated it, somebody changed it",
         mode=entry.mode,
     )
 
@@ -152,7 +152,11 @@ def missing_boot_aggregate(expected: Iterable[str]) -> Finding:
 def unusable_key(index: int, entry: Entry, reason: str) -> Finding:
     """A key entry that cannot be a signature key."""
     return _about(
-        index, entry, "ima.invalid_key", f"the key measured for keyring {shown(entry.name)}: {reason}"
+        index,
+        entry,
+        "ima.invalid_key",
+        f"the key measured for keyring {printable(entry.name)}: {reason}",
+        rule="keyrings",
     )
 
 
@@ -164,6 +168,7 @@ def device_mapper(index: int, entry: Entry, fault: DeviceMapperFault) -> Finding
         f"ima.validation.dm.{fault.suffix}",
         fault.explanation,
         observed=f"{entry.digest_algorithm}:{entry.digest.hex()}",
+        rule="ima.dm_policy",
     )
 
 
@@ -201,6 +206,8 @@ def _about(
     *,
     observed: str | None = None,
     expected: tuple[str, ...] = (),
+    rule: str | None = None,
+    hint: str | None = None,
 ) -> Finding:
     context: dict[str, JsonValue] = {"message": message}
     return EntryFinding(
@@ -212,5 +219,7 @@ def _about(
         log_index=index,
         observed=observed,
         expected=expected,
+        rule=rule,
+        hint=hint,
         mode=entry.mode,
     )

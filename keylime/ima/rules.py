@@ -5,7 +5,7 @@ Only for entries that need a closer look: those whose digest is simply listed ar
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from keylime.appraisal.findings import Finding
 from keylime.errors import MalformedEvidence, UnsuitableKey
@@ -102,7 +102,8 @@ class Judge:
         """Keep `finding`; of very many only the first ones, and the count."""
         self.failures += 1
         if len(self.findings) < MAX_FINDINGS:
-            self.findings.append(finding)
+            is_ruled = finding.rule is not None
+            self.findings.append(replace(finding, policy=self.policy.version) if is_ruled else finding)
 
     def _boot_aggregate(self, index: int, entry: Entry) -> None:
         if index and not self.kexec:
@@ -118,7 +119,7 @@ class Judge:
             self.fail(findings.not_listed(index, entry, "digests"))
         else:
             known = [*listed, *(bytes.fromhex(digest) for digest in self.boot_aggregates)]
-            self.fail(findings.wrong_digest(index, entry, known))
+            self.fail(findings.wrong_digest(index, entry, known, "digests"))
 
     def _file(self, pending: PendingEntry, entry: Entry) -> None:
         # Every one of these accepts, so the cheapest comes first.
@@ -206,7 +207,7 @@ class Judge:
         if listed is None:
             self.fail(findings.not_listed(index, entry, section))
         else:
-            self.fail(findings.wrong_digest(index, entry, listed))
+            self.fail(findings.wrong_digest(index, entry, listed, section))
 
     def _all_keyrings(self) -> Sequence[Keyring]:
         if self._keyrings is None:

@@ -13,12 +13,12 @@ from keylime.policy.measured_boot import MeasuredBootPolicy
 class BootResult:
     """What a boot log proved.
 
-    `boot_aggregates` (lower-case hex for each bank) is None without a readable log; `consumed` are the PCRs
+    `boot_aggregates` (lower-case hex for each bank) is empty without a readable log; `consumed` are the PCRs
     that were compared with the log, whether they agreed or not.
     """
 
     findings: tuple[Finding, ...]
-    boot_aggregates: Mapping[HashAlgorithm, frozenset[str]] | None = None
+    boot_aggregates: Mapping[HashAlgorithm, frozenset[str]] = field(default_factory=dict)
     replayed: Mapping[HashAlgorithm, Mapping[int, bytes]] = field(default_factory=dict)
     consumed: frozenset[int] = frozenset()
 
@@ -75,8 +75,9 @@ def _unused_pcrs(policy: MeasuredBootPolicy, quoted: Mapping[int, bytes]) -> tup
             event_id=f"pcr_validation.unused_pcr_{index}",
             context={"message": f"PCR {index} is quoted for measured boot, but the agent sent no boot log"},
             recoverable=True,
-            explanation="The agent sent no boot log although its policy demands measured boot. Check that "
-            "the machine booted with UEFI and a TPM, and that the agent may read binary_bios_measurements.",
+            explanation="The agent sent no boot log although its policy demands measured boot.",
+            hint="check that the machine booted with UEFI and a TPM, and that the agent may read "
+            "binary_bios_measurements",
             observed=quoted[index].hex(),
         )
         for index in sorted(policy.required_pcrs & quoted.keys())
@@ -104,7 +105,8 @@ def _bank_not_in_log(bank: HashAlgorithm, log: ParsedBootLog) -> Finding:
         },
         recoverable=True,
         explanation=f"The quote covers the {bank.label} bank, but the firmware wrote digests of "
-        f"{', '.join(banks) or 'no known algorithm'} only. Ask for a quote of a bank that the firmware uses.",
+        f"{', '.join(banks) or 'no known algorithm'} only.",
+        hint="let the agent quote a bank that the firmware uses (tpm_hash_alg in agent.conf)",
         observed=", ".join(banks),
         expected=(bank.label,),
     )

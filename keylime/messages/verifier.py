@@ -112,6 +112,9 @@ class FindingSummary(msgspec.Struct, frozen=True, kw_only=True):
     log_index: int | None = None
     observed: str | None = None
     expected: list[str] = []
+    rule: str | None = None
+    policy: str | None = None  # which version of which policy has the rule
+    hint: str | None = None
 
 
 class VerifierAgents(msgspec.Struct, frozen=True):

@@ -9,7 +9,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 
-from keylime.appraisal.findings import Finding, JsonValue
+from keylime.appraisal.findings import Finding, JsonValue, policy_version
 from keylime.errors import PolicyError
 from keylime.hashes import HashAlgorithm
 from keylime.measured_boot.event_log import EventLog
@@ -29,6 +29,11 @@ class MeasuredBootPolicy:
     required_pcrs: frozenset[int]
     judge: Judge | None
     content_hash: str  # hex SHA-256 of name and text: names this version of the policy
+
+    @property
+    def version(self) -> str:
+        """The version of the policy, as people are told it."""
+        return policy_version(f"measured-boot policy {self.name}", self.content_hash)
 
     def evaluate(self, log: EventLog, bank: HashAlgorithm) -> tuple[Finding, ...]:
         """What speaks against the content of `log`, judged by the digests of the quoted `bank`.
@@ -55,10 +60,13 @@ class MeasuredBootPolicy:
             },
             recoverable=True,
             explanation=f"The machine booted something that the reference state of policy {self.name} does "
-            f"not allow: {reason}. If this boot is meant to be good, add it to the reference state.",
+            f"not allow: {reason}.",
             log_index=first.event,
             observed=first.observed,
             expected=first.expected,
+            rule="reference state",
+            policy=self.version,
+            hint="if this boot is meant to be good, add it to the reference state",
         )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from keylime.appraisal.findings import policy_version
 from keylime.errors import PolicyError
 from keylime.hashes import HashAlgorithm
 from keylime.ima.device_mapper_policy import DeviceMapperPolicy, parse_device_mapper_policy
@@ -72,6 +73,11 @@ class RuntimePolicy:
     verification_keys: Keyring
     warnings: tuple[str, ...]
     content_hash: str
+
+    @property
+    def version(self) -> str:
+        """The version of the policy, as people are told it."""
+        return policy_version("runtime policy", self.content_hash)
 
     @property
     def generator(self) -> int:

@@ -1,11 +1,12 @@
 """The TPM policy: values that PCRs outside the logs may have, and the mask of PCRs that are to be quoted."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from keylime.appraisal.findings import Finding
+from keylime.appraisal.findings import Finding, policy_version
 from keylime.errors import PolicyError
 from keylime.policy.strict_json import load_document
 from keylime.tpm.pcr import DATA_PCR, IMA_PCR, PCR_COUNT
@@ -54,39 +55,46 @@ class TpmPolicy:
         document["mask"] = hex(self.mask)
         return json.dumps(document)
 
+    @property
+    def version(self) -> str:
+        """The version of the policy, as people are told it."""
+        return policy_version("TPM policy", hashlib.sha256(self.to_wire().encode()).hexdigest())
+
     def evaluate(self, quoted: Mapping[int, bytes], consumed: frozenset[int]) -> tuple[Finding, ...]:
         """Every finding about the `quoted` PCRs (raw values) that no log or key has `consumed` already."""
         findings = []
         for index in sorted(self.values.keys() & quoted.keys() - consumed):
             if quoted[index].hex() not in self.values[index]:
-                findings.append(_wrong_value(index, quoted[index].hex(), self.values[index]))
+                findings.append(self._wrong_value(index, quoted[index].hex()))
         missing = sorted(self.values.keys() - quoted.keys() - consumed)
         if missing:
-            findings.append(_missing(missing))
+            findings.append(self._missing(missing))
         return tuple(findings)
 
+    def _wrong_value(self, index: int, observed: str) -> Finding:
+        expected = tuple(sorted(self.values[index]))
+        return Finding(
+            f"pcr_validation.invalid_pcr_{index}",
+            {"got": observed, "expected": list(expected)},
+            recoverable=True,
+            explanation=f"PCR {index} has a value that the TPM policy does not list.",
+            observed=observed,
+            expected=expected,
+            policy=self.version,
+            rule=f"PCR {index}",
+            hint="if the change was meant, update the agent with the new value in --tpm_policy",
+        )
 
-def _wrong_value(index: int, observed: str, allowed: frozenset[str]) -> Finding:
-    expected = tuple(sorted(allowed))
-    return Finding(
-        f"pcr_validation.invalid_pcr_{index}",
-        {"got": observed, "expected": list(expected)},
-        recoverable=True,
-        explanation=f"PCR {index} has a value that the TPM policy does not list. If the change was meant, "
-        "update the agent with the new value in --tpm_policy.",
-        observed=observed,
-        expected=expected,
-    )
-
-
-def _missing(indices: list[int]) -> Finding:
-    text = ", ".join(map(str, indices))
-    return Finding(
-        "pcr_validation.missing_pcrs",
-        {"context": "PCRs of the TPM policy are missing in the quote", "data": indices},
-        recoverable=True,
-        explanation=f"The quote does not cover PCR {text}, which the TPM policy lists.",
-    )
+    def _missing(self, indices: list[int]) -> Finding:
+        text = ", ".join(map(str, indices))
+        return Finding(
+            "pcr_validation.missing_pcrs",
+            {"context": "PCRs of the TPM policy are missing in the quote", "data": indices},
+            recoverable=True,
+            explanation=f"The quote does not cover PCR {text}, which the TPM policy lists.",
+            policy=self.version,
+            rule=f"PCR {text}",
+        )
 
 
 def _load(text: str) -> dict[str, object]:

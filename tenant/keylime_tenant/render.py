@@ -7,13 +7,18 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
+import msgspec
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from keylime.messages.verifier import OperationalState
+from keylime.appraisal.explain import terminal_lines
+from keylime.appraisal.findings import printable
+from keylime.messages.verifier import FindingSummary, OperationalState
 
 JsonObject = Mapping[str, Any]
+
+_SHOWN_FINDINGS = 5
 
 
 class Output:
@@ -108,9 +113,12 @@ def remarks(status: JsonObject) -> list[str]:
     lines = []
     if status.get("unreachable_since"):
         lines.append(f"unreachable since {moment(status['unreachable_since'])}")
-    findings = status.get("last_findings")
-    for finding in findings if isinstance(findings, list) else []:
-        lines.append(_finding_text(finding))
+    given = status.get("last_findings")
+    findings = given if isinstance(given, list) else []
+    for finding in findings[:_SHOWN_FINDINGS]:
+        lines.extend(_finding_lines(finding))
+    if len(findings) > _SHOWN_FINDINGS:
+        lines.append(f"and {len(findings) - _SHOWN_FINDINGS} more findings: --json shows them")
     if not findings and status.get("last_event_id"):
         lines.append(f"last failure: {status['last_event_id']}")
     if status.get("reboots"):
@@ -118,11 +126,13 @@ def remarks(status: JsonObject) -> list[str]:
     return lines
 
 
-def _finding_text(finding: JsonObject) -> str:
-    place = f" (entry {finding['log_index']})" if finding.get("log_index") is not None else ""
-    path = f" {finding['path']}" if finding.get("path") else ""
-    event_id, explanation = finding.get("event_id", "unknown failure"), finding.get("explanation", "")
-    return f"{event_id}:{path}{place} {explanation}".rstrip()
+def _finding_lines(finding: object) -> list[str]:
+    try:
+        summary = msgspec.convert(finding, FindingSummary)
+    except msgspec.ValidationError:  # of a verifier that tells it in another form
+        return [printable(json.dumps(finding))]
+    title = f"{printable(summary.event_id)} ({printable(summary.severity)})"
+    return [title, *(f"  {line}" for line in terminal_lines(summary))]
 
 
 def names_table(title: str, names: Sequence[str]) -> Table:

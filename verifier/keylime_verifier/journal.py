@@ -147,8 +147,8 @@ def _log_outcome(before: AgentRecord, after: AgentRecord, outcome: Outcome) -> N
     """One line for each change of state, and the reasons of every rejection."""
     agent_id, state = after.agent_id, after.progress.operational_state
     match outcome:
-        case Rejected(findings):
-            log_findings(agent_id, findings)
+        case Rejected() as verdict:
+            log_findings(agent_id, verdict)
         case Accepted(_, _, notes):
             for note in notes:
                 log.info("agent %s: %s", agent_id, note)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from keylime.appraisal.explain import summarise_finding
 from keylime.appraisal.findings import Finding
 from keylime.appraisal.severity import SeverityPolicy
 from keylime.appraisal.verdict import Accepted, Incomplete, Rejected
@@ -77,14 +78,6 @@ def is_routine(before: Progress, after: Progress) -> bool:
 def summarise(findings: tuple[Finding, ...], severities: SeverityPolicy) -> tuple[FindingSummary, ...]:
     """The findings as operators read them, the first ones of many."""
     return tuple(
-        FindingSummary(
-            event_id=finding.event_id,
-            severity=severities.severity_of(finding).label,
-            explanation=finding.explanation,
-            path=finding.path,
-            log_index=finding.log_index,
-            observed=finding.observed,
-            expected=list(finding.expected),
-        )
+        summarise_finding(finding, severities.severity_of(finding).label)
         for finding in findings[:_MAX_STORED_FINDINGS]
     )

@@ -82,6 +82,7 @@ class Judgement:
 
     outcome: Outcome
     findings: tuple[Finding, ...] = ()
+    omitted: int = 0  # further findings of the same kind, of very many
     reason: str | None = None  # of an incomplete outcome
     notes: tuple[str, ...] = ()
     not_checked: tuple[str, ...] = ()
@@ -101,18 +102,15 @@ def judge(evidence: StoredEvidence, approval: Approval) -> Judgement:
     remarks = _Remarks()
     boot_log = None if evidence.boot_log is None else parse_boot_log(evidence.boot_log)
     if evidence.quote is None:
-        found = _judge_logs(evidence, approval, boot_log, remarks)
-        outcome, reason = (Outcome.REJECTED if found else Outcome.ACCEPTED), None
+        judgement = _judge_logs(evidence, approval, boot_log, remarks)
     else:
-        outcome, found, reason = _judge_quote(
+        judgement = _judge_quote(
             evidence, evidence.quote, approval, remarks, reads_boot=isinstance(boot_log, ParsedBootLog)
         )
     content = None if evidence.quote is None else evidence.quote.content
     pcrs = None if content is None else content.pcrs
-    return Judgement(
-        outcome=outcome,
-        findings=found,
-        reason=reason,
+    return replace(
+        judgement,
         notes=tuple(remarks.notes),
         not_checked=tuple(remarks.not_checked),
         quoted=None if pcrs is None else str(pcrs.selection),
@@ -128,7 +126,7 @@ def _judge_quote(
     remarks: _Remarks,
     *,
     reads_boot: bool,
-) -> tuple[Outcome, tuple[Finding, ...], str | None]:
+) -> Judgement:
     bank = evidence.bank or quote.bank or HashAlgorithm.SHA256
     key = quote.key
     reference = Reference(
@@ -164,11 +162,11 @@ def _judge_quote(
         case Accepted():
             remarks.notes.extend(verdict.notes)
             _remark_on_uncovered(evidence, reference, verdict.quote.ima_entries, remarks)
-            return Outcome.ACCEPTED, (), None
-        case Rejected():
-            return Outcome.REJECTED, verdict.findings, None
-        case Incomplete():
-            return Outcome.INCOMPLETE, (), verdict.reason
+            return Judgement(outcome=Outcome.ACCEPTED)
+        case Rejected(findings, _, omitted):
+            return Judgement(outcome=Outcome.REJECTED, findings=findings, omitted=omitted)
+        case Incomplete(reason):
+            return Judgement(outcome=Outcome.INCOMPLETE, reason=reason)
         case _:
             assert_never(verdict)
 
@@ -251,7 +249,7 @@ def _judge_logs(
     approval: Approval,
     boot_log: ParsedBootLog | UnreadableBootLog | None,
     remarks: _Remarks,
-) -> tuple[Finding, ...]:
+) -> Judgement:
     remarks.not_checked.append(
         "that a TPM vouches for these logs: there is no quote, so entries may be missing or made up"
     )
@@ -260,13 +258,20 @@ def _judge_logs(
         boot = _appraise_boot_alone(evidence, approval, boot_log, remarks)
     found = () if boot is None else boot.findings
     if evidence.ima_list is None:
-        return found
+        return _by_findings(found)
     reads_boot = isinstance(boot_log, ParsedBootLog)
     policy = _runtime_policy(evidence, approval, remarks, reads_boot=reads_boot)
     if not policy.demands_ima:
-        return found
+        return _by_findings(found)
     bank = evidence.bank or HashAlgorithm.SHA256
-    return (*found, *_appraise_list_alone(evidence.ima_list, bank, policy, approval, boot))
+    ima = _appraise_list_alone(evidence.ima_list, bank, policy, approval, boot)
+    tail = _unreadable_tail(evidence.ima_list, ima.entries)
+    return _by_findings((*found, *ima.findings, *tail), omitted=ima.failures - len(ima.findings))
+
+
+def _by_findings(findings: tuple[Finding, ...], *, omitted: int = 0) -> Judgement:
+    outcome = Outcome.REJECTED if findings else Outcome.ACCEPTED
+    return Judgement(outcome=outcome, findings=findings, omitted=omitted)
 
 
 def _appraise_boot_alone(
@@ -294,11 +299,11 @@ def _appraise_list_alone(
     policy: RuntimePolicy,
     approval: Approval,
     boot: BootResult | None,
-) -> tuple[Finding, ...]:
+) -> ImaResult:
     """The list held to its policy, with the end of its own replay in the place of the quoted PCR 10."""
-    aggregates: frozenset[str] | None = None
-    if boot is not None and boot.boot_aggregates is not None:
-        aggregates = frozenset().union(*boot.boot_aggregates.values())
+    aggregates: frozenset[str] = frozenset()
+    if boot is not None:
+        aggregates = aggregates.union(*boot.boot_aggregates.values())
     memo = EntryMemo()
 
     def against(quoted: bytes) -> ImaResult:
@@ -318,8 +323,7 @@ def _appraise_list_alone(
         )
 
     end = against(b"").replayed  # no PCR is empty, so this replay goes to the end
-    result = against(end or bytes(bank.size))
-    return (*result.findings, *_unreadable_tail(ima_list, result.entries))
+    return against(end or bytes(bank.size))
 
 
 def _unreadable_tail(ima_list: bytes, covered: int) -> list[Finding]:

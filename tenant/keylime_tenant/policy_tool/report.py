@@ -4,14 +4,15 @@ import json
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+import msgspec
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from keylime.appraisal.findings import Finding
+from keylime.appraisal.explain import summarise_finding, terminal_lines
 from keylime.appraisal.severity import SeverityPolicy
 from keylime.config.options import TABLES
-from keylime.ima.findings import shown
+from keylime.messages.verifier import FindingSummary
 from keylime.tpm.pcr import IMA_PCR
 from keylime_tenant.policy_tool.log_facts import ImaFacts
 from keylime_tenant.policy_tool.offline import Judgement, Outcome
@@ -34,15 +35,7 @@ def json_report(judgement: Judgement, severities: SeverityPolicy) -> str:
         "verdict": judgement.outcome.value,
         "reason": judgement.reason,
         "findings": [
-            {
-                "event_id": finding.event_id,
-                "severity": severities.severity_of(finding).label,
-                "path": finding.path,
-                "log_index": finding.log_index,
-                "observed": finding.observed,
-                "expected": list(finding.expected),
-                "explanation": finding.explanation,
-            }
+            msgspec.to_builtins(summarise_finding(finding, severities.severity_of(finding).label))
             for finding in judgement.findings
         ],
         "notes": list(judgement.notes),
@@ -72,7 +65,8 @@ def print_report(judgement: Judgement, severities: SeverityPolicy, stdout: TextI
     """Writes the judgement for a person: a block for each finding, then the summary."""
     console = Console(file=stdout, highlight=False)
     for number, finding in enumerate(judgement.findings, 1):
-        for line in _block(number, finding, severities.severity_of(finding).label):
+        summary = summarise_finding(finding, severities.severity_of(finding).label)
+        for line in _block(number, summary):
             console.print(line, soft_wrap=True)
         console.print()
     rows = list(_summary(judgement))
@@ -90,17 +84,10 @@ def print_report(judgement: Judgement, severities: SeverityPolicy, stdout: TextI
     console.print(Text(_headline(judgement), style=_COLOURS[judgement.outcome]), soft_wrap=True)
 
 
-def _block(number: int, finding: Finding, severity: str) -> Iterator[Text]:
-    yield Text(f"{number}. {finding.event_id} ({severity})", style="bold")
-    if finding.path is not None:
-        yield Text(f"   path      {shown(finding.path)}")
-    if finding.log_index is not None:
-        yield Text(f"   entry     {finding.log_index}")
-    if finding.observed is not None:
-        yield Text(f"   observed  {shown(finding.observed)}")
-    for position, value in enumerate(finding.expected):
-        yield Text(f"   {'' if position else 'expected':8}  {shown(value)}")
-    yield Text(f"   {finding.explanation}")
+def _block(number: int, finding: FindingSummary) -> Iterator[Text]:
+    yield Text(f"{number}. {finding.event_id} ({finding.severity})", style="bold")
+    for line in terminal_lines(finding):
+        yield Text(f"   {line}")
 
 
 def _summary(judgement: Judgement) -> Iterator[tuple[str, str]]:
@@ -123,5 +110,5 @@ def _headline(judgement: Judgement) -> str:
         return f"INCOMPLETE: {judgement.reason}; a verifier would ask for the whole evidence once more"
     if judgement.outcome is Outcome.ACCEPTED:
         return "ACCEPTED" if judgement.quoted else "ACCEPTED as far as logs alone can tell"
-    count = len(judgement.findings)
+    count = len(judgement.findings) + judgement.omitted
     return f"REJECTED: {count} finding{'' if count == 1 else 's'}"

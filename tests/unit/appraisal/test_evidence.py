@@ -1,6 +1,7 @@
 import base64
+import hashlib
 
-from keylime.appraisal.evidence import Evidence, parse_evidence, quote_finding
+from keylime.appraisal.evidence import Evidence, RawBootLog, parse_evidence, quote_finding
 from keylime.hashes import HashAlgorithm
 from tests.captures import capture
 from tests.evidence import captured_reply
@@ -24,5 +25,5 @@ def test_a_captured_answer_is_read_in_full() -> None:
     assert evidence.bank is HashAlgorithm.SHA1
     assert (evidence.declared_encryption, evidence.declared_signing) == ("ecc256", "ecdsa")
     assert evidence.ima_list == STAGE.ascii_list
-    assert evidence.boot_log == base64.b64decode(reply.mb_measurement_list or "")
-    assert evidence.boot_log_digest is not None
+    log = base64.b64decode(reply.mb_measurement_list or "")
+    assert evidence.boot_log == RawBootLog(log, hashlib.sha256(log).hexdigest())

@@ -237,7 +237,7 @@ def test_long_lists_are_appraised_in_slices() -> None:
         stated_entry=0,
         policy=policy,
         tenant_keys=None,
-        boot_aggregates=None,
+        boot_aggregates=frozenset(),
         checkpoint=ImaCheckpoint.fresh(),
         ignore_tomtou=False,
         memo=EntryMemo(),
@@ -294,7 +294,7 @@ def test_per_bank_lists_are_checked_against_the_log_hash_of_the_policy() -> None
     assert Verifier(policy_for({"/a": "1"}, ima=ima)).appraise(kernel.text(), kernel.pcr).reached_end
     findings = Verifier(policy_for({"/a": "1"})).appraise(kernel.text(), kernel.pcr).findings
     assert [finding.event_id for finding in findings] == ["ima.validation.ima_hash"]
-    assert "log_hash_alg" in findings[0].explanation
+    assert findings[0].rule == "ima.log_hash_alg sha1"
 
 
 def test_a_zero_template_hash_of_another_length_is_no_violation() -> None:

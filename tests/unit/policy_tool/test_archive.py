@@ -105,6 +105,9 @@ def test_archives_may_follow_one_another(compress: Callable[[bytes], bytes]) -> 
         (gzip.compress(b"no archive" * 20), "no cpio header"),
         (gzip.compress(b""), ""),
     ],
+    ids=lambda value: (
+        value if isinstance(value, str) else f"{len(value)} bytes"
+    ),  # else they hold a part of the clock's time, and each process would collect other tests
 )
 def test_what_is_no_ram_disk_is_refused_with_a_reason(image: bytes, reason: str) -> None:
     if not reason:

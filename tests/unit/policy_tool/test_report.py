@@ -11,9 +11,10 @@ from tests.captures import capture
 from tests.evidence import policy_of
 
 ONE = capture("direct-efistub")
+POLICY = policy_of([ONE.stage("s1-clean").ascii_list])
 TAMPERED = judge(
     StoredEvidence(ima_list=ONE.stage("s2-tampered").ascii_list, boot_log=ONE.boot_log),
-    Approval(runtime_policy=policy_of([ONE.stage("s1-clean").ascii_list])),
+    Approval(runtime_policy=POLICY),
 )
 HELLO = next(finding for finding in TAMPERED.findings if finding.path == "/usr/local/bin/hello.sh")
 
@@ -39,6 +40,9 @@ def test_the_document_has_every_field_for_programs() -> None:
         "observed": HELLO.observed,
         "expected": list(HELLO.expected),
         "explanation": HELLO.explanation,
+        "rule": "digests",
+        "policy": f"runtime policy {POLICY.content_hash[:12]}",
+        "hint": HELLO.hint,
     }
     stage = ONE.stage("s2-tampered")
     assert document["ima"] == {
@@ -61,7 +65,7 @@ def test_people_get_plain_lines_but_on_a_terminal() -> None:
     assert "\x1b" not in plain
     for text in (HELLO.event_id, "/usr/local/bin/hello.sh", HELLO.observed, *HELLO.expected, "REJECTED: "):
         assert str(text) in plain
-    assert max(map(len, plain.splitlines())) > 120, "lines are not folded where programs may read them"
+    assert max(map(len, plain.splitlines())) > 100, "lines are not folded where programs may read them"
     shown = printed(TAMPERED, Terminal())
     assert "REJECTED" in shown
     assert "\N{HORIZONTAL ELLIPSIS}" not in shown, "no digest is cut"

@@ -43,8 +43,23 @@ def test_a_worded_status_keeps_fields_that_we_do_not_know() -> None:
 def test_remarks_tell_silence_reasons_and_reboots() -> None:
     lines = remarks(STATUS)
     assert lines[0] == "unreachable since 2023-11-14 22:15:00 UTC"
-    assert "/root/evil.sh (entry 41) the file is not in the runtime policy" in lines[1]
-    assert lines[2] == "rebooted 2 times"
+    assert lines[1:-1] == [
+        "ima.validation.ima-ng.not_in_allowlist (error)",
+        "  path      /root/evil.sh",
+        "  entry     41",
+        "  the file is not in the runtime policy",
+    ]
+    assert lines[-1] == "rebooted 2 times"
+
+
+def test_of_many_findings_the_first_are_shown_and_the_rest_counted() -> None:
+    lines = remarks({"last_findings": STATUS["last_findings"] * 8})
+    assert lines.count("  entry     41") == 5
+    assert lines[-1] == "and 3 more findings: --json shows them"
+
+
+def test_a_finding_of_another_form_is_shown_as_it_came_and_cannot_steer_the_terminal() -> None:
+    assert remarks({"last_findings": [{"why": "\x1b[2J"}]}) == ['{"why": "\\u001b[2J"}']
 
 
 def test_a_verifier_without_findings_still_gives_its_event_id() -> None:
