@@ -8,8 +8,12 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from keylime.policy.dsse import key_id_of, sign_policy
 from keylime.policy.runtime import EMPTY_POLICY
+from keylime_verifier.runtime_policies import release_of
 from tests.fakes.attesting_agent import AttestingAgent, policy_of
 from tests.fakes.running_verifier import RunningVerifier, enrolment, running_verifier, verifier_authority
 
@@ -150,6 +154,40 @@ def test_l1_unsigned_policies_are_refused_where_signatures_are_required(tmp_path
         assert verifier.rows("SELECT * FROM policies") == []
 
     scene(tmp_path, act, KEYLIME_VERIFIER_REQUIRE_ALLOW_LIST_SIGNATURES="True")
+
+
+def signed(key: ec.EllipticCurvePrivateKey, release: int) -> dict[str, object]:
+    payload = json.dumps({**json.loads(EMPTY_POLICY), "release": release}).encode()
+    pem = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    envelope = sign_policy(payload, key, key_id_of(key.public_key()))
+    return body(envelope, runtime_policy_key=base64.b64encode(pem).decode())
+
+
+def test_l2_where_signatures_are_required_an_older_signed_version_is_refused(tmp_path: Path) -> None:
+    async def act(verifier: RunningVerifier, _agent: AttestingAgent) -> None:
+        key = ec.generate_private_key(ec.SECP256R1())
+        assert (await verifier.admin("POST", f"{LIST}/fleet", signed(key, 4))).code == 201
+        assert (await verifier.admin("PUT", f"{LIST}/fleet", signed(key, 5))).code == 201
+        refused = await verifier.admin("PUT", f"{LIST}/fleet", signed(key, 4))
+        assert refused.code == 409
+        assert "has release 5, which is newer than 4" in refused.status
+        kept = (await verifier.admin("GET", f"{LIST}/fleet")).results["runtime_policy"]
+        assert release_of(kept) == 5
+        assert (await verifier.admin("PUT", f"{LIST}/fleet", signed(key, 5))).code == 201
+
+    scene(tmp_path, act, KEYLIME_VERIFIER_REQUIRE_ALLOW_LIST_SIGNATURES="True")
+
+
+def test_l2_elsewhere_an_older_version_is_accepted_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def act(verifier: RunningVerifier, _agent: AttestingAgent) -> None:
+        newer = json.dumps({**json.loads(EMPTY_POLICY), "release": 2})
+        assert (await verifier.admin("POST", f"{LIST}/fleet", body(newer))).code == 201
+        assert (await verifier.admin("PUT", f"{LIST}/fleet", body())).code == 201
+        assert "release 2, which is newer than 0; it is replaced by the older one" in caplog.text
+
+    scene(tmp_path, act)
 
 
 def test_s6_agents_follow_a_new_version_and_are_judged_again_from_the_first_entry(tmp_path: Path) -> None:

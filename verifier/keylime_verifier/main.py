@@ -248,6 +248,7 @@ def _assemble(
                 RUNTIME_KIND,
                 functools.partial(check_runtime_policy, signature_required=config.require_policy_signatures),
                 poller.forget_references,
+                refuse_older=config.require_policy_signatures,
             ),
             NamedPolicies(
                 engine,

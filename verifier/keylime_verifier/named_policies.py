@@ -17,7 +17,7 @@ from keylime.policy.tpm_policy import TpmPolicy
 from keylime_verifier.policy_store import MEASURED_BOOT, RUNTIME, delete_policy, put_policy
 from keylime_verifier.records import Enrolment
 from keylime_verifier.references import CompileBootPolicy
-from keylime_verifier.runtime_policies import accept_runtime_policy
+from keylime_verifier.runtime_policies import accept_runtime_policy, release_of
 from keylime_verifier.schema import agents, policies, policy_texts
 from keylime_verifier.transactions import read, write
 
@@ -39,6 +39,7 @@ class PolicyKind:
     unknown_at_put: tuple[int, str]  # the answer's code, and the end of its text
     used_in: sa.Column[str]
     name_in: Callable[[Enrolment], str | None]
+    release_of: Callable[[str], int] = lambda _text: 0  # tells older versions from newer ones
 
 
 RUNTIME_KIND = PolicyKind(
@@ -48,6 +49,7 @@ RUNTIME_KIND = PolicyKind(
     unknown_at_put=(404, "does not already exist, use POST to create"),
     used_in=agents.c.runtime_policy,
     name_in=lambda enrolment: enrolment.runtime_policy,
+    release_of=release_of,
 )
 MEASURED_BOOT_KIND = PolicyKind(
     kind=MEASURED_BOOT,
@@ -98,11 +100,15 @@ class NamedPolicies(Generic[BodyT]):
         kind: PolicyKind,
         check: Callable[[BodyT], PolicyContent],
         forget_references: ForgetReferences,
+        *,
+        refuse_older: bool = False,
     ) -> None:
+        """`refuse_older`: whether a version may be replaced by one of a lower release number (L2)."""
         self._engine = engine
         self._kind = kind
         self._check = check
         self._forget_references = forget_references
+        self._refuse_older = refuse_older
 
     async def names(self) -> list[str]:
         """All names, sorted."""
@@ -112,13 +118,8 @@ class NamedPolicies(Generic[BodyT]):
 
     async def show(self, name: str) -> PolicyContent:
         """The policy `name`."""
-        query = (
-            sa.select(policy_texts.c.text, policies.c.tpm_policy)
-            .join(policies, policies.c.content_hash == policy_texts.c.content_hash)
-            .where(policies.c.kind == self._kind.kind, policies.c.name == name)
-        )
         async with read(self._engine, "read a policy") as connection:
-            row = (await connection.execute(query)).first()
+            row = (await connection.execute(self._content_of(name))).first()
         if row is None:
             raise HttpError(404, f"{self._kind.title} {name} not found")
         return PolicyContent(row.text, row.tpm_policy)
@@ -141,6 +142,7 @@ class NamedPolicies(Generic[BodyT]):
         """Keeps a new version; agents that use it are held to it from their next round on (S6)."""
         content = await asyncio.to_thread(self._check, request)
         async with write(self._engine, "replace a policy") as connection:
+            await self._compare_releases(connection, name, content)
             if not await delete_policy(connection, self._kind.kind, name):
                 code, ending = self._kind.unknown_at_put
                 raise HttpError(code, f"{self._kind.title} with name {name} {ending}")
@@ -159,6 +161,26 @@ class NamedPolicies(Generic[BodyT]):
             if not await delete_policy(connection, self._kind.kind, name):
                 raise HttpError(404, f"{self._kind.title} {name} not found")
         log.info("%s %r: deleted", self._kind.title, name)
+
+    def _content_of(self, name: str) -> sa.Select[tuple[str, str | None]]:
+        return (
+            sa.select(policy_texts.c.text, policies.c.tpm_policy)
+            .join(policies, policies.c.content_hash == policy_texts.c.content_hash)
+            .where(policies.c.kind == self._kind.kind, policies.c.name == name)
+        )
+
+    async def _compare_releases(self, connection: AsyncConnection, name: str, new: PolicyContent) -> None:
+        """A signature says who approved a policy, not when: an old one still verifies."""
+        row = (await connection.execute(self._content_of(name))).first()
+        if row is None:
+            return
+        before, after = self._kind.release_of(row.text), self._kind.release_of(new.text)
+        if after >= before:
+            return
+        problem = f"{self._kind.title} with name {name} has release {before}, which is newer than {after}"
+        if self._refuse_older:
+            raise HttpError(409, f"{problem}: raise `release` in the policy and sign it again")
+        log.warning("%s; it is replaced by the older one", problem)
 
     async def _is_stored(self, connection: AsyncConnection, name: str) -> bool:
         where = (policies.c.kind == self._kind.kind, policies.c.name == name)

@@ -3,6 +3,8 @@
 import base64
 import binascii
 
+import msgspec
+
 from keylime.errors import CredentialError, MalformedMessage, PolicyError
 from keylime.http.server import HttpError
 from keylime.policy.dsse import open_envelope
@@ -31,6 +33,15 @@ def accept_runtime_policy(policy: str, key: str | None, *, signature_required: b
 def compile_stored_policy(text: str) -> RuntimePolicy:
     """A kept policy, compiled; an envelope's signature was verified when it arrived. Raises PolicyError."""
     return parse_runtime_policy(open_envelope(text))
+
+
+def release_of(text: str) -> int:
+    """The operator's own number in a kept policy; a higher one is a later version (L2)."""
+    return msgspec.json.decode(open_envelope(text), type=_Released).release
+
+
+class _Released(msgspec.Struct):
+    release: int = 0
 
 
 def _decoded(text: str, field: str) -> str:
