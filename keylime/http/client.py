@@ -28,6 +28,9 @@ DEFAULT_MAX_BODY = 16 << 20  # bytes
 _KEEP_ALIVE_S = 60.0
 _MAX_CONNECTIONS = 4
 _MAX_STATUS = 1000
+# A connection keeps buffers as large as the largest answer it carried, for which one that carried more is not
+# worth keeping: the first IMA list of a machine is long, those after it are a few lines.
+_LARGEST_KEPT = 8 << 10
 _EMPTY = msgspec.Raw(b"{}")
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity"}
@@ -83,6 +86,7 @@ class Peer:
         self._max_body = max_body
         self._keep_alive_s = keep_alive_s
         self._session: aiohttp.ClientSession | None = None
+        self._under_way = 0
 
     async def __aenter__(self) -> Self:
         return self
@@ -108,6 +112,8 @@ class Peer:
         content = None if body is None else io.BytesIO(msgspec.json.encode(body))
         headers = _HEADERS if body is None else {**_HEADERS, "Content-Type": "application/json"}
         deadline = aiohttp.ClientTimeout(total=self._timeout_s if timeout_s is None else timeout_s)
+        data = b""
+        self._under_way += 1
         try:
             async with self._open().request(
                 method,
@@ -124,6 +130,10 @@ class Peer:
             raise PeerUnreachable(f"{self._url}: no answer within {deadline.total:g} s") from error
         except (aiohttp.ClientError, OSError, ValueError, asyncio.IncompleteReadError) as error:
             raise PeerUnreachable(f"{self._url}: {_reason(error)}") from error
+        finally:
+            self._under_way -= 1
+            if len(data) > _LARGEST_KEPT and not self._under_way:
+                await self.close()
 
     async def fetch(
         self,

@@ -333,6 +333,33 @@ def test_query_and_body_arrive_as_given_and_nothing_comes_from_the_environment(
     assert headers["accept-encoding"] == "identity"
 
 
+async def _answer_at_length(request: Request) -> Response:
+    return Response(results={"text": "x" * int(request.query.get("size", "0"))})
+
+
+def test_a_connection_that_carried_a_large_answer_is_not_kept_for_its_buffers() -> None:
+    async def scenario() -> list[int]:
+        server = Server([Route("GET", "/x", Role.ANONYMOUS, _answer_at_length)])
+        identity = self_signed("agent")
+        context = with_certificate(identity)
+        port = server.listen("127.0.0.1", 0, context)
+        pin = hashlib.sha256(identity.der).digest()
+        handshakes = []
+        url = peer_url("127.0.0.1", port, tls=True)
+        async with Peer(url, tls=unverifying(), pin=pin, timeout_s=5) as peer:
+            for size in (10, 10, 100_000, 10, 10):
+                reply = await peer.request("GET", "/v2.5/x", query={"size": size})
+                assert len(reply.results) > size
+                handshakes.append(context.session_stats()["accept_good"])
+            # An answer under way is not cut off by the end of a large one beside it.
+            both = [peer.request("GET", "/v2.5/x", query={"size": size}) for size in (200_000, 10)]
+            assert all(reply.is_success for reply in await asyncio.gather(*both))
+        await server.stop(1)
+        return handshakes
+
+    assert asyncio.run(scenario()) == [1, 1, 1, 2, 2]
+
+
 def test_a_large_body_is_sent() -> None:
     async def scenario() -> int:
         server = Server([Route("POST", "/x", Role.ANONYMOUS, _answer, plain_http=True, max_body=5_000_000)])
