@@ -25,6 +25,7 @@ from keylime.errors import ConfigError, KeylimeError
 
 CONNECT_TIMEOUT_S = 10
 BUSY_TIMEOUT_S = 15.0  # how long SQLite waits for another process's write
+_IDLE_IN_TRANSACTION_MS = 5000
 _READ_ONLY = "keylime_read_only"
 _DRIVERS = {
     "sqlite": "sqlite+aiosqlite",
@@ -87,12 +88,29 @@ def open_engine(url: URL, pool: PoolSize | None = None) -> AsyncEngine:
     size = pool or PoolSize()
     return create_async_engine(
         url,
-        connect_args={"connect_timeout": CONNECT_TIMEOUT_S},
+        connect_args=connect_arguments(url),
         pool_size=size.kept,
         max_overflow=size.overflow,
         hide_parameters=True,
         pool_pre_ping=True,
     )
+
+
+def connect_arguments(url: URL) -> dict[str, str | int]:
+    """How connections to a PostgreSQL server are made: peers that vanish are noticed, on both sides.
+
+    A process that stops in the middle of a transaction must not keep its locks: the server ends the session.
+    """
+    arguments: dict[str, str | int] = {
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "keepalives_idle": 5,
+        "keepalives_interval": 2,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 10_000,  # milliseconds
+    }
+    if "options" not in url.query:
+        arguments["options"] = f"-c idle_in_transaction_session_timeout={_IDLE_IN_TRANSACTION_MS}"
+    return arguments
 
 
 def open_sqlite(url: URL) -> sa.Engine:

@@ -9,8 +9,9 @@ import os
 import resource
 import socket
 import ssl
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from tornado.http1connection import HTTP1Connection, HTTP1ConnectionParameters, HTTP1ServerConnection
 from tornado.httputil import HTTPConnection, HTTPMessageDelegate, HTTPServerConnectionDelegate
@@ -37,6 +38,7 @@ __all__ = [
     "administrator",
     "method_not_allowed",
     "not_found",
+    "reserved_port",
 ]
 
 _CHUNK_SIZE = 64 << 10
@@ -44,6 +46,24 @@ _BUFFER_SIZE = 1 << 20
 _UNLIMITED = 1 << 62
 _SPARE_DESCRIPTORS = 128
 _BACKLOG = 1024
+
+
+@contextmanager
+def reserved_port(address: str, port: int) -> Iterator[int]:
+    """Keeps a port for several processes that listen with `reuse_port`; which one that is when `port` is 0.
+
+    Raises ConfigError when somebody else has it, another set of such processes included.
+    """
+    with _explained(address, port), ExitStack() as opened:
+        with ExitStack() as probes:
+            for probe in _bind(address, port, reuse_port=False, listen=False):
+                probes.callback(probe.close)
+                port = probe.getsockname()[1]
+        for kept in _bind(address, port, reuse_port=True, listen=False):
+            opened.callback(kept.close)
+        held = opened.pop_all()
+    with held:
+        yield port
 
 
 class Server(HTTPServerConnectionDelegate):
@@ -77,13 +97,8 @@ class Server(HTTPServerConnectionDelegate):
 
         Raises ConfigError when the address cannot be had, for instance because the port is in use.
         """
-        try:
+        with _explained(address, port):
             sockets = _bind(address, port, reuse_port=reuse_port)
-        except (OSError, OverflowError, UnicodeError) as error:
-            # Python's own text repeats the address.
-            number = getattr(error, "errno", None) or 0
-            reason = os.strerror(number) if number > 0 else str(error)
-            raise ConfigError(f"cannot listen on {address}:{port}: {reason}") from error
         listener = _Listener(self, tls)
         listener.add_sockets(sockets)
         self._listeners.append(listener)
@@ -152,19 +167,49 @@ class _Listener(TCPServer):
         return not self._server.draining
 
 
-def _bind(address: str, port: int, *, reuse_port: bool) -> list[socket.socket]:
-    """Listening sockets for every address that a host name has, all on the same port."""
+@contextmanager
+def _explained(address: str, port: int) -> Iterator[None]:
+    """Turns what keeps a port from being bound into a ConfigError."""
+    try:
+        yield
+    except (OSError, OverflowError, UnicodeError) as error:
+        # Python's own text repeats the address.
+        number = getattr(error, "errno", None) or 0
+        reason = os.strerror(number) if number > 0 else str(error)
+        raise ConfigError(f"cannot listen on {address}:{port}: {reason}") from error
+
+
+def _bind(address: str, port: int, *, reuse_port: bool, listen: bool = True) -> list[socket.socket]:
+    """Sockets for every address that a host name has, all on the same port."""
     sockets: list[socket.socket] = []
     with ExitStack() as opened:
         found = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, _, _, _, place in dict.fromkeys(found):
             bound = (place[0], sockets[0].getsockname()[1], *place[2:]) if sockets else place
-            listening = socket.create_server(bound, family=family, backlog=_BACKLOG, reuse_port=reuse_port)
-            opened.callback(listening.close)
-            listening.setblocking(False)
-            sockets.append(listening)
+            made = _socket(bound, family, reuse_port=reuse_port)
+            opened.callback(made.close)
+            if listen:
+                made.listen(_BACKLOG)
+            sockets.append(made)
         opened.pop_all()
     return sockets
+
+
+def _socket(address: tuple[Any, ...], family: int, *, reuse_port: bool) -> socket.socket:
+    """A bound socket that does not listen yet: connections go to those that do."""
+    made = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        made.setblocking(False)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        made.bind(address)
+    except BaseException:
+        made.close()
+        raise
+    return made
 
 
 def _affordable_connections() -> int:

@@ -10,6 +10,7 @@ from keylime.config.loader import load_settings, work_dir
 from keylime.database.engine import PoolSize, parse_database_url
 from keylime.pki.ca_settings import CaSettings, ca_settings
 from keylime.pki.tls import TlsFiles, resolve_tls_files
+from keylime.supervisor import worker_count
 from keylime_registrar.identity import TpmIdentity
 
 _TPM_IDENTITIES = {"default": TpmIdentity.EK_CERT_OR_IAK_IDEVID, **{kind.value: kind for kind in TpmIdentity}}
@@ -29,6 +30,7 @@ class RegistrarConfig:
     database_url: URL
     database_pool: PoolSize
     auto_migrate: bool
+    workers: int
     max_upload: int
     tpm_identity: TpmIdentity
     malformed_cert_action: str  # warn, reject or ignore
@@ -57,6 +59,7 @@ def load_config(environ: Mapping[str, str]) -> RegistrarConfig:
         ),
         database_pool=PoolSize.parse(settings.text("database_pool_sz_ovfl")),
         auto_migrate=settings.flag("auto_migrate_db"),
+        workers=worker_count(0, settings.integer("max_workers")),
         max_upload=settings.integer("max_upload_size"),
         tpm_identity=_TPM_IDENTITIES[settings.text("tpm_identity")],
         malformed_cert_action=settings.text("malformed_cert_action"),

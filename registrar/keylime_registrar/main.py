@@ -2,15 +2,16 @@
 
 import argparse
 import asyncio
+import functools
 import logging
 import os
-import signal
-import ssl
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import uvloop
 from cryptography import x509
@@ -20,9 +21,11 @@ from keylime.database.migrate import prepare_schema
 from keylime.database.transactions import open_database
 from keylime.errors import ConfigError, KeylimeError
 from keylime.http import server as http
+from keylime.http.server import reserved_port
 from keylime.messages.versions import CURRENT_VERSION, SUPPORTED_VERSIONS
 from keylime.pki.authority import ensure_service_certificates, server_names
 from keylime.pki.ek import load_trust_store
+from keylime.supervisor import Worker, run_workers, stop_event
 from keylime_registrar.config import RegistrarConfig, load_config
 from keylime_registrar.handlers import Handlers
 from keylime_registrar.registrations import Clocks, Registrations, Rules
@@ -31,6 +34,8 @@ from keylime_registrar.store import Limits, Store
 from keylime_registrar.throttle import Throttle
 
 log = logging.getLogger("keylime.registrar")
+
+ResultT = TypeVar("ResultT")
 
 _CERTIFICATE_WAIT_S = 10.0
 _CERTIFICATE_POLL_S = 0.1
@@ -53,41 +58,78 @@ def main() -> None:
         config = load_config(os.environ)
         for warning in config.warnings:
             log.warning("%s", warning)
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(config))
+        log.info("Starting Keylime registrar...")
+        log.info("Current API version: %s", CURRENT_VERSION)
+        log.info("Other supported API versions: %s", ", ".join(SUPPORTED_VERSIONS[:-1]))
+        if not _run(prepare(config)):
+            return
+        if config.workers == 1:
+            _run(_serve(config, None, functools.partial(_log_listening, config)))
+        else:
+            _serve_with_workers(config)
     except KeylimeError as error:
         sys.exit(f"keylime_registrar: error: {error}")
 
 
-async def _serve(config: RegistrarConfig) -> None:
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    log.info("Starting Keylime registrar...")
-    log.info("Current API version: %s", CURRENT_VERSION)
-    log.info("Other supported API versions: %s", ", ".join(SUPPORTED_VERSIONS[:-1]))
-    async with running(config, stop) as ports:
-        if ports is None:
-            return
-        log.info("Listening on %s:%d/%d (HTTP/S) ...", config.ip, *ports)
+def _run(work: Coroutine[None, None, ResultT]) -> ResultT:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(work)
+
+
+def _serve_with_workers(config: RegistrarConfig) -> None:
+    with reserved_port(config.ip, config.port) as port, reserved_port(config.ip, config.tls_port) as tls_port:
+        bound = replace(config, port=port, tls_port=tls_port)
+
+        def work(worker: Worker) -> None:
+            _run(_serve(bound, worker.lifeline, lambda _: worker.ready()))
+
+        run_workers(config.workers, work, functools.partial(_log_listening, config, (port, tls_port)))
+
+
+def _log_listening(config: RegistrarConfig, ports: tuple[int, int]) -> None:
+    number = "" if config.workers == 1 else f" with {config.workers} worker processes"
+    log.info("Listening on %s:%d/%d (HTTP/S)%s ...", config.ip, *ports, number)
+
+
+async def _serve(
+    config: RegistrarConfig, lifeline: int | None, on_ready: Callable[[tuple[int, int]], None]
+) -> None:
+    """Serves until a stop signal, or until the supervisor's end of the lifeline is closed."""
+    stop = stop_event(lifeline)
+    async with running(config) as ports:
+        on_ready(ports)
         await stop.wait()
         log.info("Stopping")
 
 
-@asynccontextmanager
-async def running(config: RegistrarConfig, stop: asyncio.Event) -> AsyncIterator[tuple[int, int] | None]:
-    """The registrar at work; yields the ports it listens on, plain and TLS, or None when `stop` came first.
+async def prepare(config: RegistrarConfig) -> bool:
+    """Makes what must exist before the start: tables and certificates. False when a stop signal came first.
 
-    Raises ConfigError or DatabaseUnavailable when it cannot start.
+    Raises ConfigError or DatabaseUnavailable.
+    """
+    stop = stop_event()
+    database = open_database(config.database_url, config.database_pool)
+    try:
+        await prepare_schema(database, SCHEMA, migrate=config.auto_migrate)
+    finally:
+        await database.close()
+    if config.tls.generate:
+        _ensure_certificates(config)
+    elif config.tls.directory != config.work_dir / "cv_ca" and not config.tls.directory.is_dir():
+        raise ConfigError(f"It appears that the specified tls_dir does not exist: {config.tls.directory}")
+    return await _certificates_appear(config, stop)
+
+
+@asynccontextmanager
+async def running(config: RegistrarConfig) -> AsyncIterator[tuple[int, int]]:
+    """The registrar at work, when all is prepared; yields the ports it listens on, plain and TLS.
+
+    Raises ConfigError when it cannot start.
     """
     async with AsyncExitStack() as stack:
         database = open_database(config.database_url, config.database_pool)
         stack.push_async_callback(database.close)
-        await prepare_schema(database, SCHEMA, migrate=config.auto_migrate)
-        context = await _tls_context(config, stop)
-        if context is None:
-            yield None
-            return
+        context = config.tls.server_context(require_client=False)
         registrations = Registrations(
             Store(database, Limits()),
             _rules(config),
@@ -99,7 +141,11 @@ async def running(config: RegistrarConfig, stop: asyncio.Event) -> AsyncIterator
             limits=http.Limits(max_body=config.max_upload),
         )
         stack.push_async_callback(server.stop, _DRAIN_S)
-        yield server.listen(config.ip, config.port), server.listen(config.ip, config.tls_port, context)
+        shared = config.workers > 1
+        yield (
+            server.listen(config.ip, config.port, reuse_port=shared),
+            server.listen(config.ip, config.tls_port, context, reuse_port=shared),
+        )
 
 
 def _rules(config: RegistrarConfig) -> Rules:
@@ -117,17 +163,6 @@ def _rules(config: RegistrarConfig) -> Rules:
         warn_of_irregular=config.malformed_cert_action == "warn",
         load_anchors=load_anchors,
     )
-
-
-async def _tls_context(config: RegistrarConfig, stop: asyncio.Event) -> ssl.SSLContext | None:
-    """The context of the TLS port, as soon as its files are there; None when `stop` comes first."""
-    if config.tls.generate:
-        _ensure_certificates(config)
-    elif config.tls.directory != config.work_dir / "cv_ca" and not config.tls.directory.is_dir():
-        raise ConfigError(f"It appears that the specified tls_dir does not exist: {config.tls.directory}")
-    if not await _certificates_appear(config, stop):
-        return None
-    return config.tls.server_context(require_client=False)
 
 
 def _ensure_certificates(config: RegistrarConfig) -> None:

@@ -1,6 +1,5 @@
 """The real registrar in this process, on loopback ports, with certificates of a test authority."""
 
-import asyncio
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -12,7 +11,7 @@ import aiohttp
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from keylime_registrar.config import load_config
-from keylime_registrar.main import running
+from keylime_registrar.main import prepare, running
 from tests.fakes.software_identity import SoftwareIdentity
 from tests.fakes.tls_material import SERVER_AUTH, Authority, client_context
 
@@ -109,11 +108,12 @@ async def running_registrar(
             "KEYLIME_DIR": str(work_dir),
             "KEYLIME_REGISTRAR_PORT": "0",
             "KEYLIME_REGISTRAR_TLS_PORT": "0",
+            "KEYLIME_REGISTRAR_MAX_WORKERS": "1",
             **(environ or {}),
         }
     )
     authority = registrar_authority()
     administrators = client_context(authority, authority.issue("operator"))
-    async with running(config, asyncio.Event()) as ports, aiohttp.ClientSession() as session:
-        assert ports is not None
+    assert await prepare(config)
+    async with running(config) as ports, aiohttp.ClientSession() as session:
         yield RunningRegistrar(*ports, work_dir, session, administrators)

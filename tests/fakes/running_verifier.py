@@ -18,8 +18,8 @@ import aiohttp
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from keylime_verifier.assembly import prepare_database, running
 from keylime_verifier.config import VerifierConfig, load_config
-from keylime_verifier.main import running
 from tests.fakes.attesting_agent import AttestingAgent, policy_of
 from tests.fakes.tls_material import SERVER_AUTH, Authority, Issued, client_context
 
@@ -27,6 +27,7 @@ V_SHARE = bytes(range(32))
 LIMIT_S = 15.0  # for things that take milliseconds on an idle machine
 FAST = {
     "KEYLIME_VERIFIER_PORT": "0",
+    "KEYLIME_VERIFIER_NUM_WORKERS": "1",
     "KEYLIME_VERIFIER_TLS_DIR": "default",
     "KEYLIME_VERIFIER_QUOTE_INTERVAL": "0.03",
     "KEYLIME_VERIFIER_RETRY_INTERVAL": "0.03",
@@ -233,5 +234,6 @@ async def running_verifier(
     install_certificates(work_dir)
     config = verifier_config(work_dir, environ)
     administrators = client_context(verifier_authority(), verifier_authority().issue("operator"))
+    await prepare_database(config)
     async with running(config) as port, aiohttp.ClientSession() as session:
         yield RunningVerifier(port, config, session, administrators)

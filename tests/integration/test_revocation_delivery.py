@@ -297,7 +297,9 @@ def test_what_a_killed_verifier_had_not_sent_reaches_every_channel_after_its_sta
                 await verifier.add(agent)
                 await verifier.until_passing(agent)
             now = int(time.time())
-            query_database(tmp_path, "INSERT INTO revocations VALUES ('r1', 'agent-1', ?, '{}', 's')", now)
+            query_database(
+                tmp_path, "INSERT INTO revocations VALUES ('r1', 'agent-1', ?, '{}', 's', 0, 'default')", now
+            )
             for channel, target in (("agent", "agent-1"), ("zeromq", "tcp://x"), ("webhook", "https://x")):
                 query_database(
                     tmp_path,
@@ -402,7 +404,10 @@ def test_a_delivery_beyond_retention_is_given_up_and_old_ones_are_forgotten(tmp_
             ended = (("told", "delivered", 4000, 4000), ("old", "failed", 9000, 9000))
             for name, state, made, updated in (*rows, *ended, ("ended-late", "delivered", 9000, 100)):
                 query_database(
-                    tmp_path, "INSERT INTO revocations VALUES (?, 'agent-1', ?, '{}', '')", name, now - made
+                    tmp_path,
+                    "INSERT INTO revocations VALUES (?, 'agent-1', ?, '{}', '', 0, 'default')",
+                    name,
+                    now - made,
                 )
                 query_database(
                     tmp_path,
@@ -429,7 +434,7 @@ def test_a_channel_that_was_disabled_gives_up_at_once(tmp_path: Path) -> None:
         async with running_verifier(tmp_path, channels("zeromq", zmq_port=str(free_port()))):
             pass
         now = int(time.time())
-        query_database(tmp_path, "INSERT INTO revocations VALUES ('r', 'a', ?, '{}', '')", now)
+        query_database(tmp_path, "INSERT INTO revocations VALUES ('r', 'a', ?, '{}', '', 0, 'default')", now)
         query_database(
             tmp_path, "INSERT INTO deliveries VALUES ('r', 'zeromq', 't', 'pending', 0, NULL, ?)", now
         )

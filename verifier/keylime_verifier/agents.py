@@ -11,22 +11,26 @@ from keylime_verifier.enrolment import EnrolmentRules, NewAgent, check_request
 from keylime_verifier.journal import Journal
 from keylime_verifier.lifecycle import Cadence
 from keylime_verifier.policy_store import MEASURED_BOOT, RUNTIME, PolicyStore
-from keylime_verifier.poller import Poller
 from keylime_verifier.records import AgentRecord
 from keylime_verifier.references import References
+from keylime_verifier.roster import Roster
+from keylime_verifier.rows import UnreadableRecord
 from keylime_verifier.status import describe
-from keylime_verifier.store import AgentExists, AgentStore, UnreadableRecord
+from keylime_verifier.store import AgentExists, AgentStore
 
 
 class Agents:
-    """The agents of this verifier, stored and polled; raises HttpError with the answer for the caller."""
+    """The agents of all verifiers that share the database; raises HttpError with the answer for the caller.
+
+    Who owns an agent's shard polls it: this process at once, others as soon as they learn of the change.
+    """
 
     def __init__(
         self,
         store: AgentStore,
         policies: PolicyStore,
         references: References,
-        poller: Poller,
+        roster: Roster,
         journal: Journal,
         rules: EnrolmentRules,
         cadence: Cadence,
@@ -34,13 +38,13 @@ class Agents:
         self._store = store
         self._policies = policies
         self._references = references
-        self._poller = poller
+        self._roster = roster
         self._journal = journal
         self._rules = rules
         self._cadence = cadence
 
     async def add(self, agent_id: AgentId, request: AddAgentRequest) -> None:
-        """Stores a new agent and starts polling it."""
+        """Stores a new agent, which is polled from now on."""
         # In a thread: a large policy takes its time.
         new = await asyncio.to_thread(check_request, agent_id, request, self._rules)
         await self._check_names(new)
@@ -49,7 +53,7 @@ class Agents:
         except AgentExists as error:
             text = f"Agent of uuid {agent_id} already exists. Please use delete or update."
             raise HttpError(409, text) from error
-        self._poller.adopt(record)
+        self._roster.adopt(record)
 
     async def show(self, agent_id: AgentId) -> AgentStatus:
         """The status of one agent."""
@@ -81,12 +85,12 @@ class Agents:
 
     async def reactivate(self, agent_id: AgentId) -> None:
         """Polls an agent again from the start; it is not shown as passing before its next pass (R3, S10)."""
-        self._poller.adopt(await self._begin_again(agent_id, OperationalState.START))
+        self._roster.adopt(await self._begin_again(agent_id, OperationalState.START))
 
     async def delete(self, agent_id: AgentId) -> None:
         """Removes an agent and ends its polling; what a round in flight finds misses the row (S5)."""
         is_deleted = await self._store.delete(agent_id)
-        self._poller.drop(agent_id)
+        self._roster.drop(agent_id)
         if not is_deleted:
             raise HttpError(404, "agent id not found")
 
@@ -99,7 +103,7 @@ class Agents:
             raise HttpError(500, str(error)) from error
         if record is None:
             raise HttpError(404, "agent id not found")
-        self._poller.drop(agent_id)
+        self._roster.drop(agent_id)
         return record
 
     async def _check_names(self, new: NewAgent) -> None:
@@ -116,7 +120,8 @@ class Agents:
                 raise HttpError(409, f"{texts[kind]} with name {name} already exists.")
 
     async def _describe(self, record: AgentRecord, content_hash: str | None) -> AgentStatus:
-        polled = self._poller.current(record.agent_id)
-        freshest = polled if polled is not None and polled.incarnation == record.incarnation else record
+        polled = self._roster.current(record.agent_id)
+        # Another verifier may have taken the agent over without this one knowing yet.
+        freshest = polled if polled is not None and polled.span == record.span else record
         demands_ima = await self._references.demands_ima(content_hash)
         return describe(freshest, has_runtime_policy=demands_ima, cadence=self._cadence, now=int(time.time()))

@@ -1,5 +1,6 @@
 """The verifier's configuration as one frozen value, made before anything starts."""
 
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from keylime.errors import ConfigError
 from keylime.pki.ca_settings import CaSettings, ca_settings
 from keylime.pki.tls import TlsFiles, resolve_tls_files
 from keylime.revocation.channel import endpoint
+from keylime.supervisor import worker_count
 from keylime_verifier.lifecycle import Cadence
 from keylime_verifier.outbox import AGENT, CHANNELS, WEBHOOK, ZEROMQ
 from keylime_verifier.webhook import WebhookUrl, parse_webhook_url
@@ -33,6 +35,8 @@ class VerifierConfig:
     database_url: URL
     database_pool: PoolSize
     auto_migrate: bool
+    workers: int
+    lease_s: float
     max_upload: int
     request_timeout_s: float
     drain_timeout_s: float
@@ -52,15 +56,15 @@ class VerifierConfig:
     warnings: tuple[str, ...]
 
     @property
-    def zmq_endpoint(self) -> str:
-        """Where the ZeroMQ broker listens."""
-        return endpoint(self.zmq_ip, self.zmq_port)
+    def broker(self) -> str:
+        """The name of this machine's ZeroMQ broker, which no other machine's has."""
+        return f"{endpoint(self.zmq_ip, self.zmq_port)}@{socket.gethostname()}"
 
     @property
     def notification_targets(self) -> tuple[tuple[str, str], ...]:
         """The (channel, target) pairs that every revocation goes to; "*" stands for all agents."""
         webhook = "" if self.webhook is None else self.webhook.origin
-        targets = {AGENT: "*", ZEROMQ: self.zmq_endpoint, WEBHOOK: webhook}
+        targets = {AGENT: "*", ZEROMQ: self.broker, WEBHOOK: webhook}
         return tuple((channel, targets[channel]) for channel in self.notifications)
 
 
@@ -85,6 +89,8 @@ def load_config(environ: Mapping[str, str]) -> VerifierConfig:
         ),
         database_pool=PoolSize.parse(settings.text("database_pool_sz_ovfl")),
         auto_migrate=settings.flag("auto_migrate_db"),
+        workers=worker_count(settings.integer("num_workers"), settings.integer("max_workers")),
+        lease_s=settings.number("lease"),
         max_upload=settings.integer("max_upload_size"),
         request_timeout_s=settings.number("request_timeout"),
         drain_timeout_s=settings.number("shutdown_drain_timeout"),

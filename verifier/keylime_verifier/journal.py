@@ -48,8 +48,12 @@ class Journal:
         self._on_revocation = on_revocation
         self._routine: dict[AgentId, AgentRecord] = {}
         self._flushing = asyncio.Lock()
+        self.on_refused: Callable[[Sequence[AgentRecord]], None] = lambda _: None
+        """Called with passes that were refused, because other verifiers poll the agents now."""
 
-    def judged(self, record: AgentRecord, polling: Polling, outcome: Outcome, *, version: str) -> AgentRecord:
+    def judged(
+        self, record: AgentRecord, polling: Polling, outcome: Outcome, *, version: str, goes_on: bool
+    ) -> AgentRecord:
         """The record after `outcome`, not written yet."""
         progress = progress_after(
             record.progress,
@@ -57,6 +61,7 @@ class Journal:
             outcome,
             now=int(time.time()),
             version=version,
+            goes_on=goes_on,
             severities=self._severities,
         )
         return replace(record, progress=progress)
@@ -66,7 +71,7 @@ class Journal:
     ) -> bool:
         """Writes `after` with the revocation that `notice` asks for, now or, when it is routine, soon.
 
-        False when an operator was faster.
+        False when an operator was faster, or another verifier has taken the agent over.
         """
         _log_outcome(before, after, outcome)
         if notice is None and is_routine(before.progress, after.progress):
@@ -101,10 +106,12 @@ class Journal:
             if not batch:
                 return
             try:
-                await self._store.record_passes(list(batch.values()))
+                refused = await self._store.record_passes(list(batch.values()))
             except BaseException:
                 self._routine = {**batch, **self._routine}
                 raise
+        if refused:
+            self.on_refused(refused)
 
     async def _sign(self, record: AgentRecord, notice: Notify, now: int) -> StoredRevocation | None:
         agent_id = record.agent_id

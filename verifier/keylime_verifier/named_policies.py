@@ -14,6 +14,7 @@ from keylime.errors import PolicyError
 from keylime.http.server import HttpError
 from keylime.messages.verifier import MeasuredBootPolicyRequest, RuntimePolicyRequest
 from keylime.policy.tpm_policy import TpmPolicy
+from keylime_verifier.changes import Topic, announce
 from keylime_verifier.policy_store import MEASURED_BOOT, RUNTIME, delete_policy, put_policy
 from keylime_verifier.records import Enrolment
 from keylime_verifier.references import CompileBootPolicy
@@ -25,7 +26,8 @@ log = logging.getLogger("keylime.verifier")
 
 BodyT = TypeVar("BodyT")
 
-# Makes the agents whose enrolment fulfils the condition use what is stored from their next round on.
+# Makes the agents of this process whose enrolment fulfils the condition use what is stored from their next
+# round on. Other processes learn of it from the change counter.
 ForgetReferences = Callable[[Callable[[Enrolment], bool]], int]
 
 
@@ -143,17 +145,19 @@ class NamedPolicies(Generic[BodyT]):
         content = await asyncio.to_thread(self._check, request)
         async with write(self._engine, "replace a policy") as connection:
             await self._compare_releases(connection, name, content)
+            await announce(connection, Topic.AGENTS)
             if not await delete_policy(connection, self._kind.kind, name):
                 code, ending = self._kind.unknown_at_put
                 raise HttpError(code, f"{self._kind.title} with name {name} {ending}")
             await put_policy(connection, self._kind.kind, name, content.text, content.tpm_policy)
         affected = self._forget_references(lambda enrolment: self._kind.name_in(enrolment) == name)
-        log.info("%s %r: replaced, for %d polled agents", self._kind.title, name, affected)
+        log.info("%s %r: replaced, for %d agents polled here", self._kind.title, name, affected)
 
     async def delete(self, name: str) -> None:
         """Removes a policy that no agent uses (L4)."""
         using = sa.select(agents.c.agent_id).where(self._kind.used_in == name).order_by(agents.c.agent_id)
         async with write(self._engine, "delete a policy") as connection:
+            await announce(connection, Topic.AGENTS)  # after this, nobody adds an agent until the commit
             user = (await connection.execute(using.limit(1))).scalar()
             if user is not None:
                 text = f"Can't delete {self._kind.in_use_title} as it's currently in use by agent {user}"

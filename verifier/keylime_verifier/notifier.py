@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Mapping
 from dataclasses import dataclass, field, replace
 
 from keylime.database.engine import DatabaseUnavailable
@@ -16,7 +16,8 @@ from keylime.errors import KeylimeError, PeerUnreachable
 from keylime.identifiers import AgentId
 from keylime.messages.revocation import SignedRevocation
 from keylime_verifier.agent_client import AgentClient
-from keylime_verifier.outbox import DELIVERED, FAILED, PENDING, Outbox
+from keylime_verifier.outbox import DELIVERED, FAILED, PENDING, ZEROMQ, Outbox
+from keylime_verifier.ownership import shard_of
 from keylime_verifier.records import AgentRecord, Attempt, Delivery
 
 log = logging.getLogger("keylime.revocation_notifier")
@@ -83,10 +84,12 @@ class Notifier:
         self._must_look = True
         self._prune_at = 0.0
         self._wake = asyncio.Event()
+        self._turn = asyncio.Lock()  # of reading and writing the outbox
         self._slots: dict[tuple[str, bool], asyncio.Semaphore] = {}
         self._queues: dict[tuple[str, str], _Queue] = {}  # by channel and target
         self._workers: set[asyncio.Task[None]] = set()
         self._attempts: dict[tuple[str, str, str], Attempt] = {}  # not written down yet
+        self._under_way: dict[tuple[str, str, str], AgentId] = {}  # whose revocations are being sent
 
     def wake(self) -> None:
         """Tells that the outbox has something new."""
@@ -100,9 +103,10 @@ class Notifier:
                 self._wake.clear()
                 pause_s = _LOOK_AGAIN_S
                 try:
-                    await self._record()
-                    if self._must_look:
-                        await self._take_in()
+                    async with self._turn:
+                        await self._record()
+                        if self._must_look:
+                            await self._take_in()
                     await self._prune()
                 except DatabaseUnavailable as error:
                     log.error("%s; trying again", error)
@@ -137,6 +141,7 @@ class Notifier:
         except BaseException:
             self._must_look = True
             raise
+        self._withdraw_all_but({delivery.key for delivery in pending})
         for delivery in pending:
             queue = self._queues.get((delivery.channel, delivery.target))
             # One that ended while the outbox was read may still be in the answer.
@@ -145,6 +150,37 @@ class Notifier:
             ):
                 continue
             (queue or self._open_queue(delivery.channel, delivery.target)).add(delivery)
+
+    @contextlib.asynccontextmanager
+    async def without(self, shards: frozenset[int], limit_s: float) -> AsyncIterator[None]:
+        """Within the block nothing is delivered for some shards, which are given up there.
+
+        Attempts under way get up to `limit_s` seconds before. Raises DatabaseUnavailable when what came of
+        them cannot be written down.
+        """
+        async with self._turn:
+            kept = {
+                delivery.key
+                for queue in self._queues.values()
+                for delivery in queue.waiting.values()
+                if delivery.channel == ZEROMQ or shard_of(delivery.revocation.agent_id) not in shards
+            }
+            self._withdraw_all_but(kept)
+            deadline = asyncio.get_running_loop().time() + limit_s
+            while any(shard_of(agent_id) in shards for agent_id in self._under_way.values()):
+                if asyncio.get_running_loop().time() > deadline:
+                    break  # it may arrive twice, which is better than never
+                await asyncio.sleep(0.01)
+            await self._record()
+            yield
+        self.wake()
+
+    def _withdraw_all_but(self, ours: Container[tuple[str, str, str]]) -> None:
+        for queue in self._queues.values():
+            for delivery in list(queue.waiting.values()):
+                if delivery.key not in ours:
+                    del queue.waiting[delivery.revocation.revocation_id]
+                    queue.news.set()
 
     def _open_queue(self, channel: str, target: str) -> _Queue:
         queue = self._queues[channel, target] = _Queue(channel, target)
@@ -177,8 +213,10 @@ class Notifier:
             async with contextlib.AsyncExitStack() as stack:
                 send = await self._open(queue, stack)
                 while batch:
-                    refusal = await self._send(send, batch[0])
-                    self._conclude(queue, batch.pop(0), refusal)
+                    if batch[0].revocation.revocation_id in queue.waiting:
+                        refusal = await self._send(send, batch[0])
+                        self._conclude(queue, batch[0], refusal)
+                    batch.pop(0)
             return
         except KeylimeError as error:
             reason = str(error)
@@ -186,7 +224,8 @@ class Notifier:
             log.exception("delivering a revocation over %s failed", queue.channel)
             reason = type(error).__name__
         for delivery in batch:
-            self._conclude(queue, delivery, reason)
+            if delivery.revocation.revocation_id in queue.waiting:
+                self._conclude(queue, delivery, reason)
 
     async def _open(self, queue: _Queue, stack: contextlib.AsyncExitStack) -> Send:
         carrier = self._carriers.get(queue.channel)
@@ -197,6 +236,7 @@ class Notifier:
     async def _send(self, send: Send, delivery: Delivery) -> str | None:
         """None when it arrived, else why it was refused. Raises PeerUnreachable for a silent target."""
         limit_s = self._persistence.attempt_limit_s
+        self._under_way[delivery.key] = delivery.revocation.agent_id
         try:
             async with asyncio.timeout(limit_s):
                 await send(SignedRevocation(delivery.revocation.message, delivery.revocation.signature))
@@ -206,16 +246,18 @@ class Notifier:
             raise
         except KeylimeError as error:
             return str(error)
+        finally:
+            del self._under_way[delivery.key]
         return None
 
     def _conclude(self, queue: _Queue, delivery: Delivery, error: str | None) -> None:
         """Notes an attempt; a delivery that is over leaves its queue."""
         tried, now = replace(delivery, attempts=delivery.attempts + 1), int(time.time())
         state = self._state_after(tried, error, now)
-        if state == PENDING:
+        if state != PENDING:
+            queue.waiting.pop(delivery.revocation.revocation_id, None)
+        elif delivery.revocation.revocation_id in queue.waiting:  # else another verifier carries it now
             queue.waiting[delivery.revocation.revocation_id] = tried
-        else:
-            del queue.waiting[delivery.revocation.revocation_id]
         self._attempts[delivery.key] = Attempt(tried, state, error, now)
         self._wake.set()
         _log(delivery, state, error)

@@ -9,8 +9,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from keylime.identifiers import AgentId
 from keylime.messages.deliveries import Deliveries, DeliveryStatus, TargetSummary
+from keylime_verifier.changes import Topic, announce
+from keylime_verifier.ownership import MemberId, shard_of
 from keylime_verifier.records import Attempt, Delivery, StoredRevocation
-from keylime_verifier.schema import agents, deliveries, revocations
+from keylime_verifier.schema import agents, deliveries, members, revocations, shards
 from keylime_verifier.transactions import read, write
 
 PENDING, DELIVERED, FAILED = "pending", "delivered", "failed"
@@ -23,6 +25,7 @@ _UPDATE_MANY = sa.update(deliveries).where(
     deliveries.c.revocation_id == sa.bindparam("_revocation_id"),
     deliveries.c.channel == sa.bindparam("_channel"),
     deliveries.c.target == sa.bindparam("_target"),
+    deliveries.c.state == PENDING,
 )
 
 _PRUNED_AT_ONCE = 500  # revocations in one transaction, so that verdicts do not wait long
@@ -53,7 +56,8 @@ async def insert_revocation(
 ) -> None:
     """Adds a revocation and its deliveries within the caller's transaction.
 
-    A target ("agent", "*") stands for every agent of `verifier_id`, the failed one included.
+    A target ("agent", "*") stands for every agent of `verifier_id`, the failed one included; a target on the
+    channel zeromq for this broker and all others that verifiers of `verifier_id` run.
     """
     await connection.execute(
         sa.insert(revocations).values(
@@ -62,6 +66,8 @@ async def insert_revocation(
             created_at=revocation.created_at,
             message=revocation.message,
             signature=revocation.signature,
+            verifier_id=verifier_id,
+            shard=shard_of(revocation.agent_id),
         )
     )
     rows: list[tuple[str, str]] = []
@@ -71,6 +77,12 @@ async def insert_revocation(
             rows.extend((AGENT, agent_id) for agent_id in (await connection.execute(query)).scalars())
         else:
             rows.append((channel, target))
+        if channel == ZEROMQ:
+            brokers = sa.select(members.c.broker).where(
+                members.c.verifier_id == verifier_id, members.c.broker.is_not(None)
+            )
+            rows.extend((ZEROMQ, broker) for broker in (await connection.execute(brokers)).scalars())
+            await announce(connection, Topic.REVOCATIONS)  # who runs a broker may be another process
     if rows:
         await connection.execute(
             sa.insert(deliveries),
@@ -91,18 +103,29 @@ async def insert_revocation(
 class Outbox:
     """The deliveries that are still to be made, and for some time those that have ended."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(
+        self, engine: AsyncEngine, carrier: MemberId, broker: str | None, *, zeromq_enabled: bool
+    ) -> None:
+        """`carrier` is this process, `broker` the ZeroMQ broker that it runs, if any."""
         self._engine = engine
+        self._ours = _carried_by(carrier, broker, zeromq_enabled=zeromq_enabled)
 
     async def pending(self) -> list[Delivery]:
-        """Every delivery that has neither succeeded nor been given up, oldest first."""
+        """Every delivery of ours that has neither succeeded nor been given up, oldest first.
+
+        The owner of the shard carries revocations to agents and webhook; who runs a broker, to this broker.
+        """
         query = (
             sa.select(deliveries)
-            .join(revocations, deliveries.c.revocation_id == revocations.c.revocation_id)
-            .where(deliveries.c.state == PENDING)
+            .select_from(_JOINED)
+            .where(deliveries.c.state == PENDING, self._ours)
             .order_by(revocations.c.created_at, revocations.c.revocation_id)
         )
-        ids = sa.select(deliveries.c.revocation_id).where(deliveries.c.state == PENDING)
+        ids = (
+            sa.select(deliveries.c.revocation_id)
+            .select_from(_JOINED)
+            .where(deliveries.c.state == PENDING, self._ours)
+        )
         messages = sa.select(revocations).where(revocations.c.revocation_id.in_(ids))
         async with read(self._engine, "read pending revocations") as connection:
             # One object for all deliveries of a message: there may be thousands.
@@ -112,11 +135,11 @@ class Outbox:
                 )
                 for row in await connection.execute(messages)
             }
-            rows = (await connection.execute(query)).all()
+            rows = [row for row in await connection.execute(query) if row.revocation_id in stored]
         return [Delivery(stored[row.revocation_id], row.channel, row.target, row.attempts) for row in rows]
 
     async def record_attempts(self, attempts: Sequence[Attempt]) -> None:
-        """Notes how attempts ended, in one transaction."""
+        """Notes how attempts ended, in one transaction. What others have ended meanwhile stays so."""
         rows = [
             {
                 "_revocation_id": attempt.delivery.revocation.revocation_id,
@@ -179,6 +202,22 @@ class Outbox:
 
 _JOINED = deliveries.join(revocations, deliveries.c.revocation_id == revocations.c.revocation_id)
 _TARGET = (deliveries.c.channel, deliveries.c.target)
+
+
+def _carried_by(carrier: MemberId, broker: str | None, *, zeromq_enabled: bool) -> sa.ColumnElement[bool]:
+    owns_shard = sa.exists().where(
+        shards.c.verifier_id == revocations.c.verifier_id,
+        shards.c.shard == revocations.c.shard,
+        shards.c.owner == carrier,
+    )
+    nobody_has_it = ~sa.exists().where(members.c.broker == deliveries.c.target)
+    over_zeromq: sa.ColumnElement[bool] = sa.false()  # this machine's broker is in another process
+    if broker is not None:
+        # What was meant for a broker that is gone for good goes out over those that are left.
+        over_zeromq = sa.or_(deliveries.c.target == broker, nobody_has_it)
+    elif not zeromq_enabled:
+        over_zeromq = sa.and_(owns_shard, nobody_has_it)  # to be given up
+    return sa.case((deliveries.c.channel == ZEROMQ, over_zeromq), else_=owns_shard)
 
 
 def _summaries(conditions: Sequence[sa.ColumnElement[bool]]) -> sa.Select[Any]:

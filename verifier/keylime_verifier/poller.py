@@ -10,7 +10,7 @@ import heapq
 import itertools
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 
 from keylime.appraisal.appraise import appraise_stepwise
@@ -41,11 +41,12 @@ from keylime_verifier.lifecycle import (
     VDelivered,
     advance,
 )
-from keylime_verifier.records import AgentRecord, Enrolment
+from keylime_verifier.records import AgentRecord, Enrolment, PolicyVersions
 
 log = logging.getLogger("keylime.verifier")
 
 ConnectAgent = Callable[[AgentRecord], AgentClient]
+BuildReference = Callable[[AgentRecord], Awaitable[tuple[Reference, PolicyVersions]]]
 ReadV = Callable[[AgentId], Awaitable[bytes | None]]
 
 _JITTER = 0.05  # of the interval: agents added together drift apart
@@ -62,10 +63,16 @@ class PolledAgent:
     polling: Polling
     client: AgentClient | None = None  # made at the first turn: a bad record must fail there and not earlier
     reference: Reference | None = None
+    versions: PolicyVersions | None = None  # of the policies in the reference
     references_forgotten: int = 0  # tells a turn that what it builds is outdated already
     dropped: bool = False
     turn: asyncio.Task[None] | None = None
     is_concluding: bool = False  # the turn has its outcome and is writing it down
+
+    def forget_reference(self) -> None:
+        """The next round builds it anew; what a round under way builds is not kept."""
+        self.reference = None
+        self.references_forgotten += 1
 
 
 @dataclass(order=True, slots=True)
@@ -83,7 +90,7 @@ class Poller:
         self,
         *,
         connect: ConnectAgent,
-        build_reference: Callable[[AgentRecord], Awaitable[Reference]],
+        build_reference: BuildReference,
         read_v: ReadV,
         journal: Journal,
         cadence: Cadence,
@@ -129,9 +136,18 @@ class Poller:
         """The next rounds of some agents use their policies as they are stored then (S6); how many agents."""
         affected = [agent for agent in self._agents.values() if is_affected(agent.record.enrolment)]
         for agent in affected:
-            agent.reference = None
-            agent.references_forgotten += 1
+            agent.forget_reference()
         return len(affected)
+
+    def hold_to(self, agent_id: AgentId, versions: PolicyVersions) -> None:
+        """The next round of an agent uses these versions of its policies, if it has used others so far."""
+        agent = self._agents.get(agent_id)
+        if agent is not None and agent.versions != versions:
+            agent.forget_reference()
+
+    def polled(self) -> dict[AgentId, AgentRecord]:
+        """The freshest records of all agents that are being polled here."""
+        return {agent_id: agent.record for agent_id, agent in self._agents.items()}
 
     def current(self, agent_id: AgentId) -> AgentRecord | None:
         """The freshest record of an agent that is being polled here."""
@@ -144,6 +160,18 @@ class Poller:
             await self._wait_until_due()
             while self._heap and self._heap[0].at <= asyncio.get_running_loop().time():
                 self._start_turn(heapq.heappop(self._heap))
+
+    async def drop_all(self, agent_ids: Collection[AgentId], limit_s: float) -> None:
+        """Drops agents; verdicts about them that are being written get up to `limit_s` seconds."""
+        turns = [
+            agent.turn
+            for agent_id in agent_ids
+            if (agent := self._agents.get(agent_id)) is not None and agent.turn is not None
+        ]
+        for agent_id in agent_ids:
+            self.drop(agent_id)
+        if turns:
+            await asyncio.wait(turns, timeout=limit_s)
 
     async def close(self, drain_s: float) -> None:
         """Drops all agents; verdicts that are being written get up to `drain_s` seconds. For the end."""
@@ -235,9 +263,9 @@ class Poller:
         reference = agent.reference
         if reference is None:
             forgotten = agent.references_forgotten
-            reference = await self._build_reference(agent.record)
+            reference, versions = await self._build_reference(agent.record)
             if forgotten == agent.references_forgotten:
-                agent.reference = reference
+                agent.reference, agent.versions = reference, versions
         checkpoint = agent.record.progress.checkpoint.under_policy(reference.runtime_policy.content_hash)
         challenge = make_challenge(reference, checkpoint, new_nonce(), renew_key=renew_key)
         try:
@@ -273,7 +301,13 @@ class Poller:
         polling, commands = advance(agent.polling, outcome, self._cadence, self._severities)
         notices = [command for command in commands if isinstance(command, Notify)]
         version = before[0].progress.supported_version if agent.client is None else agent.client.version
-        record = self._journal.judged(agent.record, polling, outcome, version=version)
+        record = self._journal.judged(
+            agent.record,
+            polling,
+            outcome,
+            version=version,
+            goes_on=not any(isinstance(command, StopPolling) for command in commands),
+        )
         # Before it is written: while a database is away, nobody must see a pass that is no longer true.
         agent.record, agent.polling = record, polling
         try:
@@ -283,7 +317,7 @@ class Poller:
             raise
         if agent.dropped:
             return
-        if not is_ours:  # an operator was faster
+        if not is_ours:  # an operator was faster, or another verifier has taken over
             self.drop(record.agent_id)
             return
         for command in commands:

@@ -21,12 +21,17 @@ def progress_after(
     *,
     now: int,
     version: str,
+    goes_on: bool,
     severities: SeverityPolicy,
 ) -> Progress:
-    """`before` with what `outcome` and the new state change. `now` is in seconds since the epoch."""
+    """`before` with what `outcome` and the new state change. `now` is in seconds since the epoch.
+
+    `goes_on` is false when polling ends with this outcome.
+    """
     common = replace(
         before,
         operational_state=polling.state,
+        is_polled=goes_on,
         supported_version=version,
         severity_level=polling.severity_rank,
         last_event_id=polling.last_event_id,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from keylime.appraisal.checkpoint import Checkpoint
 from keylime.identifiers import AgentId
 from keylime.messages.verifier import FindingSummary, OperationalState
+from keylime_verifier.ownership import Claim, shard_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,7 @@ class Progress:
     """What polling has learned and decided; times are seconds since the epoch, 0 for never."""
 
     operational_state: OperationalState = OperationalState.START
+    is_polled: bool = True  # false after a verdict that is final, and after a stop
     supported_version: str
     severity_level: int | None = None
     last_event_id: str | None = None
@@ -56,15 +58,50 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class AgentRecord:
-    """One agent. `incarnation` names the span since an operator's last act; writes of another are refused."""
+    """One agent. `incarnation` names the span since an operator's last act; writes of another are refused.
+
+    `claim` is what its shard was under when it was read; writes under an older epoch are refused as well.
+    """
 
     incarnation: str
     enrolment: Enrolment
     progress: Progress
+    claim: Claim = field(default_factory=Claim)
 
     @property
     def agent_id(self) -> AgentId:
         return self.enrolment.agent_id
+
+    @property
+    def shard(self) -> int:
+        return shard_of(self.enrolment.agent_id)
+
+    @property
+    def span(self) -> tuple[str, int]:
+        """The same as long as nobody acts on the agent and nobody else takes it over."""
+        return self.incarnation, self.claim.epoch
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyVersions:
+    """Which texts an agent is held to: the SHA-256 of what is stored under its names, None for nothing."""
+
+    runtime: str | None = None
+    boot: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What tells whether what is known of a polled agent is still true."""
+
+    incarnation: str
+    epoch: int
+    versions: PolicyVersions
+
+    @property
+    def span(self) -> tuple[str, int]:
+        """As that of a record."""
+        return self.incarnation, self.epoch
 
 
 @dataclass(frozen=True, slots=True)

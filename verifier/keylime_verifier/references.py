@@ -14,7 +14,7 @@ from keylime.policy.runtime import RuntimePolicy
 from keylime.policy.tpm_policy import TpmPolicy
 from keylime.tpm.keys import AttestationKey, parse_attestation_key
 from keylime_verifier.policy_store import MEASURED_BOOT, RUNTIME, PolicyStore
-from keylime_verifier.records import Enrolment
+from keylime_verifier.records import Enrolment, PolicyVersions
 from keylime_verifier.runtime_policies import compile_stored_policy
 
 CompileBootPolicy = Callable[[str], MeasuredBootPolicy | None]
@@ -40,9 +40,12 @@ class References:
         self._demands_ima: dict[str, bool] = {}
         self._boot: weakref.WeakValueDictionary[str, MeasuredBootPolicy] = weakref.WeakValueDictionary()
 
-    async def build(self, enrolment: Enrolment) -> Reference:
-        """The reference of one agent. Raises a KeylimeError for what cannot be compiled."""
-        return Reference(
+    async def build(self, enrolment: Enrolment) -> tuple[Reference, PolicyVersions]:
+        """The reference of one agent, and what it was built of. Raises KeylimeError for what is of no use."""
+        runtime = await self._hash_of(RUNTIME, enrolment.runtime_policy)
+        boot_name = enrolment.measured_boot_policy
+        boot = None if boot_name is None else await self._hash_of(MEASURED_BOOT, boot_name)
+        reference = Reference(
             attestation_key=decode_attestation_key(enrolment.ak_tpm),
             accepted=AcceptedAlgorithms(
                 hashes=frozenset(enrolment.accept_tpm_hash_algs),
@@ -50,12 +53,13 @@ class References:
                 signing=frozenset(enrolment.accept_tpm_signing_algs),
             ),
             tpm_policy=TpmPolicy.from_wire(enrolment.tpm_policy),
-            runtime_policy=await self._runtime_policy(enrolment.runtime_policy),
-            measured_boot=await self._boot_policy(enrolment.measured_boot_policy),
+            runtime_policy=await self._compiled(runtime),
+            measured_boot=None if boot is None else await self._boot_policy(boot),
             tenant_keyring=tenant_keyring(enrolment.ima_sign_verification_keys),
             ignore_tomtou=self._ignore_tomtou,
             evaluate_boot_always=self._evaluate_boot_always,
         )
+        return reference, PolicyVersions(runtime, boot)
 
     async def demands_ima(self, content_hash: str | None) -> bool:
         """Whether the runtime policy with this text demands anything; one that cannot be read does.
@@ -73,9 +77,6 @@ class References:
             self._demands_ima[content_hash] = known
         return known
 
-    async def _runtime_policy(self, name: str) -> RuntimePolicy:
-        return await self._compiled(await self._hash_of(RUNTIME, name))
-
     async def _compiled(self, content_hash: str) -> RuntimePolicy:
         policy = self._runtime.get(content_hash)
         if policy is not None:
@@ -88,10 +89,7 @@ class References:
                 self._runtime[content_hash] = policy
         return policy
 
-    async def _boot_policy(self, name: str | None) -> MeasuredBootPolicy | None:
-        if name is None:
-            return None
-        content_hash = await self._hash_of(MEASURED_BOOT, name)
+    async def _boot_policy(self, content_hash: str) -> MeasuredBootPolicy | None:
         policy = self._boot.get(content_hash)
         if policy is None:
             policy = self._compile_boot_policy(await self._text_of(content_hash))

@@ -60,6 +60,40 @@ agents = sa.Table(
     sa.Column("sign_alg", sa.String(16), nullable=False),
     sa.Column("v_delivered_to", sa.Text),
     sa.Column("checkpoint", sa.Text),
+    sa.Column("shard", sa.Integer, nullable=False),  # of the agent's id, see `ownership`
+    sa.Column("is_polled", sa.Boolean, nullable=False),  # false after a final verdict or a stop
+)
+
+# The verifier processes that share this database. `expires_at` is in seconds since the epoch by the clock of
+# the database; `process` tells others on the same machine whether it still runs; `broker` names the ZeroMQ
+# broker in it.
+members = sa.Table(
+    "members",
+    metadata,
+    sa.Column("member_id", sa.String(32), primary_key=True),
+    sa.Column("verifier_id", sa.String(100), nullable=False),
+    sa.Column("name", sa.String(255), nullable=False),
+    sa.Column("process", sa.String(255), nullable=False),
+    sa.Column("expires_at", sa.Double, nullable=False),
+    sa.Column("broker", sa.String(255)),
+)
+
+# Who polls the agents of a shard. Every change of owner begins a new epoch; writes of an old one are refused.
+shards = sa.Table(
+    "shards",
+    metadata,
+    sa.Column("verifier_id", sa.String(100), primary_key=True),
+    sa.Column("shard", sa.Integer, primary_key=True),
+    sa.Column("owner", sa.String(32)),
+    sa.Column("epoch", sa.Integer, nullable=False),
+)
+
+# Incremented in each transaction that changes something which other verifiers must learn.
+change_counters = sa.Table(
+    "change_counters",
+    metadata,
+    sa.Column("topic", sa.String(16), primary_key=True),
+    sa.Column("changes", sa.BigInteger, nullable=False),
 )
 
 # A revocation is written with the state change that causes it, and kept until every delivery has ended.
@@ -71,9 +105,12 @@ revocations = sa.Table(
     sa.Column("created_at", sa.Integer, nullable=False),
     sa.Column("message", sa.Text, nullable=False),
     sa.Column("signature", sa.Text, nullable=False),
+    # Who delivers it is decided by its agent's shard, also when the agent is gone.
+    sa.Column("verifier_id", sa.String(100), nullable=False),
+    sa.Column("shard", sa.Integer, nullable=False),
 )
 
-# `channel` is "agent", "zeromq" or "webhook"; `target` an agent id, an endpoint or a URL.
+# `channel` is "agent", "zeromq" or "webhook"; `target` an agent id, a broker or a URL.
 deliveries = sa.Table(
     "deliveries",
     metadata,

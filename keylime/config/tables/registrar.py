@@ -41,6 +41,7 @@ REGISTRAR = ComponentTable(
             "What happens to certificates that are not strict DER.",
             choices=("warn", "reject", "ignore"),
         ),
+        shared.max_workers("registrar"),
         _registrar(
             "max_upload_size",
             Kind.INTEGER,
@@ -50,7 +51,6 @@ REGISTRAR = ComponentTable(
         ),
         # Known from existing files, without effect today.
         _ignored("authorization_provider", Kind.TEXT, "simple", "Access-control module."),
-        _ignored("max_workers", Kind.INTEGER, 16, "Worker processes; the registrar needs one."),
         *shared.durable_attestation("registrar", signed_attributes=("ek_tpm", "aik_tpm", "ekcert")),
         _ignored("prov_db_filename", Kind.TEXT, "provider_reg_data.sqlite", "Withdrawn option."),
         _ignored("log_destination", Kind.TEXT, "", "Log file; messages go to standard output."),

@@ -85,6 +85,18 @@ def database(section: str) -> tuple[Option, ...]:
     )
 
 
+def max_workers(section: str) -> Option:
+    """The upper limit for the number of processes."""
+    return Option(
+        section,
+        "max_workers",
+        Kind.INTEGER,
+        16,
+        "The most processes that are started, however many CPUs there are; 0 means no limit.",
+        minimum=0,
+    )
+
+
 def durable_attestation(section: str, *, signed_attributes: tuple[str, ...]) -> tuple[Option, ...]:
     """Back-ends of durable attestation: known from existing files, without effect today."""
     option = partial(Option, section, ignored=True)

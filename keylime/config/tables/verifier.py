@@ -55,6 +55,22 @@ VERIFIER = ComponentTable(
             "quote_interval", Kind.NUMBER, 2.0, "Seconds between two attestations of one agent.", minimum=0
         ),
         _verifier(
+            "num_workers",
+            Kind.INTEGER,
+            0,
+            "Processes that share the work on this machine; 0 means one for each CPU.",
+            minimum=0,
+        ),
+        shared.max_workers("verifier"),
+        _verifier(
+            "lease",
+            Kind.NUMBER,
+            10.0,
+            "Seconds after which other processes and verifiers with the same database and uuid take over the "
+            "agents of one that is not heard of any more.",
+            minimum=0.3,
+        ),
+        _verifier(
             "max_upload_size",
             Kind.INTEGER,
             104_857_600,
@@ -151,8 +167,6 @@ VERIFIER = ComponentTable(
         _ignored("registrar_ip", Kind.ADDRESS, "127.0.0.1", "Registrar; not used by the verifier."),
         _ignored("registrar_port", Kind.INTEGER, 8891, "Registrar; not used by the verifier."),
         _ignored("authorization_provider", Kind.TEXT, "simple", "Access-control module."),
-        _ignored("num_workers", Kind.INTEGER, 0, "Worker processes; the verifier has one."),
-        _ignored("max_workers", Kind.INTEGER, 16, "Worker processes; the verifier has one."),
         _verifier(
             "require_allow_list_signatures",
             Kind.FLAG,

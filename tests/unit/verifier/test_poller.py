@@ -22,7 +22,7 @@ from keylime_verifier.agent_client import AgentClient
 from keylime_verifier.journal import Journal
 from keylime_verifier.lifecycle import Cadence
 from keylime_verifier.poller import Poller
-from keylime_verifier.records import AgentRecord, Progress, Secrets, StoredRevocation
+from keylime_verifier.records import AgentRecord, PolicyVersions, Progress, Secrets, StoredRevocation
 from keylime_verifier.store import AgentStore
 from tests.fakes.attesting_agent import BANK, Machine, attestation_key, payload_key, public_pem
 from tests.unit.verifier.test_status import ENROLMENT
@@ -68,13 +68,12 @@ class MemoryStore(AgentStore):
         self.fail.passing("read_v")
         return bytes(32)
 
-    async def record_passes(self, records: Sequence[AgentRecord]) -> None:
+    async def record_passes(self, records: Sequence[AgentRecord]) -> list[AgentRecord]:
         if self.batch_gate is not None:
             await self.batch_gate.wait()
         self.fail.passing("batch")
         self.order.append("batch")
-        for record in records:
-            self._update(record)
+        return [record for record in records if not self._update(record)]
 
     async def record_change(
         self, record: AgentRecord, revocation: StoredRevocation | None, targets: Sequence[tuple[str, str]]
@@ -151,14 +150,15 @@ class Stage:
         self.clients.append(client)
         return cast(AgentClient, client)
 
-    async def _reference(self, record: AgentRecord) -> Reference:
+    async def _reference(self, record: AgentRecord) -> tuple[Reference, PolicyVersions]:
         self.fail.passing("reference")
-        return Reference(
+        reference = Reference(
             attestation_key=parse_attestation_key(self.machine.ak.tpm2b_public),
             accepted=AcceptedAlgorithms(frozenset({"sha256"}), frozenset({"ecc256"}), frozenset({"ecdsa"})),
             tpm_policy=TpmPolicy.from_wire("{}"),
             runtime_policy=parse_runtime_policy(EMPTY_POLICY),
         )
+        return reference, PolicyVersions("empty")
 
     @property
     def count(self) -> int:

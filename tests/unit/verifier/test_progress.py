@@ -40,7 +40,9 @@ def after(before: Progress, outcome: Outcome, *, has_v: bool = False, now: int =
         has_v=has_v,
     )
     polling, _ = advance(polling, outcome, CADENCE, SEVERITIES)
-    return progress_after(before, polling, outcome, now=now, version="2.5", severities=SEVERITIES)
+    return progress_after(
+        before, polling, outcome, now=now, version="2.5", goes_on=True, severities=SEVERITIES
+    )
 
 
 NEW = Progress(supported_version="2.5")
