@@ -25,6 +25,15 @@ class PolicyError(KeylimeError):
     """A policy that cannot be used; names the policy, and the line or field. Answered with 400."""
 
 
+class ServiceUnavailable(KeylimeError):
+    """Something that this service needs does not answer; trying again makes sense. Answered with 503.
+
+    `public` is what a peer is told; the error's own text is for operators.
+    """
+
+    public = "The service is not available, try again later"
+
+
 class PeerUnreachable(KeylimeError):
     """No usable answer from a peer (connection, TLS, time-out, server trouble); trying again makes sense."""
 

@@ -118,13 +118,22 @@ def _try_format(format_: str, date_format: str, source: str) -> None:
         raise ConfigError(f"{source}: [formatter_formatter] format cannot be used: {error}") from error
 
 
+class _Output(logging.StreamHandler[TextIO]):
+    """Where lines go; remembers which loggers were given a level, for the set-up that comes after it."""
+
+    def __init__(self, stream: TextIO, plan: LogPlan) -> None:
+        super().__init__(stream)
+        self.setFormatter(LineFormatter(plan.format, plan.date_format, defaults=_FORMAT_DEFAULTS))
+        self.setLevel(plan.output_level)
+        self.named = tuple(plan.levels or ())
+
+
 def _install(plan: LogPlan, stream: TextIO) -> None:
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(LineFormatter(plan.format, plan.date_format, defaults=_FORMAT_DEFAULTS))
-    handler.setLevel(plan.output_level)
     root = logging.getLogger()
-    for former in [found for found in root.handlers if isinstance(found.formatter, LineFormatter)]:
+    for former in [found for found in root.handlers if isinstance(found, _Output)]:
         root.removeHandler(former)
-    root.addHandler(handler)
+        for name in former.named:
+            logging.getLogger(name).setLevel(logging.NOTSET)
+    root.addHandler(_Output(stream, plan))
     for name, level in (plan.levels or {}).items():
         logging.getLogger(name).setLevel(level)

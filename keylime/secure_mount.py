@@ -67,7 +67,7 @@ def ensure_secure_directory(
     plain directory takes its place. Raises ConfigError, which names what is wrong with what is there.
     """
     path = _real_directory(directory) / "secure"
-    found = mounted_at(parse_mountinfo(_MOUNTINFO.read_bytes()), path)
+    found = mounted_at(_mounts(), path)
     if found is not None:
         _accept(path, found, owner)
         return SecureDirectory(path, mounted_by_us=False)
@@ -79,7 +79,7 @@ def ensure_secure_directory(
             "start var-lib-keylime-secure.mount or start as root"
         )
     _mount_tmpfs(path, size, owner)
-    made = mounted_at(parse_mountinfo(_MOUNTINFO.read_bytes()), path)
+    made = mounted_at(_mounts(), path)
     if made is None:
         raise ConfigError(f"the tmpfs mounted on {path} is not there; does another process unmount it?")
     _accept(path, made, owner)
@@ -137,6 +137,15 @@ def release_secure_directory(secure: SecureDirectory) -> None:
         return
     if _libc().umount2(os.fsencode(secure.path), 0) != 0:
         log.warning("cannot unmount %s: %s", secure.path, os.strerror(ctypes.get_errno()))
+
+
+def _mounts() -> tuple[Mount, ...]:
+    try:
+        return parse_mountinfo(_MOUNTINFO.read_bytes())
+    except OSError as error:
+        raise ConfigError(
+            f"{_MOUNTINFO} cannot be read: {error.strerror}; mount a proc file system on /proc"
+        ) from error
 
 
 def _parse_mount(line: bytes) -> Mount:

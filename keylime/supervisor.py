@@ -13,10 +13,12 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from keylime.daemon import log_failed_reload, log_reloaded
 from keylime.errors import KeylimeError
+from keylime.service_manager import ServiceManager
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +28,10 @@ _STOP_LIMIT_S = 4.7  # a stop may take five seconds in all
 _FIRST_DELAY_S = 1.0
 _LONGEST_DELAY_S = 30.0
 _STEADY_S = 60.0  # a worker that ran for so long is replaced without a long pause
-_LOOK_S = 0.05  # while workers start
+_LOOK_S = 0.05  # while workers start or reload
+_SILENCE_LIMIT_S = 60.0  # of a worker: one whose event loop stands still is replaced
 _READY = b"ready\n"
+_ALIVE = b"alive\n"
 
 
 class WorkersFailed(KeylimeError):
@@ -43,9 +47,15 @@ class Worker:
     lifeline: int
     _report: int
 
-    def ready(self) -> None:
-        """Tells the supervisor that this worker serves."""
-        os.write(self._report, _READY)
+    def manager(self) -> ServiceManager:
+        """The supervisor, which wants to hear the same from its workers as it tells the service manager."""
+        return ServiceManager(self._tell, _SILENCE_LIMIT_S)
+
+    def _tell(self, assignments: Sequence[str]) -> None:
+        if "READY=1" in assignments:  # after the start, and after a reload
+            os.write(self._report, _READY)
+        elif "WATCHDOG=1" in assignments:
+            os.write(self._report, _ALIVE)
 
 
 @dataclass(slots=True)
@@ -56,6 +66,7 @@ class _Slot:
     pid: int | None = None
     reports: int = -1  # where the worker tells that it is ready, or why it is not
     said: bytes = b""
+    heard_at: float = 0.0
     started_at: float = 0.0
     start_at: float = 0.0
     delay_s: float = field(default=_FIRST_DELAY_S)
@@ -71,13 +82,21 @@ def worker_count(wanted: int, most: int) -> int:
     return min(count, most) if most else count
 
 
-def run_workers(count: int, work: Callable[[Worker], None], on_ready: Callable[[], None]) -> None:
-    """Runs `work` in `count` processes until a stop signal; `on_ready` is called when all of them serve.
+def run_workers(
+    count: int,
+    work: Callable[[Worker], None],
+    *,
+    check_reload: Callable[[], None],
+    manager: ServiceManager,
+    status: str,
+) -> None:
+    """Runs `work` in `count` processes until a stop signal; `status` is logged and told when all serve.
 
     `work` returns after a clean stop. Raises WorkersFailed when a worker cannot start at the beginning; the
-    others have been ended then. A worker that ends later is replaced.
+    others have been ended then. A worker that ends later, or is not heard of for a minute, is replaced.
+    SIGHUP goes on to the workers unless `check_reload` raises KeylimeError.
     """
-    _Supervisor(count, work, on_ready).run()
+    _Supervisor(count, work, check_reload, manager, status).run()
 
 
 def stop_event(lifeline: int | None = None) -> asyncio.Event:
@@ -98,11 +117,23 @@ def stop_event(lifeline: int | None = None) -> asyncio.Event:
 
 
 class _Supervisor:
-    def __init__(self, count: int, work: Callable[[Worker], None], on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        count: int,
+        work: Callable[[Worker], None],
+        check_reload: Callable[[], None],
+        manager: ServiceManager,
+        status: str,
+    ) -> None:
         self._slots = [_Slot(number) for number in range(count)]
         self._work = work
-        self._on_ready = on_ready
-        self._were_ready = False
+        self._check_reload = check_reload
+        self._manager = manager
+        self._status = status
+        self._have_started = False
+        self._is_announced = False
+        self._is_reloading = False
+        self._ping_at = 0.0
         self._lifeline, self._life = os.pipe()
         self._mask: set[signal.Signals | int] = set()
 
@@ -126,19 +157,52 @@ class _Supervisor:
             received = signal.sigtimedwait(_SIGNALS, self._pause_s())
             if received is not None and received.si_signo in STOP_SIGNALS:
                 log.info("Stopping")
+                self._manager.stopping()
                 return
             if received is not None and received.si_signo == signal.SIGHUP:
-                self._send(signal.SIGHUP)
+                self._reload()
             for slot in self._slots:
                 self._look_after(slot)
-            if not self._were_ready and all(slot.is_ready for slot in self._slots):
-                self._were_ready = True
-                self._on_ready()
+            self._announce()
+            self._ping()
 
     def _pause_s(self) -> float:
-        if any(slot.pid is None or not slot.is_ready for slot in self._slots):
+        if not self._is_announced or any(slot.pid is None for slot in self._slots):
             return _LOOK_S
-        return 3600.0  # only signals matter
+        return min(_SILENCE_LIMIT_S / 4, self._manager.ping_interval_s or _SILENCE_LIMIT_S)
+
+    def _reload(self) -> None:
+        self._manager.reloading()
+        try:
+            self._check_reload()
+        except KeylimeError as error:
+            log_failed_reload(error)
+        except Exception:
+            log.exception("the reload failed because of a defect")
+        else:
+            for slot in self._slots:
+                slot.said = b""
+            self._send(signal.SIGHUP)
+            self._is_reloading = True
+        self._is_announced = False
+
+    def _announce(self) -> None:
+        if self._is_announced or not all(slot.is_ready for slot in self._slots):
+            return
+        if not self._have_started:
+            log.info("%s", self._status)
+        elif self._is_reloading:
+            log_reloaded()
+        self._is_reloading = False
+        self._have_started = self._is_announced = True
+        self._manager.ready(self._status)
+
+    def _ping(self) -> None:
+        interval_s = self._manager.ping_interval_s
+        if interval_s is not None and time.monotonic() >= self._ping_at:
+            self._manager.ping()
+            # A little early rather than late.
+            self._ping_at = time.monotonic() + interval_s / 2
 
     def _start(self, slot: _Slot) -> None:
         reports, report = os.pipe()
@@ -156,20 +220,25 @@ class _Supervisor:
             signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
             _become(worker, report, self._work)
         os.close(report)
-        slot.pid, slot.reports, slot.said, slot.started_at = pid, reports, b"", time.monotonic()
+        slot.pid, slot.reports, slot.said = pid, reports, b""
+        slot.started_at = slot.heard_at = time.monotonic()
 
     def _look_after(self, slot: _Slot) -> None:
         """Reads what a worker says, and sees whether it has ended."""
         if slot.pid is None:
             return
         ended, status = os.waitpid(slot.pid, os.WNOHANG)
-        slot.said += _read_all(slot.reports)
+        heard = _read_all(slot.reports)
+        if heard:
+            slot.heard_at = time.monotonic()
+            slot.said += heard.replace(_ALIVE, b"")
         if not ended:
+            self._end_if_silent(slot)
             return
         os.close(slot.reports)
         slot.pid, slot.reports = None, -1
         reason = slot.said.decode(errors="replace").removeprefix(_READY.decode()).strip() or _how(status)
-        if not self._were_ready:
+        if not self._have_started:
             raise WorkersFailed(reason)
         is_steady = time.monotonic() - slot.started_at > _STEADY_S
         slot.delay_s = _FIRST_DELAY_S if is_steady else slot.delay_s
@@ -177,6 +246,16 @@ class _Supervisor:
         slot.start_at = time.monotonic() + slot.delay_s
         slot.delay_s = min(2 * slot.delay_s, _LONGEST_DELAY_S)
         slot.said = b""
+
+    def _end_if_silent(self, slot: _Slot) -> None:
+        if (
+            slot.pid is not None
+            and self._have_started
+            and time.monotonic() - slot.heard_at > _SILENCE_LIMIT_S
+        ):
+            log.error("worker %d was not heard of for %g s and is killed", slot.number, _SILENCE_LIMIT_S)
+            os.kill(slot.pid, signal.SIGKILL)
+            slot.heard_at = time.monotonic()
 
     def _send(self, number: signal.Signals) -> None:
         for slot in self._slots:

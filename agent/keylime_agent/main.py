@@ -8,43 +8,45 @@ import os
 import shutil
 import signal
 import socket
-import ssl
 import subprocess
 import sys
-from collections.abc import Coroutine, Mapping
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import uvloop
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding
 
-from keylime.config.loader import is_test_mode, load_settings
+from keylime.background import Supervised, accompanied
+from keylime.config.loader import Settings, is_test_mode, load_settings
+from keylime.daemon import attend, ignore_reloads_for_now, warn_of_restarts
 from keylime.errors import ConfigError, KeylimeError
 from keylime.hashes import HashAlgorithm
+from keylime.health import Health
 from keylime.http.client import Peer, peer_url
 from keylime.http.server import Limits, Server
 from keylime.identifiers import AgentId
 from keylime.keylime_logging import setup as setup_logging
 from keylime.messages.registrar import RegisterRequest
 from keylime.messages.versions import AGENT_VERSIONS
-from keylime.pki.certificates import load_or_create_identity, load_or_create_rsa_key, public_key_text
-from keylime.pki.tls import load_trusted_certificates, server_context
+from keylime.pki.certificates import load_or_create_rsa_key, public_key_text
 from keylime.revocation.channel import RevocationSubscriber, endpoint
 from keylime.secure_mount import Owner, SecureDirectory, ensure_secure_directory, release_secure_directory
+from keylime.service_manager import ServiceManager
 from keylime.tpm.device import Tpm, choose_tcti
 from keylime_agent.actions import ActionRunner
 from keylime_agent.attestation import Attestor, QuoteAlgorithms, TpmThread
-from keylime_agent.config import AgentConfig, TlsOptions, agent_config
+from keylime_agent.config import AgentConfig, agent_config
 from keylime_agent.evidence import BootLog, ImaList, boot_time
 from keylime_agent.handled_revocations import HandledRevocations
 from keylime_agent.handlers import AgentApi, any_client, unrouted
 from keylime_agent.identity import resolve_agent_id
+from keylime_agent.listener import ListenerIdentity, own_identity, trusted_clients
 from keylime_agent.payload import Bootstrap, PayloadWorker
 from keylime_agent.privileges import Account, drop_privileges, target_account
 from keylime_agent.processes import child_environment
@@ -57,6 +59,7 @@ log = logging.getLogger(__name__)
 _LIMITS = Limits(max_body=8 << 20, max_connections=256, max_connections_per_address=64)
 _REGISTRAR_TIMEOUT_S = 60.0
 _DRAIN_S = 3.0
+_RELOADED = frozenset({"trusted_client_ca"})
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _PROC_STAT = Path("/proc/stat")
 
@@ -65,6 +68,7 @@ _PROC_STAT = Path("/proc/stat")
 class Prepared:
     """What was collected with the rights the agent was started with."""
 
+    settings: Settings = field(repr=False)
     config: AgentConfig
     test_mode: bool
     ima: ImaList
@@ -83,15 +87,15 @@ class Machine:
     keys: TpmIdentity
     boottime: int
     payload_key: RSAPrivateKey
-    tls: ssl.SSLContext | None
-    certificate_pem: str  # or "disabled"
+    listener: ListenerIdentity | None  # None: plain HTTP
 
 
 def main() -> None:
     """The console script."""
     argparse.ArgumentParser(
         prog="keylime_agent",
-        description="Attests this machine; configured by agent.conf and KEYLIME_AGENT_*.",
+        description="Attests this machine; configured by agent.conf and KEYLIME_AGENT_*. SIGHUP reloads "
+        "trusted_client_ca and logging.conf.",
     ).parse_args()
     try:
         uvloop.run(_serve(dict(os.environ)))
@@ -103,6 +107,8 @@ def main() -> None:
 
 async def _serve(environ: Mapping[str, str]) -> None:
     stop = _stop_on_signals()
+    ignore_reloads_for_now()
+    manager = ServiceManager.from_environment(environ)
     # Errors of the TPM stack reach the log as ours do, once and with the command's name.
     os.environ.setdefault("TSS2_LOG", "all+NONE")
     prepared = _prepare(environ)
@@ -112,7 +118,7 @@ async def _serve(environ: Mapping[str, str]) -> None:
         stack.callback(prepared.boot_log.close)
         machine = _meet_tpm(prepared, environ)
         stack.callback(machine.tpm.close)
-        await Agent(prepared, machine).run(stop)
+        await Agent(prepared, machine, environ, manager).run(stop)
     log.info("agent stopped")
 
 
@@ -138,11 +144,12 @@ def _prepare(environ: Mapping[str, str]) -> Prepared:
     ima.open()
     boot_log.open()
     prepared = Prepared(
+        settings,
         config,
         is_test_mode(environ),
         ima,
         boot_log,
-        _trusted_clients(config.tls),
+        trusted_clients(config.tls),
         _secure_directory(config, account, environ),
         _system_uuid() if config.uuid == "dmidecode" else None,
     )
@@ -155,22 +162,6 @@ def _prepare(environ: Mapping[str, str]) -> Prepared:
         )
     os.chdir(config.work_dir)
     return prepared
-
-
-def _trusted_clients(tls: TlsOptions | None) -> tuple[x509.Certificate, ...]:
-    if tls is None:
-        log.warning("enable_agent_mtls is off: everybody who reaches the agent can talk to it")
-        return ()
-    found: list[x509.Certificate] = []
-    for path in tls.trusted_clients:
-        try:
-            found += load_trusted_certificates(path)
-        except ConfigError as error:
-            remedy = (
-                "; copy it from the verifier, which makes it at its first start" if not path.exists() else ""
-            )
-            raise ConfigError(f"[agent] trusted_client_ca: {error}{remedy}") from error
-    return tuple(found)
 
 
 def _secure_directory(
@@ -219,8 +210,8 @@ def _meet_tpm(prepared: Prepared, environ: Mapping[str, str]) -> Machine:
             log.info("the id is new at every start; set [agent] uuid to keep one")
         boottime, keys = _boot_time(keys, config.data_path)
         payload_key = load_or_create_rsa_key(config.work_dir / "payload-private.pem", None)
-        tls, certificate = _own_tls(prepared, agent_id)
-        return Machine(agent_id, tpm, keys, boottime, payload_key, tls, certificate)
+        listener = None if config.tls is None else own_identity(config.tls, agent_id, config.contact_ip)
+        return Machine(agent_id, tpm, keys, boottime, payload_key, listener)
     except BaseException:
         tpm.close()
         raise
@@ -241,37 +232,18 @@ def _boot_time(keys: TpmIdentity, data_path: Path | None) -> tuple[int, TpmIdent
     return now, replace(keys, data=data)
 
 
-def _own_tls(prepared: Prepared, agent_id: AgentId) -> tuple[ssl.SSLContext | None, str]:
-    tls = prepared.config.tls
-    if tls is None:
-        return None, "disabled"
-    identity = load_or_create_identity(
-        tls.certificate,
-        tls.key,
-        agent=agent_id,
-        contact=prepared.config.contact_ip,
-        key_password=tls.key_password,
-    )
-    context = server_context(
-        certificate=identity.certificate,
-        key=identity.key,
-        key_password=tls.key_password,
-        client_ca=(),
-        require_client=True,
-    )
-    # Their files may have been readable to root only, so they are here as certificates.
-    for certificate in prepared.trusted_clients:
-        context.load_verify_locations(cadata=certificate.public_bytes(Encoding.DER))
-    return context, identity.certificate_pem
-
-
 class Agent:
     """The running agent: its listener and its workers."""
 
-    def __init__(self, prepared: Prepared, machine: Machine) -> None:
+    def __init__(
+        self, prepared: Prepared, machine: Machine, environ: Mapping[str, str], manager: ServiceManager
+    ) -> None:
         self._prepared = prepared
         self._config = prepared.config
         self._machine = machine
+        self._environ = environ
+        self._manager = manager
+        self._health = Health()
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tpm")
         self._tpm = TpmThread(machine.tpm, self._executor)
         environment = child_environment(machine.agent_id, self._config.work_dir, test_mode=prepared.test_mode)
@@ -284,39 +256,82 @@ class Agent:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop`. Raises RegistrationRefused, and ConfigError when the port cannot be had."""
+        listener = self._machine.listener
         async with AsyncExitStack() as stack:
             stack.callback(self._executor.shutdown)
             server = Server(
-                self._api().routes(mutual_tls=self._machine.tls is not None),
+                self._api().routes(mutual_tls=listener is not None),
                 limits=_LIMITS,
                 is_admin=any_client,
                 unrouted=unrouted,
                 wrong_method=unrouted,
                 versions=AGENT_VERSIONS,
             )
-            port = server.listen(self._config.ip, self._config.port, self._machine.tls)
+            context = None if listener is None else listener.context(self._prepared.trusted_clients)
+            port = server.listen(self._config.ip, self._config.port, context)
             stack.push_async_callback(server.stop, _DRAIN_S)
-            log.info("Listening on %s", peer_url(self._config.ip, port, tls=self._machine.tls is not None))
-            await self._work(stack, stop)
+            status = f"Listening on {peer_url(self._config.ip, port, tls=listener is not None)}"
+            log.info("%s", status)
+            workers = accompanied(*(worker.run() for worker in self._workers(stack)))
+            await stack.enter_async_context(workers)
+            await stack.enter_async_context(self._registering(stop))
+            await attend(
+                stop,
+                reload=lambda: self._reload(server),
+                is_alive=self._is_alive,
+                manager=self._manager,
+                status=status,
+            )
             log.info("stopping")
 
-    async def _work(self, stack: AsyncExitStack, stop: asyncio.Event) -> None:
-        workers: list[Coroutine[Any, Any, None]] = [self._payloads.run(), self._revocations.run()]
+    def _workers(self, stack: AsyncExitStack) -> list[Supervised]:
+        workers = [
+            Supervised("payload worker", self._payloads.run),
+            Supervised("revocation worker", self._revocations.run),
+        ]
         if self._config.zeromq is not None:
             address = endpoint(*self._config.zeromq)
             subscriber = RevocationSubscriber([address])
             stack.callback(subscriber.close)
-            workers.append(self._revocations.listen(subscriber))
+            workers.append(Supervised("revocation listener", partial(self._revocations.listen, subscriber)))
             log.info("waiting for revocation messages from %s", address)
+        for number, worker in enumerate(workers):
+            self._health.add(f"worker {number}", worker.problem, vital=True)
+        return workers
+
+    async def _is_alive(self) -> bool:
+        return (await self._health.alive()).is_good
+
+    @asynccontextmanager
+    async def _registering(self, stop: asyncio.Event) -> AsyncIterator[None]:
+        """Registers beside the block; sets `stop` and raises RegistrationRefused when that ends it all."""
+
+        def ended(task: "asyncio.Task[None]") -> None:
+            if not task.cancelled() and task.exception() is not None:
+                stop.set()
+
         registration = asyncio.create_task(self._register())
-        tasks = [asyncio.create_task(_supervised(worker)) for worker in workers]
-        stack.push_async_callback(_cancel, [registration, *tasks])
-        stopping = asyncio.create_task(stop.wait())
-        await asyncio.wait([stopping, registration], return_when=asyncio.FIRST_COMPLETED)
-        if not stop.is_set():
-            await registration
-            await stopping
-        stopping.cancel()
+        registration.add_done_callback(ended)
+        try:
+            yield
+        finally:
+            registration.cancel()
+            await asyncio.gather(registration, return_exceptions=True)
+        if not registration.cancelled():
+            registration.result()
+
+    def _reload(self, server: Server) -> None:
+        """Takes up trusted_client_ca and logging.conf. Raises ConfigError, with nothing changed."""
+        settings = load_settings("agent", environ=self._environ)
+        config, listener = agent_config(settings, self._environ), self._machine.listener
+        context = None
+        if listener is not None and config.tls is not None:
+            listener.check_unchanged()
+            context = listener.context(trusted_clients(config.tls))
+        setup_logging("agent", self._environ)
+        if context is not None:
+            server.renew(tls=context, max_body=_LIMITS.max_body)
+        warn_of_restarts(self._prepared.settings, settings, _RELOADED)
 
     def _api(self) -> AgentApi:
         machine, algorithms = self._machine, self._config.algorithms
@@ -347,7 +362,9 @@ class Agent:
             ekcert=keys.ek_certificates or None,
             ip=config.contact_ip,
             port=config.contact_port,
-            mtls_cert=self._machine.certificate_pem,
+            mtls_cert="disabled"
+            if self._machine.listener is None
+            else self._machine.listener.certificate_pem,
         )
         url = peer_url(config.registrar_ip, config.registrar_port, tls=False)
         async with Peer(url, tls=None, timeout_s=_REGISTRAR_TIMEOUT_S) as peer:
@@ -374,20 +391,6 @@ def _is_computable(bank: HashAlgorithm) -> bool:
 
 def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
-
-
-async def _supervised(worker: Coroutine[Any, Any, None]) -> None:
-    """Workers end only by being cancelled; anything else must not pass unnoticed."""
-    try:
-        await worker
-    except Exception:
-        log.exception("a part of the agent has stopped working: restart it")
-
-
-async def _cancel(tasks: list["asyncio.Task[None]"]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 if __name__ == "__main__":

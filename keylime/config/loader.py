@@ -95,6 +95,15 @@ class Settings:
         """Where the value comes from: a file, an environment variable, or "default"."""
         return self._lookup(option, section).source
 
+    def changed(self, later: "Settings") -> tuple[tuple[str, str], ...]:
+        """Section and name of each option whose value is another one in `later`, but for ignored ones."""
+        is_ignored = {option.key: option.ignored for option in TABLES[self.component].options}
+        return tuple(
+            key
+            for key, found in self._values.items()
+            if not is_ignored[key] and later._values[key].value != found.value
+        )
+
     def _find(self, option: str, section: str | None) -> DefaultValue:
         return self._lookup(option, section).value
 

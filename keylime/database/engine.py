@@ -5,11 +5,14 @@ it reads stays true until it commits (PostgreSQL: select with FOR UPDATE). Reads
 `reading(engine)`, which sees one snapshot and neither waits for writers nor holds them up.
 """
 
+import functools
 import logging
 import os
 import re
+import sqlite3
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +21,15 @@ from typing import Protocol, Self
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from keylime.errors import ConfigError, KeylimeError
+from keylime.errors import ConfigError, ServiceUnavailable
 
 CONNECT_TIMEOUT_S = 10
 BUSY_TIMEOUT_S = 15.0  # how long SQLite waits for another process's write
 _IDLE_IN_TRANSACTION_MS = 5000
+_STEP_MS = 500
 _READ_ONLY = "keylime_read_only"
 _DRIVERS = {
     "sqlite": "sqlite+aiosqlite",
@@ -34,8 +38,10 @@ _DRIVERS = {
 }
 
 
-class DatabaseUnavailable(KeylimeError):
+class DatabaseUnavailable(ServiceUnavailable):
     """The database did not do as asked (locked, gone, full, read-only); trying again makes sense."""
+
+    public = "The database is not available, try again later"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +89,7 @@ def open_engine(url: URL, pool: PoolSize | None = None) -> AsyncEngine:
     if url.get_backend_name() == "sqlite":
         _secure_file(Path(url.database or ""))
         engine = create_async_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S}, hide_parameters=True)
-        _prepare_for_sqlite(engine.sync_engine)
+        _prepare_for_sqlite(engine.sync_engine, lambda: False)  # its waits end when they are cancelled
         return engine
     size = pool or PoolSize()
     return create_async_engine(
@@ -113,8 +119,11 @@ def connect_arguments(url: URL) -> dict[str, str | int]:
     return arguments
 
 
-def open_sqlite(url: URL) -> sa.Engine:
-    """A blocking engine for a SQLite file, which is created as `open_engine` does. Raises ConfigError."""
+def open_sqlite(url: URL, is_closing: Callable[[], bool]) -> sa.Engine:
+    """A blocking engine for a SQLite file, which is created as `open_engine` does. Raises ConfigError.
+
+    Once `is_closing` says so, nobody waits for another process's write any more.
+    """
     _keep_values_out_of_logs()
     _secure_file(Path(url.database or ""))
     engine = sa.create_engine(
@@ -122,7 +131,7 @@ def open_sqlite(url: URL) -> sa.Engine:
         connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False},
         hide_parameters=True,
     )
-    _prepare_for_sqlite(engine)
+    _prepare_for_sqlite(engine, is_closing)
     return engine
 
 
@@ -167,9 +176,9 @@ class _DriverConnection(Protocol):
     def cursor(self) -> _Cursor: ...
 
 
-def _prepare_for_sqlite(engine: sa.Engine) -> None:
+def _prepare_for_sqlite(engine: sa.Engine, is_closing: Callable[[], bool]) -> None:
     event.listen(engine, "connect", _set_up_sqlite)
-    event.listen(engine, "begin", _begin_sqlite)
+    event.listen(engine, "begin", functools.partial(_begin_sqlite, is_closing))
 
 
 def _set_up_sqlite(connection: _DriverConnection, _record: object) -> None:
@@ -177,13 +186,26 @@ def _set_up_sqlite(connection: _DriverConnection, _record: object) -> None:
     cursor = connection.cursor()
     for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON"):
         cursor.execute(f"PRAGMA {pragma}")
+    cursor.execute(f"PRAGMA busy_timeout = {_STEP_MS}")
     cursor.close()
 
 
-def _begin_sqlite(connection: sa.Connection) -> None:
+def _begin_sqlite(is_closing: Callable[[], bool], connection: sa.Connection) -> None:
+    if connection.get_execution_options().get(_READ_ONLY, False):
+        connection.exec_driver_sql("BEGIN")
+        return
     # A transaction that reads first and writes later would be refused the lock at once, time-out or not.
-    read_only = connection.get_execution_options().get(_READ_ONLY, False)
-    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+    # SQLite itself would wait to the end, whoever wants to stop meanwhile; so it waits in steps.
+    deadline = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        except OperationalError as error:
+            is_busy = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+            if not is_busy or is_closing() or time.monotonic() > deadline:
+                raise
+        else:
+            return
 
 
 def _secure_file(path: Path) -> None:

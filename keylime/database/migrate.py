@@ -3,6 +3,7 @@
 The revisions are Alembic's, in the component's `migrations` folder; its `env.py` calls `run_in_environment`.
 """
 
+import logging
 import zlib
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from keylime.database.engine import database_errors
 from keylime.database.transactions import Database
 from keylime.errors import ConfigError
 
+_chatter = logging.getLogger("alembic.runtime.migration")
+
 # Tables by which a database of another implementation is known; its records are not ours to alter.
 _FOREIGN_TABLES = frozenset(
     {"alembic_version_cloud_verifier", "alembic_version_registrar", "verifiermain", "registrarmain"}
@@ -26,13 +29,36 @@ _FOREIGN_TABLES = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """A component's tables: the folder of its revisions, and the table that remembers the current one."""
+    """A component's tables: the folder of its revisions, and the table that remembers the current one.
+
+    `program --migrate` is what an operator runs to bring them up to date.
+    """
 
     migrations: Path
     version_table: str
+    program: str
 
 
-async def prepare_schema(database: AsyncEngine | Database, schema: Schema, *, migrate: bool) -> None:
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """Revisions before and after; `before` is None for a database without tables. `place` is its URL."""
+
+    place: str
+    before: str | None
+    after: str
+
+    @property
+    def has_changed(self) -> bool:
+        """Whether there was anything to do."""
+        return self.before != self.after
+
+    def __str__(self) -> str:
+        if not self.has_changed:
+            return f"database {self.place} is up to date (schema {self.after})"
+        return f"database {self.place} migrated from schema {self.before or 'none'} to {self.after}"
+
+
+async def prepare_schema(database: AsyncEngine | Database, schema: Schema, *, migrate: bool) -> Migration:
     """Brings the tables to the newest revision, or without `migrate` only checks that they are there.
 
     Processes that start at once take turns. Raises ConfigError for a database that another implementation or
@@ -40,11 +66,10 @@ async def prepare_schema(database: AsyncEngine | Database, schema: Schema, *, mi
     """
     action = "prepare the tables"
     if not isinstance(database, AsyncEngine):
-        await database.write(action, lambda connection: _prepare(connection, schema, migrate))
-        return
+        return await database.write(action, lambda connection: _prepare(connection, schema, migrate))
     with database_errors(action):
         async with database.begin() as connection:
-            await connection.run_sync(_prepare, schema, migrate)
+            return await connection.run_sync(_prepare, schema, migrate)
 
 
 def run_in_environment() -> None:
@@ -59,7 +84,7 @@ def run_in_environment() -> None:
         context.run_migrations()
 
 
-def _prepare(connection: sa.Connection, schema: Schema, migrate: bool) -> None:
+def _prepare(connection: sa.Connection, schema: Schema, migrate: bool) -> Migration:
     _take_turns(connection, schema)
     config = Config()
     config.set_main_option("script_location", str(schema.migrations).replace("%", "%%"))
@@ -68,22 +93,22 @@ def _prepare(connection: sa.Connection, schema: Schema, migrate: bool) -> None:
     script = ScriptDirectory.from_config(config)
     tables = sa.inspect(connection).get_table_names()
     current = _current_revision(connection, schema, tables)
-    place = connection.engine.url.render_as_string(hide_password=True)
-    problem = find_problem(
-        tables,
-        current,
-        {revision.revision for revision in script.walk_revisions()},
-        script.get_current_head(),
-    )
+    url = connection.engine.url
+    place = url.set(drivername=url.get_backend_name()).render_as_string(hide_password=True)
+    head = str(script.get_current_head())
+    problem = find_problem(tables, current, {revision.revision for revision in script.walk_revisions()}, head)
     if problem is not None:
         raise ConfigError(f"database {place} {problem}")
-    if current == script.get_current_head():
-        return
-    if not migrate:
-        raise ConfigError(
-            f"database {place} needs a migration: start once with auto_migrate_db = True, after a backup"
-        )
-    command.upgrade(config, "head")
+    if current != head:
+        if not migrate:
+            raise ConfigError(
+                f"database {place} needs a migration from schema {current or 'none'} to {head}: "
+                f"make a backup, then run `{schema.program} --migrate`"
+            )
+        if _chatter.level == logging.NOTSET:
+            _chatter.setLevel(logging.WARNING)  # one line of ours says all that an operator needs
+        command.upgrade(config, "head")
+    return Migration(place, current, head)
 
 
 def find_problem(

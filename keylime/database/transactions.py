@@ -5,6 +5,7 @@ several for every statement. On a server the same function runs on an asynchrono
 """
 
 import asyncio
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
@@ -13,7 +14,15 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from keylime.database.engine import PoolSize, database_errors, open_engine, open_sqlite, read_only
+from keylime.database.engine import (
+    BUSY_TIMEOUT_S,
+    DatabaseUnavailable,
+    PoolSize,
+    database_errors,
+    open_engine,
+    open_sqlite,
+    read_only,
+)
 
 ResultT = TypeVar("ResultT")
 _THREADS = 4  # one writes, the others read beside it
@@ -41,27 +50,36 @@ class Database(Protocol):
 def open_database(url: URL, pool: PoolSize | None = None) -> Database:
     """The database behind `url`. Raises ConfigError for a file that cannot be used."""
     if url.get_backend_name() == "sqlite":
-        return _SqliteDatabase(open_sqlite(url))
+        return _SqliteDatabase(url)
     return _ServerDatabase(open_engine(url, pool))
 
 
 class _SqliteDatabase:
-    def __init__(self, engine: sa.Engine) -> None:
-        self._engine = engine
-        self._reader = read_only(engine)
+    def __init__(self, url: URL) -> None:
+        self._is_closing = threading.Event()
+        self._engine = open_sqlite(url, self._is_closing.is_set)
+        self._reader = read_only(self._engine)
         self._write_turn = (
             asyncio.Lock()
         )  # SQLite has one writer: those that wait for it must not take all threads
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="database")
 
     async def write(self, action: str, work: Callable[[sa.Connection], ResultT]) -> ResultT:
-        async with self._write_turn:
+        try:
+            async with asyncio.timeout(BUSY_TIMEOUT_S):
+                await self._write_turn.acquire()
+        except TimeoutError as error:
+            raise DatabaseUnavailable(f"database: cannot {action}: too many others are waiting") from error
+        try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, self._write, action, work)
+        finally:
+            self._write_turn.release()
 
     async def read(self, action: str, work: Callable[[sa.Connection], ResultT]) -> ResultT:
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._read, action, work)
 
     async def close(self) -> None:
+        self._is_closing.set()
         await asyncio.to_thread(self._threads.shutdown)
         self._engine.dispose()
 

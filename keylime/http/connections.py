@@ -41,6 +41,7 @@ class Connection:
         self.address = address
         self.params = params  # its own copy: the header time-out changes after the first request
         self.phase = Phase.IDLE
+        self.is_retired = False  # its next answer is the last one
         self._is_admin = is_admin
         self._table = table
         self._caller: Caller | None = None
@@ -128,6 +129,11 @@ class ConnectionTable:
                 del self._by_address[connection.address]
         if not self._all and self._emptied is not None and not self._emptied.done():
             self._emptied.set_result(None)
+
+    def retire(self) -> None:
+        """Has every connection that is open now end with its next answer."""
+        for connection in self._all:
+            connection.is_retired = True
 
     def close_idle(self) -> None:
         """Drops every connection without a request in progress."""

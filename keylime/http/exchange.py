@@ -2,6 +2,7 @@
 
 import enum
 import http.client
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -74,12 +75,26 @@ class Response:
 
 
 class HttpError(KeylimeError):
-    """What a handler raises to answer with an error: the HTTP `code` and the envelope's `status`."""
+    """What a handler raises to answer with an error: the HTTP `code` and the envelope's `status`.
 
-    def __init__(self, code: int, status: str | None = None) -> None:
+    `retry_after_s`, in seconds, becomes the header Retry-After; with 429 and 503 it says when to come back.
+    """
+
+    def __init__(self, code: int, status: str | None = None, *, retry_after_s: float | None = None) -> None:
         super().__init__(f"{code} {status or ''}".rstrip())
         self.code = code
         self.status = status
+        self.retry_after_s = retry_after_s
+
+    def response(self) -> "Response":
+        """The answer that says so."""
+        headers = {} if self.retry_after_s is None else retry_after(self.retry_after_s)
+        return Response(self.code, status=self.status, headers=headers)
+
+
+def retry_after(seconds: float) -> dict[str, str]:
+    """The header that asks a peer to stay away for so long: whole seconds, at least one."""
+    return {"Retry-After": str(max(1, math.ceil(seconds)))}
 
 
 def refusal(code: int, detail: str) -> Response:

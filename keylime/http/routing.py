@@ -34,7 +34,7 @@ class Route:
     handler: Handler
     plain_http: bool = False
     versioned: bool = True
-    max_body: int | None = None  # bytes; None: the server's limit
+    max_body: int | None = None  # bytes, where it is less than the server's limit
     action: str | None = None
 
     @property

@@ -11,6 +11,7 @@ import socket
 import ssl
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from tornado.http1connection import HTTP1Connection, HTTP1ConnectionParameters, HTTP1ServerConnection
@@ -103,6 +104,17 @@ class Server(HTTPServerConnectionDelegate):
         listener.add_sockets(sockets)
         self._listeners.append(listener)
         return int(sockets[0].getsockname()[1])
+
+    def renew(self, *, tls: ssl.SSLContext | None, max_body: int) -> None:
+        """Takes new certificates and a new limit, in bytes, from now on; no request is cut off.
+
+        Connections that are open answer one request more at most: the next one comes with a new handshake.
+        """
+        self.limits = replace(self.limits, max_body=max_body)
+        for listener in self._listeners:
+            if listener.ssl_options is not None:
+                listener.ssl_options = tls  # tornado looks at it once for each connection
+        self.connections.retire()
 
     async def stop(self, drain_s: float = 3.0) -> None:
         """Stops accepting, lets requests finish for up to `drain_s` seconds, then drops what is left."""

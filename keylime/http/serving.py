@@ -17,13 +17,14 @@ from tornado.httputil import (
     ResponseStartLine,
 )
 
-from keylime.errors import MalformedMessage, PolicyError
+from keylime.errors import MalformedMessage, PolicyError, ServiceUnavailable
 from keylime.http.connections import Connection, Phase
 from keylime.http.exchange import HttpError, Response
 from keylime.http.routing import Admission, Router
 
 log = logging.getLogger(__name__)
 
+_RETRY_AFTER_S = 5.0
 _KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
 _LENGTH = re.compile(r"[0-9]{1,18}")
 _NOT_WORD = re.compile(r"\W", re.ASCII)
@@ -63,7 +64,10 @@ async def respond(admission: Admission, headers: Mapping[str, str], body: bytes)
         response = await route.handler(admission.request(headers, body))
         return response, response.encode()
     except HttpError as error:
-        response = Response(error.code, status=error.status)
+        response = error.response()
+    except ServiceUnavailable as error:
+        log.error("%s %s: %s", route.method, route.path, error)
+        response = HttpError(503, error.public, retry_after_s=_RETRY_AFTER_S).response()
     except (MalformedMessage, PolicyError) as error:
         response = Response(400, status=str(error))
     except Exception:
@@ -149,8 +153,8 @@ class Exchange(HTTPMessageDelegate):
             return verdict
         if self._headers.get("Content-Encoding", "identity").lower() != "identity":
             return Response(415)
-        own_limit = verdict.route.max_body
-        self._max_body = self._host.limits.max_body if own_limit is None else own_limit
+        limit, own_limit = self._host.limits.max_body, verdict.route.max_body
+        self._max_body = limit if own_limit is None else min(limit, own_limit)
         return Response(413) if int(self._headers.get("Content-Length", "0")) > self._max_body else verdict
 
     async def _serve(self, admission: Admission) -> None:
@@ -186,12 +190,18 @@ class Exchange(HTTPMessageDelegate):
         self._end()
 
     def _send(self, response: Response, body: bytes) -> None:
-        written = self._write(response, body, close=self._host.draining)
+        is_last = self._host.draining or self._connection.is_retired
+        written = self._write(response, body, close=is_last)
         if written is None:
             self._end()
             return
         self._conn.finish()
-        written.add_done_callback(lambda _: self._end())
+        written.add_done_callback(functools.partial(self._sent, is_last=is_last))
+
+    def _sent(self, _written: "asyncio.Future[None]", *, is_last: bool) -> None:
+        if is_last:
+            self._connection.close()
+        self._end()
 
     def _write(self, response: Response, body: bytes, *, close: bool) -> "asyncio.Future[None] | None":
         _log_access(self._head, response, self._connection.address)

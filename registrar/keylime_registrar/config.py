@@ -1,12 +1,12 @@
 """The registrar's configuration as one frozen value, made before anything starts."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sqlalchemy.engine import URL
 
-from keylime.config.loader import load_settings, work_dir
+from keylime.config.loader import Settings, load_settings, work_dir
 from keylime.database.engine import PoolSize, parse_database_url
 from keylime.pki.ca_settings import CaSettings, ca_settings
 from keylime.pki.tls import TlsFiles, resolve_tls_files
@@ -35,6 +35,7 @@ class RegistrarConfig:
     tpm_identity: TpmIdentity
     malformed_cert_action: str  # warn, reject or ignore
     certificate_store: Path  # of TPM vendors; the tenant's option
+    settings: Settings = field(repr=False)  # of registrar.conf: what most of this was made of
     warnings: tuple[str, ...]
 
 
@@ -64,5 +65,6 @@ def load_config(environ: Mapping[str, str]) -> RegistrarConfig:
         tpm_identity=_TPM_IDENTITIES[settings.text("tpm_identity")],
         malformed_cert_action=settings.text("malformed_cert_action"),
         certificate_store=base / tenant.text("tpm_cert_store"),
+        settings=settings,
         warnings=(*settings.warnings, *ca.warnings, *tls.warnings),
     )

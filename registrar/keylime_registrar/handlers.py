@@ -5,7 +5,6 @@ import functools
 import logging
 from collections.abc import Awaitable, Callable
 
-from keylime.database.engine import DatabaseUnavailable
 from keylime.errors import MalformedMessage
 from keylime.http.server import HttpError, Request, Response, Role, Route
 from keylime.identifiers import AgentId, parse_agent_id
@@ -26,19 +25,17 @@ _CHANGED = "Agent re-registration with different TPM identity is forbidden for s
 _Handler = Callable[["Handlers", Request], Awaitable[Response]]
 
 
-def _answering(handler: _Handler) -> _Handler:
-    """Renders the outcomes that all handlers share."""
+def _limited(handler: _Handler) -> _Handler:
+    """Tells who sends too much to come back later."""
 
     @functools.wraps(handler)
     async def wrapped(self: "Handlers", request: Request) -> Response:
         try:
             return await handler(self, request)
-        except DatabaseUnavailable as error:
-            log.error("%s", error)
-            raise HttpError(503, "The database is not available") from error
         except (TooManyRequests, TooManyPending) as error:
             log.warning("%s", error)
-            raise HttpError(429, "Too many registrations, try again later") from error
+            text = "Too many registrations, try again later"
+            raise HttpError(429, text, retry_after_s=error.wait_s) from error
 
     return wrapped
 
@@ -46,13 +43,12 @@ def _answering(handler: _Handler) -> _Handler:
 class Handlers:
     """One method for each route. Requests come in parsed and authorised."""
 
-    def __init__(self, registrations: Registrations, *, max_body: int) -> None:
+    def __init__(self, registrations: Registrations) -> None:
         self._registrations = registrations
-        self._max_body = min(max_body, MAX_AGENT_BODY)
 
     def routes(self) -> tuple[Route, ...]:
         """The table of routes and rights. What agents need is open to anyone, on both ports."""
-        agents = functools.partial(Route, role=Role.ANONYMOUS, plain_http=True, max_body=self._max_body)
+        agents = functools.partial(Route, role=Role.ANONYMOUS, plain_http=True, max_body=MAX_AGENT_BODY)
         admins = functools.partial(Route, role=Role.ADMIN)
         one = "/agents/{agent_id}"
         return (
@@ -70,7 +66,7 @@ class Handlers:
     async def read_versions(self, _request: Request) -> Response:
         return Response(results=ServerVersions(CURRENT_VERSION, list(SUPPORTED_VERSIONS)))
 
-    @_answering
+    @_limited
     async def register_agent(self, request: Request) -> Response:
         message = request.json(RegisterRequest)
         agent_id = _agent_id(request, message.agent_id)
@@ -84,7 +80,7 @@ class Handlers:
             raise HttpError(403, _CHANGED) from error
         return Response(results=RegisterReply(base64.b64encode(blob).decode("ascii")))
 
-    @_answering
+    @_limited
     async def activate_agent(self, request: Request) -> Response:
         message = request.json(ActivateRequest)
         agent_id = _agent_id(request, None)
@@ -107,11 +103,9 @@ class Handlers:
             case UnknownAgent():
                 raise _not_found(agent_id)
 
-    @_answering
     async def list_agents(self, _request: Request) -> Response:
         return Response(results=RegisteredAgents(await self._registrations.agent_ids()))
 
-    @_answering
     async def read_agent(self, request: Request) -> Response:
         agent_id = _agent_id(request, None)
         found = await self._registrations.find(agent_id)
@@ -121,7 +115,6 @@ class Handlers:
             raise HttpError(404, f"Agent with ID '{agent_id}' has not been activated")
         raise _not_found(agent_id)
 
-    @_answering
     async def delete_agent(self, request: Request) -> Response:
         agent_id = _agent_id(request, None)
         if not await self._registrations.delete(agent_id, request.caller.name or ""):

@@ -27,7 +27,11 @@ log = logging.getLogger(__name__)
 
 
 class TooManyRequests(KeylimeError):
-    """An address registers more often than it may."""
+    """An address registers more often than it may; in `wait_s` seconds it may again."""
+
+    def __init__(self, address: str, wait_s: float) -> None:
+        super().__init__(f"{address} sends too many registrations and activations")
+        self.wait_s = wait_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +67,7 @@ class Registrations:
         Raises RegistrationRefused, IdentityChanged, TooManyPending or TooManyRequests; an active registration
         stays what it is in any case.
         """
-        if not self._throttle.admits(source, self._clocks.steady()):
-            raise TooManyRequests(f"{source} registers too often")
+        self._admit(source)
         submission = read_submission(agent_id, request)
         self._report_irregular(agent_id, submission.irregular)
         registration = submission.registration
@@ -84,8 +87,7 @@ class Registrations:
 
     async def activate(self, agent_id: AgentId, tag: str, source: str) -> Outcome:
         """What came of a tag. Raises IdentityChanged, RegistrationConflict or TooManyRequests."""
-        if not self._throttle.admits(source, self._clocks.steady()):
-            raise TooManyRequests(f"{source} sends too many activations")
+        self._admit(source)
         activation = await self._store.activate(agent_id, hash_tag(tag), source, self._now())
         match activation.outcome:
             case Proven():
@@ -115,6 +117,11 @@ class Registrations:
         if deleted:
             log.info("agent %s: deleted by %r", agent_id, administrator)
         return deleted
+
+    def _admit(self, source: str) -> None:
+        wait_s = self._throttle.wait_s(source, self._clocks.steady())
+        if wait_s > 0:
+            raise TooManyRequests(source, wait_s)
 
     def _now(self) -> int:
         return int(self._clocks.wall())

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 
 from keylime.database.migrate import Schema
 
-SCHEMA = Schema(Path(__file__).parent / "migrations", version_table="keylime_registrar_schema")
+SCHEMA = Schema(Path(__file__).parent / "migrations", "keylime_registrar_schema", "keylime_registrar")
 
 metadata = sa.MetaData()
 

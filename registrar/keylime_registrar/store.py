@@ -24,7 +24,9 @@ class RegistrationConflict(KeylimeError):
 
 
 class TooManyPending(KeylimeError):
-    """No room for another unproven registration, from this address or at all."""
+    """No room for another unproven registration, from this address or at all; in `wait_s` there may be."""
+
+    wait_s = 60.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,12 +21,15 @@ class Throttle:
         self._capacity = capacity
         self._buckets: dict[str, _Bucket] = {}
 
-    def admits(self, address: str, now: float) -> bool:
-        """Whether `address` may do it once more at time `now` (seconds of any clock that never runs back)."""
+    def wait_s(self, address: str, now: float) -> float:
+        """0 when `address` may do it once more, which then counts; else the seconds until it may.
+
+        `now` is in seconds of any clock that never runs back.
+        """
         bucket = self._buckets.pop(address, _Bucket(self._burst, now))
         tokens = min(self._burst, bucket.tokens + (now - bucket.filled_at) * self._rate)
         admitted = tokens >= 1
         self._buckets[address] = _Bucket(tokens - 1 if admitted else tokens, now)
         if len(self._buckets) > self._capacity:
             del self._buckets[next(iter(self._buckets))]
-        return admitted
+        return 0.0 if admitted else (1 - tokens) / self._rate

@@ -53,7 +53,7 @@ def with_registrar(
 
 
 def administrators_routes() -> list[tuple[str, str]]:
-    routes = Handlers(None, max_body=1).routes()  # type: ignore[arg-type]  # no route is called
+    routes = Handlers(None).routes()  # type: ignore[arg-type]  # no route is called
     return [(r.method, "/v2" + r.path.format(agent_id=AGENT)) for r in routes if r.role is Role.ADMIN]
 
 
@@ -189,7 +189,7 @@ def test_n17_agent_ids_that_are_paths_lines_or_statements(
     caplog.set_level("DEBUG")
 
     async def act(registrar: RunningRegistrar) -> None:
-        for route in Handlers(None, max_body=1).routes():  # type: ignore[arg-type]  # no route is called
+        for route in Handlers(None).routes():  # type: ignore[arg-type]  # no route is called
             if "{agent_id}" not in route.path:
                 continue
             target = f"https://127.0.0.1:{registrar.tls_port}/v2" + route.path.replace("{agent_id}", name)

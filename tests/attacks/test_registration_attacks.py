@@ -502,7 +502,7 @@ def test_s2_a_database_that_is_gone_is_said_so_and_recovers(tmp_path: Path) -> N
             await registrar.admin("GET", PATH),
             await registrar.plain("POST", PATH, victim().registration()),
         ):
-            assert (answer.code, answer.status) == (503, "The database is not available")
+            assert (answer.code, answer.status) == (503, "The database is not available, try again later")
         with connection:
             connection.execute("ALTER TABLE hidden RENAME TO registrations")
         connection.close()

@@ -115,5 +115,5 @@ async def running_registrar(
     authority = registrar_authority()
     administrators = client_context(authority, authority.issue("operator"))
     assert await prepare(config)
-    async with running(config) as ports, aiohttp.ClientSession() as session:
-        yield RunningRegistrar(*ports, work_dir, session, administrators)
+    async with running(config) as registrar, aiohttp.ClientSession() as session:
+        yield RunningRegistrar(*registrar.ports, work_dir, session, administrators)

@@ -235,5 +235,5 @@ async def running_verifier(
     config = verifier_config(work_dir, environ)
     administrators = client_context(verifier_authority(), verifier_authority().issue("operator"))
     await prepare_database(config)
-    async with running(config) as port, aiohttp.ClientSession() as session:
-        yield RunningVerifier(port, config, session, administrators)
+    async with running(config) as verifier, aiohttp.ClientSession() as session:
+        yield RunningVerifier(verifier.port, config, session, administrators)

@@ -264,7 +264,7 @@ def test_s12_a_newer_releases_database_is_refused_unaltered(tmp_path: Path) -> N
 
 def test_without_leave_to_migrate_an_empty_database_is_refused(tmp_path: Path) -> None:
     async def act(engine: AsyncEngine) -> None:
-        with pytest.raises(ConfigError, match="auto_migrate_db"):
+        with pytest.raises(ConfigError, match="run `keylime_registrar --migrate`"):
             await prepare_schema(engine, SCHEMA, migrate=False)
         assert await tables(engine) == {}
 

@@ -14,7 +14,7 @@ import pytest
 
 from keylime.errors import MalformedMessage, PeerRefused, PeerUnreachable
 from keylime.http.client import Peer, Reply, peer_url, printable
-from keylime.http.server import Request, Response, Role, Route, Server
+from keylime.http.server import Limits, Request, Response, Role, Route, Server
 from keylime.messages.agent import PublicKeyReply
 from keylime.messages.registrar import ActivateRequest
 from tests.fakes.tls_material import Authority, Issued, client_context, self_signed, server_context
@@ -362,7 +362,9 @@ def test_a_connection_that_carried_a_large_answer_is_not_kept_for_its_buffers() 
 
 def test_a_large_body_is_sent() -> None:
     async def scenario() -> int:
-        server = Server([Route("POST", "/x", Role.ANONYMOUS, _answer, plain_http=True, max_body=5_000_000)])
+        server = Server(
+            [Route("POST", "/x", Role.ANONYMOUS, _answer, plain_http=True)], limits=Limits(max_body=5_000_000)
+        )
         port = server.listen("127.0.0.1", 0)
         async with Peer(peer_url("127.0.0.1", port, tls=False), tls=None, timeout_s=5) as peer:
             reply = await peer.request("POST", "/v2/x", body=ActivateRequest("t" * 3_000_000))

@@ -243,7 +243,7 @@ RIGHTS = {
 
 
 def test_every_route_stands_in_the_table_of_rights() -> None:
-    routes = Handlers(None, max_body=1).routes()  # type: ignore[arg-type]  # no route is called
+    routes = Handlers(None).routes()  # type: ignore[arg-type]  # no route is called
     assert {(route.method, route.path) for route in routes} == set(RIGHTS)
     for route in routes:
         is_open = RIGHTS[route.method, route.path] is OPEN

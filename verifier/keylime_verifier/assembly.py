@@ -3,15 +3,22 @@
 import asyncio
 import functools
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from keylime import keylime_logging
+from keylime.background import Supervised, accompanied
 from keylime.database.engine import DatabaseUnavailable, PoolSize, open_engine
-from keylime.database.migrate import Schema, prepare_schema
+from keylime.database.migrate import Migration, Schema, prepare_schema
+from keylime.database.readiness import database_check
+from keylime.health import Health
+from keylime.http.probes import probe_routes
 from keylime.http.server import Limits, Route, Server
 from keylime.measured_boot.policies import load_policy_modules
 from keylime.policy.measured_boot import built_in_policies, compile_measured_boot_policy
@@ -19,7 +26,7 @@ from keylime.revocation.channel import RevocationPublisher
 from keylime_verifier.agent_client import AgentClient
 from keylime_verifier.agents import Agents
 from keylime_verifier.changes import Changes, Topic
-from keylime_verifier.config import VerifierConfig
+from keylime_verifier.config import VerifierConfig, load_config
 from keylime_verifier.enrolment import EnrolmentRules
 from keylime_verifier.evidence_check import EvidenceRules
 from keylime_verifier.handlers import AgentHandlers, version_routes
@@ -54,7 +61,7 @@ from keylime_verifier.webhook import Webhook
 
 log = logging.getLogger("keylime.verifier")
 
-_SCHEMA = Schema(Path(__file__).parent / "migrations", "keylime_verifier_schema")
+_SCHEMA = Schema(Path(__file__).parent / "migrations", "keylime_verifier_schema", "keylime_verifier")
 _MAX_CONCURRENT_POLLS = 500
 _NOTIFICATION_LIMIT_S = 15.0  # for one attempt: receivers only have to put the message aside
 # Together with the publisher's linger less than the five seconds that a stop may take.
@@ -73,18 +80,78 @@ class Place:
     count: int = 1
 
 
-async def prepare_database(config: VerifierConfig) -> None:
-    """Brings the tables up to date. Raises ConfigError or DatabaseUnavailable."""
+async def prepare_database(config: VerifierConfig, *, migrate: bool | None = None) -> Migration:
+    """Brings the tables up to date, by default if the configuration says so.
+
+    Raises ConfigError or DatabaseUnavailable.
+    """
     engine = open_engine(config.database_url, config.database_pool)
     try:
-        await prepare_schema(engine, _SCHEMA, migrate=config.auto_migrate)
+        return await prepare_schema(
+            engine, _SCHEMA, migrate=config.auto_migrate if migrate is None else migrate
+        )
     finally:
         await engine.dispose()
 
 
+@dataclass(frozen=True, slots=True)
+class Contexts:
+    """What TLS is spoken with: as a server, to agents, and to the webhook if it is secure."""
+
+    server: ssl.SSLContext
+    agents: ssl.SSLContext
+    webhook: ssl.SSLContext | None
+
+    @classmethod
+    def load(cls, config: VerifierConfig) -> Self:
+        """The contexts of files as they are now. Raises ConfigError."""
+        is_secure = config.webhook is not None and config.webhook.is_secure
+        return cls(
+            config.tls.server_context(require_client=False),
+            config.tls.pinned_client_context(),
+            config.tls.client_context() if is_secure else None,
+        )
+
+
+@dataclass(slots=True)
+class _Tls:
+    """The contexts in use."""
+
+    contexts: Contexts
+
+
+@dataclass(frozen=True, slots=True)
+class Verifier:
+    """The verifier at work, on `port`."""
+
+    port: int
+    health: Health
+    _config: VerifierConfig
+    _server: Server
+    _poller: Poller
+    _webhook: Webhook | None
+    _tls: _Tls
+
+    async def is_alive(self) -> bool:
+        """False when only a new start would help."""
+        return (await self.health.alive()).is_good
+
+    def reload(self, environ: Mapping[str, str]) -> None:
+        """Takes up certificates, limit and log levels as they are now. Raises ConfigError, unchanged."""
+        fresh = load_config(environ)
+        # The webhook's address needs a restart.
+        contexts = Contexts.load(replace(fresh, webhook=self._config.webhook))
+        keylime_logging.setup("verifier", environ)
+        self._server.renew(tls=contexts.server, max_body=fresh.max_upload)
+        self._tls.contexts = contexts
+        self._poller.reconnect()
+        if self._webhook is not None:
+            self._webhook.renew(contexts.webhook)
+
+
 @asynccontextmanager
-async def running(config: VerifierConfig, place: Place = Place()) -> AsyncIterator[int]:
-    """The verifier at work, from the first poll to the last write; yields the port it listens on.
+async def running(config: VerifierConfig, place: Place = Place()) -> AsyncIterator[Verifier]:
+    """The verifier at work, from the first poll to the last write.
 
     The tables must be prepared. Raises ConfigError or DatabaseUnavailable when it cannot start. What is begun
     last ends first: requests, polling, deliveries, the last batch of passes, the lease, the database.
@@ -96,47 +163,45 @@ async def running(config: VerifierConfig, place: Place = Place()) -> AsyncIterat
         lease_engine = open_engine(config.database_url, _LEASE_POOL)
         stack.push_async_callback(lease_engine.dispose)
         broker = config.broker if ZEROMQ in config.notifications and place.number == 0 else None
-        carriers = _open_carriers(config, broker, stack)
-        parts = _assemble(config, engine, lease_engine, Member.new(config.verifier_id, broker), carriers)
-        server = Server(
-            [*parts.routes, openapi_route(parts.routes)],
-            limits=Limits(max_body=config.max_upload),
-        )
+        tls = _Tls(Contexts.load(config))
+        carriers, webhook = _open_carriers(config, broker, tls, stack)
+        member = Member.new(config.verifier_id, broker)
+        parts = _assemble(config, engine, lease_engine, member, carriers, tls)
+        health = Health()
+        health.add("database", database_check(engine, _SCHEMA))
+        routes = (*parts.routes, *probe_routes(health))
+        server = Server([*routes, openapi_route(routes)], limits=Limits(max_body=config.max_upload))
         stack.push_async_callback(_leave, parts.membership)
         await parts.membership.join()
         stack.push_async_callback(_flush_at_last, parts.journal)
         stack.push_async_callback(parts.poller.close, drain_s)
         # No request is served before all agents are adopted: from here on nothing waits.
         await parts.roster.reconcile()
-        stack.push_async_callback(_cancelled, _supervise("journal", parts.journal.run))
-        stack.push_async_callback(_cancelled, _supervise("notifier", parts.notifier.run))
-        stack.push_async_callback(_cancelled, _supervise("poller", parts.poller.run))
-        stack.push_async_callback(_cancelled, _supervise("roster", parts.roster.run))
-        stack.push_async_callback(_cancelled, _supervise("membership", parts.membership.run))
-        stack.push_async_callback(_cancelled, _supervise("changes", parts.changes.run))
-        port = server.listen(
-            config.ip,
-            config.port,
-            config.tls.server_context(require_client=False),
-            reuse_port=place.count > 1,
-        )
+        loops = [Supervised(name, work) for name, work in parts.loops.items()]
+        for name, loop in zip(parts.loops, loops, strict=True):
+            health.add(name, loop.problem, vital=True)
+        await stack.enter_async_context(accompanied(*(loop.run() for loop in loops)))
+        shared = place.count > 1
+        port = server.listen(config.ip, config.port, tls.contexts.server, reuse_port=shared)
         stack.push_async_callback(server.stop, drain_s)
-        yield port
+        yield Verifier(port, health, config, server, parts.poller, webhook, tls)
 
 
-def _open_carriers(config: VerifierConfig, broker: str | None, stack: AsyncExitStack) -> dict[str, Carrier]:
-    """The enabled channels that have something to open, which `stack` closes."""
+def _open_carriers(
+    config: VerifierConfig, broker: str | None, tls: _Tls, stack: AsyncExitStack
+) -> tuple[dict[str, Carrier], Webhook | None]:
+    """The enabled channels that have something to open, which `stack` closes; the webhook also by itself."""
     carriers: dict[str, Carrier] = {}
+    webhook = None
     if broker is not None:
         publisher = RevocationPublisher(config.zmq_ip, config.zmq_port)
         stack.push_async_callback(publisher.close)
         carriers[ZEROMQ] = broadcast(publisher.publish)
     if config.webhook is not None:
-        tls = config.tls.client_context() if config.webhook.is_secure else None
-        webhook = Webhook(config.webhook, tls, _attempt_limit_s(config))
+        webhook = Webhook(config.webhook, tls.contexts.webhook, _attempt_limit_s(config))
         stack.push_async_callback(webhook.close)
         carriers[WEBHOOK] = broadcast(webhook.post)
-    return carriers
+    return carriers, webhook
 
 
 def _attempt_limit_s(config: VerifierConfig) -> float:
@@ -153,6 +218,18 @@ class _Parts:
     changes: Changes
     routes: tuple[Route, ...]
 
+    @property
+    def loops(self) -> dict[str, Callable[[], Awaitable[None]]]:
+        """What must always be running, in the order of its beginning."""
+        return {
+            "journal": self.journal.run,
+            "notifier": self.notifier.run,
+            "poller": self.poller.run,
+            "roster": self.roster.run,
+            "membership": self.membership.run,
+            "changes": self.changes.run,
+        }
+
 
 def _assemble(
     config: VerifierConfig,
@@ -160,6 +237,7 @@ def _assemble(
     lease_engine: AsyncEngine,
     member: Member,
     carriers: dict[str, Carrier],
+    tls: _Tls,
 ) -> _Parts:
     store, policies = AgentStore(engine), PolicyStore(engine)
     outbox = Outbox(engine, member.member_id, member.broker, zeromq_enabled=ZEROMQ in config.notifications)
@@ -174,12 +252,16 @@ def _assemble(
         ignore_tomtou=config.ignore_tomtou,
         evaluate_boot_always=config.evaluate_boot_always,
     )
-    tls = config.tls.pinned_client_context()
 
     def connect(record: AgentRecord) -> AgentClient:
         enrolment, version = record.enrolment, record.progress.supported_version
         return AgentClient(
-            enrolment.ip, enrolment.port, enrolment.mtls_cert, version, tls, config.request_timeout_s
+            enrolment.ip,
+            enrolment.port,
+            enrolment.mtls_cert,
+            version,
+            tls.contexts.agents,
+            config.request_timeout_s,
         )
 
     if AGENT in config.notifications:
@@ -258,25 +340,6 @@ def _assemble(
         *RevocationHandlers(outbox).routes(),
     )
     return _Parts(journal, notifier, poller, roster, membership, changes, routes)
-
-
-def _supervise(name: str, work: Callable[[], Awaitable[None]]) -> "asyncio.Task[None]":
-    return asyncio.create_task(_supervised(name, work))
-
-
-async def _supervised(name: str, work: Callable[[], Awaitable[None]]) -> None:
-    """Runs one of the verifier's loops, and starts it again should it ever end by a defect."""
-    while True:
-        try:
-            await work()
-        except Exception:
-            log.exception("the %s ended because of a defect; starting it again", name)
-        await asyncio.sleep(1)
-
-
-async def _cancelled(task: "asyncio.Task[None]") -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
 
 
 async def _leave(membership: Membership) -> None:

@@ -2,7 +2,7 @@
 
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sqlalchemy.engine import URL
@@ -53,6 +53,7 @@ class VerifierConfig:
     webhook: WebhookUrl | None
     revocation_retention_s: float
     revocation_history_s: float
+    settings: Settings = field(repr=False)  # of verifier.conf: what most of this was made of
     warnings: tuple[str, ...]
 
     @property
@@ -112,6 +113,7 @@ def load_config(environ: Mapping[str, str]) -> VerifierConfig:
         webhook=_webhook(settings, tls) if WEBHOOK in notifications else None,
         revocation_retention_s=settings.number("retention", section="revocations"),
         revocation_history_s=settings.number("history", section="revocations"),
+        settings=settings,
         warnings=(*settings.warnings, *ca.warnings, *tls.warnings),
     )
 

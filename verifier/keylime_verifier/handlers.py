@@ -1,36 +1,10 @@
 """The verifier's API: each handler parses, calls one method, renders. The table says who may call what."""
 
-import functools
-import logging
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
-
-from keylime.database.engine import DatabaseUnavailable
 from keylime.http.server import HttpError, Request, Response, Role, Route
 from keylime.identifiers import AgentId
 from keylime.messages.verifier import AddAgentRequest, VerifierAgents
 from keylime.messages.versions import CURRENT_VERSION, SUPPORTED_VERSIONS, ServerVersions
 from keylime_verifier.agents import Agents
-
-log = logging.getLogger("keylime.verifier")
-
-HandlersT = TypeVar("HandlersT")
-
-
-def answering(
-    handler: Callable[[HandlersT, Request], Awaitable[Response]],
-) -> Callable[[HandlersT, Request], Awaitable[Response]]:
-    """Renders what can happen to every handler."""
-
-    @functools.wraps(handler)
-    async def wrapped(self: HandlersT, request: Request) -> Response:
-        try:
-            return await handler(self, request)
-        except DatabaseUnavailable as error:
-            log.error("%s", error)
-            raise HttpError(503, "The database is not available") from error
-
-    return wrapped
 
 
 class AgentHandlers:
@@ -51,7 +25,6 @@ class AgentHandlers:
             Route("PUT", "/agents/{agent_id}/stop", admin, self.stop_agent),
         ]
 
-    @answering
     async def list_agents(self, request: Request) -> Response:
         verifier_id = request.query.get("verifier") or None
         if "bulk" in request.query:
@@ -60,28 +33,23 @@ class AgentHandlers:
         # Each id in a list of its own: clients of the field unpack it so.
         return Response(results=VerifierAgents([[agent_id] for agent_id in ids]))
 
-    @answering
     async def show_agent(self, request: Request) -> Response:
         return Response(results=await self._agents.show(_agent_id(request)))
 
-    @answering
     async def add_agent(self, request: Request) -> Response:
         if not request.body:
             raise HttpError(400, "Expected non zero content length")
         await self._agents.add(_agent_id(request), request.json(AddAgentRequest))
         return Response()
 
-    @answering
     async def delete_agent(self, request: Request) -> Response:
         await self._agents.delete(_agent_id(request))
         return Response()
 
-    @answering
     async def reactivate_agent(self, request: Request) -> Response:
         await self._agents.reactivate(_agent_id(request))
         return Response()
 
-    @answering
     async def stop_agent(self, request: Request) -> Response:
         await self._agents.stop(_agent_id(request))
         return Response()

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from keylime.http.probes import HealthReply
 from keylime.http.server import Request, Response, Role, Route
 from keylime.messages.deliveries import Deliveries
 from keylime.messages.verification import (
@@ -64,6 +65,8 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("GET", "/version"): Operation("The API versions of this verifier.", ServerVersions),
     ("GET", "/versions"): Operation("The same as /version.", ServerVersions),
     ("GET", "/openapi.json"): Operation("This description."),
+    ("GET", "/healthz"): Operation("Whether the process is alive; if not, start it again.", HealthReply),
+    ("GET", "/readyz"): Operation("Whether all that it needs is there.", HealthReply),
     ("GET", "/agents"): Operation(
         "The ids of all agents, or with `bulk` their status by id.",
         VerifierAgents,

@@ -9,7 +9,6 @@ from keylime.messages.verification import (
 )
 from keylime.messages.verifier import MeasuredBootPolicyRequest, RuntimePolicyRequest
 from keylime_verifier.enrolment import policy_name
-from keylime_verifier.handlers import answering
 from keylime_verifier.named_policies import NamedPolicies
 
 RuntimePolicies = NamedPolicies[RuntimePolicyRequest]
@@ -39,11 +38,9 @@ class PolicyHandlers:
             Route("DELETE", "/mbpolicies/{name}", admin, self.delete_mb_policy),
         ]
 
-    @answering
     async def list_runtime_policies(self, _request: Request) -> Response:
         return Response(results=RuntimePolicyNames(await self._runtime.names()))
 
-    @answering
     async def show_runtime_policy(self, request: Request) -> Response:
         name = _name(request)
         content = await self._runtime.show(name)
@@ -51,42 +48,34 @@ class PolicyHandlers:
         policy = NamedRuntimePolicy(name=name, tpm_policy=content.tpm_policy, runtime_policy=content.text)
         return Response(results=policy)
 
-    @answering
     async def add_runtime_policy(self, request: Request) -> Response:
         await self._runtime.create(_name(request), request.json(RuntimePolicyRequest))
         return Response(201)
 
-    @answering
     async def update_runtime_policy(self, request: Request) -> Response:
         await self._runtime.replace(_name(request), request.json(RuntimePolicyRequest))
         return Response(201)  # not 200: clients of the field test for it
 
-    @answering
     async def delete_runtime_policy(self, request: Request) -> Response:
         await self._runtime.delete(_name(request))
         return Response(204, empty=True)
 
-    @answering
     async def list_mb_policies(self, _request: Request) -> Response:
         return Response(results=MeasuredBootPolicyNames(await self._boot.names()))
 
-    @answering
     async def show_mb_policy(self, request: Request) -> Response:
         name = _name(request)
         content = await self._boot.show(name)
         return Response(results=NamedMeasuredBootPolicy(name=name, mb_policy=content.text))
 
-    @answering
     async def add_mb_policy(self, request: Request) -> Response:
         await self._boot.create(_name(request), request.json(MeasuredBootPolicyRequest))
         return Response(201)
 
-    @answering
     async def update_mb_policy(self, request: Request) -> Response:
         await self._boot.replace(_name(request), request.json(MeasuredBootPolicyRequest))
         return Response(201)  # not 200: clients of the field test for it
 
-    @answering
     async def delete_mb_policy(self, request: Request) -> Response:
         await self._boot.delete(_name(request))
         return Response(204, empty=True)

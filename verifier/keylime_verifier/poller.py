@@ -68,6 +68,7 @@ class PolledAgent:
     dropped: bool = False
     turn: asyncio.Task[None] | None = None
     is_concluding: bool = False  # the turn has its outcome and is writing it down
+    is_outdated: bool = False  # the client's certificate is no longer the one to show
 
     def forget_reference(self) -> None:
         """The next round builds it anew; what a round under way builds is not kept."""
@@ -128,7 +129,7 @@ class Poller:
         agent.dropped = True
         agent.reference = None  # what is left of it waits in the heap until it would have been due
         if agent.turn is None:
-            self._close_later(agent)
+            self._disconnect(agent)
         elif not agent.is_concluding:  # no transaction is cut off: the store refuses what is stale
             agent.turn.cancel()
 
@@ -144,6 +145,13 @@ class Poller:
         agent = self._agents.get(agent_id)
         if agent is not None and agent.versions != versions:
             agent.forget_reference()
+
+    def reconnect(self) -> None:
+        """The next round of every agent begins with a new connection; rounds under way keep theirs."""
+        for agent in self._agents.values():
+            agent.is_outdated = True
+            if agent.turn is None:
+                self._disconnect(agent)
 
     def polled(self) -> dict[AgentId, AgentRecord]:
         """The freshest records of all agents that are being polled here."""
@@ -220,8 +228,8 @@ class Poller:
         self._turns.discard(task)
         if agent.turn is task:  # else the next one has begun already
             agent.turn = None
-            if agent.dropped:
-                self._close_later(agent)
+            if agent.dropped or agent.is_outdated:
+                self._disconnect(agent)
 
     async def _turn(self, agent: PolledAgent, action: PollAfter | ProvideV) -> None:
         async with self._slots:
@@ -344,10 +352,11 @@ class Poller:
             case Notify():
                 pass  # written with the verdict, delivered from the outbox
 
-    def _close_later(self, agent: PolledAgent) -> None:
-        if agent.client is None:
+    def _disconnect(self, agent: PolledAgent) -> None:
+        client, agent.client, agent.is_outdated = agent.client, None, False
+        if client is None:
             return
-        task = asyncio.create_task(agent.client.close())
+        task = asyncio.create_task(client.close())
         self._turns.add(task)
         task.add_done_callback(self._turns.discard)
 

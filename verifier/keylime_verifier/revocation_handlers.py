@@ -1,13 +1,8 @@
 """`GET /revocations`: which revocations are on their way, have arrived, or were given up."""
 
-import logging
-
-from keylime.database.engine import DatabaseUnavailable
 from keylime.http.server import HttpError, Request, Response, Role, Route
 from keylime.identifiers import parse_agent_id
 from keylime_verifier.outbox import STATES, DeliveryFilter, Outbox
-
-log = logging.getLogger("keylime.verifier")
 
 _DEFAULT_LIMIT = 1000
 _MAX_LIMIT = 10_000
@@ -25,11 +20,7 @@ class RevocationHandlers:
 
     async def list_revocations(self, request: Request) -> Response:
         wanted, limit = _filter(request), _limit(request)
-        try:
-            return Response(results=await self._outbox.overview(wanted, limit))
-        except DatabaseUnavailable as error:
-            log.error("%s", error)
-            raise HttpError(503, "The database is not available") from error
+        return Response(results=await self._outbox.overview(wanted, limit))
 
 
 def _filter(request: Request) -> DeliveryFilter:

@@ -19,7 +19,6 @@ from keylime.messages.verification import (
 )
 from keylime.messages.versions import version_key
 from keylime_verifier.evidence_check import EvidenceRules, UnusableRequest, judge_evidence, judge_identity
-from keylime_verifier.handlers import answering
 from keylime_verifier.references import decode_attestation_key
 
 FindAttestationKey = Callable[[AgentId], Awaitable[str | None]]
@@ -51,7 +50,6 @@ class VerificationHandlers:
             Route("POST", "/verify/evidence", anyone, self.verify_evidence, max_body=self._max_body),
         ]
 
-    @answering
     async def verify_identity(self, request: Request) -> Response:
         uuid, quote, nonce, hash_alg = (
             _query(request, name) for name in ("agent_uuid", "quote", "nonce", "hash_alg")
@@ -67,7 +65,6 @@ class VerificationHandlers:
         reason = judge_identity(quote, nonce, hash_alg, key)
         return Response(results=IdentityReply(1) if reason is None else IdentityReply(0, reason))
 
-    @answering
     async def verify_evidence(self, request: Request) -> Response:
         is_typed = (version_key(request.version or "") or (0, 0)) >= _TYPED_SINCE
         evidence = _typed_evidence(request) if is_typed else request.json(TpmEvidence)
@@ -79,7 +76,7 @@ class VerificationHandlers:
 
     async def _judge(self, evidence: TpmEvidence) -> tuple[Finding, ...]:
         if self._waiting >= _MAX_WAITING:
-            raise HttpError(503, "Too many verifications are waiting, try again later")
+            raise HttpError(503, "Too many verifications are waiting, try again later", retry_after_s=5)
         self._waiting += 1
         try:
             async with self._turn:

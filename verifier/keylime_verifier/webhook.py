@@ -63,12 +63,16 @@ class Webhook:
 
     def __init__(self, address: WebhookUrl, tls: ssl.SSLContext | None, timeout_s: float) -> None:
         """`tls` verifies the receiver; None is for plain HTTP only. Raises ValueError if they do not fit."""
-        if address.is_secure != (tls is not None) or (tls is not None and tls.verify_mode is ssl.CERT_NONE):
-            raise ValueError(f"the TLS settings do not fit {address.origin}")
         self._address = address
-        self._tls = tls
+        self.renew(tls)
         self._timeout_s = timeout_s
         self._session: aiohttp.ClientSession | None = None
+
+    def renew(self, tls: ssl.SSLContext | None) -> None:
+        """The next message goes over a connection with this context. Raises ValueError as the making does."""
+        if self._address.is_secure != (tls is not None) or (tls and tls.verify_mode is ssl.CERT_NONE):
+            raise ValueError(f"the TLS settings do not fit {self._address.origin}")
+        self._tls = tls
 
     async def post(self, signed: SignedRevocation) -> None:
         """Returns when the receiver has taken the message (200 or 202).

@@ -1,0 +1,360 @@
+"""The registrar under a service manager: ready, reloaded, watched, stopped, migrated."""
+
+import contextlib
+import shutil
+import socket
+import sqlite3
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from tests.fakes.notify_socket import NotifySocket
+from tests.fakes.running_registrar import install_certificates, registrar_authority
+from tests.fakes.server_process import ServerProcess
+from tests.fakes.tls_material import SERVER_AUTH, Authority, Issued, client_context
+
+DUMPS = Path(__file__).parents[1] / "data" / "registrar-schemas"
+MIGRATIONS = Path(__file__).parents[2] / "registrar" / "keylime_registrar" / "migrations" / "versions"
+GET = b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def registrar(directory: Path, *arguments: str, **environ: str) -> ServerProcess:
+    install_certificates(directory)
+    return ServerProcess("keylime_registrar", directory, *arguments, **environ)
+
+
+def install_server(directory: Path, issued: Issued) -> None:
+    (directory / "cv_ca" / "server-cert.crt").write_text(issued.pem)
+    key = issued.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (directory / "cv_ca" / "server-private.pem").write_bytes(key)
+
+
+@contextmanager
+def connected(port: int, tls: ssl.SSLContext | None = None) -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as plain:
+        if tls is None:
+            yield plain
+        else:
+            with tls.wrap_socket(plain) as secure:
+                yield secure
+
+
+def ask(connection: socket.socket, path: str = "/version") -> tuple[int, dict[str, str], str]:
+    """Status, headers and body of a GET on an open connection."""
+    connection.sendall(GET % path.encode())
+    data = b""
+    while b"\r\n\r\n" not in data:
+        data += _receive(connection)
+    head, _, body = data.partition(b"\r\n\r\n")
+    first, *lines = head.decode().split("\r\n")
+    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    while len(body) < int(headers["content-length"]):
+        body += _receive(connection)
+    return int(first.split()[1]), headers, body.decode()
+
+
+def _receive(connection: socket.socket) -> bytes:
+    chunk = connection.recv(65536)
+    if not chunk:
+        raise ConnectionResetError("closed before the answer was complete")
+    return chunk
+
+
+def certificate_of(port: int) -> x509.Certificate:
+    """What a new connection is shown."""
+    return x509.load_pem_x509_certificate(ssl.get_server_certificate(("127.0.0.1", port)).encode())
+
+
+@contextmanager
+def locked(database: Path) -> Iterator[None]:
+    """Somebody else is in the middle of a long write."""
+    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+        connection.execute("ROLLBACK")
+
+
+def test_the_service_manager_hears_ready_alive_reloading_and_stopping(tmp_path: Path) -> None:
+    with (
+        NotifySocket(tmp_path) as manager,
+        registrar(tmp_path, NOTIFY_SOCKET=manager.address, WATCHDOG_USEC="200000") as process,
+    ):
+        assert "Listening on 127.0.0.1:" in manager.until("READY=1")["STATUS"]
+        assert manager.messages[0].get("READY") == "1", "nothing is said before it is ready"
+        began = time.monotonic()
+        manager.until("WATCHDOG=1", count=5)
+        assert time.monotonic() - began > 0.3, "at half of the period, not more often"
+        before = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        process.hang_up()
+        reloading = manager.until("RELOADING=1")
+        after = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        assert before < int(reloading["MONOTONIC_USEC"]) < after
+        manager.until("READY=1", count=2)
+        assert process.stop()[0] == 0
+        manager.until("STOPPING=1")
+        assert manager.messages[-1]["STOPPING"] == "1"
+
+
+def test_an_abstract_socket_is_told_too_and_a_missing_one_disturbs_nobody(tmp_path: Path) -> None:
+    with NotifySocket() as manager, registrar(tmp_path, NOTIFY_SOCKET=manager.address):
+        manager.until("READY=1")
+    missing = str(tmp_path / "nobody")
+    with registrar(tmp_path, NOTIFY_SOCKET=missing, WATCHDOG_USEC="50000") as process:
+        process.ports()
+        process.line("the service manager cannot be told anything")
+        assert process.stop()[0] == 0
+        assert process.text.count("the service manager cannot be told anything") == 1
+
+
+def test_while_it_waits_for_the_verifiers_files_the_service_manager_knows_what_for(tmp_path: Path) -> None:
+    with (
+        NotifySocket(tmp_path) as manager,
+        ServerProcess("keylime_registrar", tmp_path, NOTIFY_SOCKET=manager.address) as process,
+    ):
+        wanted = tmp_path / "cv_ca" / "cacert.crt"
+        manager.until(f"STATUS=Waiting for keylime_verifier to create {wanted}")
+        process.line(r"WARNING - Waiting for keylime_verifier to create \S+; giving up in 10 s")
+        install_certificates(tmp_path)
+        manager.until("READY=1")
+
+
+def test_new_certificates_count_from_the_next_connection_on_and_no_request_is_lost(tmp_path: Path) -> None:
+    authority = registrar_authority()
+    trusting = client_context(authority)
+    with registrar(tmp_path) as process:
+        _, port = process.ports()
+        before = certificate_of(port)
+        with connected(port, trusting) as kept:
+            assert ask(kept)[0] == 200
+            renewed = authority.issue("renewed", usages=(SERVER_AUTH,))
+            install_server(tmp_path, renewed)
+            assert certificate_of(port) == before, "files are read when told to"
+            process.hang_up()
+            process.line(" - reloaded")
+            assert certificate_of(port) == renewed.certificate
+            code, headers, _ = ask(kept)
+            assert (code, headers["connection"]) == (200, "close")
+            assert kept.recv(1) == b"", "the next request comes with a new handshake"
+        assert process.stop()[0] == 0
+
+
+def test_a_new_authority_for_administrators_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
+    server_authority, former, later = registrar_authority(), registrar_authority(), Authority("new")
+    with registrar(tmp_path) as process:
+        _, port = process.ports()
+
+        def code_for(administrators: Authority) -> int | None:
+            context = client_context(server_authority, administrators.issue("operator"))
+            try:
+                with connected(port, context) as connection:
+                    return ask(connection, "/v2.5/agents")[0]
+            except OSError:
+                return None
+
+        assert (code_for(former), code_for(later)) == (200, None)
+        later.write(tmp_path / "cv_ca" / "cacert.crt")
+        process.hang_up()
+        process.line(" - reloaded")
+        assert (code_for(former), code_for(later)) == (None, 200)
+
+
+def test_a_file_that_is_no_good_changes_nothing_and_is_named_in_one_line(tmp_path: Path) -> None:
+    bad = [
+        ("server-cert.crt", "no certificate"),
+        ("server-private.pem", "no key"),
+        ("cacert.crt", ""),
+        ("cacert.crt", None),
+        ("server-cert.crt", Authority("other").issue("x").pem),
+    ]
+    with registrar(tmp_path) as process:
+        _, port = process.ports()
+        before = certificate_of(port)
+        for count, (file, content) in enumerate(bad, 1):
+            path = tmp_path / "cv_ca" / file
+            good = path.read_text()
+            path.unlink() if content is None else path.write_text(content)
+            process.hang_up()
+            line = process.line(r".*nothing was reloaded.*", count=count)[0]
+            assert str(path) in line
+            assert "send SIGHUP again" in line
+            assert certificate_of(port) == before
+            path.touch(mode=0o600)
+            path.write_text(good)
+        with connected(port, client_context(registrar_authority())) as connection:
+            assert ask(connection)[0] == 200
+        assert process.stop()[0] == 0
+        assert "Traceback" not in process.text
+
+
+def test_limits_and_log_levels_are_reloaded_and_what_needs_a_restart_is_said(tmp_path: Path) -> None:
+    config, logging = tmp_path / "registrar.conf", tmp_path / "logging.conf"
+    config.write_text("[registrar]\nmax_upload_size = 5000\n")
+    logging.write_text("")
+    files = {"KEYLIME_REGISTRAR_CONFIG": str(config), "KEYLIME_LOGGING_CONFIG": str(logging)}
+    body = b"x" * 4000
+    request = b"POST /v2.5/agents/a HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    with registrar(tmp_path, **files) as process:
+        port, _ = process.ports()
+
+        def code() -> bytes:
+            with connected(port) as connection:
+                connection.sendall(request)
+                return connection.recv(65536).split()[1]
+
+        assert code() == b"400"
+        assert "GET /version from" not in process.text
+        config.write_text("[registrar]\nmax_upload_size = 2000\nmalformed_cert_action = reject\n")
+        logging.write_text("[logger_keylime]\nlevel = DEBUG\n")
+        process.hang_up()
+        process.line(" - reloaded")
+        process.line(r"WARNING - \[registrar\] malformed_cert_action has changed, which needs a restart")
+        assert "max_upload_size has changed" not in process.text
+        assert code() == b"413"
+        with connected(port) as connection:
+            ask(connection)
+        process.line("GET /version from")
+        logging.write_text("[logger_keylime]\nlevel = LOUD\n")
+        process.hang_up()
+        line = process.line(r".*nothing was reloaded.*")[0]
+        assert str(logging) in line
+        assert "LOUD" in line
+        assert code() == b"413"
+
+
+def test_it_stops_in_time_whatever_its_clients_and_its_database_do(tmp_path: Path) -> None:
+    with registrar(tmp_path) as process, contextlib.ExitStack() as opened:
+        port, tls_port = process.ports()
+        tls = client_context(registrar_authority())
+        opened.enter_context(connected(tls_port)).sendall(b"\x16\x03\x01")
+        opened.enter_context(connected(port)).sendall(b"POST /v2.5/agents/a HTTP/1.1\r\n")
+        for context, place in ((None, port), (tls, tls_port)):
+            busy = opened.enter_context(connected(place, context))
+            busy.sendall(b"PUT /v2.5/agents/a HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        opened.enter_context(locked(tmp_path / "reg_data.sqlite"))
+        waiting = opened.enter_context(connected(port))
+        tag = b'{"auth_tag": "x"}'
+        waiting.sendall(
+            b"PUT /v2.5/agents/a HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(tag), tag)
+        )
+        assert ask(opened.enter_context(connected(port)))[0] == 200
+        status, took_s = process.stop()
+        assert status == 0, process.text
+        assert took_s < 5
+        assert "Traceback" not in process.text
+
+
+def test_liveness_and_readiness_are_told_to_anyone_on_both_ports(tmp_path: Path) -> None:
+    with registrar(tmp_path) as process:
+        port, tls_port = process.ports()
+        for place, tls in ((port, None), (tls_port, client_context(registrar_authority()))):
+            with connected(place, tls) as connection:
+                code, headers, body = ask(connection, "/healthz")
+                assert (code, body) == (200, '{"code":200,"status":"alive","results":{"problems":{}}}')
+                assert headers["content-type"] == "application/json"
+                assert ask(connection, "/readyz")[0] == 200
+                assert ask(connection, "/v2.5/readyz")[0] == 404
+                assert ask(connection, "/readyz/x")[0] == 404
+
+
+def test_a_database_that_cannot_be_written_is_not_ready_but_alive(tmp_path: Path) -> None:
+    with registrar(tmp_path) as process:
+        port, _ = process.ports()
+        with connected(port) as connection:
+            with locked(tmp_path / "reg_data.sqlite"):
+                code, headers, body = ask(connection, "/readyz")
+                assert (code, headers["retry-after"]) == (503, "5")
+                assert '"status":"not ready: database"' in body
+                assert "locked" not in body
+                assert ask(connection, "/healthz")[0] == 200
+            deadline = time.monotonic() + 20
+            while ask(connection, "/readyz")[0] != 200:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+
+
+def run_to_its_end(directory: Path, *arguments: str, **environ: str) -> tuple[int, str]:
+    with registrar(directory, *arguments, **environ) as process:
+        return process.ended(), process.text
+
+
+def restore(dump: Path, directory: Path) -> Path:
+    database = directory / "reg_data.sqlite"
+    with closing(sqlite3.connect(database)) as connection:
+        connection.executescript(dump.read_text())
+    return database
+
+
+def test_migrating_says_from_where_to_where_and_leaves_a_database_of_today_alone(tmp_path: Path) -> None:
+    refused, text = run_to_its_end(tmp_path, KEYLIME_REGISTRAR_AUTO_MIGRATE_DB="False")
+    assert refused == 1
+    assert "needs a migration" in text.splitlines()[-1]
+    assert "run `keylime_registrar --migrate`" in text.splitlines()[-1]
+    database = tmp_path / "reg_data.sqlite"
+    head = sorted(MIGRATIONS.glob("*.py"))[-1].name
+    assert run_to_its_end(tmp_path, "--migrate", KEYLIME_REGISTRAR_AUTO_MIGRATE_DB="False") == (
+        0,
+        f"database sqlite:///{database} migrated from schema none to {revision_of(head)}\n",
+    )
+    again = run_to_its_end(tmp_path, "--migrate")
+    assert again == (
+        0,
+        f"database sqlite:///{database} is up to date (schema {revision_of(head)})\n",
+    )
+    with registrar(tmp_path, KEYLIME_REGISTRAR_AUTO_MIGRATE_DB="False") as process:
+        process.ports()
+
+
+def test_a_database_that_must_not_be_migrated_is_one_line_and_unaltered(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "reg_data.sqlite")) as connection, connection:
+        connection.execute("CREATE TABLE registrarmain (agent_id TEXT)")
+    status, text = run_to_its_end(tmp_path, "--migrate")
+    assert (status, len(text.splitlines())) == (1, 1)
+    assert "another implementation" in text
+    with closing(sqlite3.connect(tmp_path / "reg_data.sqlite")) as connection:
+        assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("registrarmain",)]
+
+
+def revision_of(file_name: str) -> str:
+    return "r" + file_name[1:5]
+
+
+@pytest.mark.parametrize("revision", sorted(revision_of(path.name) for path in MIGRATIONS.glob("*.py")))
+def test_s12_rows_of_every_released_schema_are_still_served_after_the_upgrade(
+    tmp_path: Path, revision: str
+) -> None:
+    """Each revision needs its dump: made by `sqlite3 reg_data.sqlite .dump` with that release."""
+    restore(DUMPS / f"{revision}.sql", tmp_path)
+    status, text = run_to_its_end(tmp_path, "--migrate")
+    assert status == 0, text
+    operator = client_context(registrar_authority(), registrar_authority().issue("operator"))
+    with registrar(tmp_path, KEYLIME_REGISTRAR_AUTO_MIGRATE_DB="False") as process:
+        _, port = process.ports()
+        with connected(port, operator) as connection:
+            assert ask(connection, "/v2.5/agents")[2] == (
+                '{"code":200,"status":"Success","results":{"uuids":["device","plain","waiting"]}}'
+            )
+            for agent, known in (
+                ("plain", '"ip":"10.1.2.3","port":9002'),
+                ("device", '"ip":"10.1.2.4","port":9003'),
+            ):
+                code, _, body = ask(connection, f"/v2.5/agents/{agent}")
+                assert (code, known in body, '"regcount":2' in body) == (200, True, agent == "plain")
+            assert ask(connection, "/v2.5/agents/waiting")[0] == 404
+        assert process.stop()[0] == 0
+    assert "Traceback" not in process.text
+
+
+def test_help_names_migration_and_what_sighup_does(tmp_path: Path) -> None:
+    program = shutil.which("keylime_registrar", path=str(Path(sys.executable).parent))
+    assert program is not None
+    done = subprocess.run([program, "--help"], capture_output=True, text=True, check=True)  # noqa: S603
+    assert "--migrate" in done.stdout
+    assert "SIGHUP" in done.stdout
