@@ -3,7 +3,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON3 ?= python3
-PACKAGES := gcc iproute2 iptables iputils-ping libtss2-dev libtss2-tcti-swtpm0 openssh-client openssh-server pkg-config procps \
+PACKAGES := gcc iproute2 iptables iputils-ping libtss2-dev libtss2-tcti-swtpm0 openssh-client openssh-server pkg-config postgresql procps \
             python3-dev python3-venv swtpm swtpm-tools systemd tpm2-tools util-linux
 
 .PHONY: help venv demo demo-fence test lint bench clean system-packages

@@ -1,12 +1,9 @@
 """Engines and migrations on SQLite files, and on PostgreSQL where it is installed."""
 
 import asyncio
-import shutil
-import socket
 import sqlite3
 import subprocess
 import sys
-import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -29,42 +26,14 @@ from keylime_registrar.activation import Proven, WrongTag
 from keylime_registrar.identity import Registration
 from keylime_registrar.schema import SCHEMA, metadata
 from keylime_registrar.store import ActiveRegistration, Limits, Store
-
-POSTGRES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"))), None)
+from tests.fakes.postgresql import running_postgresql
 
 
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[str]:
     """The URL of a database server for this module."""
-    if POSTGRES is None or shutil.which("runuser") is None:
-        pytest.skip("PostgreSQL is not installed")
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    home = Path(tempfile.mkdtemp(prefix="pg-"))
-    shutil.chown(home, "postgres")
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -c fsync=off -k {home}"
-    _postgres("initdb", home, "-A", "trust")
-    _postgres("pg_ctl", home, "-w", "-o", options, "-l", str(home / "log"), "start")
-    try:
-        yield f"postgresql://postgres@127.0.0.1:{port}/postgres"
-    finally:
-        _postgres("pg_ctl", home, "-w", "-m", "immediate", "stop")
-        shutil.rmtree(home)
-
-
-def _postgres(program: str, home: Path, *arguments: str) -> None:
-    assert POSTGRES is not None
-    command = [
-        "runuser",
-        "-u",
-        "postgres",
-        "--",
-        str(POSTGRES / program),
-        "-D",
-        str(home / "data"),
-        *arguments,
-    ]
-    subprocess.run(command, check=True, capture_output=True)  # noqa: S603
+    with running_postgresql() as server:
+        yield server.url
 
 
 def on(url: str, act: Callable[[AsyncEngine], Awaitable[None]], directory: Path = Path("/nowhere")) -> None:

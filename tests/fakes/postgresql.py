@@ -1,0 +1,94 @@
+"""A PostgreSQL server of a test's own: a throw-away cluster on a loopback port, without a password."""
+
+import itertools
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+
+_USERS = ("postgres", "nobody")
+_DIRECTORIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+
+
+class PostgresServer:
+    """Runs while the fixture lasts; tests may stop it in any way and start it again."""
+
+    def __init__(self, home: Path, user: str | None) -> None:
+        self._home = home
+        self._user = user
+        self._numbers = itertools.count(1)
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            self.port: int = probe.getsockname()[1]
+        if user is not None:
+            shutil.chown(home, user)
+        self._run("initdb", "-A", "trust", "-U", "postgres", "-E", "UTF8", "--no-sync")
+
+    @property
+    def url(self) -> str:
+        """The URL of the database that is there from the beginning."""
+        return self.url_on(self.port)
+
+    def url_on(self, port: int, database: str = "postgres") -> str:
+        """The same through another port, or of another database."""
+        return f"postgresql://postgres@127.0.0.1:{port}/{database}"
+
+    def new_database(self) -> str:
+        """The URL of an empty database."""
+        name = f"test_{next(self._numbers)}"
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}")
+        return self.url_on(self.port, name)
+
+    def start(self) -> None:
+        """Returns when connections are accepted."""
+        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c max_connections=200 -k {self._home}"
+        self._run("pg_ctl", "-w", "-o", options, "-l", str(self._home / "log"), "start")
+
+    def stop(self, mode: str = "fast") -> None:
+        """Ends all connections; `immediate` is a crash, with recovery at the next start."""
+        self._run("pg_ctl", "-w", "-m", mode, "stop")
+
+    def kill(self) -> None:
+        """For the end: whatever is left of it goes."""
+        pid_file = self._home / "data/postmaster.pid"
+        if pid_file.exists():
+            os.kill(int(pid_file.read_text().splitlines()[0]), signal.SIGQUIT)
+
+    def _run(self, program: str, *arguments: str) -> None:
+        as_user = [] if self._user is None else ["setpriv", f"--reuid={self._user}", *_groups(self._user)]
+        command = [*as_user, str(_DIRECTORIES[-1] / program), "-D", str(self._home / "data"), *arguments]
+        subprocess.run(command, check=True, capture_output=True, cwd="/", timeout=60)  # noqa: S603
+
+
+def _groups(user: str) -> list[str]:
+    return [f"--regid={pwd.getpwnam(user).pw_gid}", "--clear-groups"]
+
+
+@contextmanager
+def running_postgresql() -> Iterator[PostgresServer]:
+    """A server; skips the test where it cannot be had."""
+    if not _DIRECTORIES:
+        pytest.skip("needs PostgreSQL (Debian package postgresql)")
+    user = None
+    if os.getuid() == 0:  # which PostgreSQL refuses to run as
+        if shutil.which("setpriv") is None:
+            pytest.skip("needs setpriv (Debian package util-linux), to run PostgreSQL as another user")
+        known = {entry.pw_name for entry in pwd.getpwall()}
+        user = next(name for name in _USERS if name in known)
+    home = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
+    server = PostgresServer(home, user)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+        shutil.rmtree(home, ignore_errors=True)

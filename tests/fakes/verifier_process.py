@@ -1,0 +1,198 @@
+"""Real keylime_verifier processes that share a database, as several verifiers of a site do."""
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Self
+
+import aiohttp
+import sqlalchemy as sa
+
+from keylime_verifier.ownership import shard_of
+from tests.fakes.attesting_agent import AttestingAgent
+from tests.fakes.running_verifier import (
+    FAST,
+    RunningVerifier,
+    eventually,
+    install_certificates,
+    verifier_authority,
+    verifier_config,
+)
+from tests.fakes.tls_material import client_context
+
+_PROGRAM = Path(sys.executable).parent / "keylime_verifier"
+_LIMIT_S = 30.0
+
+
+class VerifierProcess:
+    """One process. It may be killed, stopped and started again; its log goes on."""
+
+    def __init__(self, work_dir: Path, name: str, environ: Mapping[str, str]) -> None:
+        self.name = name
+        self.log = work_dir / f"{name}.log"
+        self._work_dir = work_dir
+        self._environ = {**FAST, **environ}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pids: list[int] = []
+
+    @property
+    def pid(self) -> int:
+        """Of the process that was started last."""
+        return self._pids[-1]
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has been started and has not ended."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Starts the program; `listening` tells when it serves."""
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("KEYLIME_")}
+        environ = {**clean, "KEYLIME_DIR": str(self._work_dir), "PGAPPNAME": self.name, **self._environ}
+        with self.log.open("ab") as log:
+            log.write(b"-- start\n")
+            log.flush()
+            self._process = subprocess.Popen([_PROGRAM], stdout=log, stderr=log, env=environ)  # noqa: S603
+        self._pids.append(self._process.pid)
+
+    def text(self) -> str:
+        """Its log since the last start."""
+        return self.log.read_text(errors="replace").rpartition("-- start\n")[2]
+
+    async def listening(self) -> int:
+        """The port that it serves on, as soon as it does."""
+
+        def look() -> re.Match[str] | None:
+            assert self.is_running, self.text()
+            return re.search(r"Listening on 127.0.0.1:(\d+)", self.text())
+
+        return int((await eventually(look, limit_s=_LIMIT_S))[1])
+
+    def send(self, number: signal.Signals) -> None:
+        """Sends a signal."""
+        if self._process is not None:
+            self._process.send_signal(number)
+
+    async def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Its exit status, after this signal."""
+        self.send(number)
+        return await self.ended()
+
+    async def ended(self) -> int:
+        """Its exit status."""
+        if self._process is None:
+            return 0
+        return await asyncio.to_thread(self._process.wait, _LIMIT_S)
+
+    def kill(self) -> None:
+        """For the end of a test."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+
+class Verifiers:
+    """Some verifiers of one site; `api` calls one of them, `query` reads their database."""
+
+    def __init__(self, work_dir: Path, url: str, processes: list[VerifierProcess]) -> None:
+        self.processes = processes
+        self._work_dir = work_dir
+        self._engine = sa.create_engine(url)  # SQLite: five seconds of patience
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession()
+        return self
+
+    async def __aexit__(self, *_exc_info: object) -> None:
+        if self._session is not None:
+            await self._session.close()
+        self._engine.dispose()
+
+    async def api(self, process: VerifierProcess) -> RunningVerifier:
+        """How an administrator calls one of them."""
+        assert self._session is not None
+        context = client_context(verifier_authority(), verifier_authority().issue("operator"))
+        config = verifier_config(self._work_dir)
+        return RunningVerifier(await process.listening(), config, self._session, context)
+
+    def query(self, query: str) -> list[tuple[object, ...]]:
+        """Rows of the database."""
+        with self._engine.connect() as connection:
+            return [tuple(row) for row in connection.execute(sa.text(query))]
+
+    async def pause(self, process: VerifierProcess) -> None:
+        """Stops a process as a debugger would; not in the middle of a write to SQLite, which blocks all."""
+        while True:
+            process.send(signal.SIGSTOP)
+            if self._engine.dialect.name != "sqlite" or await asyncio.to_thread(self._can_write):
+                return
+            process.send(signal.SIGCONT)
+
+    def _can_write(self) -> bool:
+        try:
+            with self._engine.connect() as connection:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+                return True
+        except sa.exc.OperationalError:
+            return False
+
+    def owner_of(self, agent: AttestingAgent) -> VerifierProcess | None:
+        """The process that polls an agent, according to the database."""
+        shard = shard_of(agent.agent_id)  # type: ignore[arg-type]  # ids of tests are what they should be
+        names = self.query(
+            f"SELECT name FROM shards JOIN members ON members.member_id = shards.owner WHERE shard = {shard}"  # noqa: S608 - a number
+        )
+        by_pid = {process.pid: process for process in self.processes}
+        return by_pid.get(int(str(names[0][0]).rpartition(":")[2])) if names else None
+
+    async def owners(self, agent: AttestingAgent) -> tuple[VerifierProcess, VerifierProcess]:
+        """The process that polls an agent, and another one."""
+        owner = await eventually(lambda: self.owner_of(agent))
+        return owner, next(process for process in self.processes if process is not owner)
+
+    async def until_shared(self, count: int | None = None, *, limit_s: float = 15.0) -> float:
+        """Seconds until `count` processes have their fair shares of the shards (None: all)."""
+        began = time.monotonic()
+        shares = "SELECT count(*) FROM shards GROUP BY owner"
+        wanted = len(self.processes) if count is None else count
+
+        def is_fair() -> bool:
+            owned = [int(str(number)) for (number,) in self.query(shares)]
+            return len(owned) == wanted and max(owned) - min(owned) <= 1
+
+        await eventually(is_fair, limit_s=limit_s)
+        return time.monotonic() - began
+
+
+@asynccontextmanager
+async def verifiers(
+    work_dir: Path, url: str | None, environ: Mapping[str, str], *each: Mapping[str, str]
+) -> AsyncIterator[Verifiers]:
+    """Processes that serve and share the agents of one database (None: a SQLite file).
+
+    As many as there are environments in `each`, to which the options that all have are added.
+    """
+    install_certificates(work_dir)
+    options = {} if url is None else {"KEYLIME_VERIFIER_DATABASE_URL": url}
+    processes = [
+        VerifierProcess(work_dir, f"v{number}", {**options, **environ, **own})
+        for number, own in enumerate(each, 1)
+    ]
+    place = f"sqlite:///{work_dir / 'cv_data.sqlite'}" if url is None else url.replace("://", "+psycopg://")
+    async with AsyncExitStack() as stack:
+        for process in processes:
+            stack.callback(process.kill)
+            process.start()
+        for process in processes:
+            await process.listening()
+        site = await stack.enter_async_context(Verifiers(work_dir, place, processes))
+        await site.until_shared()
+        yield site

@@ -1,0 +1,268 @@
+"""Two verifier processes on one database: who does the work, who takes over, and whose writes count."""
+
+import asyncio
+import base64
+import json
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from keylime.http.server import Response
+from keylime.revocation.channel import RevocationSubscriber, endpoint
+from tests.fakes.attesting_agent import AttestingAgent, policy_of
+from tests.fakes.postgresql import PostgresServer, running_postgresql
+from tests.fakes.running_verifier import eventually, verifier_authority
+from tests.fakes.tls_material import server_context
+from tests.fakes.verifier_process import Verifiers, verifiers
+from tests.fakes.webhook_receiver import WebhookReceiver
+from tests.integration.test_verifier_process import free_port
+
+GET_QUOTE, INVALID_QUOTE, TENANT_FAILED = 3, 9, 10
+LEASE_S = 1.5
+PATIENT = {
+    "KEYLIME_VERIFIER_MAX_RETRIES": "100000",
+    "KEYLIME_VERIFIER_LEASE": str(LEASE_S),
+    "KEYLIME_VERIFIER_QUOTE_INTERVAL": "0.2",
+    "KEYLIME_VERIFIER_RETRY_INTERVAL": "0.2",
+}
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[PostgresServer]:
+    with running_postgresql() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest) -> str | None:
+    """The URL of an empty database, None for a file of SQLite."""
+    if request.param == "sqlite":
+        return None
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return server.new_database()
+
+
+@asynccontextmanager
+async def fleet(count: int) -> AsyncIterator[list[AttestingAgent]]:
+    agents = [AttestingAgent(f"agent-{number}", verifier_authority()) for number in range(count)]
+    for agent in agents:
+        agent.start()
+    try:
+        yield agents
+    finally:
+        for agent in agents:
+            await agent.stop()
+
+
+async def add_all(site: Verifiers, agents: list[AttestingAgent]) -> None:
+    """Adds agents through all verifiers in turn, and waits until each passes."""
+    for number, agent in enumerate(agents):
+        await (await site.api(site.processes[number % len(site.processes)])).add(agent)
+    for agent in agents:
+        await (await site.api(site.processes[0])).until_passing(agent)
+
+
+async def until_asked(agents: list[AttestingAgent]) -> float:
+    """Seconds until every agent has been asked twice more: the first may have been on its way."""
+    began, asked = time.monotonic(), {agent.agent_id: len(agent.questions) for agent in agents}
+    await eventually(lambda: all(len(agent.questions) >= asked[agent.agent_id] + 2 for agent in agents))
+    return time.monotonic() - began
+
+
+def state_of(site: Verifiers, agent: AttestingAgent) -> object:
+    return site.query(f"SELECT operational_state FROM agents WHERE agent_id = '{agent.agent_id}'")[0][0]  # noqa: S608
+
+
+def play(
+    act: Callable[[Verifiers, list[AttestingAgent]], Awaitable[None]],
+    directory: Path,
+    url: str | None = None,
+    agents: int = 4,
+    **environ: str,
+) -> None:
+    """Two verifiers and a fleet that passes."""
+
+    async def scene() -> None:
+        options = {**PATIENT, **environ}
+        async with fleet(agents) as machines, verifiers(directory, url, options, {}, {}) as site:
+            await add_all(site, machines)
+            await act(site, machines)
+
+    asyncio.run(scene())
+
+
+def test_the_agents_of_a_killed_verifier_are_taken_over(tmp_path: Path) -> None:
+    async def act(site: Verifiers, agents: list[AttestingAgent]) -> None:
+        victim, _ = site.processes
+        assert await victim.end(signal.SIGKILL) == -signal.SIGKILL
+        assert await until_asked(agents) < 2 * LEASE_S
+        victim.start()
+        await victim.listening()
+        await site.until_shared()
+        await until_asked(agents)
+        assert {state_of(site, agent) for agent in agents} == {GET_QUOTE}
+        assert all(agent.revocations == [] for agent in agents)
+
+    play(act, tmp_path)
+
+
+def test_a_verifier_that_stops_in_good_order_hands_over_at_once(tmp_path: Path) -> None:
+    async def act(site: Verifiers, agents: list[AttestingAgent]) -> None:
+        leaving, staying = site.processes
+        before = {row[0]: row[1] for row in site.query("SELECT agent_id, attestation_count FROM agents")}
+        assert await leaving.end() == 0
+        assert await site.until_shared(1) < 5, "long before the lease ends"
+        await until_asked(agents)
+        after = {row[0]: row[1] for row in site.query("SELECT agent_id, attestation_count FROM agents")}
+        assert all(int(str(after[agent])) >= int(str(count)) for agent, count in before.items())
+        assert "taken over by other verifiers" not in staying.text()
+
+    play(act, tmp_path, None, KEYLIME_VERIFIER_LEASE="60")
+
+
+def test_the_late_verdict_of_a_verifier_that_was_stopped_is_refused(
+    tmp_path: Path, database: str | None
+) -> None:
+    async def act(site: Verifiers, agents: list[AttestingAgent]) -> None:
+        agent = agents[0]
+        owner, other = await site.owners(agent)
+        agent.gate = asyncio.Event()
+        await eventually(lambda: agent.held)
+        await site.pause(owner)
+        # What waits for the stopped verifier would fail the agent; what the other one is told will not.
+        agent.answer_quote = lambda results: Response(results={**results, "quote": "rAAAA:AAAA:AAAA"})
+        agent.gate.set()
+        agent.gate = None
+        await asyncio.sleep(0.2)  # until the answer is on its way into the stopped process
+        agent.answer_quote = None
+        await eventually(lambda: site.owner_of(agent) is other)
+        await (await site.api(other)).until_passing(agent, rounds=2)
+        owner.send(signal.SIGCONT)
+        await eventually(lambda: "-> Invalid Quote" in owner.text())
+        await site.until_shared()
+        for process in site.processes:
+            await (await site.api(process)).until_passing(agent, rounds=2)
+        assert state_of(site, agent) == GET_QUOTE
+        assert site.query("SELECT * FROM revocations") == []
+
+    play(act, tmp_path, database)
+
+
+def test_any_verifier_answers_any_request_and_the_owner_acts(
+    tmp_path: Path, postgres: PostgresServer
+) -> None:
+    async def act(site: Verifiers, agents: list[AttestingAgent]) -> None:
+        agent = agents[0]
+        owner, other = await site.owners(agent)
+        there = await site.api(other)
+        assert (await there.admin("PUT", f"/v2.5/agents/{agent.agent_id}/stop")).code == 200
+        await until_quiet(agent)
+        assert (await (await site.api(owner)).status(agent))["operational_state"] == TENANT_FAILED
+        assert (await there.admin("PUT", f"/v2.5/agents/{agent.agent_id}/reactivate")).code == 200
+        await there.until_passing(agent, rounds=2)
+        await until_asked(agents)
+        assert (await there.admin("DELETE", f"/v2.5/agents/{agent.agent_id}")).code == 200
+        await until_quiet(agent)
+        assert (await (await site.api(owner)).admin("GET", f"/v2.5/agents/{agent.agent_id}")).code == 404
+        await there.add(agent)
+        await there.until_passing(agent)
+        assert site.owner_of(agent) is owner
+
+    play(act, tmp_path, postgres.new_database())
+
+
+async def until_quiet(agent: AttestingAgent) -> None:
+    """Returns when an agent that is asked many times a second has not been asked for a while."""
+
+    async def is_quiet() -> bool:
+        asked = len(agent.questions)
+        await asyncio.sleep(0.5)
+        return len(agent.questions) == asked
+
+    await eventually(is_quiet)
+
+
+def test_a_policy_that_is_replaced_at_one_verifier_binds_the_agents_of_the_other(tmp_path: Path) -> None:
+    async def act(site: Verifiers, agents: list[AttestingAgent]) -> None:
+        agent, *others = agents
+        _, other = await site.owners(agent)
+        there = await site.api(other)
+        body = {
+            "runtime_policy": base64.b64encode(policy_of({"boot_aggregate": b"another"}).encode()).decode()
+        }
+        assert (await there.admin("PUT", f"/v2.5/allowlists/{agent.agent_id}", body)).code == 201
+        await there.until_state(agent, INVALID_QUOTE)
+        await until_asked(others)
+        assert {state_of(site, one) for one in others} == {GET_QUOTE}
+
+    play(act, tmp_path)
+
+
+def channels(receiver: WebhookReceiver, *names: str) -> dict[str, str]:
+    prefix = "KEYLIME_VERIFIER_REVOCATIONS"
+    return {
+        **PATIENT,
+        f"{prefix}_ENABLED_REVOCATION_NOTIFICATIONS": str(list(names)),
+        f"{prefix}_WEBHOOK_URL": receiver.url,
+    }
+
+
+def test_each_revocation_arrives_once_on_every_channel_of_every_verifier(tmp_path: Path) -> None:
+    ports = [free_port(), free_port()]
+
+    async def scene() -> None:
+        async with (
+            fleet(4) as agents,
+            WebhookReceiver(server_context(verifier_authority())) as receiver,
+            verifiers(
+                tmp_path,
+                None,
+                channels(receiver, "agent", "zeromq", "webhook"),
+                *({"KEYLIME_VERIFIER_REVOCATIONS_ZMQ_PORT": str(port)} for port in ports),
+            ) as site,
+        ):
+            await add_all(site, agents)
+            subscribers = [RevocationSubscriber([endpoint("127.0.0.1", port)]) for port in ports]
+            heard = [asyncio.ensure_future(anext(subscriber)) for subscriber in subscribers]
+            failing = {site.owner_of(agent): agent for agent in agents}
+            for agent in failing.values():
+                agent.tamper()
+            pending = "SELECT count(*) FROM deliveries WHERE state <> 'delivered'"
+            revocations = "SELECT count(*) FROM revocations"
+            await eventually(lambda: site.query(revocations) == [(len(failing),)])
+            await eventually(lambda: site.query(pending) == [(0,)])
+            told = {agent.agent_id for agent in failing.values()}
+            assert {json.loads(message.msg)["agent_id"] for message in await asyncio.gather(*heard)} <= told
+            for arrived in (receiver.received, *(agent.revocations for agent in agents)):
+                assert sorted(json.loads(message.msg)["agent_id"] for message in arrived) == sorted(told)
+            for subscriber in subscribers:
+                subscriber.close()
+
+    asyncio.run(scene())
+
+
+def test_another_verifier_sends_what_a_killed_one_could_not(tmp_path: Path, postgres: PostgresServer) -> None:
+    async def scene() -> None:
+        async with (
+            fleet(4) as agents,
+            WebhookReceiver(server_context(verifier_authority())) as receiver,
+            verifiers(tmp_path, postgres.new_database(), channels(receiver, "webhook"), {}, {}) as site,
+        ):
+            await add_all(site, agents)
+            agent = agents[0]
+            owner, _ = await site.owners(agent)
+            receiver.gate = asyncio.Event()
+            agent.tamper()
+            await eventually(lambda: receiver.received)
+            await owner.end(signal.SIGKILL)
+            receiver.received.clear()  # what nobody confirmed does not count
+            receiver.gate.set()
+            await eventually(lambda: receiver.received)
+            await eventually(lambda: site.query("SELECT state FROM deliveries") == [("delivered",)])
+            assert json.loads(receiver.received[0].msg)["agent_id"] == agent.agent_id
+
+    asyncio.run(scene())
