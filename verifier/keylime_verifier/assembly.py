@@ -61,7 +61,7 @@ from keylime_verifier.webhook import Webhook
 
 log = logging.getLogger("keylime.verifier")
 
-_SCHEMA = Schema(Path(__file__).parent / "migrations", "keylime_verifier_schema", "keylime_verifier")
+SCHEMA = Schema(Path(__file__).parent / "migrations", "keylime_verifier_schema", "keylime_verifier")
 _MAX_CONCURRENT_POLLS = 500
 _NOTIFICATION_LIMIT_S = 15.0  # for one attempt: receivers only have to put the message aside
 # Together with the publisher's linger less than the five seconds that a stop may take.
@@ -88,7 +88,7 @@ async def prepare_database(config: VerifierConfig, *, migrate: bool | None = Non
     engine = open_engine(config.database_url, config.database_pool)
     try:
         return await prepare_schema(
-            engine, _SCHEMA, migrate=config.auto_migrate if migrate is None else migrate
+            engine, SCHEMA, migrate=config.auto_migrate if migrate is None else migrate
         )
     finally:
         await engine.dispose()
@@ -168,7 +168,7 @@ async def running(config: VerifierConfig, place: Place = Place()) -> AsyncIterat
         member = Member.new(config.verifier_id, broker)
         parts = _assemble(config, engine, lease_engine, member, carriers, tls)
         health = Health()
-        health.add("database", database_check(engine, _SCHEMA))
+        health.add("database", database_check(engine, SCHEMA))
         routes = (*parts.routes, *probe_routes(health))
         server = Server([*routes, openapi_route(routes)], limits=Limits(max_body=config.max_upload))
         stack.push_async_callback(_leave, parts.membership)
