@@ -200,9 +200,14 @@ def _appraise_boot(this: _Round, pcrs: PcrValues) -> BootResult | None:
 
 
 def _evaluated_boot(this: _Round) -> str | None:
-    """Names an event log and the policy that judged it; content is judged again when either changes."""
-    policy, log = this.reference.measured_boot, this.evidence.boot_log
-    return None if policy is None or log is None else f"{log.digest} {policy.content_hash}"
+    """Names an event log, the bank whose digests were judged, and the policy that did it.
+
+    Content is judged again when any of them changes: what one bank's digests say, the others need not.
+    """
+    policy, evidence = this.reference.measured_boot, this.evidence
+    if policy is None or evidence.boot_log is None:
+        return None
+    return f"{evidence.boot_log.digest} {evidence.bank.label} {policy.content_hash}"
 
 
 def _appraise_ima(

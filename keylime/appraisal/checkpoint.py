@@ -24,7 +24,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     ima: ImaCheckpoint = ImaCheckpoint.fresh()
     ima_policy: str | None = None  # the content hash of the runtime policy that judged the list so far
     public_key: str | None = None  # PEM of the payload key, as bound by PCR 16
-    evaluated_boot: str | None = None  # which event log was evaluated by which policy: their SHA-256
+    evaluated_boot: str | None = None  # which event log was evaluated in which bank by which policy
     incomplete_rounds: int = 0  # rounds without a verdict since the last one with one
     reboots: int = 0
     firmware_version: int | None = None

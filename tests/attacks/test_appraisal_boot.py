@@ -16,7 +16,10 @@ from typing import Any
 import pytest
 
 from keylime.appraisal.verdict import Accepted
+from keylime.hashes import HashAlgorithm
+from keylime.measured_boot.event_log import parse_event_log
 from keylime.measured_boot.event_types import EventType
+from keylime.measured_boot.replay import replay_event_log
 from keylime.measured_boot.variables import GLOBAL_VARIABLE, IMAGE_SECURITY, X509_SIGNATURES
 from keylime.policy.measured_boot import MeasuredBootPolicy
 from keylime.tpm.keys import SignatureScheme
@@ -38,6 +41,7 @@ from tests.fakes.software_ak import SoftwareAk
 from tests.ima_rounds import Kernel, file_digest, line_of
 
 AK = SoftwareAk.generate("ecc256", SignatureScheme.ECDSA)
+SHA1 = HashAlgorithm.SHA1
 LOG = capture("grub-secureboot").boot_log
 STAGE = capture("grub-secureboot").stage("s1-clean")
 NO_DEMANDS = policy({})
@@ -294,6 +298,22 @@ def test_m12_a_log_swapped_after_it_was_judged_is_judged_again() -> None:
     watch = machine_with(LOG, grub_pcrs())
     watch.accept()
     watch.machine.boot_log, watch.machine.pcrs = build_log(off), dict(pcrs_after(off))
+    assert events(watch.round()) == [CONTENT]
+
+
+def test_m12_a_log_judged_by_one_bank_is_judged_again_by_another() -> None:
+    """One log can tell of a good kernel by its SHA-256 digests and of a bad one by those of another bank."""
+
+    def two_faced(item: Record) -> Record:
+        digests = {**dict(item.digests), SHA1: SHA1.digest(b"evil kernel")}
+        return replace(item, digests=tuple(digests.items()))
+
+    is_image = lambda item: item.type_code == EventType.EFI_BOOT_SERVICES_APPLICATION  # noqa: E731
+    log = build_log(edit(grub_records(), is_image, two_faced))
+    watch = machine_with(log, grub_pcrs())
+    watch.accept()
+    watch.machine.bank, watch.machine.pcrs = SHA1, dict(replay_event_log(parse_event_log(log))[SHA1])
+    watch.machine.reset_count += 1
     assert events(watch.round()) == [CONTENT]
 
 
