@@ -41,19 +41,23 @@ class Verifier:
 
     def appraise(self, text: bytes, quoted: bytes, stated: int | None = None) -> ImaResult:
         """One round; the agent states the entry that was asked for unless told otherwise."""
-        return finish(
-            appraise_list(
-                text,
-                bank=self.bank,
-                quoted=quoted,
-                stated_entry=self.checkpoint.next_entry if stated is None else stated,
-                policy=self.policy,
-                tenant_keys=self.tenant_keys,
-                boot_aggregates=self.boot_aggregates,
-                checkpoint=self.checkpoint,
-                ignore_tomtou=self.ignore_tomtou,
-                memo=self.memo,
-            )
+        return finish(self.steps(text, quoted, stated))
+
+    def steps(
+        self, text: bytes, quoted: bytes, stated: int | None = None
+    ) -> Generator[None, None, ImaResult]:
+        """As `appraise`, with its pauses."""
+        return appraise_list(
+            text,
+            bank=self.bank,
+            quoted=quoted,
+            stated_entry=self.checkpoint.next_entry if stated is None else stated,
+            policy=self.policy,
+            tenant_keys=self.tenant_keys,
+            boot_aggregates=self.boot_aggregates,
+            checkpoint=self.checkpoint,
+            ignore_tomtou=self.ignore_tomtou,
+            memo=self.memo,
         )
 
     def after(self, result: ImaResult) -> "Verifier":

@@ -39,7 +39,7 @@ class ImaResult:
     `pcr_matched` false no prefix of the list replays to the quoted PCR 10: nothing was judged but the
     entries' own consistency, `replayed` is where the replay ended, and the caller decides between another
     try and rejection. `checkpoint` is to be kept: advanced after success, unchanged without a match, fresh
-    after failures.
+    after a match with findings.
 
     Counts are of this round: `entries` covered by the quote, `uncovered` lines after them, `violations` and
     `excluded` (accepted only because of an exclude expression) among the covered ones.
@@ -101,7 +101,8 @@ def appraise_list(
         result = _mismatch(walk, judge, checkpoint)
     else:
         yield from _judge_covered(walk, walk.matched, judge, at_start=start.next_entry == 0)
-        _demand_progress(checkpoint, start.next_entry + walk.matched, judge, ahead=walk.matched < len(texts))
+        if walk.matched < len(texts):
+            _demand_progress(checkpoint, start.next_entry + walk.matched, judge)
         result = _match(walk, walk.matched, judge, start, len(texts))
     memo.trim()
     return result
@@ -258,17 +259,17 @@ def _judge_covered(walk: _Walk, matched: int, judge: Judge, *, at_start: bool) -
             yield
 
 
-def _demand_progress(checkpoint: ImaCheckpoint, covered: int, judge: Judge, *, ahead: bool) -> None:
+def _demand_progress(checkpoint: ImaCheckpoint, covered: int, judge: Judge) -> None:
     """Lines that were ahead of the last quote must be covered by this one, also when the list starts over."""
     demanded = checkpoint.next_entry + checkpoint.lag
-    if ahead and checkpoint.lag > 0 and covered < demanded:
+    if covered < demanded:
         judge.fail(findings.no_progress(covered, demanded))
 
 
 def _mismatch(walk: _Walk, judge: Judge, checkpoint: ImaCheckpoint) -> ImaResult:
     return ImaResult(
         findings=tuple(judge.findings),
-        checkpoint=ImaCheckpoint.fresh() if judge.findings else checkpoint,
+        checkpoint=checkpoint,
         pcr_matched=False,
         failures=judge.failures,
         replayed=walk.value,
@@ -277,7 +278,7 @@ def _mismatch(walk: _Walk, judge: Judge, checkpoint: ImaCheckpoint) -> ImaResult
 
 def _match(walk: _Walk, matched: int, judge: Judge, start: ImaCheckpoint, length: int) -> ImaResult:
     # Violations extend the same in every mode, so they alone do not tell which it is.
-    told = matched > judge.violations or walk.bank is HashAlgorithm.SHA1
+    told = matched > judge.violations
     advanced = msgspec.structs.replace(
         start,
         next_entry=start.next_entry + matched,

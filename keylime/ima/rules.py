@@ -38,6 +38,14 @@ class PendingEntry:
     replayed_hash: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class _KnownKeys:
+    """The tenant's keys and those learned so far: the keyrings, and the fingerprints of all their keys."""
+
+    keyrings: Sequence[Keyring]
+    fingerprints: frozenset[bytes]
+
+
 @dataclass(slots=True)
 class Judge:
     """Judges entries in their order; what one teaches (keys, devices, kexec) holds for the next."""
@@ -55,7 +63,7 @@ class Judge:
     failures: int = 0
     violations: int = 0
     excluded: int = 0
-    _keyrings: list[Keyring] | None = None  # tenant's and learned keys, loaded when a signature needs them
+    _known: _KnownKeys | None = None  # loaded when a signature needs them
 
     def learned_keyrings(self) -> tuple[LearnedKeyring, ...]:
         """The learned keys in the form of a checkpoint."""
@@ -129,15 +137,15 @@ class Judge:
             self.excluded += 1
             self._remember(self.view.excluded, pending.line, pending.extended)
             return
-        if entry.signature and self._is_signed(pending, entry):
+        if self._is_signed(pending, entry):
             return
         self._digest_failure(pending.index, entry, self.policy.digests, "digests")
 
     def _is_signed(self, pending: PendingEntry, entry: Entry) -> bool:
-        proven = self.view.signed.get(pending.line)
-        if proven is not None and any(proven == key.fingerprint for key in self._known_keys()):
+        known = self._known_keys()
+        if self.view.signed.get(pending.line) in known.fingerprints:
             return True
-        signer = find_signer(entry, self._all_keyrings())
+        signer = find_signer(entry, known.keyrings)
         if signer is None:
             return False
         if signer in self.tenant_keys.keys:
@@ -174,7 +182,7 @@ class Judge:
         learned = LearnedKey(key.key_id, key.spki)
         if learned not in known and sum(map(len, self.learned.values())) < _MAX_LEARNED_KEYS:
             self.learned[entry.name] = (*known, learned)
-            self._keyrings = None
+            self._known = None
 
     def _device_mapper(self, index: int, entry: Entry, buffer: bytes) -> None:
         if not _is_hash_of(entry, buffer):
@@ -209,16 +217,15 @@ class Judge:
         else:
             self.fail(findings.wrong_digest(index, entry, listed, section))
 
-    def _all_keyrings(self) -> Sequence[Keyring]:
-        if self._keyrings is None:
-            self._keyrings = [self.tenant_keys]
+    def _known_keys(self) -> _KnownKeys:
+        if self._known is None:
+            keyrings = [self.tenant_keys]
             for keys in self.learned.values():
                 loaded = (load_spki(key.spki, key.key_id) for key in keys)
-                self._keyrings.append(Keyring(tuple(key for key in loaded if key is not None)))
-        return self._keyrings
-
-    def _known_keys(self) -> list[ImaKey]:
-        return [key for keyring in self._all_keyrings() for key in keyring.keys]
+                keyrings.append(Keyring(tuple(key for key in loaded if key is not None)))
+            fingerprints = frozenset(key.fingerprint for keyring in keyrings for key in keyring.keys)
+            self._known = _KnownKeys(keyrings, fingerprints)
+        return self._known
 
     def _remember(self, lines: dict[bytes, bytes], line: bytes, value: bytes) -> None:
         if len(lines) < self.memo_limit and len(line) <= MAX_LINE_BYTES:

@@ -68,14 +68,14 @@ def find_signer(entry: Entry, keyrings: Iterable[Keyring]) -> ImaKey | None:
     signature = parse_file_signature(entry.signature) if entry.signature else None
     if signature is None or (signature.type, signature.version) not in _VERSIONS:
         return None
-    name, algorithm = _HASHES.get(signature.algorithm, ("", None))
-    if algorithm is None or name != entry.digest_algorithm:
+    known = _HASHES.get(signature.algorithm)
+    if known is None or known[0] != entry.digest_algorithm:
         return None
-    digest = _signed_digest(entry, signature, name)
+    digest = _signed_digest(entry, signature, known[0])
     if digest is None:
         return None
     key = next((key for keyring in keyrings if (key := keyring.find(signature.key_id)) is not None), None)
-    return key if key is not None and _verifies(key, signature.value, digest, algorithm) else None
+    return key if key is not None and _verifies(key, signature.value, digest, known[1]) else None
 
 
 def _signed_digest(entry: Entry, signature: FileSignature, algorithm: str) -> bytes | None:

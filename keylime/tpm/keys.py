@@ -15,7 +15,6 @@ from keylime.errors import MalformedEvidence, UnsuitableKey
 from keylime.hashes import HashAlgorithm
 from keylime.tpm.public_area import (
     EccParameters,
-    EccPoint,
     ObjectAttributes,
     PublicArea,
     RsaParameters,
@@ -230,16 +229,14 @@ def _signature_scheme(area: PublicArea) -> SignatureScheme:
 
 
 def _public_key_of(role: str, area: PublicArea) -> PublicKey:
-    match area.parameters, area.unique:
-        case RsaParameters() as parameters, bytes() as modulus:
-            return _rsa_key(role, parameters, modulus)
-        case EccParameters() as parameters, EccPoint() as point:
-            return _ecc_key(role, parameters, point)
-        case _:
-            raise MalformedEvidence("public area has parameters and a unique field of different kinds")
+    match area.parameters:
+        case RsaParameters() as parameters:
+            return _rsa_key(role, parameters)
+        case EccParameters() as parameters:
+            return _ecc_key(role, parameters)
 
 
-def _rsa_key(role: str, parameters: RsaParameters, modulus: bytes) -> rsa.RSAPublicKey:
+def _rsa_key(role: str, parameters: RsaParameters) -> rsa.RSAPublicKey:
     if parameters.key_bits not in _RSA_BITS:
         raise UnsuitableKey(
             f"{role} is an RSA key of {parameters.key_bits} bits, expected 2048, 3072 or 4096"
@@ -247,24 +244,21 @@ def _rsa_key(role: str, parameters: RsaParameters, modulus: bytes) -> rsa.RSAPub
     exponent = parameters.exponent or _RSA_EXPONENT  # zero stands for the default, 2^16 + 1
     if exponent != _RSA_EXPONENT:
         raise UnsuitableKey(f"{role} has RSA exponent {exponent}, expected {_RSA_EXPONENT}")
-    number = int.from_bytes(modulus, "big")
-    if len(modulus) * 8 != parameters.key_bits or number.bit_length() != parameters.key_bits:
+    number = int.from_bytes(parameters.modulus, "big")
+    if len(parameters.modulus) * 8 != parameters.key_bits or number.bit_length() != parameters.key_bits:
         raise MalformedEvidence(
             f"RSA modulus does not have the {parameters.key_bits} bits that the key claims"
         )
     if number % 2 == 0:
         raise MalformedEvidence("RSA modulus is even")
-    try:
-        return rsa.RSAPublicNumbers(exponent, number).public_key()
-    except ValueError as error:
-        raise MalformedEvidence(f"public area holds no usable RSA key: {error}") from error
+    return rsa.RSAPublicNumbers(exponent, number).public_key()  # refuses nothing that got this far
 
 
-def _ecc_key(role: str, parameters: EccParameters, point: EccPoint) -> ec.EllipticCurvePublicKey:
+def _ecc_key(role: str, parameters: EccParameters) -> ec.EllipticCurvePublicKey:
     curve = _CURVES.get(parameters.curve)
     if curve is None:
         raise UnsuitableKey(f"{role} is on curve {parameters.curve:#06x}, expected P-256, P-384 or P-521")
-    size = coordinate_size(curve)
+    size, point = coordinate_size(curve), parameters.point
     if len(point.x) > size or len(point.y) > size:
         raise MalformedEvidence(f"ECC point has coordinates longer than the curve's {size} bytes")
     # Read as numbers, since some TPMs leave out leading zeros; the name stays that of the bytes as they are.

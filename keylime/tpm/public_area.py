@@ -71,23 +71,14 @@ class SymmetricCipher:
 
 @dataclass(frozen=True, slots=True)
 class RsaParameters:
-    """TPMS_RSA_PARMS."""
+    """TPMS_RSA_PARMS, and the modulus."""
 
     symmetric: SymmetricCipher | None
     scheme: int  # TPM_ALG_ID, TPM_ALG_NULL for none
     scheme_hash: HashAlgorithm | None
     key_bits: int
     exponent: int  # 0 stands for 65537
-
-
-@dataclass(frozen=True, slots=True)
-class EccParameters:
-    """TPMS_ECC_PARMS, without the key derivation that no TPM supports there."""
-
-    symmetric: SymmetricCipher | None
-    scheme: int
-    scheme_hash: HashAlgorithm | None
-    curve: int  # TPM_ECC_CURVE
+    modulus: bytes  # big-endian
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +87,17 @@ class EccPoint:
 
     x: bytes
     y: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EccParameters:
+    """TPMS_ECC_PARMS, without the key derivation that no TPM supports there, and the point."""
+
+    symmetric: SymmetricCipher | None
+    scheme: int
+    scheme_hash: HashAlgorithm | None
+    curve: int  # TPM_ECC_CURVE
+    point: EccPoint
 
 
 Parameters: TypeAlias = RsaParameters | EccParameters
@@ -109,7 +111,6 @@ class PublicArea:
     attributes: ObjectAttributes
     auth_policy: bytes
     parameters: Parameters
-    unique: bytes | EccPoint  # RSA modulus or ECC point
     encoded: bytes  # the bytes that the name is a hash of
 
     @property
@@ -133,23 +134,27 @@ def parse_public_area(tpm2b_public: bytes) -> PublicArea:
     attributes = ObjectAttributes(reader.u32())
     auth_policy = reader.sized(MAX_DIGEST_SIZE)
     parameters: Parameters
-    unique: bytes | EccPoint
     if kind == _TPM_ALG_RSA:
         parameters = _parse_rsa_parameters(reader)
-        unique = reader.sized(_MAX_MODULUS_SIZE)
     elif kind == _TPM_ALG_ECC:
         parameters = _parse_ecc_parameters(reader)
-        unique = EccPoint(reader.sized(_MAX_COORDINATE_SIZE), reader.sized(_MAX_COORDINATE_SIZE))
     else:
         raise MalformedEvidence(f"TPM2B_PUBLIC is of type {kind:#06x}, expected an RSA or ECC key")
     reader.finish()
-    return PublicArea(name_alg, attributes, auth_policy, parameters, unique, encoded)
+    return PublicArea(name_alg, attributes, auth_policy, parameters, encoded)
 
 
 def _parse_rsa_parameters(reader: Reader) -> RsaParameters:
     symmetric = _parse_symmetric(reader)
     scheme, scheme_hash = _parse_scheme(reader)
-    return RsaParameters(symmetric, scheme, scheme_hash, key_bits=reader.u16(), exponent=reader.u32())
+    return RsaParameters(
+        symmetric,
+        scheme,
+        scheme_hash,
+        key_bits=reader.u16(),
+        exponent=reader.u32(),
+        modulus=reader.sized(_MAX_MODULUS_SIZE),
+    )
 
 
 def _parse_ecc_parameters(reader: Reader) -> EccParameters:
@@ -158,7 +163,8 @@ def _parse_ecc_parameters(reader: Reader) -> EccParameters:
     curve = reader.u16()
     if (kdf := reader.u16()) != TPM_ALG_NULL:
         raise MalformedEvidence(f"TPM2B_PUBLIC has key derivation {kdf:#06x}, expected none")
-    return EccParameters(symmetric, scheme, scheme_hash, curve)
+    point = EccPoint(reader.sized(_MAX_COORDINATE_SIZE), reader.sized(_MAX_COORDINATE_SIZE))
+    return EccParameters(symmetric, scheme, scheme_hash, curve, point)
 
 
 def _parse_symmetric(reader: Reader) -> SymmetricCipher | None:

@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -43,24 +44,30 @@ def main() -> int:
     for name in _PRELOADED:
         importlib.import_module(name)
     justified = _justified()
-    lived: list[Mutant] = []
-    counts = {"killed": 0, "justified": 0}
+    total: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="keylime-mutation-") as scratch:
         _copy_project(Path(scratch))
         for path in arguments.modules or SCOPE:
             if not _tests_pass(Path(scratch), SCOPE[path], keep_bytecode=True):
                 raise SystemExit(f"tests.mutation: error: the tests of {path} fail without a mutant")
-            for mutant in _chosen(path, arguments.only):
+            counts: Counter[str] = Counter()
+            for mutant in _chosen(Path(scratch), path, arguments.only):
                 if mutant.key in justified and not arguments.all:
                     counts["justified"] += 1
                 elif _survives(Path(scratch), path, mutant):
-                    lived.append(mutant)
+                    counts["live"] += 1
                     print(f"LIVES  {mutant.key}  (line {mutant.line})", flush=True)
                 else:
                     counts["killed"] += 1
-            print(f"{path}: {counts['killed']} killed so far, {len(lived)} live", flush=True)
-    print(f"{counts['killed']} killed, {counts['justified']} justified, {len(lived)} live")
-    return 1 if lived else 0
+            print(_summary(path, counts), flush=True)
+            total += counts
+    print(_summary("total", total))
+    return 1 if total["live"] else 0
+
+
+def _summary(what: str, counts: Counter[str]) -> str:
+    shares = ", ".join(f"{counts[kind]} {kind}" for kind in ("killed", "justified", "live"))
+    return f"{what}: {counts.total()} mutants, {shares}"
 
 
 def _parse_arguments() -> argparse.Namespace:
@@ -73,8 +80,8 @@ def _parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _chosen(path: str, only: str) -> Iterator[Mutant]:
-    source = (ROOT / path).read_text("utf-8")
+def _chosen(scratch: Path, path: str, only: str) -> Iterator[Mutant]:
+    source = (scratch / path).read_text("utf-8")
     return (mutant for mutant in mutants_of(path, source) if only in mutant.key)
 
 

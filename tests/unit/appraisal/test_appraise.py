@@ -8,13 +8,21 @@ import pytest
 from keylime.appraisal.appraise import appraise
 from keylime.appraisal.challenge import Challenge, make_challenge
 from keylime.appraisal.checkpoint import Checkpoint, decode_checkpoint, encode_checkpoint
+from keylime.appraisal.findings import JsonValue
 from keylime.appraisal.memo import AppraisalMemo
 from keylime.appraisal.reference import Reference
 from keylime.appraisal.verdict import Accepted, Incomplete, Rejected, Verdict
+from keylime.hashes import HashAlgorithm
 from keylime.ima.measurement_list import split_lines
+from keylime.measured_boot.policies import BootPolicy
+from keylime.measured_boot.replay import parse_boot_log
+from keylime.measured_boot.rules import AcceptAll, RejectAll, Test
 from keylime.messages.agent import QuoteReply
 from keylime.nonce import new_nonce
+from keylime.policy.measured_boot import built_in_policies, compile_measured_boot_policy
+from keylime.policy.runtime import EMPTY_POLICY, parse_runtime_policy
 from keylime.policy.tpm_policy import TpmPolicy
+from tests.appraisal_rounds import WRONG_DIGEST, Watch
 from tests.captures import AK_LABELS, Capture, Stage, capture, captures, stages
 from tests.evidence import (
     SoftwareMachine,
@@ -24,6 +32,7 @@ from tests.evidence import (
     policy_of,
     reference,
 )
+from tests.ima_rounds import Kernel, line_of
 
 CLEAN = capture("direct-efistub").stage("s1-clean")
 TAMPERED = capture("direct-efistub").stage("s2-tampered")
@@ -246,3 +255,79 @@ def test_the_content_of_a_boot_log_is_judged_once_and_again_when_the_policy_chan
     rejecting = replace(known, measured_boot=boot_policy('{"a": 1}', "reject-all"))
     _, _, verdict = fresh_round(machine, rejecting, checkpoint)
     assert events(verdict) == ["measured_boot.policy_reject-all"]
+
+
+def test_an_agent_without_ima_is_not_asked_for_its_whole_list_after_a_reboot(
+    machine: SoftwareMachine,
+) -> None:
+    watch = Watch(machine, reference(machine.ak.tpm2b_public))
+    watch.accept()
+    machine.reset_count += 1
+    assert isinstance(watch.round(ima_measurement_list="", ima_measurement_list_entry=7), Accepted)
+
+
+def test_pcrs_that_a_log_explains_are_not_held_to_the_tpm_policy_as_well(
+    machine: SoftwareMachine, known: Reference
+) -> None:
+    wire = TpmPolicy.from_wire('{"4": ["00"], "10": ["00"], "mask": "0x410"}')
+    Watch(machine, replace(known, tpm_policy=wire)).accept()
+    without_boot = replace(known, tpm_policy=wire, measured_boot=None)
+    assert events(Watch(machine, without_boot).round()) == ["pcr_validation.invalid_pcr_4"]
+    nothing_else = reference(machine.ak.tpm2b_public, tpm_policy=TpmPolicy.from_wire('{"10": ["00"]}'))
+    assert events(Watch(machine, nothing_else).round()) == ["pcr_validation.invalid_pcr_10"]
+
+
+class Fickle(BootPolicy):
+    """An operator's policy that looks at more than the log: it accepts only the first time."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def get_relevant_pcrs(self) -> frozenset[int]:
+        return frozenset()
+
+    def refstate_to_test(self, refstate: JsonValue) -> Test:
+        return AcceptAll()
+
+    def evaluate(self, refstate: JsonValue, eventlog: JsonValue) -> str:
+        self.asked += 1
+        return "" if self.asked == 1 else RejectAll("no more").why_not({}, eventlog)
+
+
+@pytest.mark.parametrize("always", [False, True])
+def test_a_boot_log_that_stays_is_judged_once_unless_the_operator_wants_it_always(
+    machine: SoftwareMachine, known: Reference, always: bool
+) -> None:
+    registry = built_in_policies()
+    registry.register("fickle", Fickle())
+    rules = compile_measured_boot_policy('{"a": 1}', policy_name="fickle", registry=registry)
+    watch = Watch(machine, replace(known, measured_boot=rules, evaluate_boot_always=always))
+    watch.accept()
+    if always:
+        assert events(watch.round()) == ["measured_boot.policy_fickle"]
+    else:
+        watch.accept()
+
+
+def test_a_boot_log_that_does_not_fit_the_quote_lends_no_boot_aggregate(machine: SoftwareMachine) -> None:
+    forged = capture("grub-secureboot").boot_log
+    log = parse_boot_log(forged)
+    sha1 = next(iter(log.boot_aggregates[HashAlgorithm.SHA1]))  # type: ignore[union-attr]
+    kernel = Kernel()
+    kernel.add(line_of("ima-ng", f"sha1:{sha1} boot_aggregate"))
+    machine.pcrs[10], machine.ima_list, machine.boot_log = kernel.pcr, kernel.text(), forged
+    rules = parse_runtime_policy(EMPTY_POLICY.replace('"generator": 1', '"generator": 3'))
+    known = reference(machine.ak.tpm2b_public, measured_boot=boot_policy(), runtime_policy=rules)
+    found = events(Watch(machine, known).round())
+    assert "measured_boot.invalid_pcr_0" in found
+    assert WRONG_DIGEST in found
+
+
+def test_what_an_appraisal_learns_goes_into_the_memo_that_it_was_given(
+    machine: SoftwareMachine, known: Reference
+) -> None:
+    memo = AppraisalMemo()
+    Watch(machine, known, memo=memo).accept()
+    assert len(memo.ima) > 0
+    assert machine.boot_log is not None
+    assert memo.boot_log_bytes == len(machine.boot_log)

@@ -5,7 +5,6 @@ import msgspec
 import pytest
 
 from keylime.hashes import HashAlgorithm
-from keylime.ima.appraisal import appraise_list
 from keylime.ima.checkpoint import ImaCheckpoint
 from keylime.ima.measurement_list import parse_line, split_lines
 from keylime.ima.memo import EntryMemo
@@ -115,6 +114,7 @@ def test_a_quote_ahead_of_the_list_is_no_match_and_no_finding() -> None:
     assert result.checkpoint == verifier.checkpoint
     assert result.replayed is not None
     assert result.replayed != kernel.pcr
+    assert not result.reached_end
 
 
 def test_a_round_without_news_keeps_the_checkpoint() -> None:
@@ -144,6 +144,28 @@ def test_entries_that_were_ahead_must_be_covered_by_the_next_quote() -> None:
     assert [finding.event_id for finding in second.findings] == ["ima.quote_progress"]
     restarted = verifier.after(first).appraise(forged, quoted, stated=0)
     assert [finding.event_id for finding in restarted.findings] == ["ima.quote_progress"]
+
+
+def test_entries_that_were_ahead_are_covered_when_the_next_quote_reaches_just_the_last_of_them() -> None:
+    kernel = machine(("/a", "1"))
+    quotes = [kernel.pcr]
+    for path in ("/b", "/c"):
+        kernel.run(path, "1")
+        quotes.append(kernel.pcr)
+    verifier = Verifier(policy_for({"/a": "1", "/b": "1"}))
+    first = verifier.appraise(b"".join(line + b"\n" for line in kernel.lines[:2]), quotes[0])
+    assert (first.findings, first.checkpoint.lag) == ((), 1)
+    second = verifier.after(first).appraise(kernel.text(1), quotes[1])
+    assert (second.findings, second.checkpoint.lag) == ((), 1)
+
+
+def test_a_list_that_ends_with_the_quote_shows_nothing_that_needs_more_progress() -> None:
+    kernel = machine(("/a", "1"))
+    forged = kernel.text() + line_of("ima-ng", f"{file_digest('9')} /never-ran") + b"\n"
+    verifier = Verifier(policy_for({"/a": "1"}))
+    first = verifier.appraise(forged, kernel.pcr)
+    assert first.checkpoint.lag == 1
+    assert verifier.after(first).appraise(b"", kernel.pcr).findings == ()
 
 
 @pytest.mark.parametrize("stated", [1, 3, -1, 10**9])
@@ -178,6 +200,29 @@ def test_a_kernel_that_pads_is_recognised_once_and_remembered() -> None:
     assert not changed.pcr_matched
     kernel.run("/b", "2")
     assert verifier.after(first).appraise(kernel.text(1), kernel.pcr).reached_end
+
+
+def test_violations_alone_do_not_tell_how_a_kernel_extends() -> None:
+    kernel = Kernel(HashAlgorithm.SHA384, ExtendMode.PADDED_SHA1)
+    kernel.violate("/a")
+    verifier = Verifier(policy_for({"/b": "2"}), bank=HashAlgorithm.SHA384, ignore_tomtou=True)
+    first = verifier.appraise(kernel.text(), kernel.pcr)
+    assert (first.violations, first.extend_mode, first.checkpoint.extend_mode) == (1, None, None)
+    kernel.run("/b", "2")
+    second = verifier.after(first).appraise(kernel.text(1), kernel.pcr)
+    assert second.extend_mode is ExtendMode.PADDED_SHA1
+    kernel.violate("/a")
+    third = verifier.after(second).appraise(kernel.text(2), kernel.pcr)
+    assert third.checkpoint.extend_mode == "sha1-zero-padded", "what was told once is kept"
+
+
+def test_a_kernel_that_pads_may_list_the_hashes_of_the_bank_all_the_same() -> None:
+    kernel = Kernel(mode=ExtendMode.PADDED_SHA1)
+    kernel.add(line_of("ima-ng", f"{file_digest('1')} /a", column=HashAlgorithm.SHA256))
+    ima: dict[str, object] = {"ignored_keyrings": [], "log_hash_alg": "sha256", "dm_policy": None}
+    result = Verifier(policy_for({"/a": "1"}, ima=ima)).appraise(kernel.text(), kernel.pcr)
+    assert result.reached_end
+    assert result.extend_mode is ExtendMode.PADDED_SHA1
 
 
 def test_the_boot_aggregate_of_the_measured_boot_is_accepted_beside_the_policys() -> None:
@@ -227,22 +272,25 @@ def test_findings_are_bounded_but_counted() -> None:
     assert result.failures == 1500
 
 
-def test_long_lists_are_appraised_in_slices() -> None:
-    kernel = machine(*((f"/file-{number}", "x") for number in range(3500)))
-    policy = policy_for({f"/file-{number}": "x" for number in range(3500)})
-    steps = appraise_list(
-        kernel.text(),
-        bank=kernel.bank,
-        quoted=kernel.pcr,
-        stated_entry=0,
-        policy=policy,
-        tenant_keys=None,
-        boot_aggregates=frozenset(),
-        checkpoint=ImaCheckpoint.fresh(),
-        ignore_tomtou=False,
-        memo=EntryMemo(),
-    )
-    assert len(list(steps)) == 3
+LISTED = {f"/file-{number}": "x" for number in range(3500)}
+
+
+@pytest.mark.parametrize(
+    ("files", "quoted", "pauses"),
+    [
+        (LISTED, None, 3),
+        ({}, None, 3 + 35),  # each of the entries must be judged, which may take a signature check
+        (LISTED, bytes(31) + b"\1", 4 + 4),  # nothing to judge: replayed in both modes
+        ({}, bytes(31) + b"\1", 4 + 4 + 3),  # and searched for lines that no kernel wrote
+    ],
+    ids=["listed", "unlisted", "listed, no match", "unlisted, no match"],
+)
+def test_others_have_their_turn_after_every_thousand_lines_and_every_hundred_judged(
+    files: dict[str, str], quoted: bytes | None, pauses: int
+) -> None:
+    kernel = machine(*LISTED.items())
+    steps = Verifier(policy_for(files)).steps(kernel.text(), kernel.pcr if quoted is None else quoted)
+    assert len(list(steps)) == pauses
 
 
 def test_a_memory_full_of_one_policy_says_nothing_under_another() -> None:

@@ -1,6 +1,13 @@
+import json
+from collections.abc import Callable
+from typing import TypeAlias
+
+import pytest
+
 from keylime.hashes import HashAlgorithm
-from keylime.ima.memo import EntryMemo, ViewKey
+from keylime.ima.memo import MAX_LINE_BYTES, EntryMemo, ViewKey
 from keylime.ima.replay import ExtendMode
+from keylime.policy.runtime import EMPTY_POLICY, RuntimePolicy, parse_runtime_policy
 from tests.evidence import policy_of
 from tests.ima_rounds import Kernel, Verifier
 
@@ -30,9 +37,61 @@ def test_a_list_longer_than_the_memory_is_appraised_all_the_same() -> None:
         assert len(verifier.memo) <= 10
 
 
-def test_very_long_lines_are_not_remembered() -> None:
+Rules: TypeAlias = Callable[[Kernel], RuntimePolicy]
+
+
+def running(files: int) -> Kernel:
     kernel = Kernel()
-    kernel.run("/" + "x" * 5000, "x")
-    verifier = Verifier(policy_of([kernel.text()]))
-    assert verifier.appraise(kernel.text(), kernel.pcr).reached_end
-    assert len(verifier.memo) == 0
+    for number in range(files):
+        kernel.run(f"/file-{number}", "x")
+    return kernel
+
+
+def listing(kernel: Kernel) -> RuntimePolicy:
+    return policy_of([kernel.text()])
+
+
+def excluding(kernel: Kernel) -> RuntimePolicy:
+    return parse_runtime_policy(json.dumps({**json.loads(EMPTY_POLICY), "excludes": ["."]}))
+
+
+@pytest.mark.parametrize("rules", [listing, excluding])
+@pytest.mark.parametrize(("size", "remembered"), [(MAX_LINE_BYTES, 1), (MAX_LINE_BYTES + 1, 0), (6000, 0)])
+def test_longer_lines_than_the_limit_are_not_remembered(rules: Rules, size: int, remembered: int) -> None:
+    kernel = Kernel()
+    kernel.run("/", "x")
+    shortest = len(kernel.lines[0])
+    kernel = Kernel()
+    kernel.run("/" + "x" * (size - shortest), "x")
+    assert len(kernel.lines[0]) == size
+    verifier = Verifier(rules(kernel))
+    assert verifier.appraise(kernel.text(), kernel.pcr).findings == ()
+    assert len(verifier.memo) == remembered
+
+
+@pytest.mark.parametrize("rules", [listing, excluding])
+def test_not_even_for_a_moment_is_more_remembered_than_fits(rules: Rules) -> None:
+    kernel = running(1100)
+    verifier = Verifier(rules(kernel), memo=EntryMemo(capacity=50))
+    held = [len(verifier.memo) for _ in verifier.steps(kernel.text(), kernel.pcr)]
+    assert max(held) == 50
+    assert len(verifier.memo) == 0, "a full memory starts anew"
+
+
+def test_many_policies_share_one_bound() -> None:
+    kernel = running(3)
+    memo = EntryMemo(capacity=10)
+    for number in range(10):
+        rules = policy_of([kernel.text()], excludes=[f"/{number}/"])
+        assert Verifier(rules, memo=memo).appraise(kernel.text(), kernel.pcr).findings == ()
+        assert len(memo) == min(3 * (number + 1), 9)
+
+
+def test_policies_that_were_not_used_for_long_are_forgotten_however_few_lines_they_have() -> None:
+    memo = EntryMemo()
+    views = []
+    for number in range(65):
+        views.append(memo.view(key(str(number))))
+        views[-1].accepted[b"line"] = b""
+        memo.trim()
+    assert [len(view) for view in views] == [0] + 64 * [1]
