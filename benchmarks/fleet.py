@@ -1,14 +1,13 @@
 """A fleet on one verifier: CPU for each attestation, memory and database for each agent, lag, API answers.
 
-The verifier is the real one, in its own process, with SQLite and default options but for the interval. The
-machines are simulated in other processes and send genuine quotes over mutual TLS. All figures are taken from
-outside: CPU and memory from /proc, rounds from machines and database, latencies as a client sees them.
+The verifier is the real one, in processes of its own, with default options but for interval, number of
+workers and database. The machines are simulated in other processes and send genuine quotes over mutual TLS.
+All figures are taken from outside: CPU and memory from /proc, rounds from machines and database, latencies as
+a client sees them.
 """
 
 import argparse
 import asyncio
-import contextlib
-import sqlite3
 import statistics
 import tempfile
 import time
@@ -22,6 +21,7 @@ from rich.table import Table
 
 from benchmarks.rig.machines import FleetReport, policy_of
 from benchmarks.rig.processes import Daemon, free_port
+from benchmarks.rig.stored import Stored, stored_in
 from benchmarks.rig.watched_fleet import Operator, add_all, running_fleet, until
 
 _FILLER_PATHS = 10_000
@@ -41,6 +41,8 @@ class Options:
     ima_lines: int
     growth: int
     processes: int
+    workers: int
+    database: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,22 +54,15 @@ class Result:
     cpu_ms: float
     fleet_cpu_ms: float
     adding_ms: float
-    rss_mb: float
-    rss_kb_per_agent: float
+    memory_mb: float
+    memory_kb_per_agent: float
     database_kb_per_agent: float
     lag_ms: tuple[float, float]
     api_ms: tuple[float, float]
 
     @property
     def kb_per_agent(self) -> float:
-        return self.rss_kb_per_agent + self.database_kb_per_agent
-
-
-def stored_rounds(database: Path) -> int:
-    """How many attestations the verifier has recorded."""
-    with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
-        rounds: int = connection.execute("SELECT sum(attestation_count) FROM agents").fetchone()[0]
-    return rounds
+        return self.memory_kb_per_agent + self.database_kb_per_agent
 
 
 def percentiles_ms(values_s: Sequence[float]) -> tuple[float, float]:
@@ -76,10 +71,11 @@ def percentiles_ms(values_s: Sequence[float]) -> tuple[float, float]:
     return ordered[49] * 1e3, ordered[98] * 1e3
 
 
-async def measure(count: int, options: Options, directory: Path, session: aiohttp.ClientSession) -> Result:
+async def measure(
+    count: int, options: Options, directory: Path, database: Stored, session: aiohttp.ClientSession
+) -> Result:
     """Runs a verifier with `count` agents."""
     port = free_port()
-    database = directory / "cv_data.sqlite"
     daemon = Daemon(
         "keylime_verifier",
         directory / "verifier.log",
@@ -87,6 +83,8 @@ async def measure(count: int, options: Options, directory: Path, session: aiohtt
             "KEYLIME_DIR": str(directory),
             "KEYLIME_VERIFIER_PORT": str(port),
             "KEYLIME_VERIFIER_QUOTE_INTERVAL": str(options.interval_s),
+            "KEYLIME_VERIFIER_DATABASE_URL": database.url,
+            "KEYLIME_VERIFIER_NUM_WORKERS": str(options.workers),
         },
     )
     with daemon:
@@ -104,34 +102,34 @@ async def measure(count: int, options: Options, directory: Path, session: aiohtt
             await operator.add(first, policy_of(max(options.ima_lines, _FILLER_PATHS)))
             await until(fleet, lambda report: report.quotes > 0, 10 + 3 * options.interval_s)
             # What all agents share is there now: the policy, its file in the database, the known IMA lines.
-            empty_kb, database_bytes, started_s = daemon.rss_kb, bytes_of(database), daemon.cpu_s
+            empty_kb, database_bytes, started_s = daemon.memory_kb, database.bytes, daemon.cpu_s
             await add_all(operator, others)
             added_s = daemon.cpu_s - started_s
             limit_s = 30 + 5 * options.interval_s
             await until(fleet, lambda report: report.fewest_rounds >= _SETTLING_ROUNDS, limit_s)
 
-            before, stored_before = fleet.report(), stored_rounds(database)
+            before, stored_before = fleet.report(), database.rounds
             began, cpu_before_s = time.monotonic(), daemon.cpu_s
             await asyncio.sleep(options.seconds)
             steady_s, lasted_s = daemon.cpu_s - cpu_before_s, time.monotonic() - began
             steady = fleet.report()
-            full_kb = daemon.rss_kb
+            full_kb = daemon.memory_kb
 
             api_s = []
             for number in range(_API_CALLS):
                 api_s.append(await operator.show(fleet.identities[number % count]))
                 await asyncio.sleep(_API_PAUSE_S)
             await asyncio.sleep(1.2)  # the last batch is written
-            check(steady, stored_rounds(database) - stored_before)
+            check(steady, database.rounds - stored_before)
             return Result(
                 agents=count,
                 rounds_per_s=steady.quotes / lasted_s,
                 cpu_ms=steady_s / steady.quotes * 1e3,
                 fleet_cpu_ms=(steady.cpu_s - before.cpu_s) / steady.quotes * 1e3,
                 adding_ms=added_s / len(others) * 1e3,
-                rss_mb=full_kb / 1024,
-                rss_kb_per_agent=(full_kb - empty_kb) / len(others),
-                database_kb_per_agent=(bytes_of(database) - database_bytes) / 1024 / len(others),
+                memory_mb=full_kb / 1024,
+                memory_kb_per_agent=(full_kb - empty_kb) / len(others),
+                database_kb_per_agent=(database.bytes - database_bytes) / 1024 / len(others),
                 lag_ms=percentiles_ms([interval - options.interval_s for interval in steady.intervals_s]),
                 api_ms=percentiles_ms(api_s),
             )
@@ -145,18 +143,11 @@ def check(steady: FleetReport, stored: int) -> None:
         raise RuntimeError(f"{steady.quotes} quotes were sent, {stored} passes recorded")
 
 
-def bytes_of(database: Path) -> int:
-    """The tables on disk, without the write-ahead log, whose size follows from the load."""
-    with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
-        pages: int = connection.execute("PRAGMA page_count").fetchone()[0]
-        size: int = connection.execute("PRAGMA page_size").fetchone()[0]
-    return pages * size
-
-
 def render(results: Sequence[Result], options: Options) -> Table:
     growth = f", {options.growth} more in every round" if options.growth else ""
     lines = f"{options.ima_lines} IMA lines{growth}"
-    table = Table(title=f"Verifier, an attestation of each agent every {options.interval_s:g} s, {lines}")
+    shape = f"{options.workers} worker{'s' if options.workers > 1 else ''}, {options.database}"
+    table = Table(title=f"Verifier ({shape}), a round of each agent every {options.interval_s:g} s, {lines}")
     columns = ("agents", *(str(result.agents) for result in results), "budget")
     for number, name in enumerate(columns):
         table.add_column(name, justify="right" if number else "left")
@@ -167,8 +158,8 @@ def render(results: Sequence[Result], options: Options) -> Table:
     row("attestations/s", [f"{result.rounds_per_s:.0f}" for result in results])
     row("CPU per attestation (ms)", [f"{result.cpu_ms:.3f}" for result in results], f"{BUDGET_CPU_MS}")
     row("CPU per added agent (ms)", [f"{result.adding_ms:.1f}" for result in results])
-    row("resident memory (MB)", [f"{result.rss_mb:.0f}" for result in results])
-    row("memory per agent (KB)", [f"{result.rss_kb_per_agent:.1f}" for result in results])
+    row("resident memory (MB)", [f"{result.memory_mb:.0f}" for result in results])
+    row("memory per agent (KB)", [f"{result.memory_kb_per_agent:.1f}" for result in results])
     row("database per agent (KB)", [f"{result.database_kb_per_agent:.1f}" for result in results])
     row("both per agent (KB)", [f"{result.kb_per_agent:.1f}" for result in results], f"{BUDGET_KB}")
     row("lag p50 / p99 (ms)", ["{:.0f} / {:.0f}".format(*result.lag_ms) for result in results])
@@ -190,18 +181,32 @@ def parse_options() -> Options:
     parser.add_argument("--seconds", type=float, default=4.0, help="how long to measure (%(default)s)")
     parser.add_argument("--ima-lines", type=int, default=100, help="lines of each IMA list (%(default)s)")
     parser.add_argument("--growth", type=int, default=0, help="known lines measured anew each round")
+    parser.add_argument("--workers", type=int, default=1, help="num_workers of the verifier (%(default)s)")
+    parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite")
     parser.add_argument("--processes", type=int, default=1, help="processes of machines (%(default)s)")
     given = parser.parse_args()
     sizes = tuple(int(size) for size in given.agents.split(","))
-    return Options(sizes, given.interval, given.seconds, given.ima_lines, given.growth, given.processes)
+    return Options(
+        sizes,
+        given.interval,
+        given.seconds,
+        given.ima_lines,
+        given.growth,
+        given.processes,
+        given.workers,
+        given.database,
+    )
 
 
 async def run(options: Options) -> list[Result]:
     results = []
     for count in options.agents:
-        with tempfile.TemporaryDirectory(prefix="keylime-fleet-") as directory:
+        with (
+            tempfile.TemporaryDirectory(prefix="keylime-fleet-") as directory,
+            stored_in(options.database) as database,
+        ):
             async with aiohttp.ClientSession() as session:
-                results.append(await measure(count, options, Path(directory), session))
+                results.append(await measure(count, options, Path(directory), database, session))
     return results
 
 

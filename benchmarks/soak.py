@@ -44,7 +44,7 @@ async def soak(daemon: Daemon, fleet: Fleet, rounds: int, console: Console) -> T
             table.add_row(
                 f"{done:,}",
                 f"{time.monotonic() - began:.0f}",
-                f"{daemon.rss_kb / 1024:.1f}",
+                f"{daemon.memory_kb / 1024:.1f}",
                 str(descriptors_of(daemon.pid)),
                 f"{spent_s / (done - before) * 1e3:.3f}",
             )

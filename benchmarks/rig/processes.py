@@ -16,16 +16,21 @@ _PROGRAMS = Path(sys.executable).parent
 _START_LIMIT_S = 60.0
 
 
+def family_of(pid: int) -> list[int]:
+    """A process and its worker processes."""
+    return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+
+
 def cpu_s(pid: int) -> float:
     """User and system seconds that all threads of a process have used; the kernel counts in 10 ms."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
 
 
-def rss_kb(pid: int) -> int:
-    """The resident memory of a process."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
+def memory_kb(pid: int) -> int:
+    """The resident memory of a process, what it shares with others counted in part (PSS)."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
             return int(line.split()[1])
     raise RuntimeError(f"process {pid} has no memory")
 
@@ -72,13 +77,13 @@ class Daemon:
 
     @property
     def cpu_s(self) -> float:
-        """CPU seconds since it was started."""
-        return cpu_s(self.pid)
+        """CPU seconds since it was started, those of its workers included."""
+        return sum(map(cpu_s, family_of(self.pid)))
 
     @property
-    def rss_kb(self) -> int:
-        """Resident memory now."""
-        return rss_kb(self.pid)
+    def memory_kb(self) -> int:
+        """Resident memory now, that of its workers included."""
+        return sum(map(memory_kb, family_of(self.pid)))
 
     def wait_for(self, text: str) -> None:
         """Returns when `text` stands in the log. Raises RuntimeError, which shows the log's end."""
