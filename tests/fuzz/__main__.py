@@ -1,14 +1,16 @@
-"""`python -m tests.fuzz TARGET [--seconds N] [--corpus DIR]`: coverage-guided fuzzing of one parser.
+"""`python -m tests.fuzz TARGET ... [--seconds N] [--corpus DIR]`: coverage-guided fuzzing, parser by parser.
 
-The corpus starts from captured evidence. Inputs that fail are written to the corpus directory as crash-* or
-timeout-*; `python -m tests.fuzz TARGET --input FILE` runs one of them again.
+The corpus starts from captured evidence. Inputs that fail are written to the target's directory in the corpus
+as crash-* or timeout-*; `python -m tests.fuzz TARGET --input FILE` runs one of them again.
 """
 
 import argparse
+import os
 import sys
 import tempfile
 from hashlib import sha256
 from pathlib import Path
+from typing import NoReturn
 
 try:
     import atheris
@@ -26,19 +28,36 @@ _MAX_INPUT = 32768
 
 
 def main() -> None:
-    """Runs one target until its time is over; the process ends with an error when an input fails."""
+    """Runs the targets one after another, each for its time; the exit status is 1 when an input failed."""
     arguments = _parse_arguments()
-    target = TARGETS[arguments.target]
     if arguments.input is not None:
-        target.try_one(arguments.input.read_bytes())
+        for name in arguments.targets:
+            TARGETS[name].try_one(arguments.input.read_bytes())
         return
-    corpus = arguments.corpus or Path(tempfile.mkdtemp(prefix=f"keylime-fuzz-{arguments.target}-"))
+    corpus = arguments.corpus or Path(tempfile.mkdtemp(prefix="keylime-fuzz-"))
+    failed = [name for name in arguments.targets if not _succeeds(name, arguments.seconds, corpus / name)]
+    if failed:
+        sys.exit(f"tests.fuzz: failed: {', '.join(failed)} (inputs are in {corpus})")
+
+
+def _succeeds(name: str, seconds: int, corpus: Path) -> bool:
+    # The fuzzer ends its process; in a fork, everything is loaded and instrumented already.
+    sys.stderr.flush()
+    child = os.fork()
+    if child == 0:
+        _fuzz(name, seconds, corpus)
+    _, status = os.waitpid(child, 0)
+    return status == 0
+
+
+def _fuzz(name: str, seconds: int, corpus: Path) -> NoReturn:
+    target = TARGETS[name]
     corpus.mkdir(parents=True, exist_ok=True)
     for seed in target.seeds():
         (corpus / f"seed-{sha256(seed).hexdigest()[:16]}").write_bytes(seed)
     options = [
         sys.argv[0],
-        f"-max_total_time={arguments.seconds}",
+        f"-max_total_time={seconds}",
         f"-timeout={_SECONDS_PER_INPUT}",
         f"-rss_limit_mb={_MEMORY_MIB}",
         f"-max_len={_MAX_INPUT}",
@@ -48,12 +67,14 @@ def main() -> None:
     ]
     atheris.Setup(options, target.try_one)
     atheris.Fuzz()
+    os._exit(0)
 
 
 def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description="Fuzz one parser.")
-    parser.add_argument("target", choices=sorted(TARGETS), metavar="TARGET", help=", ".join(sorted(TARGETS)))
-    parser.add_argument("--seconds", type=int, default=60, help="how long (default 60; 0: without end)")
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description="Fuzz parsers.")
+    names = ", ".join(sorted(TARGETS))
+    parser.add_argument("targets", nargs="+", choices=sorted(TARGETS), metavar="TARGET", help=names)
+    parser.add_argument("--seconds", type=int, default=60, help="for each (default 60; 0: without end)")
     parser.add_argument("--corpus", type=Path, help="where inputs are kept (default: a temporary directory)")
     parser.add_argument("--input", type=Path, help="run this one input instead")
     return parser.parse_args()

@@ -31,7 +31,7 @@ from keylime.messages.envelope import parse_body
 from tests.captures import IMA_KEYS_DIRECTORY, capture, captures, stages
 from tests.evidence import boot_policy, captured_challenge, captured_reply, policy_of, reference
 from tests.fakes.measured_boot import grub_pcrs, policy, reference_state
-from tests.fuzz.target import Target, Targets, of_unknown_version
+from tests.fuzz.target import Target, Targets, of_unknown_version, together
 from tests.ima_rounds import Verifier, values_of
 
 SHA256 = HashAlgorithm.SHA256
@@ -210,8 +210,9 @@ TARGETS: Targets = {
     "file-signature": Target(_file_signature, (), _signature_seeds),
     "ima-key": Target(_key, (UnsuitableKey,), _key_seeds),
     "device-mapper": Target(_device_mapper, (MalformedEvidence,), _device_mapper_seeds),
-    "event-log": Target(_event_log, (MalformedEvidence,), _boot_logs),
-    "boot-appraisal": Target(_boot_appraisal, (), _boot_logs),
+    "event-log": together(
+        Target(_event_log, (MalformedEvidence,), _boot_logs), Target(_boot_appraisal, (), _boot_logs)
+    ),
     "event-data": Target(_event_data, (), _event_data_seeds),
     "quote-reply": Target(_reply, (MalformedMessage,), _reply_seeds),
 }

@@ -32,7 +32,7 @@ from keylime.policy.tpm_policy import TpmPolicy
 from tests.captures import DATA, IMA_KEYS_DIRECTORY, capture
 from tests.evidence import policy_of
 from tests.fakes.measured_boot import grub_pcrs, reference_state
-from tests.fuzz.target import Target, Targets, of_unknown_version, text_of
+from tests.fuzz.target import Target, Targets, of_unknown_version, text_of, together
 
 _KEY = ec.generate_private_key(ec.SECP256R1())
 _PEM = _KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
@@ -167,7 +167,10 @@ _EXCLUDES = (
 )
 
 TARGETS: Targets = {
-    "runtime-policy": Target(_runtime_policy, (PolicyError,), _policy_seeds),
+    "runtime-policy": together(
+        Target(_runtime_policy, (PolicyError,), _policy_seeds),
+        Target(_upgrade, (PolicyError,), _policy_seeds),
+    ),
     "allowlist": Target(
         _allowlist,
         (PolicyError,),
@@ -176,8 +179,10 @@ TARGETS: Targets = {
             b'{"meta": {"version": 5}, "release": 1, "hashes": {"/a": ["' + b"ab" * 32 + b'"]}}\0',
         ),
     ),
-    "policy-upgrade": Target(_upgrade, (PolicyError,), _policy_seeds),
-    "excludes": Target(_excludes, (PolicyError,), lambda: _EXCLUDES),
+    "expressions": together(
+        Target(_excludes, (PolicyError,), lambda: _EXCLUDES),
+        Target(_severity, (ConfigError,), lambda: (rb"ima\..*", b"(")),
+    ),
     "reference-state": Target(
         _reference_state,
         (PolicyError,),
@@ -188,8 +193,10 @@ TARGETS: Targets = {
         (PolicyError,),
         lambda: (b'{"22": ["00", "FF"], "15": "ab", "mask": "0x408000"}', b'{"0": "00"}', b"{}"),
     ),
-    "envelope": Target(_envelope, (PolicyError, CredentialError), _envelope_seeds),
-    "unverified-envelope": Target(_unverified_envelope, (PolicyError, CredentialError), _envelope_seeds),
+    "envelope": together(
+        Target(_envelope, (PolicyError, CredentialError), _envelope_seeds),
+        Target(_unverified_envelope, (PolicyError, CredentialError), _envelope_seeds),
+    ),
     "keyring": Target(_keyring, (PolicyError,), lambda: (_keyring_text().encode(), b"null", b'""')),
     "config": Target(
         _config,
@@ -200,5 +207,4 @@ TARGETS: Targets = {
             b"[a]\n",
         ),
     ),
-    "severity": Target(_severity, (ConfigError,), lambda: (rb"ima\..*", b"(")),
 }

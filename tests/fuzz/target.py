@@ -22,6 +22,16 @@ class Target:
             return
 
 
+def together(*targets: Target) -> Target:
+    """Parsers of the same kind of bytes as one target: what interests one of them, all of them get."""
+
+    def run(data: bytes) -> None:
+        for target in targets:
+            target.try_one(data)
+
+    return Target(run, (), lambda: dict.fromkeys(seed for target in targets for seed in target.seeds()))
+
+
 Targets = Mapping[str, Target]
 
 

@@ -12,7 +12,7 @@ from keylime.tpm.quote import QuoteRejected, encode_quote, parse_quote, verify_q
 from keylime.tpm.signature import SignatureInvalid, parse_signature, verify_signature
 from keylime.tpm.structures import parse_attest
 from tests.captures import AK_LABELS, captured_quotes, captures
-from tests.fuzz.target import Target, Targets, text_of
+from tests.fuzz.target import Target, Targets, text_of, together
 
 _AK = {label: parse_attestation_key(captures()[0].ak_public(label)) for label in AK_LABELS}
 _NONCE = captures()[0].stages[0].nonce.encode()
@@ -92,9 +92,11 @@ TARGETS: Targets = {
     "pcr-blob": Target(
         _pcr_blob, (MalformedEvidence,), lambda: (quote.pcr_blob for quote in captured_quotes())
     ),
-    "attestation-key": Target(_attestation_key, (MalformedEvidence, UnsuitableKey), _ak_seeds),
-    "endorsement-key": Target(_endorsement_key, (MalformedEvidence, UnsuitableKey), _ek_seeds),
-    "device-key": Target(_device_key, (MalformedEvidence, UnsuitableKey), _ak_seeds),
+    "public-area": together(
+        Target(_attestation_key, (MalformedEvidence, UnsuitableKey), _ak_seeds),
+        Target(_endorsement_key, (MalformedEvidence, UnsuitableKey), _ek_seeds),
+        Target(_device_key, (MalformedEvidence, UnsuitableKey), _ak_seeds),
+    ),
     "credential": Target(
         _credential,
         (MalformedEvidence,),

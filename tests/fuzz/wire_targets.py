@@ -23,7 +23,7 @@ from keylime.pki.ek import check_ek_certificate, trust_store
 from keylime.revocation.signing import verify_revocation
 from keylime.tpm.keys import parse_endorsement_key
 from tests.captures import CA_DIRECTORY, DATA, IMA_KEYS_DIRECTORY, captures
-from tests.fuzz.target import Target, Targets, text_of
+from tests.fuzz.target import Target, Targets, text_of, together
 
 _KINDS: tuple[type[msgspec.Struct], ...] = (
     envelope.Envelope,
@@ -146,8 +146,10 @@ TARGETS: Targets = {
     "agent-id": Target(
         _agent_id, (MalformedMessage,), lambda: (b"d432fbb3-d2f1-4a97-9ef7-75bd81c00000", b"host-1.example")
     ),
-    "certificate": Target(_certificate, (MalformedEvidence,), _certificate_seeds),
-    "ek-certificate": Target(_ek_certificate, (), _certificate_seeds),
+    "certificate": together(
+        Target(_certificate, (MalformedEvidence,), _certificate_seeds),
+        Target(_ek_certificate, (), _certificate_seeds),
+    ),
     "pem": Target(
         _pem,
         (MalformedEvidence,),
