@@ -37,6 +37,7 @@ class _Round:
     checkpoint: Checkpoint
     memo: AppraisalMemo
     findings: list[Finding] = field(default_factory=list)
+    doubts: list[Finding] = field(default_factory=list)  # findings unless the agent has a new payload key
     notes: list[str] = field(default_factory=list)
     consumed: set[int] = field(default_factory=set)  # PCRs that a log or a key has explained
 
@@ -90,7 +91,7 @@ def appraise_stepwise(
         return _rejected([finding], checkpoint)
 
     this = _Round(evidence, reference, checkpoint, memo)
-    public_key = _check_public_key(this, quote) if challenge.binds_key else None
+    public_key = _check_public_key(this, quote, challenge) if challenge.binds_key else None
     continuity = _check_continuity(this, quote)
     if _must_start_over(this, continuity):
         return _without_verdict(this, f"the machine {continuity.value}: the whole IMA list is needed")
@@ -103,9 +104,12 @@ def appraise_stepwise(
             return _without_verdict(this, "the IMA list does not reach the quoted PCR 10")
         if ima.replayed is not None:  # a refused start is not a mismatch as well
             this.findings.append(_pcr_mismatch(ima.replayed, quote.pcrs))
+    if this.doubts and not this.findings:
+        reason = "PCR 16 does not vouch for the remembered public key: is there a new one?"
+        return _without_verdict(this, reason)
     if this.findings:
         omitted = 0 if ima is None else ima.failures - len(ima.findings)
-        return _rejected(this.findings, checkpoint, omitted=omitted)
+        return _rejected([*this.doubts, *this.findings], checkpoint, omitted=omitted)
     return Accepted(
         _advance(this, quote, continuity, public_key, ima),
         _quote_facts(evidence, ima),
@@ -135,8 +139,12 @@ def _unaccepted_algorithms(evidence: Evidence, reference: Reference) -> list[Fin
     return [quote_finding(event, text) for event, text in problems]
 
 
-def _check_public_key(this: _Round, quote: VerifiedQuote) -> str | None:
-    """The payload key that PCR 16 of this quote vouches for."""
+def _check_public_key(this: _Round, quote: VerifiedQuote, challenge: Challenge) -> str | None:
+    """The payload key that PCR 16 of this quote vouches for.
+
+    Some agents make a new key at every start. One that was not asked for its key, and sent none, may have
+    done that since the last round: it is asked once.
+    """
     public_key = this.evidence.public_key or this.checkpoint.public_key
     if public_key is None:
         this.findings.append(quote_finding("no_pubkey", "the agent sent no public key and none is known"))
@@ -145,7 +153,9 @@ def _check_public_key(this: _Round, quote: VerifiedQuote) -> str | None:
     expected = data_pcr_value(quote.pcrs.bank, public_key)
     observed = quote.pcrs.values[DATA_PCR]
     if observed != expected:
-        this.findings.append(
+        may_be_new = this.evidence.public_key is None and not challenge.wants_public_key
+        is_first = this.checkpoint.incomplete_rounds < MAX_INCOMPLETE_ROUNDS
+        (this.doubts if may_be_new and is_first else this.findings).append(
             Finding(
                 f"pcr_validation.invalid_pcr_{DATA_PCR}",
                 {"got": observed.hex(), "expected": expected.hex()},
@@ -281,12 +291,17 @@ def _rejected(findings: list[Finding], checkpoint: Checkpoint, *, omitted: int =
 def _without_verdict(this: _Round, reason: str) -> Verdict:
     """No verdict yet, unless something else already speaks against the machine or this happened too often."""
     if this.findings:
-        return _rejected(this.findings, this.checkpoint)
+        return _rejected([*this.doubts, *this.findings], this.checkpoint)
     if this.checkpoint.incomplete_rounds >= MAX_INCOMPLETE_ROUNDS:
         finding = quote_finding("quote_validation", f"no verdict twice in a row: {reason}")
         return _rejected([finding], this.checkpoint)
-    rounds = this.checkpoint.incomplete_rounds + 1
-    return Incomplete(reason, msgspec.structs.replace(this.checkpoint.restarted(), incomplete_rounds=rounds))
+    again = msgspec.structs.replace(
+        this.checkpoint.restarted(),
+        incomplete_rounds=this.checkpoint.incomplete_rounds + 1,
+        # A key in doubt is forgotten, so the next challenge asks for it and an answer without one fails.
+        public_key=None if this.doubts else this.checkpoint.public_key,
+    )
+    return Incomplete(reason, again)
 
 
 def _advance(

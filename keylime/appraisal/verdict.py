@@ -47,7 +47,7 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Incomplete:
-    """The evidence is genuine but does not suffice for a verdict: ask again at once, for the whole list."""
+    """The evidence is genuine but does not suffice: ask again at once, for the key and the whole list."""
 
     reason: str
     checkpoint: Checkpoint

@@ -489,16 +489,53 @@ def test_q29_the_key_explains_the_data_pcr_whatever_the_tpm_policy_says() -> Non
     known = reference(ECDSA.tpm2b_public, tpm_policy=TpmPolicy.from_wire(f'{{"16": "{theirs}"}}'))
     watch = Watch(machine, known)
     watch.accept()
-    assert events(watch.forge(attested=data_pcr(watch, bytes.fromhex(theirs)))) == [
-        "pcr_validation.invalid_pcr_16"
-    ]
+    attested = data_pcr(watch, bytes.fromhex(theirs))
+    assert isinstance(watch.forge(attested=attested), Incomplete), "it may have a new key: it is asked"
+    assert events(watch.forge(attested=attested)) == ["pcr_validation.invalid_pcr_16"]
 
 
 def test_q30_another_public_key_than_the_quote_binds_fails(watch: Watch) -> None:
     assert events(watch.round(pubkey="another key")) == ["pcr_validation.invalid_pcr_16"]
     watch.accept()
     watch.machine.public_key = "a third key, bound but not announced"
-    assert events(watch.round(pubkey=None)) == ["pcr_validation.invalid_pcr_16"]
+    watch.incomplete(pubkey=None)
+    assert events(watch.round(pubkey=None)) == ["qoute_validation.no_pubkey"]
+    assert events(watch.round(pubkey="a fourth")) == ["pcr_validation.invalid_pcr_16"]
+
+
+def test_q30_a_new_key_is_accepted_once_the_agent_was_asked_for_it(watch: Watch) -> None:
+    watch.accept()
+    watch.machine.public_key = "the key of the agent's second start"
+    assert not watch.challenge().wants_public_key
+    watch.incomplete()
+    assert watch.challenge().wants_public_key
+    assert watch.accept().checkpoint.public_key == "the key of the agent's second start"
+
+
+def test_q30_an_agent_that_was_asked_for_its_key_gets_no_second_question(watch: Watch) -> None:
+    watch.accept()
+    watch.machine.public_key = "new"
+    asked = make_challenge(watch.known, watch.checkpoint, new_nonce(), renew_key=True)
+    silent = watch.machine.answer(asked, pubkey=None)
+    assert events(watch.judge(silent, asked)) == ["pcr_validation.invalid_pcr_16"]
+
+
+def test_q30_a_new_key_excuses_nothing_else_that_is_wrong(watch: Watch) -> None:
+    watch.accept()
+    watch.machine.public_key = "new"
+    watch.machine.pcrs[23] = b"\x01" * 32
+    watch.known = replace(watch.known, tpm_policy=TpmPolicy.from_operator('{"23": "00"}'))
+    assert events(watch.round()) == ["pcr_validation.invalid_pcr_16", "pcr_validation.invalid_pcr_23"]
+
+
+def test_q30_new_keys_in_every_round_do_not_put_a_verdict_off_for_ever(watch: Watch) -> None:
+    watch.accept()
+    verdicts = []
+    for number in range(6):
+        watch.machine.public_key = f"key {number}"
+        verdicts.append(type(watch.round(pubkey=None)))
+    assert verdicts[0] is Incomplete
+    assert verdicts[1:] == [Rejected] * 5, "without the key there is nothing to bind"
 
 
 @pytest.mark.parametrize(

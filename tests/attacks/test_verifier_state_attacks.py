@@ -167,9 +167,24 @@ def test_q29_a_pcr_16_that_was_not_reset_is_refused(tmp_path: Path) -> None:
             nonce = agent.questions[-1].nonce
             return {**results, "quote": agent.machine.quote(nonce, 1 << 10, "extended once more")}
 
-        once(agent, requote)
+        agent.answer_quote = lambda results: Response(results=requote(results))
         status = await verifier.until_state(agent, INVALID_QUOTE)
+        asked = [question.partial for question in agent.questions]
+        assert asked[-2:] == ["1", "0"], "asked for its key once, then judged"
         assert status["last_event_id"] == "pcr_validation.invalid_pcr_16"
+
+    scene(tmp_path, act)
+
+
+def test_q30_an_agent_with_a_new_key_is_asked_for_it_and_gets_v_again(tmp_path: Path) -> None:
+    async def act(verifier: RunningVerifier, agent: AttestingAgent) -> None:
+        (first,) = await eventually(lambda: agent.shares)
+        agent.payload_key = payload_key(1)  # as after a restart between two polls
+        shares = await eventually(lambda: agent.shares if len(agent.shares) == 2 else None)
+        assert shares == [first, first], "the same V, encrypted to the new key"
+        status = await verifier.until_passing(agent, rounds=2)
+        assert (status["operational_state"], status["severity_level"]) == (3, None)
+        assert verifier.rows("SELECT * FROM revocations") == []
 
     scene(tmp_path, act)
 

@@ -57,11 +57,21 @@ class Model:
     next_entry: int = 0
     lag: int = 0
     waited: bool = False  # the last round had no verdict
+    key: str | None = None  # the payload key; the next round asks for it when it is not known
     allowed: frozenset[str] = frozenset(GOOD)
     names: list[str] = field(default_factory=list)  # what this boot measured
 
-    def expect(self, now: Session, quoted: int, shown: int) -> type[Verdict]:
+    def expect(self, now: Session, quoted: int, shown: int, key: str) -> type[Verdict]:
         """The verdict on a quote of the first `quoted` entries beside a list of the first `shown`."""
+        if self.key in (None, key):
+            return self._expect_of_lists(now, quoted, shown, key)
+        otherwise = replace(self)._expect_of_lists(now, quoted, shown, key)
+        if self.waited or otherwise is Rejected:
+            return self._rejected()
+        self.key = None
+        return self._no_verdict()
+
+    def _expect_of_lists(self, now: Session, quoted: int, shown: int, key: str) -> type[Verdict]:
         same_boot = self.session == now
         entry = self.next_entry if self.next_entry <= shown else 0
         if self.session is not None and not same_boot and entry:
@@ -74,6 +84,7 @@ class Model:
         if stands_still or not set(self.names[start:quoted]) <= self.allowed:
             return self._rejected()
         self.session, self.next_entry, self.lag, self.waited = now, quoted, shown - quoted, False
+        self.key = key
         return Accepted
 
     def _no_verdict(self) -> type[Verdict]:
@@ -97,6 +108,7 @@ class AgentHistory(RuleBasedStateMachine):
         known: Reference = reference(AK.tpm2b_public, runtime_policy=STRICT)
         self.watch = Watch(SoftwareMachine(ak=AK), known)
         self.recorded: list[QuoteReply] = []
+        self.keys = 0
 
     @initialize()
     def boot(self) -> None:
@@ -124,6 +136,11 @@ class AgentHistory(RuleBasedStateMachine):
     @rule()
     def suspend(self) -> None:
         self.watch.machine.restart_count += 1
+
+    @rule()
+    def restart_the_agent_with_a_new_key(self) -> None:
+        self.keys += 1
+        self.watch.machine.public_key = f"key number {self.keys}"
 
     @rule(boottime=st.integers(0, 2))
     def correct_the_clock(self, boottime: int) -> None:
@@ -159,7 +176,7 @@ class AgentHistory(RuleBasedStateMachine):
         reply = machine.answer(challenge)
         self.recorded.append(reply)
         verdict = self.watch.judge(reply, challenge)
-        expected = self.model.expect(now, quoted, shown)
+        expected = self.model.expect(now, quoted, shown, machine.public_key)
         assert isinstance(verdict, expected), (verdict, expected)
 
     @precondition(lambda self: self.recorded)
@@ -184,6 +201,8 @@ class AgentHistory(RuleBasedStateMachine):
         assert not isinstance(verdict, Accepted)
         if isinstance(verdict, Incomplete):
             assert self.model._no_verdict() is Incomplete
+            if self.model.key != self.watch.machine.public_key:
+                self.model.key = None
         else:
             self.model._rejected()
 
@@ -193,6 +212,7 @@ class AgentHistory(RuleBasedStateMachine):
         assert checkpoint.ima.next_entry == self.model.next_entry
         assert checkpoint.ima.lag == self.model.lag
         assert checkpoint.incomplete_rounds == self.model.waited
+        assert checkpoint.public_key == self.model.key
         challenge = make_challenge(self.watch.known, checkpoint, "nonce", renew_key=False)
         assert challenge.ima_entry == self.model.next_entry
 
