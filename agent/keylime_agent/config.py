@@ -50,7 +50,7 @@ class AgentConfig:
     payload: PayloadOptions
     actions: ActionOptions
     revocation_certificate: Path | None  # None: the payload's
-    zeromq: tuple[str, int] | None
+    publishers: tuple[tuple[str, int], ...]  # of revocations over ZeroMQ
     backoff: Backoff
 
 
@@ -83,7 +83,7 @@ def agent_config(settings: Settings, environ: Mapping[str, str]) -> AgentConfig:
         payload=_payload(settings, has_tls=tls is not None),
         actions=_actions(settings),
         revocation_certificate=directory / certificate if certificate not in ("default", "") else None,
-        zeromq=_zeromq(settings),
+        publishers=_publishers(settings),
         backoff=Backoff(
             settings.integer("exponential_backoff_initial_delay") / 1000,
             settings.integer("exponential_backoff_max_delay") / 1000,
@@ -157,6 +157,7 @@ def _payload(settings: Settings, *, has_tls: bool) -> PayloadOptions:
         script=script,
         measure_pcr=pcr if pcr > 0 else None,
         is_allowed=has_tls or insecure,
+        script_limit_s=settings.number("payload_script_timeout") or None,
     )
 
 
@@ -177,13 +178,14 @@ def _actions(settings: Settings) -> ActionOptions:
     )
 
 
-def _zeromq(settings: Settings) -> tuple[str, int] | None:
+def _publishers(settings: Settings) -> tuple[tuple[str, int], ...]:
     if not settings.flag("enable_revocation_notifications"):
-        return None
-    address = settings.text("revocation_notification_ip")
-    if not address:
+        return ()
+    addresses = settings.items("revocation_notification_ip")
+    if not any(addresses):
         raise ConfigError(
             "[agent] revocation_notification_ip is empty while enable_revocation_notifications is on; "
             "give the verifier's address or switch it off"
         )
-    return address, settings.integer("revocation_notification_port")
+    port = settings.integer("revocation_notification_port")
+    return tuple((address, port) for address in dict.fromkeys(addresses))

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import uuid
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -51,7 +52,7 @@ from keylime_agent.payload import Bootstrap, PayloadWorker
 from keylime_agent.privileges import Account, drop_privileges, target_account
 from keylime_agent.processes import child_environment
 from keylime_agent.registration import Registration
-from keylime_agent.revocation import RevocationHandler
+from keylime_agent.revocation import RevocationHandler, incarnation
 from keylime_agent.tpm_identity import TpmIdentity, load_tpm_identity, save_agent_data
 
 log = logging.getLogger(__name__)
@@ -232,6 +233,14 @@ def _boot_time(keys: TpmIdentity, data_path: Path | None) -> tuple[int, TpmIdent
     return now, replace(keys, data=data)
 
 
+def _boot() -> bytes:
+    """What names this boot of the machine; zeros where the kernel does not tell."""
+    try:
+        return uuid.UUID(_BOOT_ID.read_text().strip()).bytes
+    except (OSError, ValueError):
+        return bytes(16)
+
+
 class Agent:
     """The running agent: its listener and its workers."""
 
@@ -250,9 +259,16 @@ class Agent:
         unzipped = prepared.secure.path / "unzipped"
         runner = ActionRunner(environment, self._config.work_dir, unzipped, self._config.actions)
         certificate = self._config.revocation_certificate or unzipped / "RevocationNotifier-cert.crt"
+        who_am_i = partial(incarnation, machine.agent_id, unzipped, _boot())
         handled = HandledRevocations(self._config.work_dir / "handled_revocations")
-        self._revocations = RevocationHandler(certificate, runner.run_all, handled)
-        self._payloads = PayloadWorker(environment, prepared.secure.path, self._config.payload, self._measure)
+        self._revocations = RevocationHandler(certificate, runner.run_all, who_am_i, handled)
+        self._payloads = PayloadWorker(
+            environment,
+            prepared.secure.path,
+            self._config.payload,
+            self._measure,
+            self._revocations.certificate_arrived,
+        )
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop`. Raises RegistrationRefused, and ConfigError when the port cannot be had."""
@@ -289,12 +305,12 @@ class Agent:
             Supervised("payload worker", self._payloads.run),
             Supervised("revocation worker", self._revocations.run),
         ]
-        if self._config.zeromq is not None:
-            address = endpoint(*self._config.zeromq)
-            subscriber = RevocationSubscriber([address])
+        if self._config.publishers:
+            addresses = [endpoint(*publisher) for publisher in self._config.publishers]
+            subscriber = RevocationSubscriber(addresses)
             stack.callback(subscriber.close)
             workers.append(Supervised("revocation listener", partial(self._revocations.listen, subscriber)))
-            log.info("waiting for revocation messages from %s", address)
+            log.info("waiting for revocation messages from %s", ", ".join(addresses))
         for number, worker in enumerate(workers):
             self._health.add(f"worker {number}", worker.problem, vital=True)
         return workers

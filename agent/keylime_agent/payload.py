@@ -19,13 +19,12 @@ from keylime_agent.processes import run_program
 
 log = logging.getLogger(__name__)
 
-SCRIPT_LIMIT_S = 600.0
 _REMEMBERED = 64
 
 
 @dataclass(frozen=True, slots=True)
 class PayloadOptions:
-    """What the operator chose. `script` is "" for none; `measure_pcr` is None for none."""
+    """What the operator chose. `script` is "" for none; `measure_pcr`, `script_limit_s` are None for none."""
 
     key_file: str
     payload_file: str
@@ -33,6 +32,7 @@ class PayloadOptions:
     script: str
     measure_pcr: int | None
     is_allowed: bool  # not without mutual TLS, unless the operator insists
+    script_limit_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +93,14 @@ class PayloadWorker:
         secure_dir: Path,
         options: PayloadOptions,
         measure: Callable[[int, bytes], Awaitable[None]],
-        *,
-        script_limit_s: float = SCRIPT_LIMIT_S,
+        on_installed: Callable[[], None],
     ) -> None:
+        """`on_installed` is called when the files of a payload are in place, before its script runs."""
         self._environment = environment
         self._directory = secure_dir / "unzipped"
         self._options = options
         self._measure = measure
-        self._limit_s = script_limit_s
+        self._on_installed = on_installed
         self._queue: asyncio.Queue[DerivedKey] = asyncio.Queue()
 
     def deliver(self, derived: DerivedKey) -> None:
@@ -132,6 +132,7 @@ class PayloadWorker:
     async def _process(self, derived: DerivedKey) -> None:
         installed = await asyncio.to_thread(install_payload, derived, self._directory, self._options)
         log.info("payload installed in %s", installed.directory)
+        self._on_installed()
         if self._options.measure_pcr is not None:
             await self._measure(self._options.measure_pcr, derived.k + (derived.payload or "").encode())
         if installed.script is None:
@@ -141,7 +142,7 @@ class PayloadWorker:
             (str(installed.script),),
             directory=installed.directory,
             environment=self._environment,
-            limit_s=self._limit_s,
+            limit_s=self._options.script_limit_s,
             on_line=lambda stream, line: log.info("Payload script %s: %s", stream, line),
         )
         report = log.info if outcome.is_success else log.warning

@@ -65,13 +65,13 @@ async def run_program(
     *,
     directory: Path,
     environment: Mapping[str, str],
-    limit_s: float,
+    limit_s: float | None,
     on_line: Callable[[str, str], None],
 ) -> Outcome:
     """Run `command` to its end; `on_line` gets "stdout" or "stderr" and each line of output. Raises OSError.
 
-    A script without `#!` is run by the shell. When the limit is reached, or the caller is cancelled, the
-    whole session of the program is killed.
+    A script without `#!` is run by the shell. When the limit is reached (None: there is none), or the caller
+    is cancelled, the whole session of the program is killed.
     """
     process = await _start(command, directory, environment)
     readers = [

@@ -5,48 +5,82 @@ They arrive by REST and by ZeroMQ; both end in one queue.
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from keylime.errors import CredentialError
 from keylime.messages.revocation import SignedRevocation
+from keylime.pki.certificates import parse_certificate
 from keylime.revocation.channel import RevocationSubscriber
 from keylime.revocation.message import compact_document, delivery_key
 from keylime.revocation.signing import verify_revocation
 from keylime_agent.handled_revocations import HandledRevocations
+from keylime_agent.revocation_rules import Decision, Incarnation, decide
 
 log = logging.getLogger(__name__)
 
-_MAX_WAITING = 256
+_MAX_QUEUED = 256
+# Messages of a channel that wait for a payload with the certificate, and the longest of them in bytes.
+# Channels are kept apart, because REST is for clients with a certificate and ZeroMQ is for anybody.
+_MAX_KEPT = 64
+_MAX_KEPT_SIZE = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrival:
+    """A message as it came, nothing in it verified; `at` is in seconds since the epoch."""
+
+    signed: SignedRevocation
+    channel: str
+    at: float
 
 
 class RevocationHandler:
-    """Verifies messages with the certificate of the payload, and has the actions of each run once."""
+    """Verifies messages with the certificate of the payload, and has the actions of each run once.
+
+    What comes before the certificate waits for it: see `certificate_arrived`.
+    """
 
     def __init__(
         self,
         certificate: Path,
         act: Callable[[bytes], Awaitable[None]],
+        who_am_i: Callable[[], Incarnation],
         handled: HandledRevocations | None = None,
     ) -> None:
+        """`who_am_i` is asked for each message, for payloads come and go."""
         self._certificate = certificate
         self._act = act
-        self._queue: asyncio.Queue[tuple[SignedRevocation, str]] = asyncio.Queue(_MAX_WAITING)
+        self._who_am_i = who_am_i
+        self._queue: asyncio.Queue[_Arrival] = asyncio.Queue(_MAX_QUEUED)
+        self._kept: dict[str, dict[SignedRevocation, _Arrival]] = {}
         self._handled = handled or HandledRevocations()
 
     def receive(self, signed: SignedRevocation, channel: str = "REST") -> None:
         """Queue a message that nothing is known of yet; `channel` is for the log."""
         try:
-            self._queue.put_nowait((signed, channel))
+            self._queue.put_nowait(_Arrival(signed, channel, time.time()))
         except asyncio.QueueFull:
-            log.warning("revocation message dropped: %d are waiting", _MAX_WAITING)
+            log.warning("revocation message dropped: %d are waiting", _MAX_QUEUED)
+
+    def certificate_arrived(self) -> None:
+        """Look again at what came before there was a certificate to verify it with."""
+        arrivals = [arrival for kept in self._kept.values() for arrival in kept.values()]
+        self._kept.clear()
+        for arrival in arrivals:
+            if self._queue.full():
+                self._keep(arrival)
+            else:
+                self._queue.put_nowait(arrival)
 
     async def run(self) -> None:
         """Work for ever."""
         while True:
-            signed, channel = await self._queue.get()
+            arrival = await self._queue.get()
             try:
-                await self._handle(signed, channel)
+                await self._handle(arrival)
             except Exception:
                 log.exception("revocation message could not be processed")
             finally:
@@ -61,31 +95,36 @@ class RevocationHandler:
         async for signed in subscriber:
             self.receive(signed, "ZeroMQ")
 
-    async def _handle(self, signed: SignedRevocation, channel: str) -> None:
+    async def _handle(self, arrival: _Arrival) -> None:
+        channel = arrival.channel
         try:
             certificate = await asyncio.to_thread(self._certificate.read_bytes)
         except OSError as error:
+            waits = (
+                "it waits for a payload" if self._keep(arrival) else "too much waits for a payload already"
+            )
             log.warning(
-                "revocation message ignored (over %s): its certificate %s cannot be read (%s); "
-                "it comes with a payload",
+                "revocation message cannot be verified (over %s), %s: its certificate %s cannot be read (%s)",
                 channel,
+                waits,
                 self._certificate,
                 error.strerror,
             )
             return
         try:
-            message = verify_revocation(signed, certificate)
+            message = verify_revocation(arrival.signed, certificate)
         except CredentialError as error:
             log.warning("revocation message ignored (over %s): %s", channel, error)
             return
-        key = delivery_key(signed)
-        if key in self._handled:
+        key, me = delivery_key(arrival.signed), await asyncio.to_thread(self._who_am_i)
+        decision = decide(message, self._handled.get(key), me, arrival.at)
+        if decision is not Decision.ACT:
             log.info(
-                "revocation message about agent %s over %s was handled before", message.agent_id, channel
+                "revocation message about agent %s over %s %s", message.agent_id, channel, decision.value
             )
             return
         # Before the actions: one that reboots the machine must not meet its message again.
-        await asyncio.to_thread(self._handled.add, key)
+        await asyncio.to_thread(self._handled.add, key, int(arrival.at), me.boot)
         log.info(
             "revocation message about agent %s (%s) over %s, event %s",
             message.agent_id,
@@ -94,3 +133,21 @@ class RevocationHandler:
             message.event_id,
         )
         await self._act(compact_document(message))
+
+    def _keep(self, arrival: _Arrival) -> bool:
+        """Whether the message waits now; one that came twice waits once."""
+        kept = self._kept.setdefault(arrival.channel, {})
+        is_known = arrival.signed in kept
+        if not is_known and (len(kept) >= _MAX_KEPT or len(arrival.signed.msg) > _MAX_KEPT_SIZE):
+            return False
+        kept.setdefault(arrival.signed, arrival)
+        return True
+
+
+def incarnation(agent_id: str, payload: Path, boot: bytes) -> Incarnation:
+    """The agent `agent_id` with the certificate in its payload, if there is one that can be read."""
+    try:
+        serial = parse_certificate((payload / f"{agent_id}-cert.crt").read_bytes()).serial_number
+    except (OSError, CredentialError):
+        return Incarnation(agent_id, None, boot)
+    return Incarnation(agent_id, serial, boot)

@@ -148,6 +148,18 @@ def work_dir(environ: Mapping[str, str]) -> Path:
     return Path(environ.get("KEYLIME_DIR") or _DEFAULT_WORK_DIR).absolute()
 
 
+def path_below(base: Path, settings: Settings, option: str) -> Path:
+    """The path in `option`, from the working directory `base` where it is relative.
+
+    One left at a default in the usual working directory is in `base`, wherever that is.
+    """
+    path = Path(settings.text(option))
+    default = TABLES[settings.component].by_key()[settings.component, option].default
+    if str(path) == default and path.is_relative_to(_DEFAULT_WORK_DIR):
+        path = path.relative_to(_DEFAULT_WORK_DIR)
+    return base / path
+
+
 def is_test_mode(environ: Mapping[str, str]) -> bool:
     """Whether KEYLIME_TEST is on. Raises ConfigError when it is neither on nor off."""
     try:

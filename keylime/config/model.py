@@ -23,6 +23,7 @@ class Kind(Enum):
     LIST = "list"
     MAPPINGS = "list of mappings"
     ADDRESS = "address"
+    ADDRESSES = "list of addresses"
     PATH = "path"
     SECRET = "secret"  # noqa: S105  the name of a kind
 
@@ -31,9 +32,9 @@ class Kind(Enum):
 class Option:
     """One line of a component's table.
 
-    `choices` bound a text, or each element of a list. `empty_allowed` matters to addresses only. An `ignored`
-    option is known from existing files and has no effect here. `former` are (section, name) pairs under which
-    older files have the same option; they are read with a warning.
+    `choices` bound a text, or each element of a list. An `ignored` option is known from existing files and
+    has no effect here. `former` are (section, name) pairs under which older files have the same option; they
+    are read with a warning.
     """
 
     section: str
@@ -44,7 +45,6 @@ class Option:
     minimum: float | None = None
     maximum: float | None = None
     choices: tuple[str, ...] = ()
-    empty_allowed: bool = False
     ignored: bool = False
     former: tuple[tuple[str, str], ...] = ()
 

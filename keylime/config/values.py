@@ -38,7 +38,9 @@ def parse_value(option: Option, text: str) -> DefaultValue:
         case Kind.MAPPINGS:
             return _mappings(text)
         case Kind.ADDRESS:
-            return _address(option, text)
+            return _address(text)
+        case Kind.ADDRESSES:
+            return tuple(_address(element) for element in _elements(text))
         case Kind.TEXT | Kind.PATH | Kind.SECRET:
             return _one_of(option, text)
 
@@ -127,9 +129,7 @@ def _mapping(element: object, expected: str) -> Mapping[str, str]:
     return dict(element)
 
 
-def _address(option: Option, text: str) -> str:
-    if not text and option.empty_allowed:
-        return text
+def _address(text: str) -> str:
     try:
         ipaddress.ip_address(text)
     except ValueError:

@@ -9,6 +9,7 @@ from enum import StrEnum
 import msgspec
 
 from keylime.appraisal.findings import Finding
+from keylime.errors import MalformedMessage
 from keylime.messages.revocation import RevocationMessage, SignedRevocation
 
 
@@ -57,6 +58,21 @@ def compact_document(message: RevocationMessage) -> bytes:
     Shell actions in the field look for texts such as `"type":"revocation"`.
     """
     return msgspec.json.encode(message, order="sorted")
+
+
+class _Metadata(msgspec.Struct, frozen=True):
+    cert_serial: int | None = None
+
+
+def certificate_serial(meta_data: str) -> int | None:
+    """The serial number of the certificate that an agent was enrolled with; None without one.
+
+    Raises MalformedMessage when `meta_data` is something else than what a tenant gives.
+    """
+    try:
+        return msgspec.json.decode(meta_data, type=_Metadata).cert_serial
+    except (msgspec.DecodeError, UnicodeEncodeError) as error:
+        raise MalformedMessage(f"metadata: {error}") from error
 
 
 def delivery_key(signed: SignedRevocation) -> bytes:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sqlalchemy.engine import URL
 
-from keylime.config.loader import Settings, load_settings, work_dir
+from keylime.config.loader import Settings, load_settings, path_below, work_dir
 from keylime.database.engine import PoolSize, parse_database_url
 from keylime.pki.ca_settings import CaSettings, ca_settings
 from keylime.pki.tls import TlsFiles, resolve_tls_files
@@ -64,7 +64,7 @@ def load_config(environ: Mapping[str, str]) -> RegistrarConfig:
         max_upload=settings.integer("max_upload_size"),
         tpm_identity=_TPM_IDENTITIES[settings.text("tpm_identity")],
         malformed_cert_action=settings.text("malformed_cert_action"),
-        certificate_store=base / tenant.text("tpm_cert_store"),
+        certificate_store=path_below(base, tenant, "tpm_cert_store"),
         settings=settings,
         warnings=(*settings.warnings, *ca.warnings, *tls.warnings),
     )

@@ -12,16 +12,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import msgspec
 from cryptography import x509
 
-from keylime.errors import CredentialError, KeylimeError
+from keylime.errors import CredentialError, KeylimeError, MalformedMessage
 from keylime.messages.revocation import RevocationMessage, SignedRevocation
 from keylime.pki.authority import Authority
 from keylime.pki.certificates import parse_certificate
 from keylime.pki.files import read_service_file
 from keylime.revocation.channel import RevocationSubscriber
-from keylime.revocation.message import RevocationKind
+from keylime.revocation.message import RevocationKind, certificate_serial
 from keylime.revocation.signing import verify_revocation
 from keylime_tenant.crl_server import CRL_FILE, crl_server
 
@@ -41,10 +40,6 @@ class ListenOptions:
     crl_port: int
 
 
-class _Metadata(msgspec.Struct, frozen=True):
-    cert_serial: int | None = None
-
-
 def serial_to_revoke(message: RevocationMessage, protected: frozenset[int]) -> int | None:
     """The serial number of the certificate that goes with a rejected machine; None when there is none.
 
@@ -54,9 +49,9 @@ def serial_to_revoke(message: RevocationMessage, protected: frozenset[int]) -> i
     if message.type != RevocationKind.REVOCATION:
         return None
     try:
-        serial = msgspec.json.decode(message.meta_data, type=_Metadata).cert_serial
-    except (msgspec.DecodeError, UnicodeEncodeError) as error:
-        raise CredentialError(f"the metadata of agent {message.agent_id}: {error}") from error
+        serial = certificate_serial(message.meta_data)
+    except MalformedMessage as error:
+        raise CredentialError(f"agent {message.agent_id}: {error}") from error
     if serial is None:
         return None
     if serial < 1 or serial.bit_length() > _MAX_SERIAL_BITS or serial in protected:

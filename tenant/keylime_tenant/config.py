@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from keylime.config.loader import Settings, load_settings, work_dir
+from keylime.config.loader import Settings, load_settings, path_below, work_dir
 from keylime.errors import ConfigError
 from keylime_tenant.arguments import Arguments
 
@@ -103,7 +103,7 @@ def tenant_config(settings: Settings, arguments: Arguments, environ: Mapping[str
         max_payload_size=settings.integer("max_payload_size"),
         ek=EkRules(
             require_certificate=settings.flag("require_ek_cert"),
-            certificate_store=directory / settings.text("tpm_cert_store"),
+            certificate_store=path_below(directory, settings, "tpm_cert_store"),
             script=settings.text("ek_check_script"),
         ),
         mb_refstate=settings.text("mb_refstate"),

@@ -21,12 +21,14 @@ from keylime_tenant.arguments import (
     unknown_command,
 )
 from keylime_tenant.authorities import authority_directory, load_ca_settings, open_or_create
+from keylime_tenant.certificate_revocation import CertificateRevocation
 from keylime_tenant.client import AgentClient, Registrar, Verifier
 from keylime_tenant.commands import COMMANDS, Command
 from keylime_tenant.config import Address, TenantConfig, load_tenant_settings, tenant_config
 from keylime_tenant.documents import read_documents
 from keylime_tenant.ek_check import EkCheck
 from keylime_tenant.enrolment import Candidate
+from keylime_tenant.passwords import has_terminal, keystore_password
 from keylime_tenant.payload import Delivery, prepare_delivery
 from keylime_tenant.render import Output
 from keylime_tenant.session import Session
@@ -134,9 +136,17 @@ def _session(
     connections: _Connections,
     environ: Mapping[str, str],
 ) -> Session:
+    directory = authority_directory(arguments.ca_dir, environ)
+
     def open_authority() -> Authority:
-        directory = authority_directory(arguments.ca_dir, environ)
         return open_or_create(directory, load_ca_settings(environ), output.info)
+
+    def open_existing() -> Authority:
+        settings = load_ca_settings(environ)
+        # Nobody is asked for the password of an authority that was not mentioned.
+        may_ask = arguments.ca_dir is not None and has_terminal()
+        password = keystore_password(settings.password, is_terminal=lambda: may_ask)
+        return Authority.open(directory, password, settings.subject)
 
     def deliver(agent: AgentId) -> Delivery:
         return prepare_delivery(
@@ -154,6 +164,7 @@ def _session(
         connect_agent=connections.agent,
         read_policies=lambda: read_documents(arguments, config, connections.services),
         prepare_delivery=deliver,
+        certificates=CertificateRevocation(directory, open_existing, output),
         check_ek=EkCheck(config.ek, config.work_dir, environ),
         sleep=asyncio.sleep,
     )

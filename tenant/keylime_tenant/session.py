@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from keylime.identifiers import AgentId
 from keylime_tenant.arguments import Arguments
+from keylime_tenant.certificate_revocation import CertificateRevocation
 from keylime_tenant.client import AgentClient, Registrar, Verifier
 from keylime_tenant.config import Address, TenantConfig
 from keylime_tenant.ek_check import EkCheck
@@ -28,6 +29,7 @@ class Session:
     connect_agent: Callable[[Candidate], AgentClient]
     read_policies: Callable[[], Awaitable[PolicyDocuments]]
     prepare_delivery: Callable[[AgentId], Delivery]
+    certificates: CertificateRevocation
     check_ek: EkCheck
     sleep: Callable[[float], Awaitable[None]]
 

@@ -6,6 +6,7 @@ import logging
 import stat
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -27,9 +28,12 @@ from keylime.revocation.signing import sign_revocation
 from keylime_agent.payload import Bootstrap, PayloadOptions, PayloadWorker, install_payload
 from keylime_agent.processes import child_environment
 from keylime_agent.revocation import RevocationHandler
+from keylime_agent.revocation_rules import Incarnation
 
 AGENT_ID = "d432fbb3-d2f1-4a97-9ef7-75bd81c00000"
-OPTIONS = PayloadOptions("derived_tci_key", "decrypted_payload", True, "autorun.sh", None, is_allowed=True)
+OPTIONS = PayloadOptions(
+    "derived_tci_key", "decrypted_payload", True, "autorun.sh", None, is_allowed=True, script_limit_s=10
+)
 
 
 @pytest.fixture(scope="module")
@@ -213,22 +217,23 @@ def test_only_the_script_with_the_fixed_name_runs_and_only_from_an_archive(unzip
     assert install_payload(derived(nested), unzipped, OPTIONS).script is None
 
 
-def work(tmp_path: Path, payload: DerivedKey, options: PayloadOptions = OPTIONS, limit_s: float = 10) -> None:
-    """Let a worker process one payload."""
+def work(tmp_path: Path, payload: DerivedKey, options: PayloadOptions = OPTIONS) -> list[str]:
+    """Let a worker process one payload; whether it said that one is installed."""
+    installed: list[str] = []
 
     async def measure(_pcr: int, _data: bytes) -> None:
         raise AssertionError("nobody asked to measure")
 
     async def scenario() -> None:
-        worker = PayloadWorker(
-            child_environment(AGENT_ID, tmp_path), tmp_path, options, measure, script_limit_s=limit_s
-        )
+        environment = child_environment(AGENT_ID, tmp_path)
+        worker = PayloadWorker(environment, tmp_path, options, measure, lambda: installed.append("installed"))
         task = asyncio.create_task(worker.run())
         worker.deliver(payload)
         await worker.settled()
         task.cancel()
 
     asyncio.run(scenario())
+    return installed
 
 
 def test_a_script_does_not_inherit_the_agents_environment(
@@ -247,26 +252,16 @@ def test_an_endless_script_is_stopped_with_its_children(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     script = b"sleep 60 & echo $! > ../child; sleep 60\n"
-    work(tmp_path, derived(pack_archive({"autorun.sh": script})), limit_s=0.3)
+    limited = replace(OPTIONS, script_limit_s=0.3)
+    assert work(tmp_path, derived(pack_archive({"autorun.sh": script})), limited) == ["installed"]
     assert "payload script autorun.sh: stopped at its time limit" in caplog.text
     child = Path("/proc") / (tmp_path / "child").read_text().strip() / "stat"
     assert not child.exists() or child.read_text().split()[2] == "Z"
 
 
 def test_without_mutual_tls_no_payload_is_processed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    options = PayloadOptions("k", "p", True, "autorun.sh", None, is_allowed=False)
-
-    async def measure(_pcr: int, _data: bytes) -> None:
-        return
-
-    async def scenario() -> None:
-        worker = PayloadWorker(child_environment(AGENT_ID, tmp_path), tmp_path, options, measure)
-        worker.deliver(derived(pack_archive({"autorun.sh": b"touch ../done\n"})))
-        task = asyncio.create_task(worker.run())
-        await worker.settled()
-        task.cancel()
-
-    asyncio.run(scenario())
+    script = derived(pack_archive({"autorun.sh": b"touch ../done\n"}))
+    assert work(tmp_path, script, replace(OPTIONS, is_allowed=False)) == []
     assert "payload ignored" in caplog.text
     assert list(tmp_path.iterdir()) == []
 
@@ -304,7 +299,8 @@ def acted_upon(certificate_path: Path, messages: list[SignedRevocation]) -> list
         documents.append(document)
 
     async def scenario() -> None:
-        handler = RevocationHandler(certificate_path, act)
+        me = Incarnation(AGENT_ID, None, bytes(16))
+        handler = RevocationHandler(certificate_path, act, lambda: me)
         for message in messages:
             handler.receive(message)
         task = asyncio.create_task(handler.run())

@@ -20,6 +20,7 @@ from keylime.messages.revocation import SignedRevocation
 from keylime.revocation.channel import RevocationSubscriber, endpoint
 from keylime_agent.actions import ActionOptions, ActionRunner
 from keylime_agent.revocation import RevocationHandler
+from keylime_agent.revocation_rules import Incarnation
 from tests.fakes.attesting_agent import AttestingAgent
 from tests.fakes.revocation_certificate import notifier_certificate
 from tests.fakes.running_verifier import (
@@ -497,7 +498,8 @@ def test_the_actions_of_any_list_run_once_in_order_soon_after_the_verdict(
     runner = ActionRunner(environment, home, unzipped, ActionOptions((), tmp_path / "none", True))
 
     async def act(_v: RunningVerifier, failed: AttestingAgent, other: AttestingAgent) -> None:
-        handler = RevocationHandler(home / "notifier.crt", runner.run_all)
+        me = Incarnation("agent-2", None, bytes(16))
+        handler = RevocationHandler(home / "notifier.crt", runner.run_all, lambda: me)
         task = asyncio.create_task(handler.run())
         other.revocations = _Forwarding(handler)
         answered: list[float] = []

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import trustme
+from cryptography import x509
 
 from keylime.payload.bundle import decrypt_payload
 from tests.captures import CA_DIRECTORY, capture
@@ -236,6 +237,86 @@ def test_delete_waits_until_the_verifier_has_let_go(lab: Lab) -> None:
     done = succeeded(lab.run("-c", "delete", "-u", AGENT))
     assert f"Agent {AGENT} deleted from the CV" in done.stdout
     assert lab.verifier.agents == {}
+
+
+def revoked(lab: Lab) -> set[int]:
+    """The serial numbers on the list of the tenant's CA."""
+    crl = x509.load_der_x509_crl((lab.work_dir / "ca" / "cacrl.der").read_bytes())
+    return {entry.serial_number for entry in crl}
+
+
+def serial_in_payload(lab: Lab) -> int:
+    """The serial number of the certificate in the payload that the agent was sent."""
+    assert lab.agent.key is not None
+    assert lab.agent.payload is not None
+    with zipfile.ZipFile(io.BytesIO(decrypt_payload(lab.agent.key, lab.agent.payload))) as package:
+        return x509.load_pem_x509_certificate(package.read(f"{AGENT}-cert.crt")).serial_number
+
+
+def receiving(lab: Lab) -> Lab:
+    """The verifier gives V to the agent as soon as it is added, and shows the metadata it was given."""
+
+    def on_add(agent: str, body: dict[str, Any]) -> None:
+        lab.agent.receive_v(base64.b64decode(body["v"]))
+        lab.verifier.agents[agent]["meta_data"] = body["metadata"]
+
+    lab.verifier.on_add = on_add
+    return lab
+
+
+def test_delete_revokes_the_certificate_and_the_next_add_makes_a_new_one(lab: Lab) -> None:
+    receiving(lab)
+    succeeded(lab.run("-u", AGENT, "--cert", "default"))
+    first = serial_in_payload(lab)
+    assert revoked(lab) == set()
+    done = succeeded(lab.run("-c", "delete", "-u", AGENT))
+    assert f"Certificate {first} of agent {AGENT} is revoked" in done.stdout
+    assert revoked(lab) == {first}
+    succeeded(lab.run("-u", AGENT, "--cert", "default"))
+    assert serial_in_payload(lab) not in (first, 0)
+    assert revoked(lab) == {first}
+
+
+@pytest.mark.parametrize(("state", "is_renewed"), [(3, False), (7, True), (9, True)])
+def test_update_gives_a_new_certificate_to_an_agent_that_was_rejected(
+    lab: Lab, state: int, is_renewed: bool
+) -> None:
+    receiving(lab)
+    succeeded(lab.run("-u", AGENT, "--cert", "default"))
+    first = serial_in_payload(lab)
+    lab.verifier.agents[AGENT]["operational_state"] = state
+    succeeded(lab.run("-c", "update", "-u", AGENT, "--cert", "default"))
+    assert (serial_in_payload(lab) != first) is is_renewed
+    assert revoked(lab) == ({first} if is_renewed else set())
+
+
+def test_delete_revokes_no_certificate_but_the_agents(lab: Lab) -> None:
+    """Serial numbers are an authority's own: the same one may be another machine's in another CA."""
+    receiving(lab)
+    succeeded(lab.run("-u", AGENT, "--cert", "default"))
+    lab.verifier.agents[AGENT]["meta_data"] = '{"cert_serial": 77}'
+    done = succeeded(lab.run("-c", "delete", "-u", AGENT))
+    assert "Certificate 77 of agent node1 is not revoked: the CA in" in done.stdout
+    assert revoked(lab) == set()
+
+
+@pytest.mark.parametrize(
+    ("environ", "reason"),
+    [
+        ({"KEYLIME_CA_PASSWORD": "default"}, "no terminal to ask on"),
+        ({"KEYLIME_CA_PASSWORD": "wrong"}, "password"),
+    ],
+)
+def test_delete_succeeds_although_the_certificate_cannot_be_revoked(
+    lab: Lab, environ: dict[str, str], reason: str
+) -> None:
+    receiving(lab)
+    succeeded(lab.run("-u", AGENT, "--cert", "default"))
+    done = succeeded(lab.run("-c", "delete", "-u", AGENT, **environ))
+    assert lab.verifier.agents == {}
+    (warning,) = [line for line in done.stdout.splitlines() if "is not revoked" in line]
+    assert reason in warning
+    assert "keylime_ca -c revoke -n node1" in warning
 
 
 def test_deleting_an_absent_agent_succeeds(lab: Lab) -> None:

@@ -110,10 +110,9 @@ AGENT = ComponentTable(
         ),
         _agent(
             "revocation_notification_ip",
-            Kind.ADDRESS,
-            "127.0.0.1",
-            "Address of the ZeroMQ publisher: the verifier's.",
-            empty_allowed=True,
+            Kind.ADDRESSES,
+            ("127.0.0.1",),
+            "Address of the ZeroMQ publisher, the verifier's; of several verifiers, a list.",
         ),
         _agent(
             "revocation_notification_port",
@@ -150,6 +149,14 @@ AGENT = ComponentTable(
             Kind.TEXT,
             "autorun.sh",
             "Script of the payload that runs once it is unpacked; empty means none.",
+        ),
+        _agent(
+            "payload_script_timeout",
+            Kind.NUMBER,
+            600.0,
+            "Seconds after which payload_script is ended with all that it started; 0 means never. No later "
+            "payload is installed while it runs.",
+            minimum=0,
         ),
         _agent(
             "enable_insecure_payload",

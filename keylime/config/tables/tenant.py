@@ -28,7 +28,8 @@ TENANT = ComponentTable(
             "tpm_cert_store",
             Kind.PATH,
             "/var/lib/keylime/tpm_cert_store",
-            "Directory with the certificates of trusted TPM makers (PEM or DER).",
+            "Directory with the certificates of trusted TPM makers (PEM or DER). This default follows "
+            "KEYLIME_DIR.",
         ),
         _tenant(
             "max_payload_size", Kind.INTEGER, 1_048_576, "Largest encrypted payload in bytes.", minimum=1

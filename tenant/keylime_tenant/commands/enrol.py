@@ -4,10 +4,13 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from keylime.errors import ConfigError, PeerUnreachable
+from keylime.identifiers import AgentId
 from keylime.messages.agent import UKeyRequest
+from keylime.messages.verifier import OperationalState
 from keylime.messages.versions import AGENT_VERSIONS
 from keylime.nonce import new_nonce
 from keylime.payload.keys import auth_tag, encrypt_share, is_auth_tag
+from keylime_tenant.certificate_revocation import enrolled_serial
 from keylime_tenant.client import AgentClient, answer_document
 from keylime_tenant.commands.verifier import delete_from_verifier
 from keylime_tenant.enrolment import Candidate, add_request, check_identity, make_candidate
@@ -18,6 +21,8 @@ from keylime_tenant.render import agents_table, worded_status
 from keylime_tenant.session import Session
 
 AnswerT = TypeVar("AnswerT")
+
+_REJECTED = (OperationalState.FAILED, OperationalState.INVALID_QUOTE)
 
 
 async def add(session: Session) -> None:
@@ -39,6 +44,8 @@ async def _enrol(session: Session, *, replace: bool) -> None:
     candidate = await _find_candidate(session)
     agent = session.connect_agent(candidate)
     try:
+        if replace and session.arguments.ca_dir:
+            await _take_back_certificate(session, candidate.agent_id)
         delivery = session.prepare_delivery(candidate.agent_id)
         version = await _agent_version(session, candidate, agent)
         pubkey = await _check(session, candidate, agent, version)
@@ -54,6 +61,14 @@ async def _enrol(session: Session, *, replace: bool) -> None:
             await _verify_key(session, candidate, agent, version, delivery)
     finally:
         await agent.close()
+
+
+async def _take_back_certificate(session: Session, agent_id: AgentId) -> None:
+    """A rejected agent gets a new certificate: revocations name the one that was compromised."""
+    found = await session.verifier.status(agent_id)
+    serial = None if found is None else enrolled_serial(found)
+    if found is not None and serial is not None and found.get("operational_state") in _REJECTED:
+        session.certificates.revoke(agent_id, serial)
 
 
 def _report_policies(session: Session, policies: AgentPolicies) -> None:

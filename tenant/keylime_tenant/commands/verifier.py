@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from keylime.identifiers import AgentId
+from keylime_tenant.certificate_revocation import enrolled_serial
 from keylime_tenant.client import Verifier, answer_document, results_of
 from keylime_tenant.config import Address
 from keylime_tenant.errors import CommandFailed
@@ -66,8 +67,11 @@ async def bulkinfo(session: Session) -> None:
 
 
 async def delete(session: Session) -> None:
-    """Removes the agent from the verifier; an absent one is already removed."""
-    await delete_from_verifier(session, session.agent_id)
+    """Removes the agent from the verifier, and revokes its certificate; an absent one is already removed."""
+    found = await delete_from_verifier(session, session.agent_id)
+    serial = None if found is None else enrolled_serial(found)
+    if serial is not None:
+        session.certificates.revoke(session.agent_id, serial)
 
 
 async def reactivate(session: Session) -> None:
@@ -88,19 +92,23 @@ async def reactivate(session: Session) -> None:
     session.output.result(answer_document(reply))
 
 
-async def delete_from_verifier(session: Session, agent_id: AgentId) -> None:
-    """Returns when the verifier does not have `agent_id` any more. Raises CommandFailed, PeerUnreachable."""
-    verifier = session.verifier
+async def delete_from_verifier(session: Session, agent_id: AgentId) -> Mapping[str, Any] | None:
+    """Returns when the verifier does not have `agent_id` any more: its last status, None if nobody asked.
+
+    Raises CommandFailed, PeerUnreachable.
+    """
+    verifier, found = session.verifier, None
     if session.arguments.verifier_check:
         found = await verifier.status(agent_id)
         if found is None:
             _report_absent(session, agent_id)
-            return
+            return None
         verifier = _owner(session, found)
     try:
         await _delete_at(session, verifier, agent_id)
     finally:
         await _release(session, verifier)
+    return found
 
 
 async def _delete_at(session: Session, verifier: Verifier, agent_id: AgentId) -> None:

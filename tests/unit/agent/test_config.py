@@ -29,7 +29,8 @@ def test_the_defaults_are_those_of_the_table(tmp_path: Path) -> None:
     assert agent.ima_path == Path("/sys/kernel/security/ima/ascii_runtime_measurements")
     assert agent.boot_log_path == Path("/sys/kernel/security/tpm0/binary_bios_measurements")
     assert agent.algorithms.hash_alg is HashAlgorithm.SHA256
-    assert agent.zeromq == ("127.0.0.1", 8992)
+    assert agent.publishers == (("127.0.0.1", 8992),)
+    assert agent.payload.script_limit_s == 600
     assert agent.actions.directory == Path("/usr/libexec/keylime")
     assert agent.revocation_certificate is None
     assert agent.payload.measure_pcr is None
@@ -64,6 +65,30 @@ def test_relative_paths_have_their_own_roots(tmp_path: Path) -> None:
     assert agent.actions.configured == ("a", "b.sh")
 
 
+@pytest.mark.parametrize(
+    ("value", "addresses"),
+    [
+        ("10.0.0.1", ["10.0.0.1"]),
+        ('"10.0.0.1, fd00::1"', ["10.0.0.1", "fd00::1"]),
+        ("['verifier-1.example', 'verifier-2.example']", ["verifier-1.example", "verifier-2.example"]),
+        ("10.0.0.1 ,10.0.0.1", ["10.0.0.1"]),
+    ],
+)
+def test_revocations_come_from_one_verifier_or_several(
+    tmp_path: Path, value: str, addresses: list[str]
+) -> None:
+    snippet = f"[agent]\nrevocation_notification_ip = {value}\nrevocation_notification_port = 9000\n"
+    agent = config(tmp_path, snippet)
+    assert agent.publishers == tuple((address, 9000) for address in addresses)
+
+
+@pytest.mark.parametrize(("value", "limit_s"), [("0", None), ("2.5", 2.5)])
+def test_payload_scripts_may_run_as_long_as_the_operator_says(
+    tmp_path: Path, value: str, limit_s: float | None
+) -> None:
+    assert config(tmp_path, f"payload_script_timeout = {value}\n").payload.script_limit_s == limit_s
+
+
 def test_the_owner_password_may_be_bytes_in_hex_and_is_not_shown(tmp_path: Path) -> None:
     agent = config(tmp_path, KEYLIME_AGENT_TPM_OWNERPASSWORD="hex:00ff")
     assert agent.endorsement_auth == b"\x00\xff"
@@ -84,6 +109,8 @@ def test_the_owner_password_may_be_bytes_in_hex_and_is_not_shown(tmp_path: Path)
         ("dec_payload_file", ""),
         ("enable_agent_mtls", "false"),
         ("revocation_notification_ip", ""),
+        ("revocation_notification_ip", "10.0.0.1, 10.0.0.999"),
+        ("payload_script_timeout", "-1"),
     ],
 )
 def test_a_value_that_cannot_be_used_is_named(tmp_path: Path, option: str, value: str) -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from keylime.config.loader import Settings, is_test_mode, load_settings, work_dir
+from keylime.config.loader import Settings, is_test_mode, load_settings, path_below, work_dir
 from keylime.errors import ConfigError
 
 
@@ -270,3 +270,22 @@ def test_test_mode_is_on_or_off_and_nothing_else() -> None:
     assert not is_test_mode({})
     with pytest.raises(ConfigError, match="KEYLIME_TEST"):
         is_test_mode({"KEYLIME_TEST": "maybe"})
+
+
+@pytest.mark.parametrize(
+    ("snippet", "expected"),
+    [
+        ("", "/srv/keylime/tpm_cert_store"),
+        ("tpm_cert_store = /var/lib/keylime/tpm_cert_store\n", "/srv/keylime/tpm_cert_store"),
+        ("tpm_cert_store = certificates\n", "/srv/keylime/certificates"),
+        ("tpm_cert_store = /etc/tpm\n", "/etc/tpm"),
+        ("tpm_cert_store = /var/lib/keylime/other\n", "/var/lib/keylime/other"),
+    ],
+)
+def test_a_path_left_at_its_default_is_in_the_working_directory(
+    tmp_path: Path, snippet: str, expected: str
+) -> None:
+    file = tmp_path / "tenant.conf"
+    file.write_text(f"[tenant]\n{snippet}")
+    settings = load_settings("tenant", environ={"KEYLIME_TENANT_CONFIG": str(file)})
+    assert path_below(Path("/srv/keylime"), settings, "tpm_cert_store") == Path(expected)

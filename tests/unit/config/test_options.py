@@ -7,7 +7,8 @@ from keylime.config.model import ComponentTable, DefaultValue, Kind, Option
 from keylime.config.options import TABLES
 
 _ALL = [(table, option) for table in TABLES.values() for option in table.options]
-_TYPES = {Kind.INTEGER: int, Kind.NUMBER: float, Kind.FLAG: bool, Kind.LIST: tuple, Kind.MAPPINGS: tuple}
+_LISTS = dict.fromkeys((Kind.LIST, Kind.ADDRESSES, Kind.MAPPINGS), tuple)
+_TYPES = {Kind.INTEGER: int, Kind.NUMBER: float, Kind.FLAG: bool, **_LISTS}
 
 
 @pytest.mark.parametrize(("table", "option"), _ALL)

@@ -109,9 +109,14 @@ def test_addresses_and_host_names_are_accepted(text: str) -> None:
 def test_what_cannot_be_an_address_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="host name"):
         parse_value(_option(Kind.ADDRESS), text)
+    if text:
+        with pytest.raises(ValueError, match="host name"):
+            parse_value(_option(Kind.ADDRESSES), f"10.0.0.1, {text}")
 
 
-@pytest.mark.parametrize("kind", [Kind.ADDRESS, Kind.TEXT, Kind.PATH, Kind.LIST, Kind.INTEGER])
+@pytest.mark.parametrize(
+    "kind", [Kind.ADDRESS, Kind.ADDRESSES, Kind.TEXT, Kind.PATH, Kind.LIST, Kind.INTEGER]
+)
 def test_a_placeholder_is_refused_as_such(kind: Kind) -> None:
     with pytest.raises(ValueError, match="placeholder <REMOTE_IP>"):
         parse_value(_option(kind), "<REMOTE_IP>")
