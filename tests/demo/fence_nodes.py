@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.demo.fence_client import NodeClient
 from tests.fakes.swtpm import SoftwareTpm
 from tests.lab.daemon import Daemon
 from tests.lab.installation import CA_PASSWORD, Control, Lab, Machine
@@ -17,10 +18,12 @@ BOOT_LOG = "/sys/kernel/security/tpm0/binary_bios_measurements"
 SECURE = "/var/lib/keylime/secure"
 UNZIPPED = f"{SECURE}/unzipped"
 
-_VERIFIER = """\
+QUOTE_INTERVAL_S = 1
+
+_VERIFIER = f"""\
 [verifier]
 ip = 0.0.0.0
-quote_interval = 1
+quote_interval = {QUOTE_INTERVAL_S}
 
 [revocations]
 enabled_revocation_notifications = ['agent', 'zeromq']
@@ -106,6 +109,7 @@ class Site:
 
     node: PrivateNode
     control: Control
+    client: NodeClient
     first: Host
     second: Host
 
@@ -137,9 +141,11 @@ def open_site(directory: Path, network: Network) -> Iterator[Site]:
         for node in hosts:
             _enable_firewall(node)
         _share_host_keys((control, *hosts))
+        services = stack.enter_context(_control(control))
         yield Site(
             control,
-            stack.enter_context(_control(control)),
+            services,
+            stack.enter_context(NodeClient(control, services.administrator)),
             stack.enter_context(_host(hosts[0], control, directory / "tpm-ca", _AGENT_QUOTED)),
             stack.enter_context(_host(hosts[1], control, directory / "tpm-ca", _AGENT_BARE)),
         )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.demo.fence_nodes import UNZIPPED, Host
-from tests.demo.fence_stage import PAYLOADS, SSH_FILES, Stage, Step, expect
+from tests.demo.fence_stage import PAYLOADS, SSH_FILES, Stage, Step, expect, for_each
 from tests.lab.waiting import await_value
 
 _OWN = "local_action_rm_ssh"
@@ -38,18 +38,21 @@ class PythonAct:
         step("everything stops cleanly", self.stop)
 
     def reboot(self) -> str:
-        for host in self.hosts:
-            self.stage.site.control.tenant("-c", "delete", "-u", host.agent_id)
-            self.stage.stop_agent(host)
-            host.node.run("iptables", "-F", "INPUT")  # no rule survives a reboot
-            shutil.rmtree(host.node.path("/root/.ssh"))
-            host.machine.boot(self.stage.boot_log)
         self.hosts[0].node.run("sed", "-i", "$ d", "greets.sh")
-        self.hosts[0].machine.measure(Path("/etc/passwd"), Path("/root/greets.sh"))
-        for host in self.hosts:
-            self._since[host.node.name] = host.agent.mark()
-            self.stage.site.lab.start_agent(host.machine)
-        return "secrets, PCRs, IMA list and rules start anew; both are registered and active"
+        for_each(self.hosts, self._reboot)
+        return "certificates revoked; secrets, PCRs, IMA list and rules start anew; both are registered"
+
+    def _reboot(self, host: Host) -> None:
+        said = self.stage.site.control.tenant("-c", "delete", "-u", host.agent_id).stdout
+        expect(f"the certificate of {host.node.name} was revoked", "is revoked" in said, True)
+        self.stage.stop_agent(host)
+        host.node.run("iptables", "-F", "INPUT")  # no rule survives a reboot
+        shutil.rmtree(host.node.path("/root/.ssh"))
+        host.machine.boot(self.stage.boot_log)
+        if host is self.hosts[0]:
+            host.machine.measure(Path("/etc/passwd"), Path("/root/greets.sh"))
+        self._since[host.node.name] = host.agent.mark()
+        self.stage.site.lab.start_agent(host.machine)
 
     def add(self) -> str:
         payload = self.stage.site.node.path("/root/payload")
@@ -57,8 +60,8 @@ class PythonAct:
         shutil.copytree(PAYLOADS / "python", payload)
         self.stage.make_keys()
         self._write_opposite(payload)
-        self.stage.add(self.hosts[0], "--allowlist", "allowlist.txt", "--exclude", "exclude.txt")
-        self.stage.add(self.hosts[1])
+        lists = ("--allowlist", "allowlist.txt", "--exclude", "exclude.txt")
+        for_each(self.hosts, lambda host: self.stage.add(host, *(lists if host is self.hosts[0] else ())))
         for host in self.hosts:
             self._wait_for(host, r"payload script autorun\.sh: exit status 0")
             link = host.node.path(f"{UNZIPPED}/mycert.crt")
@@ -69,14 +72,15 @@ class PythonAct:
 
     def send_again(self) -> str:
         former = self.stage.sent_revocation()
-        for host in self.hosts:
+        reasons = ("about the certificate of a former payload", "was handled before")
+        for host, reason in zip(self.hosts, reasons, strict=True):
             since = host.agent.mark()
             self.stage.send(host, former)
-            host.agent.wait_for("was handled before", since=since)
+            host.agent.wait_for(reason, since=since)
             executed = self._log(host).count("Executing revocation action")
             expect(f"actions run on {host.node.name} since the reboot", executed, 0)
             expect(f"rules on {host.node.name}", host.rules(), [])
-        return "it is genuine, but about a machine that was repaired: no action, no rule"
+        return "node1: it is about a former self; node2: it is no news in this boot; no action, no rule"
 
     def _write_opposite(self, payload: Path) -> None:
         action = (payload / f"{_OWN}.py").read_text()
@@ -107,8 +111,7 @@ class PythonAct:
         return f"{_OWN} on node1, {_OTHERS} on node2: one rule each; node2 attested on to {count}"
 
     def stop(self) -> str:
-        for host in self.hosts:
-            self.stage.stop_agent(host)
+        for_each(self.hosts, self.stage.stop_agent)
         for daemon in (self.stage.site.control.registrar, self.stage.site.control.verifier):
             expect(f"exit status of {daemon.name}", daemon.stop(), 0)
         return "4 daemons ended with 0 on SIGTERM; the agents took their tmpfs with them"

@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from keylime.messages.revocation import RevocationMessage, SignedRevocation
 from keylime.revocation.signing import sign_revocation
 from tests.demo.fence_nodes import SECURE, UNZIPPED, Host
-from tests.demo.fence_stage import PAYLOADS, SSH, SSH_FILES, Stage, Step, expect
+from tests.demo.fence_stage import PAYLOADS, SSH, SSH_FILES, Stage, Step, expect, for_each, side_by_side
+from tests.lab.private_root import PrivateNode
 from tests.lab.waiting import await_value
 
 _ROUNDS = 5
@@ -51,9 +52,11 @@ class ShellAct:
         step("node1 is cut off from node2, the verifier is not", self.inspect_fence)
 
     def power_on(self) -> str:
-        for host in self.hosts:
+        def switch_on(host: Host) -> None:
             host.machine.boot(self.stage.boot_log)
             host.sshd.start().wait_for("Server listening on")
+
+        for_each(self.hosts, switch_on)
         # What a kernel measures early; the allowlist is to cover the one, the exclude list the other.
         self.hosts[0].machine.measure(Path("/etc/passwd"), Path("/usr/bin/env"))
         return f"boot log of {len(self.stage.boot_log)} bytes replayed into 2 TPMs; sshd on both nodes"
@@ -69,23 +72,26 @@ class ShellAct:
     def register(self) -> str:
         site = self.stage.site
         site.lab.trust_manufacturer()
-        for host in self.hosts:
+
+        def start(host: Host) -> None:
             site.lab.start_agent(host.machine)
             host.agent.wait_for(f"Agent UUID: {host.agent_id}")
             expect(f"tmpfs on {SECURE} of {host.node.name}", host.is_secure_mounted(), True)
+
+        for_each(self.hosts, start)
         listed = site.control.tenant("-c", "reglist", "--cert", "default").stdout
         expect("not in reglist", [host.node.name for host in self.hosts if host.agent_id not in listed], [])
         return f"both are active under the ids of their snippets; a tmpfs on {SECURE} of each"
 
     def prepare(self) -> str:
         node = self.stage.site.node
-        self.hosts[0].node.run(PAYLOADS / "make-allowlist.sh")
-        made = self.hosts[0].node.path("/root/allowlist.txt").read_bytes()
+        shutil.copytree(PAYLOADS / "shell", node.path("/root/payload"))
+        first = self.hosts[0].node
+        side_by_side(self.stage.make_keys, lambda: first.run(PAYLOADS / "make-allowlist.sh"))
+        made = first.path("/root/allowlist.txt").read_bytes()
         node.path("/root/allowlist.txt").write_bytes(made)
         shutil.copy(PAYLOADS / "exclude.txt", node.path("/root/exclude.txt"))
         node.path("/root/mb-refstate.json").write_text("{}\n")
-        shutil.copytree(PAYLOADS / "shell", node.path("/root/payload"))
-        self.stage.make_keys()
         files = sorted(path.name for path in node.path("/root/payload").iterdir())
         return f"allowlist.txt has {len(made.splitlines())} lines; payload: {' '.join(files)}"
 
@@ -128,12 +134,18 @@ class ShellAct:
 
     def log_in(self) -> str:
         first, second = self.hosts
-        for host in self.hosts:
-            came = self.stage.site.node.run(*SSH, "-i", "payload/id_rsa", host.node.ip, "hostname")
-            expect(f"ssh control -> {host.node.name}", came.stdout, f"{host.node.name}\n")
-        for here, there in ((first, second), (second, first)):
-            came = here.node.run(*SSH, there.node.ip, "hostname")
-            expect(f"ssh {here.node.name} -> {there.node.name}", came.stdout, f"{there.node.name}\n")
+        control = self.stage.site.node
+
+        def connect(here: PrivateNode, there: Host, *identity: str) -> None:
+            came = here.run(*SSH, *identity, there.node.ip, "hostname")
+            expect(f"ssh {here.name} -> {there.node.name}", came.stdout, f"{there.node.name}\n")
+
+        side_by_side(
+            lambda: connect(control, first, "-i", "payload/id_rsa"),
+            lambda: connect(control, second, "-i", "payload/id_rsa"),
+            lambda: connect(first.node, second),
+            lambda: connect(second.node, first),
+        )
         return "control -> node1, control -> node2, node1 -> node2, node2 -> node1"
 
     def forge(self) -> str:
@@ -194,15 +206,19 @@ class ShellAct:
     def inspect_fence(self) -> str:
         first, second = self.hosts
         control = self.stage.site.node
-        expect("state of node1", self.stage.state(first)[0], "Invalid Quote")
+        shown = self.stage.site.control.status(first.agent_id)["operational_state"]
+        expect("state of node1, as the tenant shows it", shown, "Invalid Quote")
         ping = ("ping", "-c", "1", "-W", "1")
-        answer = first.node.run(*ping, second.node.ip, check=False)
-        expect("exit status of ping node1 -> node2 (1: no answer)", answer.returncode, 1)
-        said = first.node.run(*SSH, second.node.ip, "true", check=False).stderr
-        expect("ssh node1 -> node2 times out", "timed out" in said, True)
-        control.run(*ping, second.node.ip)
-        control.run(*SSH, "-i", "payload/id_rsa", second.node.ip, "true")
-        refused = control.run(*SSH, "-i", "payload/id_rsa", first.node.ip, "true", check=False).stderr
-        expect("node1 refuses the payload's key", "Permission denied" in refused, True)
-        count = self.stage.await_rounds(second, 2)
+        key = ("-i", "payload/id_rsa")
+        lost, silent, _, _, refused, count = side_by_side(
+            lambda: first.node.run(*ping, second.node.ip, check=False).returncode,
+            lambda: first.node.run(*SSH, second.node.ip, "true", check=False).stderr,
+            lambda: control.run(*ping, second.node.ip).returncode,
+            lambda: control.run(*SSH, *key, second.node.ip, "true").returncode,
+            lambda: control.run(*SSH, *key, first.node.ip, "true", check=False).stderr,
+            lambda: self.stage.await_rounds(second, 2),
+        )
+        expect("exit status of ping node1 -> node2 (1: no answer)", lost, 1)
+        expect("ssh node1 -> node2 times out", "timed out" in str(silent), True)
+        expect("node1 refuses the payload's key", "Permission denied" in str(refused), True)
         return f"ping and ssh time out; node1 is Invalid Quote, node2 attested on to {count}"

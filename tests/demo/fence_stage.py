@@ -1,18 +1,24 @@
 """What both acts of the fence demonstration do and look at, on the same three nodes."""
 
+import functools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from subprocess import CompletedProcess
+from typing import TypeVar
 
 import msgspec
 
 from keylime.messages.revocation import SignedRevocation
+from keylime.messages.verifier import OperationalState
 from tests.demo.fence_nodes import SECURE, Host, Site
 from tests.lab.daemon import program
 from tests.lab.waiting import await_value
 
+T = TypeVar("T")
 Step = Callable[[str, Callable[[], str]], None]
 
 PAYLOADS = Path(__file__).with_name("payloads")
@@ -24,7 +30,6 @@ import json, sqlite3
 database = sqlite3.connect("/var/lib/keylime/cv_data.sqlite")
 print(json.dumps(database.execute("SELECT message, signature FROM revocations").fetchall()))
 """
-_SENDER = (program("python"), "-m", "tests.demo.fence_sender")
 
 
 class UnexpectedError(RuntimeError):
@@ -35,6 +40,17 @@ def expect(what: str, seen: object, expected: object) -> None:
     """Raises UnexpectedError unless both are equal."""
     if seen != expected:
         raise UnexpectedError(f"{what}: expected {expected!r}, saw {seen!r}")
+
+
+def side_by_side(*works: Callable[[], T]) -> list[T]:
+    """What each of `works` returns, done at the same time: machines do not wait for each other."""
+    with ThreadPoolExecutor(len(works)) as pool:
+        return [done.result() for done in [pool.submit(work) for work in works]]
+
+
+def for_each(hosts: Sequence[Host], work: Callable[[Host], T]) -> list[T]:
+    """What `work` returns for each of the hosts, done at the same time."""
+    return side_by_side(*(functools.partial(work, host) for host in hosts))
 
 
 @dataclass(slots=True)
@@ -63,9 +79,9 @@ class Stage:
         """What fences node1 off, as iptables lists it."""
         return f"-A INPUT -s {self.site.first.node.ip}/32 -j DROP"
 
-    def make_keys(self) -> None:
+    def make_keys(self) -> CompletedProcess[str]:
         """The SSH key pair in the payload, which all nodes share."""
-        self.site.node.run(
+        return self.site.node.run(
             "ssh-keygen", "-q", *("-b", "2048"), *("-t", "rsa"), *("-N", ""), *("-f", "payload/id_rsa")
         )
 
@@ -98,9 +114,9 @@ class Stage:
 
     def send(self, host: Host, *messages: SignedRevocation) -> None:
         """Posts messages to a host's agent, as one who has stolen an operator's certificate could."""
-        identity = self.site.control.administrator
-        texts = [msgspec.json.encode(message).decode() for message in messages]
-        self.site.node.run(*_SENDER, host.node.ip, identity.certificate, identity.key, *texts)
+        for message in messages:
+            body = msgspec.to_builtins(message)
+            self.site.client.request(host.node.ip, 9002, "POST", "/v2.5/notifications/revocation", body)
 
     def sent_revocation(self) -> SignedRevocation:
         """The genuine message that the verifier keeps of the first act."""
@@ -110,8 +126,9 @@ class Stage:
 
     def state(self, host: Host) -> tuple[str, int]:
         """operational_state and attestation_count at the verifier."""
-        status = self.site.control.status(host.agent_id)
-        return str(status["operational_state"]), int(status["attestation_count"])
+        path = f"/v2.5/agents/{host.agent_id}"
+        status = self.site.client.request("127.0.0.1", 8881, "GET", path)
+        return OperationalState(status["operational_state"]).text, int(status["attestation_count"])
 
     def await_rounds(self, host: Host, more: int) -> int:
         """The attestation_count, `more` rounds from now. Raises UnexpectedError when one of them fails."""

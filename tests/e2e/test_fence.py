@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from tests.demo.fence import STEPS, check_environment, perform
+from tests.demo.fence_nodes import QUOTE_INTERVAL_S
 from tests.demo.fence_stage import Response
 from tests.lab.private_root import NotPermittedError
 
 pytestmark = pytest.mark.xdist_group("e2e-fence")
 
 _PLACES = ("/etc/keylime", "/var/lib/keylime", "/usr/etc/keylime", "/root/greets.sh", "/root/allowlist.txt")
-_QUOTE_INTERVAL_S = 1
 
 
 def traces() -> dict[str, object]:
@@ -23,7 +23,14 @@ def traces() -> dict[str, object]:
         "mounted by keylime": [line for line in mounts.splitlines() if "keylime" in line.split()[4]],
         "host name": Path("/proc/sys/kernel/hostname").read_text(),
         **{place: Path(place).exists() for place in _PLACES},
+        **{place: contents(Path(place)) for place in ("/etc/ssh", "/root/.ssh", "/etc/shadow")},
     }
+
+
+def contents(place: Path) -> list[tuple[str, int, int]]:
+    """The files at `place`, with what changes when they are written."""
+    files = [place] if place.is_file() else sorted(place.rglob("*"))
+    return [(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files]
 
 
 @dataclass(slots=True)
@@ -60,7 +67,7 @@ def test_a_bad_entry_is_detected_in_the_next_round_and_both_machines_act(perform
     assert [response.act for response in performance.responses] == ["shell script", "Python module"]
     for response in performance.responses:
         # Generous for a machine that runs other tests as well; by itself it is about one quote_interval.
-        assert 0 < response.detected < _QUOTE_INTERVAL_S + 5
+        assert 0 < response.detected < QUOTE_INTERVAL_S + 5
         assert response.executed.keys() == {"node1", "node2"}
         assert all(
             response.detected < moment < response.detected + 10 for moment in response.executed.values()

@@ -77,9 +77,21 @@ def private_root(node: Node) -> Iterator[PrivateNode]:
     attached = node.disk / "memory"
     attached.mkdir(parents=True)
     with _held(node, attached) as holder:
-        entered = ("nsenter", f"--target={holder}", "--mount", "--net", "--uts", "--")
+        # Entering a mount namespace leads to its root, which is not ours where we live in a chroot.
+        entered = ("nsenter", f"--target={holder}", "--mount", "--net", "--uts", "--root", "--wd", "--")
         prefix = (*entered, "env", "--chdir=/root")
-        yield PrivateNode(node.name, node.ip, node.disk, prefix, node.environment, holder)
+        private = PrivateNode(node.name, node.ip, node.disk, prefix, node.environment, holder)
+        _check_is_apart(private)
+        yield private
+
+
+def _check_is_apart(node: PrivateNode) -> None:
+    """Raises NotPermittedError if programs of the machine would write to anybody's files but its own."""
+    for directory in ("/etc", "/root", "/var/lib"):
+        reached = node.run("stat", "--format=%d %i", directory).stdout.split()
+        own, ours = (os.stat(path) for path in (node.path(directory), directory))
+        if reached != [str(own.st_dev), str(own.st_ino)] or os.path.samestat(own, ours):
+            raise NotPermittedError(f"{directory} of {node.name} would not be its own")
 
 
 @contextmanager
