@@ -452,10 +452,10 @@ async def execute(event):
     }
 
 
-def _signed_revocation(signer: rsa.RSAPrivateKey) -> SignedRevocation:
+def _signed_revocation(signer: rsa.RSAPrivateKey, agent_id: str = AGENT_ID) -> SignedRevocation:
     message = build_revocation(
         RevocationKind.REVOCATION,
-        agent_id=AGENT_ID,
+        agent_id=agent_id,
         ip="10.0.0.7",
         port=9002,
         tpm_policy="{}",
@@ -500,7 +500,37 @@ def _self_signed(key: rsa.RSAPrivateKey) -> bytes:
     return certificate.public_bytes(Encoding.PEM)
 
 
-def test_revocations_also_arrive_by_zeromq(
+def test_a_revocation_that_comes_before_the_payload_waits_for_it(
+    tmp_path: Path, machine: SoftwareTpm, authority: trustme.CA
+) -> None:
+    """The verifier was told that it arrived, so nobody sends it again; a failing script changes nothing."""
+
+    async def scenario() -> None:
+        signer = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        async with (
+            site(tmp_path, machine, authority) as here,
+            here.agent() as agent,
+            await here.peer(agent) as peer,
+        ):
+            path = "/v2.5/notifications/revocation"
+            await peer.fetch(msgspec.Raw, "POST", path, body=_signed_revocation(signer, "another-agent"))
+            await agent.line("revocation message cannot be verified (over REST), it waits for a payload")
+            files = _revocation_payload(_self_signed(signer), tmp_path / "copy.json")
+            archive = pack_archive({**files, "autorun.sh": b"exit 3\n"})
+            key = split_key()
+            u, v = await _shares(peer, key.u, key.v, key.k, encrypt_payload(key.k, archive))
+            await peer.fetch(msgspec.Raw, "POST", "/v2.5/keys/ukey", body=u)
+            await peer.fetch(msgspec.Raw, "POST", "/v2.5/keys/vkey", body=v)
+            await agent.line("Action stdout: Action type: revocation")
+            await agent.line("payload script autorun.sh: exit status 3")
+            document = msgspec.json.decode((tmp_path / "copy.json").read_bytes())
+            assert document["agent_id"] == "another-agent"
+            assert await agent.stop() == 0
+
+    run(scenario())
+
+
+def test_revocations_also_arrive_by_zeromq_from_several_verifiers(
     tmp_path: Path, machine: SoftwareTpm, authority: trustme.CA
 ) -> None:
     async def scenario() -> None:
@@ -510,24 +540,30 @@ def test_revocations_also_arrive_by_zeromq(
         script = tmp_path / "actions" / "installed.sh"
         script.write_text("#!/bin/sh\necho heard of it\n")
         script.chmod(0o700)
-        publisher = RevocationPublisher("127.0.0.1", 0)
+        first = RevocationPublisher("127.0.0.1", 0)
+        second = RevocationPublisher("127.0.0.2", first.port)
         options = {
             "enable_revocation_notifications": "true",
-            "revocation_notification_port": publisher.port,
+            "revocation_notification_ip": '"127.0.0.1, 127.0.0.2"',
+            "revocation_notification_port": first.port,
             "revocation_cert": tmp_path / "notifier.crt",
             "revocation_actions": "['installed.sh']",
             "revocation_actions_dir": tmp_path / "actions",
         }
         async with site(tmp_path, machine, authority) as here, here.agent(**options) as agent:
             await here.peer(agent)
-            signed = _signed_revocation(signer)
-            heard = asyncio.create_task(agent.line("Action stdout: heard of it"))
-            while not heard.done():  # a subscriber gets nothing from before its connection stands
-                await publisher.publish(signed)
-                await asyncio.wait([heard], timeout=0.1)
-            await heard
-            assert str(agent).count("Executing revocation action installed.sh") == 1
-        await publisher.close()
+            for number, publisher in enumerate((first, second), start=1):
+                signed = _signed_revocation(signer, f"agent-{number}")
+                heard = asyncio.create_task(agent.line(f"revocation message about agent agent-{number} "))
+                while not heard.done():  # a subscriber gets nothing from before its connection stands
+                    await publisher.publish(signed)
+                    await asyncio.wait([heard], timeout=0.1)
+                await heard
+            await first.publish(signed)  # what the second one said before
+            await agent.line("was handled before")
+            assert str(agent).count("Executing revocation action installed.sh") == 2
+        await first.close()
+        await second.close()
 
     run(scenario())
 
