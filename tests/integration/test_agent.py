@@ -559,7 +559,7 @@ def test_revocations_also_arrive_by_zeromq_from_several_verifiers(
                     await publisher.publish(signed)
                     await asyncio.wait([heard], timeout=0.1)
                 await heard
-            await first.publish(signed)  # what the second one said before
+            await first.publish(_signed_revocation(signer, "agent-2"))  # what the second one said before
             await agent.line("was handled before")
             assert str(agent).count("Executing revocation action installed.sh") == 2
         await first.close()
