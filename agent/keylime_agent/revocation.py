@@ -56,6 +56,7 @@ class RevocationHandler:
         self._who_am_i = who_am_i
         self._queue: asyncio.Queue[_Arrival] = asyncio.Queue(_MAX_QUEUED)
         self._kept: dict[str, dict[SignedRevocation, _Arrival]] = {}
+        self._payloads = 0  # that have arrived so far
         self._handled = handled or HandledRevocations()
 
     def receive(self, signed: SignedRevocation, channel: str = "REST") -> None:
@@ -67,6 +68,7 @@ class RevocationHandler:
 
     def certificate_arrived(self) -> None:
         """Look again at what came before there was a certificate to verify it with."""
+        self._payloads += 1
         arrivals = [arrival for kept in self._kept.values() for arrival in kept.values()]
         self._kept.clear()
         for arrival in arrivals:
@@ -96,10 +98,12 @@ class RevocationHandler:
             self.receive(signed, "ZeroMQ")
 
     async def _handle(self, arrival: _Arrival) -> None:
-        channel = arrival.channel
+        channel, payloads = arrival.channel, self._payloads
         try:
             certificate = await asyncio.to_thread(self._certificate.read_bytes)
         except OSError as error:
+            if payloads != self._payloads:  # one has come meanwhile, and would not look at this again
+                return await self._handle(arrival)
             waits = (
                 "it waits for a payload" if self._keep(arrival) else "too much waits for a payload already"
             )

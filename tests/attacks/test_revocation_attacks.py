@@ -7,11 +7,12 @@ import json
 import logging
 import os
 import re
+import threading
 import time
 import warnings
 import zipfile
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PosixPath
 
 import pytest
 
@@ -117,11 +118,11 @@ class Listener:
         asyncio.run(play())
         return self.noted()
 
-    def start(self, boot: int = 1) -> RevocationHandler:
+    def start(self, boot: int = 1, certificate: Path | None = None) -> RevocationHandler:
         """The agent's handler, with what it remembers of former ones."""
         me = functools.partial(incarnation, self.agent_id, self.unzipped, bytes([boot] * 16))
         handled = HandledRevocations(self.home / "handled_revocations")
-        return RevocationHandler(self.home / "notifier.crt", self._act, me, handled)
+        return RevocationHandler(certificate or self.home / "notifier.crt", self._act, me, handled)
 
     def noted(self) -> list[str]:
         """What the actions noted so far."""
@@ -244,6 +245,37 @@ def test_v4_what_comes_before_the_payload_waits_for_it(tmp_path: Path) -> None:
     asyncio.run(play())
     about = [json.loads(line.partition(" ")[2])["agent_id"] for line in listener.noted()]
     assert about == ["node1", "node2"], "each once, whatever a flood on the other channel"
+
+
+class _MissedPath(PosixPath):
+    """A file that was not there when it was looked for, which takes until `told` is set."""
+
+    told = threading.Event()
+    looks = 0
+
+    def read_bytes(self) -> bytes:
+        type(self).looks += 1
+        if self.looks == 1:
+            assert self.told.wait(10)
+            raise FileNotFoundError(2, "No such file or directory")
+        return super().read_bytes()
+
+
+def test_v4_a_payload_that_comes_while_its_certificate_is_looked_for_is_not_missed(tmp_path: Path) -> None:
+    listener = Listener(tmp_path)
+
+    async def play() -> None:
+        handler = listener.start(certificate=_MissedPath(tmp_path / "notifier.crt"))
+        task = asyncio.create_task(handler.run())
+        handler.receive(message("node1"))
+        await eventually(lambda: _MissedPath.looks)
+        handler.certificate_arrived()
+        _MissedPath.told.set()
+        await handler.settled()
+        task.cancel()
+
+    asyncio.run(play())
+    assert len(listener.noted()) == 1
 
 
 def test_v3_an_action_learns_whom_a_message_is_about(tmp_path: Path) -> None:
