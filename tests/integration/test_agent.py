@@ -521,7 +521,7 @@ def test_a_revocation_that_comes_before_the_payload_waits_for_it(
             u, v = await _shares(peer, key.u, key.v, key.k, encrypt_payload(key.k, archive))
             await peer.fetch(msgspec.Raw, "POST", "/v2.5/keys/ukey", body=u)
             await peer.fetch(msgspec.Raw, "POST", "/v2.5/keys/vkey", body=v)
-            await agent.line("Action stdout: Action type: revocation")
+            await agent.line("revocation action local_action_fail: exit status 1")  # the first one is over
             await agent.line("payload script autorun.sh: exit status 3")
             document = msgspec.json.decode((tmp_path / "copy.json").read_bytes())
             assert document["agent_id"] == "another-agent"

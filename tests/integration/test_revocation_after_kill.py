@@ -44,7 +44,10 @@ async def verifier_process(
     install_certificates(work_dir)
     options = {**FAST, **environ, "KEYLIME_DIR": str(work_dir), "KEYLIME_VERIFIER_PORT": str(free_port())}
     process = await asyncio.create_subprocess_exec(
-        PROGRAM, env={"PATH": os.environ["PATH"], **options}, stdout=asyncio.subprocess.DEVNULL
+        PROGRAM,
+        env={"PATH": os.environ["PATH"], **options},
+        stdout=asyncio.subprocess.DEVNULL,
+        start_new_session=True,
     )
     administrators = client_context(verifier_authority(), verifier_authority().issue("operator"))
     try:
@@ -62,9 +65,14 @@ async def verifier_process(
             await eventually(answers)
             yield process, verifier
     finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+        await kill(process)
+
+
+async def kill(process: asyncio.subprocess.Process) -> None:
+    """SIGKILL for the program and all its workers, as when a machine loses power."""
+    if process.returncode is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        assert await process.wait() == -signal.SIGKILL
 
 
 def test_v5_a_killed_verifier_delivers_after_its_start_what_it_had_decided(tmp_path: Path) -> None:
@@ -90,8 +98,7 @@ def test_v5_a_killed_verifier_delivers_after_its_start_what_it_had_decided(tmp_p
                 await other.stop()
                 failed.tamper()
                 await eventually(lambda: query_database(tmp_path, STATES))
-                process.send_signal(signal.SIGKILL)
-                assert await process.wait() == -signal.SIGKILL
+                await kill(process)
             webhook = f"https://127.0.0.1:{receiver.port}"
             targets = [("agent", "agent-1"), ("agent", "agent-2"), ("webhook", webhook)]
             assert query_database(tmp_path, STATES) == [(*target, "pending") for target in targets]
