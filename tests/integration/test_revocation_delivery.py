@@ -165,7 +165,7 @@ def test_a_slow_receiver_delays_neither_agents_nor_rounds(tmp_path: Path) -> Non
                 await verifier.until_passing(other, rounds=5)
                 await eventually(lambda: len(receiver.received) >= 2)
                 summary = await until_target(verifier, "webhook", lambda target: target["attempts"] >= 1)
-                assert "no answer within 0.5 s" in summary["last_error"]
+                assert "within 0.5 s" in summary["last_error"]  # of the attempt or of the request
                 await verifier.until_passing(other, rounds=2)
 
             environ = {
