@@ -169,7 +169,10 @@ class _Supervisor:
     def _pause_s(self) -> float:
         if not self._is_announced or any(slot.pid is None for slot in self._slots):
             return _LOOK_S
-        return min(_SILENCE_LIMIT_S / 4, self._manager.ping_interval_s or _SILENCE_LIMIT_S)
+        look_s = _SILENCE_LIMIT_S / 4
+        if self._manager.ping_interval_s is None:
+            return look_s
+        return min(look_s, max(0.0, self._ping_at - time.monotonic()))
 
     def _reload(self) -> None:
         self._manager.reloading()
@@ -199,10 +202,9 @@ class _Supervisor:
 
     def _ping(self) -> None:
         interval_s = self._manager.ping_interval_s
-        if interval_s is not None and time.monotonic() >= self._ping_at:
+        if interval_s is not None and self._have_started and time.monotonic() >= self._ping_at:
             self._manager.ping()
-            # A little early rather than late.
-            self._ping_at = time.monotonic() + interval_s / 2
+            self._ping_at = time.monotonic() + interval_s
 
     def _start(self, slot: _Slot) -> None:
         reports, report = os.pipe()

@@ -1,6 +1,5 @@
 """The service manager's end of sd_notify: a real datagram socket that keeps what it hears."""
 
-import contextlib
 import secrets
 import socket
 import time
@@ -44,18 +43,16 @@ class NotifySocket:
                 raise TimeoutError(f"no {assignment} among {self.messages}") from error
         return found[count - 1]
 
-    def silence(self, name: str, *, for_s: float) -> bool:
-        """Whether no message with the variable `name` comes within the time."""
-        before = self._count(name)
-        deadline = time.monotonic() + for_s
-        while (left_s := deadline - time.monotonic()) > 0:
-            self._socket.settimeout(left_s)
-            with contextlib.suppress(TimeoutError):
+    def falls_silent(self, *, for_s: float = 0.3, limit_s: float = 5.0) -> bool:
+        """Whether within the limit there comes a time when nothing more is heard for so long."""
+        deadline = time.monotonic() + limit_s
+        while time.monotonic() < deadline:
+            self._socket.settimeout(for_s)
+            try:
                 self._take()
-        return self._count(name) == before
-
-    def _count(self, name: str) -> int:
-        return sum(name in message for message in self.messages)
+            except TimeoutError:
+                return True
+        return False
 
     def _take(self) -> None:
         text = self._socket.recv(4096).decode()

@@ -18,7 +18,7 @@ import aiohttp
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from keylime_verifier.assembly import prepare_database, running
+from keylime_verifier.assembly import Verifier, prepare_database, running
 from keylime_verifier.config import VerifierConfig, load_config
 from tests.fakes.attesting_agent import AttestingAgent, policy_of
 from tests.fakes.tls_material import SERVER_AUTH, Authority, Issued, client_context
@@ -119,6 +119,7 @@ class RunningVerifier:
     config: VerifierConfig
     session: aiohttp.ClientSession
     administrators: ssl.SSLContext
+    verifier: Verifier
 
     async def admin(self, method: str, path: str, body: object = None) -> Answer:
         """A call with an administrator's certificate."""
@@ -236,4 +237,4 @@ async def running_verifier(
     administrators = client_context(verifier_authority(), verifier_authority().issue("operator"))
     await prepare_database(config)
     async with running(config) as verifier, aiohttp.ClientSession() as session:
-        yield RunningVerifier(verifier.port, config, session, administrators)
+        yield RunningVerifier(verifier.port, config, session, administrators, verifier)

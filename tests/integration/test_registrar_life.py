@@ -2,9 +2,7 @@
 
 import contextlib
 import shutil
-import socket
 import sqlite3
-import ssl
 import subprocess
 import sys
 import time
@@ -13,9 +11,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from tests.fakes.kept_connection import ask, certificate_of, connected
 from tests.fakes.notify_socket import NotifySocket
 from tests.fakes.running_registrar import install_certificates, registrar_authority
 from tests.fakes.server_process import ServerProcess
@@ -23,7 +21,6 @@ from tests.fakes.tls_material import SERVER_AUTH, Authority, Issued, client_cont
 
 DUMPS = Path(__file__).parents[1] / "data" / "registrar-schemas"
 MIGRATIONS = Path(__file__).parents[2] / "registrar" / "keylime_registrar" / "migrations" / "versions"
-GET = b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 def registrar(directory: Path, *arguments: str, **environ: str) -> ServerProcess:
@@ -35,42 +32,6 @@ def install_server(directory: Path, issued: Issued) -> None:
     (directory / "cv_ca" / "server-cert.crt").write_text(issued.pem)
     key = issued.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     (directory / "cv_ca" / "server-private.pem").write_bytes(key)
-
-
-@contextmanager
-def connected(port: int, tls: ssl.SSLContext | None = None) -> Iterator[socket.socket]:
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as plain:
-        if tls is None:
-            yield plain
-        else:
-            with tls.wrap_socket(plain) as secure:
-                yield secure
-
-
-def ask(connection: socket.socket, path: str = "/version") -> tuple[int, dict[str, str], str]:
-    """Status, headers and body of a GET on an open connection."""
-    connection.sendall(GET % path.encode())
-    data = b""
-    while b"\r\n\r\n" not in data:
-        data += _receive(connection)
-    head, _, body = data.partition(b"\r\n\r\n")
-    first, *lines = head.decode().split("\r\n")
-    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    while len(body) < int(headers["content-length"]):
-        body += _receive(connection)
-    return int(first.split()[1]), headers, body.decode()
-
-
-def _receive(connection: socket.socket) -> bytes:
-    chunk = connection.recv(65536)
-    if not chunk:
-        raise ConnectionResetError("closed before the answer was complete")
-    return chunk
-
-
-def certificate_of(port: int) -> x509.Certificate:
-    """What a new connection is shown."""
-    return x509.load_pem_x509_certificate(ssl.get_server_certificate(("127.0.0.1", port)).encode())
 
 
 @contextmanager

@@ -107,9 +107,9 @@ class Contexts:
         """The contexts of files as they are now. Raises ConfigError."""
         is_secure = config.webhook is not None and config.webhook.is_secure
         return cls(
-            config.tls.server_context(require_client=False),
-            config.tls.pinned_client_context(),
-            config.tls.client_context() if is_secure else None,
+            agents=config.tls.pinned_client_context(),
+            server=config.tls.server_context(require_client=False),
+            webhook=config.tls.client_context() if is_secure else None,
         )
 
 
@@ -335,7 +335,6 @@ def _assemble(
         *VerificationHandlers(
             store.ak_tpm_of,
             EvidenceRules(compile_boot_policy, config.ignore_tomtou),
-            max_upload=config.max_upload,
         ).routes(),
         *RevocationHandlers(outbox).routes(),
     )

@@ -33,12 +33,9 @@ _TYPED_SINCE = (2, 5)
 class VerificationHandlers:
     """One-shot verification, for anyone."""
 
-    def __init__(
-        self, find_attestation_key: FindAttestationKey, rules: EvidenceRules, *, max_upload: int
-    ) -> None:
+    def __init__(self, find_attestation_key: FindAttestationKey, rules: EvidenceRules) -> None:
         self._find_attestation_key = find_attestation_key
         self._rules = rules
-        self._max_body = min(MAX_EVIDENCE, max_upload)
         self._turn = asyncio.Lock()  # one at a time: polling goes first
         self._waiting = 0
 
@@ -47,7 +44,7 @@ class VerificationHandlers:
         anyone = Role.ANONYMOUS
         return [
             Route("GET", "/verify/identity", anyone, self.verify_identity),
-            Route("POST", "/verify/evidence", anyone, self.verify_evidence, max_body=self._max_body),
+            Route("POST", "/verify/evidence", anyone, self.verify_evidence, max_body=MAX_EVIDENCE),
         ]
 
     async def verify_identity(self, request: Request) -> Response:

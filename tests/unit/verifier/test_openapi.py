@@ -7,6 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from keylime.health import Health
+from keylime.http.probes import probe_routes
 from keylime.http.server import Request, Response, Role, Route
 from keylime_verifier.handlers import AgentHandlers, version_routes
 from keylime_verifier.openapi import OPERATIONS, describe_api, openapi_route
@@ -21,13 +23,12 @@ async def _answer(_request: Request) -> Response:
 
 def all_routes() -> list[Route]:
     """The tables alone; nothing behind them is asked."""
-    verification = VerificationHandlers.__new__(VerificationHandlers)
-    verification._max_body = 1
     routes = [
         *version_routes(),
+        *probe_routes(Health()),
         *AgentHandlers.__new__(AgentHandlers).routes(),
         *PolicyHandlers.__new__(PolicyHandlers).routes(),
-        *verification.routes(),
+        *VerificationHandlers.__new__(VerificationHandlers).routes(),
         *RevocationHandlers.__new__(RevocationHandlers).routes(),
     ]
     return [*routes, openapi_route(routes)]
