@@ -29,7 +29,7 @@ from keylime.errors import ConfigError, ServiceUnavailable
 CONNECT_TIMEOUT_S = 10
 BUSY_TIMEOUT_S = 15.0  # how long SQLite waits for another process's write
 _IDLE_IN_TRANSACTION_MS = 5000
-_STEP_MS = 500
+_STEP_MS = 250
 _READ_ONLY = "keylime_read_only"
 _DRIVERS = {
     "sqlite": "sqlite+aiosqlite",

@@ -155,6 +155,7 @@ class AttestingAgent:
         self.shares: list[bytes] = []
         self.revocations: list[SignedRevocation] = []
         self.paths: list[str] = []
+        self.callers: list[str | None] = []  # common names of those who asked for quotes
         self.port = 0
         self.answer_quote: Callable[[dict[str, Any]], Response] | None = None
         self.answer_version: Response | None = None
@@ -237,6 +238,7 @@ class AttestingAgent:
         )
         self.paths.append(f"GET /v{request.version}/quotes/integrity")
         self.questions.append(question)
+        self.callers.append(request.caller.name)
         if self.gate is not None:
             self.held += 1
             await self.gate.wait()

@@ -47,6 +47,11 @@ class ServerProcess:
         self._running.wait()
 
     @property
+    def pid(self) -> int:
+        """The process that a service manager knows."""
+        return self._running.pid
+
+    @property
     def text(self) -> str:
         """All that it has said."""
         return self._log.read_text()

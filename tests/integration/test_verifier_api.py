@@ -287,6 +287,8 @@ RIGHTS = {
     ("GET", "/version"): ANYONE,
     ("GET", "/versions"): ANYONE,
     ("GET", "/openapi.json"): ANYONE,
+    ("GET", "/healthz"): ANYONE,
+    ("GET", "/readyz"): ANYONE,
     ("GET", "/v2.6/verify/identity"): ANYONE,
     ("POST", "/v2.6/verify/evidence"): ANYONE,
     ("GET", "/v2.6/agents"): ADMIN,

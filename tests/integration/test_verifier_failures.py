@@ -381,7 +381,7 @@ def test_s2_passes_go_on_while_the_database_is_away_and_are_written_later(tmp_pa
         asked = len(agent.questions)
         await eventually(lambda: len(agent.questions) > asked + 5)
         answer = await verifier.admin("GET", "/v2.5/agents/agent-1")
-        assert (answer.code, answer.status) == (503, "The database is not available")
+        assert (answer.code, answer.status) == (503, "The database is not available, try again later")
         assert (await verifier.admin("PUT", "/v2.5/agents/agent-1/stop")).code == 503
         asked = len(agent.questions)
         await eventually(lambda: len(agent.questions) > asked + 2)  # what was not stored did not happen

@@ -66,7 +66,7 @@ _MAX_CONCURRENT_POLLS = 500
 _NOTIFICATION_LIMIT_S = 15.0  # for one attempt: receivers only have to put the message aside
 # Together with the publisher's linger less than the five seconds that a stop may take.
 _LONGEST_DRAIN_S = 1.5
-_LAST_WRITES_S = 1.0
+_LAST_WRITES_S = 0.7
 _LONGEST_LET_GO_S = 2.0
 # A lease must not wait for connections that are busy with verdicts.
 _LEASE_POOL = PoolSize(kept=1, overflow=2)
