@@ -79,7 +79,7 @@ class AgentProcess:
         self.work_dir = work_dir
         self.lines: list[str] = []
         self.errors = ""
-        self._environment = {
+        self.environment = {
             "PATH": os.environ["PATH"],
             "TCTI": tcti,
             "KEYLIME_DIR": str(work_dir),
@@ -90,7 +90,7 @@ class AgentProcess:
             "KEYLIME_AGENT_ENABLE_REVOCATION_NOTIFICATIONS": "false",
             "KEYLIME_AGENT_EXPONENTIAL_BACKOFF_INITIAL_DELAY": "200",
         }
-        self._environment |= {f"KEYLIME_AGENT_{name.upper()}": str(value) for name, value in options.items()}
+        self.environment |= {f"KEYLIME_AGENT_{name.upper()}": str(value) for name, value in options.items()}
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
         self._grown = asyncio.Condition()
@@ -100,7 +100,7 @@ class AgentProcess:
             sys.executable,
             "-m",
             "keylime_agent.main",
-            env=self._environment,
+            env=self.environment,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
@@ -124,6 +124,11 @@ class AgentProcess:
     async def port(self) -> int:
         """Where it listens."""
         return int((await self.line("Listening on")).rpartition(":")[2])
+
+    def hang_up(self) -> None:
+        """Sends SIGHUP."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGHUP)
 
     async def stop(self, number: int = signal.SIGTERM) -> int:
         """Its exit status after the signal."""

@@ -66,8 +66,8 @@ def test_the_service_manager_hears_ready_alive_reloading_and_stopping(tmp_path: 
         assert process.text.count("nothing was reloaded") == 1
         assert str(tmp_path / "cv_ca" / "server-cert.crt") in process.line(".*nothing was reloaded.*")[0]
         assert certificate_of(port) == renewed.certificate
-        status, took_s = process.stop()
-        assert (status, took_s < 5) == (0, True)
+        code, took_s = process.stop()
+        assert (code, took_s < 5) == (0, True)
         manager.until("STOPPING=1")
         assert process.text.count(" - reloaded") == 1
         assert "Traceback" not in process.text
