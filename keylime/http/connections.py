@@ -103,6 +103,10 @@ class ConnectionTable:
     def __len__(self) -> int:
         return len(self._all)
 
+    def count(self, phase: Phase) -> int:
+        """How many connections are busy with it."""
+        return sum(connection.phase is phase for connection in self._all)
+
     def add(self, connection: Connection) -> bool:
         """Takes `connection` in; False when there is no room for it."""
         siblings = self._by_address.get(connection.address, {})

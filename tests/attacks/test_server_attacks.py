@@ -122,6 +122,23 @@ def test_n5_a_second_handshake_on_a_connection_is_refused_by_every_server(tmp_pa
     scene(act)
 
 
+def test_n5_the_counter_check_a_server_that_allows_a_second_handshake_is_told_apart() -> None:
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("the program openssl is not installed")
+
+    async def act() -> None:
+        lenient = server_context(CA)
+        lenient.options &= ~ssl.OP_NO_RENEGOTIATION
+        lenient.options |= 1 << 8  # SSL_OP_ALLOW_CLIENT_RENEGOTIATION, which Python does not name
+        async with serving(lenient) as (_, port):
+            said = await renegotiate(openssl, "-connect", f"127.0.0.1:{port}")
+            assert "RENEGOTIATING" in said
+            assert "no renegotiation" not in said
+
+    scene(act)
+
+
 async def answer(_request: Request) -> Response:
     return Response(results={"text": "x" * 8_000_000})
 

@@ -9,8 +9,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from keylime.errors import ConfigError, PolicyError
+from keylime.errors import ConfigError, PolicyError, ServiceUnavailable
+from keylime.http.connections import Phase
 from keylime.http.server import HttpError, Limits, Request, Response, Role, Route, Server
+from tests.fakes.running_verifier import eventually
 from tests.fakes.tls_material import Authority, client_context, server_context
 
 CA = Authority()
@@ -51,6 +53,14 @@ async def large(_request: Request) -> Response:
     return Response(results={"text": "x" * 20_000_000})
 
 
+async def away(_request: Request) -> Response:
+    raise ServiceUnavailable("database is locked")
+
+
+async def busy(_request: Request) -> Response:
+    raise HttpError(429, "too many", retry_after_s=1.2)
+
+
 def open_route(method: str, path: str, handler: object) -> Route:
     return Route(method, path, Role.ANONYMOUS, handler, plain_http=True, versioned=False)  # type: ignore[arg-type]
 
@@ -62,6 +72,8 @@ ROUTES = (
     open_route("GET", "/refuse", refuse),
     open_route("GET", "/dislike", dislike),
     open_route("GET", "/slow", slow),
+    open_route("GET", "/away", away),
+    open_route("GET", "/busy", busy),
     open_route("GET", "/large", large),
     Route("POST", "/admin", Role.ADMIN, echo, plain_http=True, versioned=False),
     Route("POST", "/tiny", Role.ANONYMOUS, echo, plain_http=True, versioned=False, max_body=10),
@@ -339,6 +351,46 @@ def test_at_the_cap_connections_that_are_being_served_are_not_dropped() -> None:
             return [code_of(await task) for task in busy], refused
 
     assert asyncio.run(scenario()) == ([200, 200], b"")
+
+
+def test_renewing_cuts_off_no_request_and_ends_open_connections_with_their_next_answer() -> None:
+    other = Authority("other")
+
+    async def scenario() -> tuple[bytes, bytes]:
+        async with serving(server_context(CA)) as (server, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client_context(CA))
+            writer.write(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhel")
+            await eventually(lambda: server.connections.count(Phase.RECEIVING) == 1)
+            server.renew(tls=server_context(other), max_body=3)
+            writer.write(b"lo")
+            under_way = await asyncio.wait_for(reader.read(), 5)
+            writer.close()
+            return under_way, await exchange(port, post("/echo", b"long"), client_context(other))
+
+    under_way, later = asyncio.run(scenario())
+    assert (code_of(under_way), json.loads(body_of(under_way))["results"]["body"]) == (200, "hello")
+    assert b"Connection: close" in under_way
+    assert code_of(later) == 413
+
+
+def test_a_servers_limit_is_never_exceeded_by_a_routes_own() -> None:
+    async def scenario() -> tuple[bytes, bytes]:
+        async with serving() as (server, port):
+            before = await exchange(port, post("/tiny", b"x" * 10))
+            server.renew(tls=None, max_body=5)
+            return before, await exchange(port, post("/tiny", b"x" * 10))
+
+    before, after = asyncio.run(scenario())
+    assert (code_of(before), code_of(after)) == (200, 413)
+
+
+def test_a_service_that_is_away_is_503_and_says_when_to_come_back(caplog: pytest.LogCaptureFixture) -> None:
+    answers = ask(get("/away"), get("/busy"))
+    assert [code_of(answer) for answer in answers] == [503, 429]
+    assert b"\r\nRetry-After: 5\r\n" in answers[0]
+    assert b"\r\nRetry-After: 2\r\n" in answers[1]
+    assert b"locked" not in answers[0]
+    assert "GET /away: database is locked" in caplog.text
 
 
 def test_stopping_lets_requests_finish_and_refuses_new_connections() -> None:

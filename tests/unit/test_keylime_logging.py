@@ -175,3 +175,22 @@ def test_the_public_helper_works_in_a_process_without_logging(
     assert capsys.readouterr().out.endswith(
         "keylime.local_action_rm_ssh - INFO - A node in the network has been compromised: 10.0.0.1\n"
     )
+
+
+def test_another_set_up_takes_back_the_levels_of_loggers_that_it_no_longer_names(
+    output: io.StringIO, tmp_path: Path
+) -> None:
+    _setup(output, tmp_path, "[logger_noisy]\nlevel = DEBUG\n")
+    noisy = logging.getLogger("noisy")
+    assert noisy.isEnabledFor(logging.DEBUG)
+    _setup(output, tmp_path, "[logger_keylime]\nlevel = WARNING\n")
+    assert not noisy.isEnabledFor(logging.DEBUG)
+    assert not logging.getLogger("keylime.x").isEnabledFor(logging.INFO)
+
+
+def test_a_file_that_cannot_be_used_leaves_the_former_set_up(output: io.StringIO, tmp_path: Path) -> None:
+    _setup(output, tmp_path, "[logger_keylime]\nlevel = DEBUG\n")
+    with pytest.raises(ConfigError):
+        _setup(output, tmp_path, "[logger_keylime]\nlevel = LOUD\n")
+    logging.getLogger("keylime.x").debug("still here")
+    assert output.getvalue().count("still here") == 1

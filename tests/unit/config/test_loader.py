@@ -289,3 +289,12 @@ def test_a_path_left_at_its_default_is_in_the_working_directory(
     file.write_text(f"[tenant]\n{snippet}")
     settings = load_settings("tenant", environ={"KEYLIME_TENANT_CONFIG": str(file)})
     assert path_below(Path("/srv/keylime"), settings, "tpm_cert_store") == Path(expected)
+
+
+def test_changes_are_told_by_option_and_never_for_ignored_ones(root: Root) -> None:
+    before = root.load("registrar", {"KEYLIME_REGISTRAR_PORT": "8890"})
+    assert before.changed(root.load("registrar")) == ()
+    later = root.load(
+        "registrar", {"KEYLIME_REGISTRAR_PORT": "8000", "KEYLIME_REGISTRAR_LOG_DESTINATION": "x"}
+    )
+    assert before.changed(later) == (("registrar", "port"),)
