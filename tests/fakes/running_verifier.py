@@ -119,7 +119,7 @@ class RunningVerifier:
     config: VerifierConfig
     session: aiohttp.ClientSession
     administrators: ssl.SSLContext
-    verifier: Verifier
+    verifier: Verifier | None = None  # None: it is a process of its own
 
     async def admin(self, method: str, path: str, body: object = None) -> Answer:
         """A call with an administrator's certificate."""

@@ -112,6 +112,7 @@ def test_agents_are_shown_the_new_certificate_and_no_round_fails(tmp_path: Path)
 
 def reload(running: RunningVerifier) -> None:
     environ = {"KEYLIME_DIR": str(running.config.work_dir), "KEYLIME_VERIFIER_TLS_DIR": "default"}
+    assert running.verifier is not None
     running.verifier.reload(environ)
 
 
