@@ -81,7 +81,12 @@ def database(section: str) -> tuple[Option, ...]:
             "5,10",
             "Connections kept open, and how many more may be opened for a while (not for SQLite).",
         ),
-        option("auto_migrate_db", Kind.FLAG, True, "Bring the tables up to date at every start."),
+        option(
+            "auto_migrate_db",
+            Kind.FLAG,
+            True,
+            "Bring the tables up to date at every start; if not, do it by hand with the program's --migrate.",
+        ),
     )
 
 
