@@ -108,11 +108,12 @@ class Server(HTTPServerConnectionDelegate):
     def renew(self, *, tls: ssl.SSLContext | None, max_body: int) -> None:
         """Takes new certificates and a new limit, in bytes, from now on; no request is cut off.
 
-        Connections that are open answer one request more at most: the next one comes with a new handshake.
+        `tls` None leaves the certificates, and a plain port stays one. Connections that are open answer one
+        request more at most: the next one comes with a new handshake.
         """
         self.limits = replace(self.limits, max_body=max_body)
         for listener in self._listeners:
-            if listener.ssl_options is not None:
+            if listener.ssl_options is not None and tls is not None:
                 listener.ssl_options = tls  # tornado looks at it once for each connection
         self.connections.retire()
 

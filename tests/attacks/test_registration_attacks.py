@@ -7,6 +7,7 @@ import hashlib
 import sqlite3
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -19,6 +20,8 @@ from keylime.database.migrate import prepare_schema
 from keylime.database.transactions import open_database
 from keylime.identifiers import AgentId
 from keylime.messages.registrar import RegisterRequest
+from keylime.pki.der import read_certificate
+from keylime.pki.ek import check_ek_certificate, trust_store
 from keylime.tpm.keys import SignatureScheme
 from keylime_registrar.activation import Proven
 from keylime_registrar.identity import IdentityChanged, Registration, TpmIdentity, hash_tag
@@ -77,6 +80,26 @@ def test_r1_an_ek_beside_another_eks_certificate(tmp_path: Path) -> None:
         body = attacker().registration(ekcert=b64(victim().ek_certificate(VENDOR)))
         assert refused(await registrar.plain("POST", PATH, body))
         assert (await registrar.admin("GET", "/v2/agents")).results == {"uuids": []}
+
+    with_registrar(tmp_path, act)
+
+
+def test_r2_a_certificate_that_nobody_known_has_issued_is_kept_and_vouches_for_nothing(
+    tmp_path: Path,
+) -> None:
+    """Which makers are trusted is decided when an agent is added: see test_ek.py for all the bad chains."""
+    certificate = victim().ek_certificate(Authority("nobody"))
+
+    async def act(registrar: RunningRegistrar) -> None:
+        await registrar.enrol(VICTIM, victim(), ekcert=b64(certificate))
+        shown = (await registrar.admin("GET", PATH)).results
+        assert shown["ekcert"] == b64(certificate)
+        kept = base64.b64decode(shown["ekcert"])
+        known = trust_store([read_certificate(VENDOR.certificate.public_bytes(Encoding.DER))])
+        now = datetime.now(UTC)
+        assert not check_ek_certificate(kept, victim().ek.public_key(), known, now).trusted
+        genuine = victim().ek_certificate(VENDOR)
+        assert check_ek_certificate(genuine, victim().ek.public_key(), known, now).trusted
 
     with_registrar(tmp_path, act)
 
