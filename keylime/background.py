@@ -19,12 +19,19 @@ _TOLERATED_ENDS = 3  # within that time
 async def accompanied(*companions: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     """Runs the coroutines as tasks while the block runs, then cancels them and waits for their ends."""
     tasks = [asyncio.create_task(companion) for companion in companions]
+    for task in tasks:
+        task.add_done_callback(_log_defect)
     try:
         yield
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _log_defect(task: "asyncio.Task[None]") -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("a background task has ended because of a defect", exc_info=error)
 
 
 class Supervised:
