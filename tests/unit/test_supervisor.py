@@ -1,0 +1,178 @@
+"""Worker processes: started together, replaced when they end, ended together."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from keylime.supervisor import worker_count
+
+LIMIT_S = 20.0
+# Workers note their number and process id in a directory, and do what their number's file there says.
+PROGRAM = """
+import asyncio, logging, os, pathlib, sys, time
+from keylime.errors import ConfigError, KeylimeError
+from keylime.supervisor import Worker, run_workers, stop_event
+
+place = pathlib.Path(sys.argv[1])
+
+async def serve(worker):
+    stop = stop_event(worker.lifeline)
+    asyncio.get_running_loop().add_signal_handler(1, (place / f"hup-{worker.number}").touch)
+    worker.ready()
+    await stop.wait()
+    (place / f"stopped-{worker.number}").touch()
+
+def work(worker):
+    (place / f"pid-{worker.number}").write_text(str(os.getpid()))
+    orders = place / f"orders-{worker.number}"
+    text = orders.read_text() if orders.exists() else ""
+    if text == "refuse":
+        raise ConfigError("this cannot be configured")
+    if text == "fail":
+        raise LookupError("a defect")
+    if text == "hang":
+        import signal
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        worker.ready()
+        time.sleep(60)
+    asyncio.run(serve(worker))
+
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+try:
+    run_workers(2, work, (place / "all-ready").touch)
+except KeylimeError as error:
+    sys.exit(f"error: {error}")
+"""
+
+
+@contextmanager
+def supervised(place: Path, *, wait: bool = True) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(  # noqa: S603
+        [sys.executable, "-c", PROGRAM, str(place)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        if wait:
+            until(place / "all-ready")
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+        for number in range(2):
+            end(place, number)
+
+
+def end(place: Path, number: int) -> None:
+    """Kills a worker that a failing test left behind."""
+    if (place / f"pid-{number}").exists() and is_alive(pid := pid_of(place, number)):
+        os.kill(pid, signal.SIGKILL)
+
+
+def until(path: Path) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not path.exists():
+        assert time.monotonic() < deadline, f"no {path.name}"
+        time.sleep(0.01)
+
+
+def pid_of(place: Path, number: int) -> int:
+    until(place / f"pid-{number}")
+    deadline = time.monotonic() + LIMIT_S
+    while not (text := (place / f"pid-{number}").read_text()):
+        assert time.monotonic() < deadline
+    return int(text)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_stop_signal_ends_all_workers_in_good_order(tmp_path: Path) -> None:
+    with supervised(tmp_path) as process:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(LIMIT_S) == 0
+        assert all((tmp_path / f"stopped-{number}").exists() for number in range(2))
+        assert not any(is_alive(pid_of(tmp_path, number)) for number in range(2))
+
+
+def test_a_hang_up_is_passed_on(tmp_path: Path) -> None:
+    with supervised(tmp_path) as process:
+        process.send_signal(signal.SIGHUP)
+        for number in range(2):
+            until(tmp_path / f"hup-{number}")
+        assert process.poll() is None
+
+
+def test_a_worker_that_dies_is_replaced_and_named_in_the_log(tmp_path: Path) -> None:
+    with supervised(tmp_path) as process:
+        dead = pid_of(tmp_path, 1)
+        (tmp_path / "pid-1").unlink()
+        os.kill(dead, signal.SIGKILL)
+        assert pid_of(tmp_path, 1) != dead
+        process.send_signal(signal.SIGTERM)
+        assert (
+            process.communicate(timeout=LIMIT_S)[0] == "worker 1 ended (SIGKILL), starting another in 1 s\n"
+        )
+        assert process.returncode == 0
+
+
+def test_a_worker_that_cannot_be_replaced_is_tried_again_ever_later(tmp_path: Path) -> None:
+    with supervised(tmp_path) as process:
+        (tmp_path / "orders-1").write_text("refuse")
+        os.kill(pid_of(tmp_path, 1), signal.SIGKILL)
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(2)]
+        assert lines[1] == "worker 1 ended (this cannot be configured), starting another in 2 s\n"
+        (tmp_path / "orders-1").unlink()
+        (tmp_path / "pid-1").unlink()
+        pid_of(tmp_path, 1)
+        assert process.poll() is None
+
+
+@pytest.mark.parametrize(
+    ("orders", "said"), [("refuse", "error: this cannot be configured\n"), ("fail", "error: exit status 1\n")]
+)
+def test_a_worker_that_cannot_start_ends_the_start_with_its_reason(
+    tmp_path: Path, orders: str, said: str
+) -> None:
+    for number in range(2):
+        (tmp_path / f"orders-{number}").write_text(orders)
+    with supervised(tmp_path, wait=False) as process:
+        _, errors = process.communicate(timeout=LIMIT_S)
+        assert (process.returncode, errors) == (1, said)
+
+
+def test_workers_that_do_not_end_are_killed_within_five_seconds(tmp_path: Path) -> None:
+    (tmp_path / "orders-0").write_text("hang")
+    with supervised(tmp_path) as process:
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(LIMIT_S) == 0
+        assert 4 < time.monotonic() - began < 6
+        assert not is_alive(pid_of(tmp_path, 0))
+
+
+def test_workers_do_not_outlive_their_supervisor(tmp_path: Path) -> None:
+    with supervised(tmp_path) as process:
+        process.kill()
+        for number in range(2):
+            until(tmp_path / f"stopped-{number}")
+
+
+@pytest.mark.parametrize(("wanted", "most", "count"), [(1, 16, 1), (4, 16, 4), (40, 16, 16), (40, 0, 40)])
+def test_the_number_of_workers_has_a_limit_of_its_own(wanted: int, most: int, count: int) -> None:
+    assert worker_count(wanted, most) == count
+
+
+def test_zero_means_one_worker_for_each_cpu() -> None:
+    assert worker_count(0, 0) == len(os.sched_getaffinity(0))
