@@ -214,10 +214,12 @@ class Membership:
     async def _forget_the_dead(self, connection: AsyncConnection, view: _View) -> None:
         old = members.c.expires_at < database_time() - _FORGET_AFTER_S
         same_broker = members.c.broker == self._member.broker
+        has_shards = sa.exists().where(shards.c.owner == members.c.member_id)
         await connection.execute(
             sa.delete(members).where(
                 members.c.verifier_id == self._member.verifier_id,
                 members.c.member_id.not_in(view.alive),
+                ~has_shards,
                 sa.or_(members.c.broker.is_(None), old, same_broker),
             )
         )
