@@ -11,6 +11,7 @@ import os
 import re
 import sqlite3
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
@@ -114,6 +115,8 @@ def connect_arguments(url: URL) -> dict[str, str | int]:
         "keepalives_count": 3,
         "tcp_user_timeout": 10_000,  # milliseconds
     }
+    if "application_name" not in url.query:
+        arguments["application_name"] = f"{Path(sys.argv[0]).name}:{os.getpid()}"  # in the server's views
     if "options" not in url.query:
         arguments["options"] = f"-c idle_in_transaction_session_timeout={_IDLE_IN_TRANSACTION_MS}"
     return arguments

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import ssl
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -131,6 +132,7 @@ class Question:
     mask: int
     partial: str
     entry: int
+    at: float = field(default_factory=time.monotonic)
 
 
 class AttestingAgent:

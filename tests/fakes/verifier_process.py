@@ -55,7 +55,7 @@ class VerifierProcess:
     def start(self) -> None:
         """Starts the program; `listening` tells when it serves."""
         clean = {name: value for name, value in os.environ.items() if not name.startswith("KEYLIME_")}
-        environ = {**clean, "KEYLIME_DIR": str(self._work_dir), "PGAPPNAME": self.name, **self._environ}
+        environ = {**clean, "KEYLIME_DIR": str(self._work_dir), **self._environ}
         with self.log.open("ab") as log:
             log.write(b"-- start\n")
             log.flush()
@@ -104,7 +104,7 @@ class Verifiers:
     def __init__(self, work_dir: Path, url: str, processes: list[VerifierProcess]) -> None:
         self.processes = processes
         self._work_dir = work_dir
-        self._engine = sa.create_engine(url)  # SQLite: five seconds of patience
+        self._engine = sa.create_engine(url, poolclass=sa.NullPool)  # the server may be restarted
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:

@@ -57,8 +57,12 @@ async def insert_revocation(
     """Adds a revocation and its deliveries within the caller's transaction.
 
     A target ("agent", "*") stands for every agent of `verifier_id`, the failed one included; a target on the
-    channel zeromq for this broker and all others that verifiers of `verifier_id` run.
+    channel zeromq for this broker and all others that verifiers of `verifier_id` run. What is there already
+    stays as it is: a connection may break after the commit, and the writer tries again.
     """
+    known = sa.select(revocations.c.agent_id).where(revocations.c.revocation_id == revocation.revocation_id)
+    if (await connection.execute(known)).first() is not None:
+        return
     await connection.execute(
         sa.insert(revocations).values(
             revocation_id=revocation.revocation_id,

@@ -1,0 +1,68 @@
+"""A TCP proxy on loopback whose line can be cut: what is sent then is neither delivered nor refused."""
+
+import asyncio
+from typing import Self
+
+
+class TcpProxy:
+    """Forwards to a port. While it is cut, connections stay open and silent; healing resets them."""
+
+    def __init__(self, target_port: int) -> None:
+        self._target_port = target_port
+        self._open = asyncio.Event()
+        self._open.set()
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+        self.port = 0
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_exc_info: object) -> None:
+        if self._server is not None:
+            self._server.close()
+        self._reset()
+
+    def cut(self) -> None:
+        """From here on nothing gets through in either direction."""
+        self._open.clear()
+
+    def heal(self) -> None:
+        """New connections get through again; those that were there are reset."""
+        self._reset()
+        self._open.set()
+
+    def _reset(self) -> None:
+        for writer in self._writers:
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        further: asyncio.StreamWriter | None = None
+        try:
+            await self._open.wait()
+            answers, further = await asyncio.open_connection("127.0.0.1", self._target_port)
+            self._writers.add(further)
+            ways = [
+                asyncio.create_task(self._forward(reader, further)),
+                asyncio.create_task(self._forward(answers, writer)),
+            ]
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
+        except (OSError, asyncio.CancelledError):
+            pass  # the server behind it is down, or the test is over
+        finally:
+            for end in (writer, further):
+                if end is not None:
+                    end.transport.abort()
+                    self._writers.discard(end)
+
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            await self._open.wait()
+            writer.write(data)
+            await writer.drain()
