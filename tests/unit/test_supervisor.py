@@ -18,6 +18,7 @@ LIMIT_S = 20.0
 PROGRAM = """
 import asyncio, logging, os, pathlib, sys, time
 from keylime.errors import ConfigError, KeylimeError
+from keylime.service_manager import ServiceManager
 from keylime.supervisor import Worker, run_workers, stop_event
 
 place = pathlib.Path(sys.argv[1])
@@ -25,7 +26,7 @@ place = pathlib.Path(sys.argv[1])
 async def serve(worker):
     stop = stop_event(worker.lifeline)
     asyncio.get_running_loop().add_signal_handler(1, (place / f"hup-{worker.number}").touch)
-    worker.ready()
+    worker.manager().ready("")
     await stop.wait()
     (place / f"stopped-{worker.number}").touch()
 
@@ -40,13 +41,21 @@ def work(worker):
     if text == "hang":
         import signal
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        worker.ready()
+        worker.manager().ready("")
         time.sleep(60)
     asyncio.run(serve(worker))
 
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
+def tell(assignments):
+    if "READY=1" in assignments:
+        (place / "all-ready").touch()
+
+def check_reload():
+    if (place / "bad-file").exists():
+        raise ConfigError("a bad file")
+
 try:
-    run_workers(2, work, (place / "all-ready").touch)
+    run_workers(2, work, check_reload=check_reload, manager=ServiceManager(tell, None), status="all serve")
 except KeylimeError as error:
     sys.exit(f"error: {error}")
 """
@@ -111,6 +120,15 @@ def test_a_hang_up_is_passed_on(tmp_path: Path) -> None:
         for number in range(2):
             until(tmp_path / f"hup-{number}")
         assert process.poll() is None
+
+
+def test_a_hang_up_that_would_fail_everywhere_is_not_passed_on(tmp_path: Path) -> None:
+    with supervised(tmp_path) as process:
+        (tmp_path / "bad-file").touch()
+        process.send_signal(signal.SIGHUP)
+        assert process.stdout is not None
+        assert "a bad file" in process.stdout.readline()
+        assert not list(tmp_path.glob("hup-*"))
 
 
 def test_a_worker_that_dies_is_replaced_and_named_in_the_log(tmp_path: Path) -> None:
