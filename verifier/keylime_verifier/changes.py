@@ -4,6 +4,7 @@ News say only that there is something to read. Who missed any reads the counters
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from enum import Enum
@@ -14,7 +15,7 @@ from psycopg.conninfo import make_conninfo
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from keylime.database.engine import connect_arguments
+from keylime.database.engine import DatabaseUnavailable, connect_arguments
 from keylime_verifier.schema import change_counters
 from keylime_verifier.transactions import read
 
@@ -58,7 +59,7 @@ class Changes:
         self._news = asyncio.Event()
 
     async def run(self) -> None:
-        """Watches for ever. Raises DatabaseUnavailable, after which it may be run again."""
+        """Watches for ever; what changes while the database is away is seen when it is back."""
         if self._engine.dialect.name != "postgresql":
             await self._watch(_POLL_INTERVAL_S)
             return
@@ -72,7 +73,8 @@ class Changes:
     async def _watch(self, interval_s: float) -> None:
         while True:
             self._news.clear()
-            await self._look()
+            with contextlib.suppress(DatabaseUnavailable):  # the lease, which needs it more, says so
+                await self._look()
             try:
                 async with asyncio.timeout(interval_s):
                     await self._news.wait()
