@@ -30,6 +30,7 @@ def all_routes() -> list[Route]:
         *PolicyHandlers.__new__(PolicyHandlers).routes(),
         *VerificationHandlers.__new__(VerificationHandlers).routes(),
         *RevocationHandlers.__new__(RevocationHandlers).routes(),
+        *probe_routes(Health()),
     ]
     return [*routes, openapi_route(routes)]
 
