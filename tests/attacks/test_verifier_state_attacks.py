@@ -7,6 +7,7 @@ import asyncio
 import base64
 import json
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -370,3 +371,47 @@ def test_p14_secrets_are_in_no_log_and_no_answer(tmp_path: Path, caplog: pytest.
     key_line = revocation_key_pem().splitlines()[5]
     for secret in (base64.b64encode(V_SHARE).decode(), V_SHARE.hex(), repr(V_SHARE), key_line, "PRIVATE KEY"):
         assert secret not in shown
+
+
+@pytest.mark.parametrize("jump_s", [86_400, -86_400])
+def test_s9_a_clock_that_jumps_by_a_day_fails_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jump_s: int
+) -> None:
+    async def act(verifier: RunningVerifier, agent: AttestingAgent) -> None:
+        before = await verifier.until_passing(agent)
+        true_time = time.time
+        monkeypatch.setattr(time, "time", lambda: true_time() + jump_s)
+        asked = len(agent.questions)
+        await eventually(lambda: len(agent.questions) >= asked + 5)
+        after = await verifier.until(agent, lambda status: status["attestation_status"] == "PASS")
+        assert after["attestation_count"] > before["attestation_count"]
+        assert abs(after["last_successful_attestation"] - true_time() - jump_s) < 60
+        assert agent.revocations == []
+
+    scene(tmp_path, act)
+
+
+def told_about(agent: AttestingAgent) -> set[str]:
+    """Whose revocations `agent` was sent."""
+    return {json.loads(signed.msg)["agent_id"] for signed in agent.revocations}
+
+
+def test_s13_agents_that_fail_together_are_all_told_about_and_delay_nobody(tmp_path: Path) -> None:
+    async def act(verifier: RunningVerifier, agent: AttestingAgent) -> None:
+        falling = [AttestingAgent(f"falling-{number}", verifier_authority()) for number in range(15)]
+        for one in falling:
+            one.start()
+            await verifier.add(one)
+        for one in falling:
+            await verifier.until_passing(one)
+        for one in falling:
+            one.tamper()
+        for one in falling:
+            await verifier.until_state(one, INVALID_QUOTE)
+        await verifier.until_passing(agent, rounds=3)
+        await eventually(lambda: told_about(agent) == {one.agent_id for one in falling})
+        assert len(agent.revocations) == len(falling), "each of them once"
+        for one in falling:
+            await one.stop()
+
+    scene(tmp_path, act)
