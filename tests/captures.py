@@ -198,6 +198,7 @@ def stages() -> tuple[Stage, ...]:
     return tuple(stage for one in captures() for stage in one.stages)
 
 
+@functools.cache
 def captured_quotes() -> tuple[CapturedQuote, ...]:
     """All captured quotes."""
     return tuple(quote for stage in stages() for quote in stage.quotes())

@@ -110,8 +110,9 @@ class Judge:
         """Keep `finding`; of very many only the first ones, and the count."""
         self.failures += 1
         if len(self.findings) < MAX_FINDINGS:
-            is_ruled = finding.rule is not None
-            self.findings.append(replace(finding, policy=self.policy.version) if is_ruled else finding)
+            if finding.rule is not None:
+                finding = replace(finding, policy=self.policy.version)
+            self.findings.append(finding)
 
     def _boot_aggregate(self, index: int, entry: Entry) -> None:
         if index and not self.kexec:

@@ -135,14 +135,15 @@ def parse_attestation_key(tpm2b_public: bytes) -> AttestationKey:
     _demand_attributes("AK", area.attributes, required=_AK_ATTRIBUTES, forbidden=ObjectAttributes.DECRYPT)
     public_key = _public_key_of("AK", area)
     scheme = _signature_scheme(area)
-    if area.parameters.scheme_hash not in _SIGNATURE_HASHES:
+    scheme_hash = area.parameters.scheme_hash
+    if scheme_hash not in _SIGNATURE_HASHES:
         raise UnsuitableKey(
-            f"AK signs with hash {_label(area.parameters.scheme_hash)}, expected sha256, sha384 or sha512"
+            f"AK signs with hash {scheme_hash and scheme_hash.label}, expected sha256, sha384 or sha512"
         )
     return AttestationKey(
         public_key=public_key,
         scheme=scheme,
-        scheme_hash=area.parameters.scheme_hash,
+        scheme_hash=scheme_hash,
         name=_name_of("AK", area),
         tpm2b_public=tpm2b_public,
     )
@@ -267,7 +268,3 @@ def _ecc_key(role: str, parameters: EccParameters) -> ec.EllipticCurvePublicKey:
         return ec.EllipticCurvePublicNumbers(x, y, curve).public_key()
     except ValueError as error:
         raise MalformedEvidence(f"ECC point is not on its curve: {error}") from error
-
-
-def _label(algorithm: HashAlgorithm | None) -> str:
-    return "none" if algorithm is None else algorithm.label

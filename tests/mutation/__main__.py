@@ -34,6 +34,8 @@ _PRELOADED = (
     "msgspec",
     "re2",
     "hypothesis.stateful",
+    "tornado.web",
+    "xdist.plugin",
 )
 _KILLED = (pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED)  # interrupted: nothing to import
 
@@ -130,7 +132,7 @@ def _tests_pass(scratch: Path, tests: Sequence[str], *, keep_bytecode: bool) -> 
 
 
 def _run_tests(scratch: Path, tests: Sequence[str], *, keep_bytecode: bool) -> int:
-    """In the child: pytest on the copy, in silence."""
+    """In the child: pytest on the copy, in silence, up to the first failure."""
     resource.setrlimit(resource.RLIMIT_CPU, (_CPU_SECONDS, _CPU_SECONDS + 5))
     sys.dont_write_bytecode = not keep_bytecode
     os.chdir(scratch)
@@ -149,7 +151,11 @@ def _run_tests(scratch: Path, tests: Sequence[str], *, keep_bytecode: bool) -> i
         "ignore::pytest.PytestAssertRewriteWarning",
     ]
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        return int(pytest.main([*options, *tests]))
+        for test in tests:  # one by one, since most mutants fail before the others need to be imported
+            code = pytest.main([*options, test])
+            if code != pytest.ExitCode.OK:
+                return int(code)
+    return pytest.ExitCode.OK
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from keylime.ima.appraisal import ImaResult
 from keylime.ima.checkpoint import ImaCheckpoint, LearnedKey, LearnedKeyring
 from keylime.ima.keyrings import Keyring, recognise_key
-from keylime.ima.measurement_list import parse_line, split_lines
+from keylime.ima.measurement_list import parse_line, split_lines, violation_line
 from keylime.ima.memo import ViewKey
 from keylime.ima.replay import ExtendMode
 from keylime.policy.runtime import EMPTY_POLICY, RuntimePolicy, parse_runtime_policy
@@ -57,6 +57,14 @@ def after(lines: list[bytes], verifier: Verifier) -> ImaResult:
 def found(lines: list[bytes], rules: RuntimePolicy, aggregates: frozenset[str] = frozenset()) -> list[object]:
     findings = after(lines, Verifier(rules, boot_aggregates=aggregates)).findings
     return [(finding.event_id, finding.log_index) for finding in findings]
+
+
+def test_a_finding_names_the_version_of_the_policy_when_a_rule_of_it_decides() -> None:
+    rules = policy()
+    lines = [line_of("ima-ng", f"{file_digest('2')} /a"), violation_line("/a")]
+    by_rule, by_fact = after(lines, Verifier(rules)).findings
+    assert (by_rule.rule, by_rule.policy) == ("digests", rules.version)
+    assert (by_fact.rule, by_fact.policy) == (None, None)
 
 
 # -- boot_aggregate
