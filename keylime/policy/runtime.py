@@ -362,5 +362,5 @@ def _misspelt(root: _Section) -> list[str]:
 
 
 def _kind(value: object) -> str:
-    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", int: "a number"}
-    return "null" if value is None else names.get(type(value), "a number")
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")

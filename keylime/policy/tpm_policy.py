@@ -12,6 +12,8 @@ from keylime.policy.strict_json import load_document
 from keylime.tpm.pcr import DATA_PCR, IMA_PCR, PCR_COUNT
 
 _MAX_VALUE = 128  # hex digits: SHA-512
+_OWNERS = {IMA_PCR: "IMA", DATA_PCR: "Keylime itself"}
+_PCR_NUMBERS = {str(index): index for index in range(PCR_COUNT)}  # one spelling each
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +30,10 @@ class TpmPolicy:
         Raises PolicyError naming the PCR. PCR 10 is IMA's and 16 Keylime's. The mask covers what is named.
         """
         document = _load(text)
-        for key in document:
-            _pcr_number(key)
-            if int(key) in (IMA_PCR, DATA_PCR):
-                owner = "IMA" if int(key) == IMA_PCR else "Keylime itself"
-                raise PolicyError(f"tpm_policy: PCR {key} is used by {owner} and cannot be in the policy")
         values = _values(document)
+        for index, owner in _OWNERS.items():
+            if index in values:
+                raise PolicyError(f"tpm_policy: PCR {index} is used by {owner} and cannot be in the policy")
         return cls(values, sum(1 << index for index in values))
 
     @classmethod
@@ -66,7 +66,7 @@ class TpmPolicy:
         for index in sorted(self.values.keys() & quoted.keys() - consumed):
             if quoted[index].hex() not in self.values[index]:
                 findings.append(self._wrong_value(index, quoted[index].hex()))
-        missing = sorted(self.values.keys() - quoted.keys() - consumed)
+        missing = sorted(self.values.keys() - quoted.keys())
         if missing:
             findings.append(self._missing(missing))
         return tuple(findings)
@@ -109,9 +109,10 @@ def _values(document: Mapping[str, object]) -> Mapping[int, frozenset[str]]:
 
 
 def _pcr_number(key: str) -> int:
-    if not (key.isascii() and key.isdigit() and len(key) <= 2 and int(key) < PCR_COUNT):
+    index = _PCR_NUMBERS.get(key)
+    if index is None:
         raise PolicyError(f"tpm_policy: {key[:40]!r} is not a PCR number from 0 to {PCR_COUNT - 1}")
-    return int(key)
+    return index
 
 
 def _hex_values(key: str, value: object) -> frozenset[str]:

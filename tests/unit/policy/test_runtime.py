@@ -75,7 +75,12 @@ def with_ima(**changes: Any) -> dict[str, Any]:
         (document(release=1.5), "release"),
         (document(digests=[]), "digests: expected an object"),
         (document(digests={"/a": []}), "digests['/a']"),
-        (document(digests={"/a": A}), "digests['/a']"),
+        (document(digests={"/a": A}), "digests['/a']: expected a list"),
+        (
+            document(digests={"/a": {A: 1}}),
+            "digests['/a']: expected a list of at least one digest, got an object",
+        ),
+        (document(digests={"/a": None}), "digests['/a']: expected a list of at least one digest, got null"),
         (document(digests={"/a": [A, None]}), "digests['/a'][1]"),
         (document(digests={"/a": [A.upper()]}), "digests['/a'][0]"),
         (document(digests={"/a": ["ab" * 19]}), "digests['/a'][0]"),
@@ -134,11 +139,20 @@ def test_a_key_given_twice_is_named() -> None:
 def test_too_large_a_policy_is_refused_before_it_is_read() -> None:
     with pytest.raises(PolicyError, match="at most 100 "):
         parse_runtime_policy(b"[" * 101, max_bytes=100)
+    size = len(EMPTY_POLICY)
+    assert parse_runtime_policy(EMPTY_POLICY, max_bytes=size).to_json()
+    with pytest.raises(PolicyError, match=f"has {size} bytes: at most {size - 1} "):
+        parse_runtime_policy(EMPTY_POLICY, max_bytes=size - 1)
 
 
 def test_digests_may_name_their_algorithm_and_are_stored_plain() -> None:
     policy = parse_runtime_policy(text(digests={"/a": [f"sha256:{A}"], "/b": [f"sha1:{C}"]}))
     assert json.loads(policy.to_json())["digests"] == {"/a": [A], "/b": [C]}
+
+
+def test_as_many_digests_of_one_name_as_the_limit_says_are_accepted() -> None:
+    digests = [f"{number:064x}" for number in range(MAX_DIGESTS_PER_NAME)]
+    assert len(parse_runtime_policy(text(digests={"/a": digests})).digests["/a"]) == MAX_DIGESTS_PER_NAME
 
 
 def test_many_digests_of_one_name_are_all_known() -> None:
@@ -212,6 +226,48 @@ def test_merging_takes_everything_that_either_has() -> None:
 def test_policies_for_different_lists_cannot_be_merged() -> None:
     with pytest.raises(PolicyError, match="log_hash_alg"):
         merge(parse_runtime_policy(text()), parse_runtime_policy(json.dumps(with_ima(log_hash_alg="sha256"))))
+
+
+def dm_policy(match_on: str) -> dict[str, Any]:
+    return with_ima(dm_policy={"version": 1, "match_on": match_on, "rules": {}})
+
+
+def test_one_device_mapper_policy_is_kept_and_two_different_ones_cannot_be_merged() -> None:
+    plain = parse_runtime_policy(text())
+    by_name, by_uuid = (parse_runtime_policy(json.dumps(dm_policy(key))) for key in ("name", "uuid"))
+    for merged in (merge(plain, by_name), merge(by_name, plain), merge(by_name, by_name)):
+        assert merged.to_document()["ima"] == by_name.to_document()["ima"]
+    assert merge(plain, plain).dm_policy is None
+    with pytest.raises(PolicyError, match="two different device-mapper policies"):
+        merge(by_name, by_uuid)
+    assert diff(plain, by_name).changed == diff(by_name, by_uuid).changed == ("ima.dm_policy",)
+
+
+def test_merging_keeps_the_newer_account_of_where_a_policy_comes_from() -> None:
+    none, old, new = (
+        parse_runtime_policy(json.dumps(with_meta(**stamp)))
+        for stamp in ({}, {"timestamp": "2024-01-01"}, {"timestamp": "2025-01-01"})
+    )
+    assert merge(old, new).meta == merge(new, none).meta == merge(none, new).meta == new.meta
+    assert merge(none, none).meta == none.meta
+    younger = parse_runtime_policy(json.dumps(with_meta(version=9)))
+    assert merge(new, younger).meta == merge(younger, new).meta == younger.meta
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"digests": {"/a": [A], "/b": [A]}},
+        {"digests": {}},
+        {"excludes": []},
+        {"excludes": ["^/x/", "^/y/"]},
+        {"keyrings": {".ima": [A]}},
+        {"ima-buf": {"x": [A]}},
+        with_ima(ignored_keyrings=["*"]),
+    ],
+)
+def test_any_other_rule_is_a_difference(changes: dict[str, Any]) -> None:
+    assert not diff(parse_runtime_policy(text()), parse_runtime_policy(text(**changes))).is_empty
 
 
 def test_a_difference_is_shown_rule_by_rule() -> None:

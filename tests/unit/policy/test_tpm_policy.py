@@ -18,8 +18,10 @@ def test_an_operators_policy_gets_lists_lower_case_and_a_mask() -> None:
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ('{"10": "ab"}', "PCR 10"),
-        ('{"16": "ab"}', "PCR 16"),
+        ('{"10": "ab"}', "PCR 10 is used by IMA"),
+        ('{"16": "ab"}', "PCR 16 is used by Keylime"),
+        ('{"01": "ab"}', "'01'"),
+        ('{"001": "ab"}', "'001'"),
         ('{"24": "ab"}', "'24'"),
         ('{"-1": "ab"}', "'-1'"),
         ('{"\u0661": "ab"}', "PCR number"),
@@ -27,6 +29,7 @@ def test_an_operators_policy_gets_lists_lower_case_and_a_mask() -> None:
         ('{"1": "xy"}', "PCR 1"),
         ('{"1": ""}', "PCR 1"),
         ('{"1": "0xab"}', "PCR 1"),
+        (json.dumps({"1": "ab" * 64 + "a"}), "PCR 1"),
         ('{"1": [7]}', "PCR 1"),
         ('{"1": null}', "PCR 1"),
         ('{"1": "ab", "1": "cd"}', "given twice"),
@@ -47,7 +50,11 @@ def test_the_wire_form_is_read_with_its_own_mask() -> None:
     assert TpmPolicy.from_wire(policy.to_wire()) == policy
 
 
-@pytest.mark.parametrize("mask", ["x", "", "-0x1", "0x1000000", 7, None])
+def test_a_value_may_be_as_long_as_the_longest_digest() -> None:
+    assert TpmPolicy.from_operator(json.dumps({"1": "ab" * 64})).values == {1: frozenset({"ab" * 64})}
+
+
+@pytest.mark.parametrize("mask", ["x", "", "0x\uff11", "-0x1", "0x1000000", 7, None])
 def test_a_wrong_mask_is_refused(mask: object) -> None:
     with pytest.raises(PolicyError, match="mask"):
         TpmPolicy.from_wire(json.dumps({"mask": mask}))
