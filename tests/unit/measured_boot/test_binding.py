@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -70,6 +71,25 @@ def test_file_names_and_image_paths_are_not_covered() -> None:
     assert data_binding(read(record(9, EventType.IPL, b"/boot/vmlinuz\0", b"content"))) is Binding.UNBOUND
     image = record(4, EventType.EFI_BOOT_SERVICES_APPLICATION, bytes(32), b"image")
     assert data_binding(read(image)) is Binding.UNBOUND
+
+
+def test_a_file_whose_name_begins_like_a_command_is_not_covered_either() -> None:
+    item = record(9, EventType.IPL, b"grub_cmd: text\0", b"text")
+    assert data_binding(read(item)) is Binding.UNBOUND
+
+
+class BankWithoutLibrary:
+    """A bank whose hash the crypto library does not have, as SM3 in many builds."""
+
+    def digest(self, _: bytes) -> bytes:
+        raise ValueError("unsupported hash type")
+
+
+def test_a_digest_that_cannot_be_computed_speaks_neither_for_nor_against_the_data() -> None:
+    missing: Any = BankWithoutLibrary()
+    event = read(record(7, EventType.SEPARATOR, bytes(4)))
+    assert data_is_bound(replace(event, digests={**event.digests, missing: b""}))
+    assert data_binding(replace(event, digests={missing: b""})) is Binding.MISMATCH
 
 
 def test_data_without_a_digest_that_can_be_computed_are_not_bound() -> None:
