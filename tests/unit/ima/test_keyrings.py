@@ -1,9 +1,15 @@
 import base64
+import datetime
 import json
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1
+from cryptography.hazmat.primitives.asymmetric.ec import generate_private_key as generate_ec_key
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
+from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -36,6 +42,50 @@ def test_a_private_key_counts_as_its_public_half(encoding: Encoding) -> None:
     assert key is not None
     assert key.spki == public
     assert recognise_key(public) == key
+
+
+def test_a_key_may_have_text_before_it_but_not_any_length() -> None:
+    pem = (IMA_KEYS_DIRECTORY / "ima-ec.pub.pem").read_bytes()
+    with_text = b"Bag Attributes\n" + pem
+    assert recognise_key(with_text) == recognise_key(pem)
+    assert recognise_key(with_text.ljust(65536, b"\n")) == recognise_key(pem)
+    assert recognise_key(with_text.ljust(65537, b"\n")) is None
+
+
+def certificate(*extensions: x509.ExtensionType, key: CertificateIssuerPrivateKeyTypes) -> bytes:
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "key")])
+    day = datetime.datetime(2026, 1, 1)  # noqa: DTZ001  certificates have no time zone
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, day, day)
+    for extension in extensions:
+        builder = builder.add_extension(extension, critical=False)
+    hashed = None if isinstance(key, Ed25519PrivateKey) else SHA256()
+    return builder.sign(key, hashed).public_bytes(Encoding.DER)
+
+
+@pytest.mark.parametrize(
+    ("identifier", "key_id"),
+    [
+        (b"\x11\x22\x33\x44", 0x11223344),
+        (b"\0\x11\x22\x33\x44", 0x11223344),
+        (b"\x22\x33\x44", None),
+        (bytes(4), None),
+    ],
+)
+def test_the_end_of_a_certificates_key_identifier_is_the_id_if_it_can_be_one(
+    identifier: bytes, key_id: int | None
+) -> None:
+    private = generate_ec_key(SECP256R1())
+    plain = recognise_key(certificate(key=private))
+    key = recognise_key(certificate(x509.SubjectKeyIdentifier(identifier), key=private))
+    assert plain is not None
+    assert key is not None
+    assert key.key_id == (plain.key_id if key_id is None else key_id)
+    assert key.public_key == plain.public_key
+
+
+def test_a_certificate_of_another_type_of_key_is_refused() -> None:
+    with pytest.raises(UnsuitableKey, match="RSA or EC"):
+        recognise_key(certificate(key=Ed25519PrivateKey.generate()))
 
 
 def test_a_key_of_another_type_is_refused_by_its_type() -> None:

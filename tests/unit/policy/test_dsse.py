@@ -4,7 +4,13 @@ import json
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, SECP256R1, SECP384R1, generate_private_key
+from cryptography.hazmat.primitives.asymmetric.ec import (
+    ECDSA,
+    SECP256R1,
+    SECP384R1,
+    EllipticCurvePrivateKey,
+    generate_private_key,
+)
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key as generate_rsa_key
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -51,6 +57,39 @@ def test_the_signed_bytes_are_those_of_the_dsse_specification() -> None:
     signature = base64.b64decode(json.loads(sign_policy(payload, KEY, ""))["signatures"][0]["sig"])
     from_scratch = b"DSSEv1 28 application/vnd.keylime+json 5 hello"
     KEY.public_key().verify(signature, from_scratch, ECDSA(SHA256()))
+
+
+@pytest.mark.parametrize("text", ['["payload"]', '{"payload": ""}', '{"payload": null}', '"payload"'])
+def test_only_an_object_with_a_payload_is_an_envelope(text: str) -> None:
+    assert not is_envelope(text)
+    assert not is_envelope(text.encode())
+    assert open_envelope(text) == text
+
+
+def test_a_signature_without_a_key_id_has_no_such_member() -> None:
+    assert list(json.loads(sign_policy(b"x", KEY, ""))["signatures"][0]) == ["sig"]
+    assert json.loads(sign_policy(b"x", KEY, "id"))["signatures"][0]["keyid"] == "id"
+
+
+def certificate_of(key: EllipticCurvePrivateKey) -> str:
+    return certificate_key_id(
+        self_signed_certificate(key, datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC))
+    )
+
+
+def test_a_broken_signature_counts_when_its_certificate_is_of_the_given_key() -> None:
+    by_other = sign_policy(POLICY.encode(), OTHER, certificate_of(OTHER))
+    both = envelope(signatures=signatures(by_other, SIGNED))
+    assert open_envelope(both, [PEM], required=True) == POLICY, "another signer does no harm"
+    broken = sign_policy(b"other", KEY, certificate_of(KEY))
+    with pytest.raises(CredentialError, match="does not hold"):
+        open_envelope(envelope(signatures=signatures(SIGNED, broken)), [PEM], required=True)
+
+
+def test_signatures_with_certificates_are_checked_beside_those_without() -> None:
+    with_certificate = sign_policy(POLICY.encode(), OTHER, certificate_of(OTHER))
+    mixed = envelope(signatures=signatures(SIGNED, with_certificate))
+    assert verify_envelope(mixed, None) == POLICY.encode()
 
 
 def test_plain_policies_pass_only_where_no_signature_is_required() -> None:

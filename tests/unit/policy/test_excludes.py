@@ -1,7 +1,8 @@
 import pytest
 
 from keylime.errors import PolicyError
-from keylime.policy.excludes import compile_excludes
+from keylime.policy.excludes import MAX_EXCLUDES, compile_excludes
+from keylime.policy.patterns import MAX_BACKTRACKED_CHARS
 
 
 def test_expressions_match_at_the_start_and_need_not_reach_the_end() -> None:
@@ -36,7 +37,16 @@ def test_many_expressions_of_both_engines_make_one_matcher() -> None:
 
 def test_names_too_long_for_a_backtracking_expression_are_not_excluded_by_it() -> None:
     excludes = compile_excludes([r"/srv/(?!keep/)"])
-    assert not excludes.match("/srv/" + "x" * 2000)
+    longest = "/srv/".ljust(MAX_BACKTRACKED_CHARS, "x")
+    assert excludes.match(longest)
+    assert not excludes.match(longest + "x")
+    assert compile_excludes(["/srv/"]).match(longest + "x"), "only those that could run for long"
+
+
+def test_more_expressions_than_the_limit_are_refused() -> None:
+    assert compile_excludes(["/"] * MAX_EXCLUDES).match("/a")
+    with pytest.raises(PolicyError, match=f"{MAX_EXCLUDES + 1} regular expressions"):
+        compile_excludes(["/"] * (MAX_EXCLUDES + 1))
 
 
 def test_a_bad_expression_disables_none_but_is_refused_with_its_place() -> None:
