@@ -48,7 +48,7 @@ class MemoView:
 
 
 class EntryMemo:
-    """The lines that one process knows, at most `capacity`. One object, handed to every appraisal."""
+    """The lines that one process knows, at most `capacity`, which is 1 or more; shared by all appraisals."""
 
     def __init__(self, capacity: int = 1 << 17) -> None:
         self.capacity = capacity
@@ -66,8 +66,6 @@ class EntryMemo:
         return view
 
     def trim(self) -> None:
-        """Forget views that were not used for long, until the bound holds. Called after every appraisal."""
-        while len(self._views) > 1 and (len(self._views) > _MAX_VIEWS or len(self) > self.capacity):
-            self._views.popitem(last=False)[1].clear()
-        if len(self) >= self.capacity:
+        """Forget views that were not used for long, until there is room. Called after every appraisal."""
+        while len(self._views) > _MAX_VIEWS or len(self) >= self.capacity:
             self._views.popitem(last=False)[1].clear()

@@ -316,9 +316,9 @@ def _allowed(digests: Sequence[bytes]) -> Allowed:
 def _digest(value: object, where: str, key: str, index: int) -> bytes:
     match = _DIGEST.fullmatch(value) if isinstance(value, str) else None
     if match is None:
-        shown = repr(value[:40]) if isinstance(value, str) else _kind(value)
         raise PolicyError(
-            f"{where}[{key!r}][{index}]: {shown} is not a digest of 40 to 128 lower-case hex digits"
+            f"{where}[{key!r}][{index}]: {repr(value[:40]) if isinstance(value, str) else _kind(value)} "
+            "is not a digest of 40 to 128 lower-case hex digits"
         )
     try:
         digest = bytes.fromhex(match[2])

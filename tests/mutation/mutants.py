@@ -186,6 +186,10 @@ def _is_boolean(node: object) -> bool:
     """Whether the value of `node` certainly is a condition, wherever it stands."""
     if isinstance(node, ast.BoolOp):
         return all(map(_is_boolean, node.values))
+    if isinstance(node, ast.Call):
+        return _calls(node, ("isinstance", "any", "all"))
+    if isinstance(node, ast.Attribute):
+        return node.attr.startswith("is_")
     return isinstance(node, ast.Compare) or _is_not(node)
 
 

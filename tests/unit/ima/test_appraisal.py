@@ -117,6 +117,43 @@ def test_a_quote_ahead_of_the_list_is_no_match_and_no_finding() -> None:
     assert not result.reached_end
 
 
+def test_violations_are_not_judged_before_the_list_reaches_its_quote() -> None:
+    kernel = machine(("/a", "1"))
+    kernel.violate("/a")
+    text = kernel.text()
+    kernel.run("/b", "2")
+    assert Verifier(policy_for({"/a": "1"})).appraise(text, kernel.pcr).findings == ()
+
+
+def test_blank_lines_keep_their_index_and_say_nothing() -> None:
+    kernel = machine(("/a", "1"), ("/b", "2"))
+    text = kernel.lines[0] + b"\n\n" + kernel.lines[1] + b"\n"
+    result = Verifier(policy_for({"/a": "1"})).appraise(text, kernel.pcr)
+    assert [(finding.path, finding.log_index) for finding in result.findings] == [("/b", 2)]
+    assert result.entries == 3
+
+
+def test_lines_before_the_quote_moves_are_neither_judged_nor_counted() -> None:
+    kernel = machine(("/a", "1"))
+    quoted = kernel.pcr
+    verifier = Verifier(policy_for({"/a": "1", "/b": "2"}))
+    verifier = verifier.after(verifier.appraise(kernel.text(), quoted))
+    kernel.run("/b", "2")
+    kernel.run("/evil", "3")
+    early = verifier.appraise(kernel.text(1), quoted)
+    assert (early.findings, early.entries, early.uncovered) == ((), 0, 2)
+    assert (early.checkpoint.next_entry, early.checkpoint.pcr) == (1, quoted)
+
+
+def test_only_the_first_part_of_a_list_must_begin_with_boot_aggregate() -> None:
+    kernel = machine(("boot_aggregate", "boot"))
+    digest = parse_line(kernel.lines[0]).digest.hex()
+    verifier = Verifier(policy_for({"/a": "1"}), boot_aggregates=frozenset({digest}))
+    first = verifier.appraise(kernel.text(), kernel.pcr)
+    kernel.run("/a", "1")
+    assert verifier.after(first).appraise(kernel.text(1), kernel.pcr).findings == ()
+
+
 def test_a_round_without_news_keeps_the_checkpoint() -> None:
     kernel = machine(("/a", "1"))
     verifier = Verifier(policy_for({"/a": "1"}))

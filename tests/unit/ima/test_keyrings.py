@@ -83,6 +83,24 @@ def test_the_end_of_a_certificates_key_identifier_is_the_id_if_it_can_be_one(
     assert key.public_key == plain.public_key
 
 
+def altered_certificate(old: str, new: str) -> bytes:
+    """A certificate of an EC key with some bytes changed, its signature left as it is."""
+    good = certificate(key=generate_ec_key(SECP256R1()))
+    assert good.count(bytes.fromhex(old)) == 1
+    return good.replace(bytes.fromhex(old), bytes.fromhex(new))
+
+
+def test_a_certificate_that_is_odd_but_readable_is_no_news() -> None:
+    # Version 3, serial number 0: the library warns of it, and warnings fail tests.
+    assert recognise_key(altered_certificate("a003020102020101", "a003020102020100")) is not None
+
+
+def test_a_certificate_of_an_unknown_curve_is_refused() -> None:
+    odd = altered_certificate("2a8648ce3d030107", "2a8648ce3d03017f")
+    with pytest.raises(UnsuitableKey, match="no supported type"):
+        recognise_key(odd)
+
+
 def test_a_certificate_of_another_type_of_key_is_refused() -> None:
     with pytest.raises(UnsuitableKey, match="RSA or EC"):
         recognise_key(certificate(key=Ed25519PrivateKey.generate()))

@@ -5,6 +5,8 @@ from typing import TypeAlias
 import pytest
 
 from keylime.hashes import HashAlgorithm
+from keylime.ima.keyrings import EMPTY_KEYRING
+from keylime.ima.measurement_list import parse_line
 from keylime.ima.memo import MAX_LINE_BYTES, EntryMemo, ViewKey
 from keylime.ima.replay import ExtendMode
 from keylime.policy.runtime import EMPTY_POLICY, RuntimePolicy, parse_runtime_policy
@@ -92,6 +94,22 @@ def test_policies_that_were_not_used_for_long_are_forgotten_however_few_lines_th
     views = []
     for number in range(65):
         views.append(memo.view(key(str(number))))
-        views[-1].accepted[b"line"] = b""
+        for lines in (views[-1].accepted, views[-1].excluded, views[-1].signed):
+            lines[b"line"] = b""
         memo.trim()
-    assert [len(view) for view in views] == [0] + 64 * [1]
+    assert [len(view) for view in views] == [0] + 64 * [3]
+
+
+def test_a_known_line_is_not_judged_again() -> None:
+    kernel = running(2)
+    rules = parse_runtime_policy(EMPTY_POLICY)
+    verifier = Verifier(rules)
+    assert len(verifier.appraise(kernel.text(), kernel.pcr).findings) == 2
+    values = [kernel.bank.digest(parse_line(line).template_data) for line in kernel.lines]
+    view = verifier.memo.view(
+        ViewKey(rules.content_hash, EMPTY_KEYRING.fingerprint, kernel.bank, ExtendMode.NATIVE)
+    )
+    view.accepted[kernel.lines[0]] = values[0]
+    view.excluded[kernel.lines[1]] = values[1]
+    result = verifier.appraise(kernel.text(), kernel.pcr)
+    assert (result.findings, result.excluded) == ((), 1)
