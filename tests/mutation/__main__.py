@@ -15,7 +15,7 @@ import signal
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -52,8 +52,13 @@ def main() -> int:
         for path in arguments.modules or SCOPE:
             if not _tests_pass(Path(scratch), SCOPE[path], keep_bytecode=True):
                 raise SystemExit(f"tests.mutation: error: the tests of {path} fail without a mutant")
+            mutants = mutants_of(path, (Path(scratch) / path).read_text("utf-8"))
+            if stale := _of_module(path, justified) - {mutant.key for mutant in mutants}:
+                raise SystemExit(f"tests.mutation: error: justified.txt names no mutant: {min(stale)}")
             counts: Counter[str] = Counter()
-            for mutant in _chosen(Path(scratch), path, arguments.only):
+            for mutant in mutants:
+                if arguments.only not in mutant.key:
+                    continue
                 if mutant.key in justified and not arguments.all:
                     counts["justified"] += 1
                 elif _survives(Path(scratch), path, mutant):
@@ -82,14 +87,13 @@ def _parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _chosen(scratch: Path, path: str, only: str) -> Iterator[Mutant]:
-    source = (scratch / path).read_text("utf-8")
-    return (mutant for mutant in mutants_of(path, source) if only in mutant.key)
-
-
 def _justified() -> set[str]:
     lines = JUSTIFIED.read_text("utf-8").splitlines()
     return {line for line in lines if line and not line.startswith("#")}
+
+
+def _of_module(path: str, keys: set[str]) -> set[str]:
+    return {key for key in keys if key.startswith(f"{path} ")}
 
 
 def _copy_project(scratch: Path) -> None:

@@ -2,63 +2,61 @@
 
 from collections.abc import Mapping
 
-_ROUNDS = (
-    "tests/attacks/test_appraisal_quote.py",
-    "tests/attacks/test_appraisal_ima.py",
-    "tests/attacks/test_appraisal_boot.py",
-)
-_PROPERTIES = ("tests/unit/appraisal/test_histories.py", "tests/unit/appraisal/test_properties.py")
-_QUOTE = ("tests/attacks/test_quote_attacks.py", _ROUNDS[0])
-_APPRAISAL = (
-    "tests/unit/appraisal/test_continuity.py",
-    "tests/unit/appraisal/test_evidence.py",
-    "tests/unit/appraisal/test_challenge.py",
-    *_ROUNDS,
-    "tests/unit/appraisal/test_appraise.py",
-    *_PROPERTIES,
-)
-_IMA = ("tests/unit/ima", "tests/attacks/test_ima_attacks.py", _ROUNDS[1])
-_BOOT = (
-    "tests/unit/measured_boot",
-    "tests/unit/policy/test_measured_boot.py",
-    _ROUNDS[2],
-    "tests/attacks/test_measured_boot_attacks.py",
-)
+
+def _unit(package: str, *names: str) -> tuple[str, ...]:
+    return tuple(f"tests/unit/{package}/test_{name}.py" for name in names)
+
+
+def _attacks(*names: str) -> tuple[str, ...]:
+    return tuple(f"tests/attacks/test_{name}.py" for name in names)
+
 
 # Tests in the order in which they run: those that are quick and near first.
+_QUOTE = _attacks("quote_attacks", "appraisal_quote")
+_APPRAISAL = (
+    *_unit("appraisal", "continuity", "evidence", "challenge", "appraise"),
+    *_attacks("appraisal_quote", "appraisal_ima", "appraisal_boot"),
+    *_unit("appraisal", "histories", "properties"),
+)
+_IMA = (
+    *_unit("ima", "rules", "signatures", "memo", "device_mapper", "appraisal"),
+    *_attacks("appraisal_ima", "ima_attacks"),
+)
+_BOOT = (
+    *_unit("measured_boot", "appraisal", "binding", "replay", "policies", "example"),
+    *_unit("policy", "measured_boot"),
+    *_attacks("appraisal_boot", "measured_boot_attacks"),
+)
+
 SCOPE: Mapping[str, tuple[str, ...]] = {
-    "keylime/tpm/quote.py": ("tests/unit/tpm/test_quote.py", *_QUOTE),
-    "keylime/tpm/signature.py": ("tests/unit/tpm/test_signature.py", *_QUOTE),
-    "keylime/tpm/keys.py": ("tests/unit/tpm/test_keys.py", *_QUOTE),
-    "keylime/tpm/pcr.py": ("tests/unit/tpm/test_pcr.py", *_QUOTE),
-    "keylime/tpm/structures.py": ("tests/unit/tpm/test_structures.py", *_QUOTE),
-    "keylime/tpm/public_area.py": ("tests/unit/tpm/test_keys.py", *_QUOTE),
-    "keylime/tpm/credential.py": ("tests/unit/tpm/test_credential.py",),
+    "keylime/tpm/quote.py": (*_QUOTE, *_unit("tpm", "quote")),
+    "keylime/tpm/signature.py": (*_unit("tpm", "signature"), *_QUOTE),
+    "keylime/tpm/keys.py": (*_unit("tpm", "keys"), *_QUOTE),
+    "keylime/tpm/pcr.py": (*_unit("tpm", "pcr"), *_QUOTE),
+    "keylime/tpm/structures.py": (*_unit("tpm", "structures"), *_QUOTE, *_unit("tpm", "quote")),
+    "keylime/tpm/public_area.py": (*_unit("tpm", "keys"), *_QUOTE),
+    "keylime/tpm/credential.py": _unit("tpm", "credential"),
     "keylime/appraisal/appraise.py": _APPRAISAL,
     "keylime/appraisal/continuity.py": _APPRAISAL,
     "keylime/appraisal/evidence.py": _APPRAISAL,
     "keylime/appraisal/reference.py": _APPRAISAL,
     "keylime/appraisal/challenge.py": _APPRAISAL,
-    "keylime/ima/appraisal.py": ("tests/unit/ima/test_appraisal.py", *_IMA),
-    "keylime/ima/rules.py": (_ROUNDS[1], *_IMA),
-    "keylime/ima/replay.py": ("tests/unit/ima/test_replay.py", *_IMA),
-    "keylime/ima/signatures.py": ("tests/unit/ima/test_signatures.py", *_IMA),
-    "keylime/ima/keyrings.py": (
-        "tests/unit/ima/test_keyrings.py",
-        "tests/unit/ima/test_signatures.py",
-        *_IMA,
-    ),
-    "keylime/ima/device_mapper_policy.py": ("tests/unit/ima/test_device_mapper.py", *_IMA),
-    "keylime/ima/checkpoint.py": ("tests/unit/ima/test_appraisal.py", *_IMA),
-    "keylime/ima/memo.py": ("tests/unit/ima/test_memo.py", "tests/unit/ima/test_appraisal.py"),
-    "keylime/measured_boot/replay.py": ("tests/unit/measured_boot/test_replay.py", *_BOOT),
-    "keylime/measured_boot/appraisal.py": ("tests/unit/measured_boot/test_appraisal.py", *_BOOT),
-    "keylime/measured_boot/binding.py": ("tests/unit/measured_boot/test_binding.py", *_BOOT),
-    "keylime/measured_boot/example.py": ("tests/unit/measured_boot/test_example.py", *_BOOT),
-    "keylime/measured_boot/rules.py": ("tests/unit/measured_boot/test_rules.py",),
-    "keylime/policy/measured_boot.py": ("tests/unit/policy/test_measured_boot.py", *_BOOT),
-    "keylime/policy/excludes.py": ("tests/unit/policy/test_excludes.py", "tests/unit/policy/test_runtime.py"),
-    "keylime/policy/dsse.py": ("tests/unit/policy/test_dsse.py",),
-    "keylime/policy/tpm_policy.py": ("tests/unit/policy/test_tpm_policy.py", *_ROUNDS),
-    "keylime/policy/runtime.py": ("tests/unit/policy/test_runtime.py", "tests/unit/policy", *_IMA),
+    "keylime/ima/appraisal.py": _IMA,
+    "keylime/ima/rules.py": _IMA,
+    "keylime/ima/replay.py": (*_unit("ima", "replay"), *_IMA),
+    "keylime/ima/signatures.py": (*_unit("ima", "signatures"), *_IMA),
+    "keylime/ima/keyrings.py": (*_unit("ima", "keyrings"), *_IMA),
+    "keylime/ima/checkpoint.py": _IMA,
+    "keylime/ima/memo.py": (*_unit("ima", "memo"), *_IMA),
+    "keylime/ima/device_mapper_policy.py": (*_unit("ima", "device_mapper"), *_IMA),
+    "keylime/measured_boot/replay.py": (*_unit("measured_boot", "replay"), *_BOOT),
+    "keylime/measured_boot/appraisal.py": _BOOT,
+    "keylime/measured_boot/binding.py": (*_unit("measured_boot", "binding"), *_BOOT),
+    "keylime/measured_boot/example.py": (*_unit("measured_boot", "example"), *_BOOT),
+    "keylime/measured_boot/rules.py": _unit("measured_boot", "rules"),
+    "keylime/policy/measured_boot.py": (*_unit("policy", "measured_boot"), *_BOOT),
+    "keylime/policy/tpm_policy.py": (*_unit("policy", "tpm_policy"), *_APPRAISAL),
+    "keylime/policy/runtime.py": (*_unit("policy", "runtime"), *_IMA),
+    "keylime/policy/excludes.py": _unit("policy", "excludes", "runtime"),
+    "keylime/policy/dsse.py": _unit("policy", "dsse"),
 }

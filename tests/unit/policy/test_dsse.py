@@ -59,7 +59,9 @@ def test_the_signed_bytes_are_those_of_the_dsse_specification() -> None:
     KEY.public_key().verify(signature, from_scratch, ECDSA(SHA256()))
 
 
-@pytest.mark.parametrize("text", ['["payload"]', '{"payload": ""}', '{"payload": null}', '"payload"'])
+@pytest.mark.parametrize(
+    "text", ['["payload"]', '{"payload": ""}', '{"payload": null}', '"payload"', '{"payload": "x"']
+)
 def test_only_an_object_with_a_payload_is_an_envelope(text: str) -> None:
     assert not is_envelope(text)
     assert not is_envelope(text.encode())
@@ -83,7 +85,7 @@ def test_a_broken_signature_counts_when_its_certificate_is_of_the_given_key() ->
     assert open_envelope(both, [PEM], required=True) == POLICY, "another signer does no harm"
     broken = sign_policy(b"other", KEY, certificate_of(KEY))
     with pytest.raises(CredentialError, match="does not hold"):
-        open_envelope(envelope(signatures=signatures(SIGNED, broken)), [PEM], required=True)
+        open_envelope(envelope(signatures=signatures(SIGNED, broken)), [OTHER_PEM, PEM], required=True)
 
 
 def test_signatures_with_certificates_are_checked_beside_those_without() -> None:
