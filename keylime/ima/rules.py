@@ -12,7 +12,7 @@ from keylime.errors import MalformedEvidence, UnsuitableKey
 from keylime.ima import findings
 from keylime.ima.checkpoint import ImaCheckpoint, LearnedKey, LearnedKeyring
 from keylime.ima.device_mapper import EVENT_NAMES, parse_event
-from keylime.ima.device_mapper_policy import DeviceMapperFault, DeviceMapperState
+from keylime.ima.device_mapper_policy import DeviceMapperFault, DeviceMapperPolicy, DeviceMapperState
 from keylime.ima.keyrings import ImaKey, Keyring, load_spki, recognise_key
 from keylime.ima.measurement_list import BOOT_AGGREGATE, Entry
 from keylime.ima.memo import MAX_LINE_BYTES, MemoView
@@ -164,8 +164,8 @@ class Judge:
             return
         if key is not None:
             self._key(index, entry, buffer, key)
-        elif self.policy.dm_policy is not None and entry.name in EVENT_NAMES:
-            self._device_mapper(index, entry, buffer)
+        elif (policy := self.policy.dm_policy) is not None and entry.name in EVENT_NAMES:
+            self._device_mapper(index, entry, buffer, policy)
         elif self._is_allowed(index, entry, self.policy.ima_buf, "ima-buf") and entry.name == _KEXEC:
             self.kexec = True
 
@@ -185,7 +185,7 @@ class Judge:
             self.learned[entry.name] = (*known, learned)
             self._known = None
 
-    def _device_mapper(self, index: int, entry: Entry, buffer: bytes) -> None:
+    def _device_mapper(self, index: int, entry: Entry, buffer: bytes, policy: DeviceMapperPolicy) -> None:
         if not _is_hash_of(entry, buffer):
             fault = DeviceMapperFault("invalid_data", "the digest is not the hash of the event")
             self.fail(findings.device_mapper(index, entry, fault))
@@ -195,12 +195,10 @@ class Judge:
         except MalformedEvidence as error:
             self.fail(findings.device_mapper(index, entry, DeviceMapperFault("parsing_failed", str(error))))
             return
-        policy = self.policy.dm_policy
-        if policy is not None:
-            digest = f"{entry.digest_algorithm}:{entry.digest.hex()}"
-            self.device_mapper, faults = policy.evaluate(self.device_mapper, event, digest)
-            for fault in faults:
-                self.fail(findings.device_mapper(index, entry, fault))
+        digest = f"{entry.digest_algorithm}:{entry.digest.hex()}"
+        self.device_mapper, faults = policy.evaluate(self.device_mapper, event, digest)
+        for fault in faults:
+            self.fail(findings.device_mapper(index, entry, fault))
 
     def _is_allowed(self, index: int, entry: Entry, allowed: DigestMap, section: str) -> bool:
         if entry.digest in allowed.get(entry.name, ()):

@@ -5,6 +5,7 @@ Signatures are ECDSA with SHA-256 over the pre-authentication encoding (PAE) of 
 
 import base64
 import binascii
+import contextlib
 import datetime
 import hashlib
 import json
@@ -198,10 +199,8 @@ def _pae(payload_type: str, payload: bytes) -> bytes:
 
 def _decode(text: str, name: str) -> bytes:
     for altchars in (None, b"-_"):
-        try:
+        with contextlib.suppress(binascii.Error, ValueError):
             return base64.b64decode(text, altchars=altchars, validate=True)
-        except (binascii.Error, ValueError):
-            continue
     raise PolicyError(f"the policy's envelope: {name} is not base64")
 
 

@@ -269,12 +269,71 @@ def test_an_agent_without_ima_is_not_asked_for_its_whole_list_after_a_reboot(
 def test_pcrs_that_a_log_explains_are_not_held_to_the_tpm_policy_as_well(
     machine: SoftwareMachine, known: Reference
 ) -> None:
-    wire = TpmPolicy.from_wire('{"4": ["00"], "10": ["00"], "mask": "0x410"}')
+    wire = TpmPolicy.from_wire('{"4": ["00"], "10": ["00"], "16": ["00"], "mask": "0x410"}')
     Watch(machine, replace(known, tpm_policy=wire)).accept()
     without_boot = replace(known, tpm_policy=wire, measured_boot=None)
     assert events(Watch(machine, without_boot).round()) == ["pcr_validation.invalid_pcr_4"]
     nothing_else = reference(machine.ak.tpm2b_public, tpm_policy=TpmPolicy.from_wire('{"10": ["00"]}'))
     assert events(Watch(machine, nothing_else).round()) == ["pcr_validation.invalid_pcr_10"]
+
+
+def test_an_honest_machine_gives_nothing_to_note(machine: SoftwareMachine, known: Reference) -> None:
+    watch = Watch(machine, known)
+    for _ in range(2):
+        verdict = watch.accept()
+        assert verdict.notes == ()
+        assert verdict.checkpoint.reboots == 0
+    machine.boot_log = None
+    assert Watch(machine, reference(machine.ak.tpm2b_public)).accept().notes == ()
+
+
+def test_a_clock_that_is_not_safe_is_noted(machine: SoftwareMachine, known: Reference) -> None:
+    verdict = Watch(machine, known).forge(safe=0)
+    assert isinstance(verdict, Accepted)
+    assert ["clock is not safe" in note for note in verdict.notes] == [True]
+
+
+def test_a_machine_that_rebooted_owes_nothing_of_the_list_before() -> None:
+    machine = SoftwareMachine()
+    known = reference(machine.ak.tpm2b_public, runtime_policy=policy_of([CLEAN.ascii_list]))
+    watch = Watch(machine, known)
+
+    def start(lines: int) -> None:
+        """The machine has measured so many lines, and one more before the list was read."""
+        kernel = Kernel()
+        for line in split_lines(CLEAN.ascii_list)[:lines]:
+            kernel.add(line)
+        machine.pcrs[10], machine.ima_list = kernel.pcr, CLEAN.ascii_list
+
+    start(30)
+    assert watch.accept().checkpoint.ima.lag > 0
+    machine.reset_count += 1
+    start(3)
+    everything = {"ima_measurement_list": machine.ima_list.decode(), "ima_measurement_list_entry": 0}
+    verdict = watch.round(**everything)
+    assert isinstance(verdict, Accepted)
+    assert (verdict.quote.ima_entries, verdict.checkpoint.reboots) == (3, 1)
+
+
+def test_a_list_that_is_missing_after_a_reboot_is_a_finding_at_once(
+    machine: SoftwareMachine, known: Reference
+) -> None:
+    watch = Watch(machine, known)
+    watch.accept()
+    machine.reset_count += 1
+    verdict = watch.round(ima_measurement_list=None, ima_measurement_list_entry=7)
+    assert events(verdict) == ["pcr_validation.unused_pcr_10"]
+
+
+def test_findings_that_are_too_many_to_keep_are_counted() -> None:
+    machine, kernel = SoftwareMachine(), Kernel()
+    for number in range(1500):
+        kernel.run(f"/evil-{number}", "x")
+    machine.pcrs[10], machine.ima_list = kernel.pcr, kernel.text()
+    watch = Watch(machine, reference(machine.ak.tpm2b_public, runtime_policy=policy_of([CLEAN.ascii_list])))
+    verdict = watch.round(pubkey="another key")
+    assert isinstance(verdict, Rejected)
+    assert (len(verdict.findings), verdict.omitted) == (1001, 500)
 
 
 class Fickle(BootPolicy):

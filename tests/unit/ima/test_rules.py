@@ -67,12 +67,32 @@ def test_a_finding_names_the_version_of_the_policy_when_a_rule_of_it_decides() -
     assert (by_fact.rule, by_fact.policy) == (None, None)
 
 
+@pytest.mark.parametrize("pcr", [b"10", b"11"])
+def test_what_a_covered_entry_states_beside_its_fields_must_be_true(pcr: bytes) -> None:
+    """Only its fields are extended, so that the rest of the line could be anything."""
+    altered = pcr + b" " + (FILE[3:43] if pcr != b"10" else b"ab" * 20) + FILE[43:]
+    verifier = Verifier(policy(), ignore_tomtou=True)
+    assert after([FILE], verifier).findings == ()
+    kernel = Kernel()
+    kernel.add(FILE)
+    result = verifier.appraise(altered + b"\n", kernel.pcr)
+    assert result.pcr_matched
+    event = "ima.validation.ima_hash" if pcr == b"10" else "ima.validation.ima_pcr"
+    assert [finding.event_id for finding in result.findings] == [event]
+    assert result.violations == 0
+
+
 # -- boot_aggregate
 
 
 def test_another_boot_aggregate_than_the_policys_is_a_wrong_digest() -> None:
     listed = policy(digests={"boot_aggregate": [file_digest("other boot")]})
     assert found([BOOT_AGGREGATE], listed) == [(WRONG_DIGEST, 0)]
+
+
+def test_an_excluded_boot_aggregate_is_accepted_and_counted() -> None:
+    result = after([BOOT_AGGREGATE], Verifier(policy(excludes=["^boot_aggregate$"])))
+    assert (result.findings, result.excluded) == ((), 1)
 
 
 def test_a_buffer_of_that_name_is_no_boot_aggregate() -> None:

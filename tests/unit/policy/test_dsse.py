@@ -184,6 +184,11 @@ def test_what_is_no_envelope_is_refused(broken: str) -> None:
         verify_envelope(broken, PEM)
 
 
+def test_a_signed_payload_that_is_no_text_is_no_policy() -> None:
+    with pytest.raises(PolicyError, match="no UTF-8 text"):
+        open_envelope(sign_policy(b"\xff", KEY, ""), [PEM])
+
+
 def test_url_safe_base64_is_understood() -> None:
     encoded = json.loads(SIGNED)
     encoded["signatures"][0]["sig"] = encoded["signatures"][0]["sig"].replace("+", "-").replace("/", "_")
