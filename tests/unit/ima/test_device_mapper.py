@@ -198,7 +198,7 @@ def test_the_list_is_judged_by_the_device_mapper_policy_of_the_runtime_policy() 
         (None, b"dm_version=1.2.3;nonsense", "parsing_failed"),
     ],
 )
-def test_an_event_that_is_not_what_its_entry_says_fails(
+def test_an_event_that_is_not_what_its_entry_says_fails_and_changes_nothing(
     digest: str | None, buffer: bytes, event: str
 ) -> None:
     base = json.loads(policy_of([b""]).to_json())
@@ -206,8 +206,10 @@ def test_an_event_that_is_not_what_its_entry_says_fails(
     kernel = Kernel()
     stated = digest or hashlib.sha256(buffer).hexdigest()
     kernel.add(line_of("ima-buf", f"sha256:{stated} dm_table_load {buffer.hex()}"))
+    kernel.add(ENTRIES["dm_device_resume"].to_line())
     findings = Verifier(parse_runtime_policy(json.dumps(base))).appraise(kernel.text(), kernel.pcr).findings
-    assert [finding.event_id for finding in findings] == [f"ima.validation.dm.{event}"]
+    expected = [event, "dm_device_resume.resume_before_table_load"]
+    assert [finding.event_id for finding in findings] == [f"ima.validation.dm.{event}" for event in expected]
 
 
 def test_the_state_of_devices_goes_on_in_the_next_round() -> None:
