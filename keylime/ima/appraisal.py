@@ -111,7 +111,7 @@ def appraise_list(
 def _starting_point(checkpoint: ImaCheckpoint, stated: int, bank: HashAlgorithm) -> ImaCheckpoint | Finding:
     """Where to go on from: an agent may continue as asked or start over, and nothing else."""
     if stated == 0:
-        return ImaCheckpoint.fresh() if checkpoint.next_entry else checkpoint
+        return ImaCheckpoint.fresh()
     if stated == checkpoint.next_entry and checkpoint.continues(bank):
         return checkpoint
     return findings.unexpected_start(checkpoint.next_entry, stated)
