@@ -232,6 +232,27 @@ def dm_policy(match_on: str) -> dict[str, Any]:
     return with_ima(dm_policy={"version": 1, "match_on": match_on, "rules": {}})
 
 
+def test_everything_that_a_policy_says_is_written_again() -> None:
+    said = {
+        **dm_policy("name"),
+        "meta": {"version": 2, "generator": 3, "timestamp": "2025-01-01"},
+        "release": 7,
+        "keyrings": {".ima": [A]},
+        "ima-buf": {"x": [B]},
+    }
+    said["ima"]["ignored_keyrings"] = [".evm", "*"]
+    policy = parse_runtime_policy(json.dumps(said))
+    assert json.loads(policy.to_json()) == said
+    assert policy.ignores_keyring(".evm")
+    assert policy.ignores_keyring("any other")
+
+
+def test_only_the_named_keyrings_are_ignored() -> None:
+    policy = parse_runtime_policy(json.dumps(with_ima(ignored_keyrings=[".evm"])))
+    assert policy.ignores_keyring(".evm")
+    assert not policy.ignores_keyring(".ima")
+
+
 def test_one_device_mapper_policy_is_kept_and_two_different_ones_cannot_be_merged() -> None:
     plain = parse_runtime_policy(text())
     by_name, by_uuid = (parse_runtime_policy(json.dumps(dm_policy(key))) for key in ("name", "uuid"))
