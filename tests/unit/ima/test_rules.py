@@ -140,6 +140,11 @@ def test_only_an_allowed_kexec_explains_a_second_boot_aggregate(
     assert found(lines, policy(**rules), AGGREGATE) == events
 
 
+def test_a_buffer_that_only_an_exclude_allows_is_counted() -> None:
+    result = after([buffer_line("selinux-state", b"1")], Verifier(policy(excludes=["^selinux-state$"])))
+    assert (result.findings, result.excluded) == ((), 1)
+
+
 # -- keys that the list teaches
 
 

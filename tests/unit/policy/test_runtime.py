@@ -141,8 +141,14 @@ def test_too_large_a_policy_is_refused_before_it_is_read() -> None:
         parse_runtime_policy(b"[" * 101, max_bytes=100)
     size = len(EMPTY_POLICY)
     assert parse_runtime_policy(EMPTY_POLICY, max_bytes=size).to_json()
-    with pytest.raises(PolicyError, match=f"has {size} bytes: at most {size - 1} "):
-        parse_runtime_policy(EMPTY_POLICY, max_bytes=size - 1)
+    for text in (
+        EMPTY_POLICY,
+        EMPTY_POLICY.encode(),
+        EMPTY_POLICY.replace('"release"', '"\u00e9": 0, "release"'),
+    ):
+        size = len(text.encode()) if isinstance(text, str) else len(text)
+        with pytest.raises(PolicyError, match=f"has {size} bytes: at most {size - 1} "):
+            parse_runtime_policy(text, max_bytes=size - 1)
 
 
 def test_digests_may_name_their_algorithm_and_are_stored_plain() -> None:
