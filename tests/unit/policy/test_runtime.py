@@ -109,6 +109,7 @@ def test_a_wrong_policy_is_refused_with_the_place(broken: object, place: str) ->
     with pytest.raises(PolicyError) as caught:
         parse_runtime_policy(json.dumps(broken))
     assert place in str(caught.value)
+    assert not str(caught.value).startswith(".")
 
 
 @pytest.mark.parametrize(
