@@ -81,6 +81,7 @@ class Membership:
         self._identity = ProcessIdentity.own()
         self._wake = asyncio.Event()
         self._is_away = False  # the database, as far as we know
+        self._releasing: asyncio.Task[None] | None = None
 
     def look(self) -> None:
         """Tells that members or shards have changed."""
@@ -93,22 +94,14 @@ class Membership:
 
     async def run(self) -> None:
         """Renews the lease and balances the shards, for ever; a database that is away may cost the lease."""
-        while True:
-            self._wake.clear()
-            try:
-                async with asyncio.timeout(self._lease_s / _RENEWALS):
-                    await self._wake.wait()
-            except TimeoutError:
-                pass
-            try:
-                await self._step()
-                self._is_away = False
-            except DatabaseUnavailable as error:
-                if not self._is_away:
-                    log.error("%s; others may take over the agents of this verifier", error)
-                self._is_away = True
-                await asyncio.sleep(min(1.0, self._lease_s / _RENEWALS))
-                self._wake.set()
+        try:
+            while True:
+                await self._wait_for_renewal()
+                await self._try_step()
+        finally:
+            if self._releasing is not None:
+                self._releasing.cancel()
+                await asyncio.gather(self._releasing, return_exceptions=True)
 
     async def leave(self) -> None:
         """Gives everything up, so that others need not wait. Raises DatabaseUnavailable."""
@@ -119,6 +112,25 @@ class Membership:
             )
             await connection.execute(sa.delete(members).where(members.c.member_id == me))
             await announce(connection, Topic.SHARDS)
+
+    async def _wait_for_renewal(self) -> None:
+        try:
+            async with asyncio.timeout(self._lease_s / _RENEWALS):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+        self._wake.clear()
+
+    async def _try_step(self) -> None:
+        try:
+            await self._step()
+            self._is_away = False
+        except DatabaseUnavailable as error:
+            if not self._is_away:
+                log.error("%s; others may take over the agents of this verifier", error)
+            self._is_away = True
+            self._wake.set()
+            await asyncio.sleep(min(1.0, self._lease_s / _RENEWALS))
 
     async def _step(self) -> None:
         """One renewal, and what follows from who is there then."""
@@ -133,8 +145,9 @@ class Membership:
         if taken:
             log.info("took over %d of %d shards; %d verifiers are alive", taken, SHARDS, len(view.alive))
             self._on_moves()
-        if moves.release:
-            await self._release(moves.release)
+        if moves.release and (self._releasing is None or self._releasing.done()):
+            # Beside the renewals: work that has to end first may take longer than a lease.
+            self._releasing = asyncio.create_task(self._release(moves.release))
 
     async def _ensure_shards(self) -> None:
         rows = [
@@ -201,13 +214,17 @@ class Membership:
 
     async def _release(self, surplus: frozenset[int]) -> None:
         """Gives shards up in good order: first the work ends, then the others may begin."""
-        async with self._let_go(surplus), write(self._engine, "give up shards") as connection:
-            await connection.execute(
-                sa.update(shards)
-                .where(*self._ours(), shards.c.shard.in_(surplus))
-                .values(owner=None, epoch=shards.c.epoch + 1)
-            )
-            await announce(connection, Topic.SHARDS)
+        try:
+            async with self._let_go(surplus), write(self._engine, "give up shards") as connection:
+                await connection.execute(
+                    sa.update(shards)
+                    .where(*self._ours(), shards.c.shard.in_(surplus))
+                    .values(owner=None, epoch=shards.c.epoch + 1)
+                )
+                await announce(connection, Topic.SHARDS)
+        except DatabaseUnavailable as error:
+            log.error("%s; the next renewal tries again", error)
+            return
         log.info("gave up %d shards, which other verifiers take over", len(surplus))
         self._on_moves()
 

@@ -158,22 +158,24 @@ class Notifier:
         Attempts under way get up to `limit_s` seconds before. Raises DatabaseUnavailable when what came of
         them cannot be written down.
         """
-        async with self._turn:
-            kept = {
-                delivery.key
-                for queue in self._queues.values()
-                for delivery in queue.waiting.values()
-                if delivery.channel == ZEROMQ or shard_of(delivery.revocation.agent_id) not in shards
-            }
-            self._withdraw_all_but(kept)
-            deadline = asyncio.get_running_loop().time() + limit_s
-            while any(shard_of(agent_id) in shards for agent_id in self._under_way.values()):
-                if asyncio.get_running_loop().time() > deadline:
-                    break  # it may arrive twice, which is better than never
-                await asyncio.sleep(0.01)
-            await self._record()
-            yield
-        self.wake()
+        try:
+            async with self._turn:
+                kept = {
+                    delivery.key
+                    for queue in self._queues.values()
+                    for delivery in queue.waiting.values()
+                    if delivery.channel == ZEROMQ or shard_of(delivery.revocation.agent_id) not in shards
+                }
+                self._withdraw_all_but(kept)
+                deadline = asyncio.get_running_loop().time() + limit_s
+                while any(shard_of(agent_id) in shards for agent_id in self._under_way.values()):
+                    if asyncio.get_running_loop().time() > deadline:
+                        break  # it may arrive twice, which is better than never
+                    await asyncio.sleep(0.01)
+                await self._record()
+                yield
+        finally:
+            self.wake()  # what could not be given up is delivered on
 
     def _withdraw_all_but(self, ours: Container[tuple[str, str, str]]) -> None:
         for queue in self._queues.values():

@@ -123,12 +123,14 @@ class Roster:
 
         Raises DatabaseUnavailable when what was done so far cannot be written down.
         """
-        async with self._looking, self._notifier.without(shards, self._let_go_limit_s):
-            leaving = [agent_id for agent_id in self._poller.polled() if shard_of(agent_id) in shards]
-            await self._poller.drop_all(leaving, self._let_go_limit_s)
-            await self._journal.flush()
-            yield
-        self.look()
+        try:
+            async with self._looking, self._notifier.without(shards, self._let_go_limit_s):
+                leaving = [agent_id for agent_id in self._poller.polled() if shard_of(agent_id) in shards]
+                await self._poller.drop_all(leaving, self._let_go_limit_s)
+                await self._journal.flush()
+                yield
+        finally:
+            self.look()  # what could not be given up is polled on
 
     async def _adopt_missing(
         self, standings: Mapping[AgentId, Standing], known: Mapping[AgentId, AgentRecord]
