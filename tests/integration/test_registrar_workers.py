@@ -1,0 +1,65 @@
+"""A registrar with several worker processes: any of them takes any step of a registration."""
+
+import asyncio
+import os
+import signal
+import socket
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from tests.fakes.running_registrar import RunningRegistrar, install_certificates, registrar_authority
+from tests.fakes.server_process import ServerProcess
+from tests.fakes.software_identity import SoftwareIdentity
+from tests.fakes.tls_material import client_context
+
+pytestmark = pytest.mark.skipif(
+    len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs: there is one worker for each"
+)
+
+
+def registrar(directory: Path, **environ: str) -> ServerProcess:
+    install_certificates(directory)
+    return ServerProcess("keylime_registrar", directory, KEYLIME_REGISTRAR_MAX_WORKERS="2", **environ)
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+async def enrol_all(
+    process: ServerProcess, directory: Path, identities: dict[str, SoftwareIdentity]
+) -> set[str]:
+    """Registers and activates, each step over a connection of its own; the ids that are listed then."""
+    context = client_context(registrar_authority(), registrar_authority().issue("operator"))
+    port, tls_port = process.ports()
+    async with aiohttp.ClientSession(headers={"Connection": "close"}) as session:
+        api = RunningRegistrar(port, tls_port, directory, session, context)
+        await asyncio.gather(*(api.enrol(name, identity) for name, identity in identities.items()))
+        seen = [set((await api.admin("GET", "/v2.5/agents/")).results["uuids"]) for _ in range(8)]
+    assert all(ids == seen[0] for ids in seen), "every worker lists the same"
+    return seen[0]
+
+
+def test_steps_of_a_registration_may_go_to_different_workers(tmp_path: Path) -> None:
+    with registrar(tmp_path) as process:
+        assert "with 2 worker processes" in process.line("Listening on.*")[0]
+        identities = {f"agent-{number}": SoftwareIdentity() for number in range(6)}
+        assert asyncio.run(enrol_all(process, tmp_path, identities)) == set(identities)
+        first, second = children_of(process.pid)
+        os.kill(second, signal.SIGKILL)
+        process.line(r"worker \d ended \(SIGKILL\), starting another in 1 s")
+        assert asyncio.run(enrol_all(process, tmp_path, identities)) == set(identities)
+        assert first in children_of(process.pid)
+        status, took_s = process.stop()
+        assert (status, took_s < 5) == (0, True)
+
+
+def test_a_port_in_use_is_one_line_with_workers_too(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0), reuse_port=True) as taken:
+        port = str(taken.getsockname()[1])
+        with registrar(tmp_path, KEYLIME_REGISTRAR_PORT=port) as process:
+            assert process.ended() == 1
+            assert process.text.splitlines()[-1].startswith("keylime_registrar: error: cannot listen on")
+            assert process.text.count("error:") == 1
