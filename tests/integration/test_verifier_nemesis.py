@@ -81,6 +81,7 @@ class Nemesis:
     done: Counter[str] = field(default_factory=Counter)
     database_down_s: float = 0.0
     _suffering: set[int] = field(default_factory=set)
+    _one_restart: asyncio.Lock = field(default_factory=asyncio.Lock)  # at a time
 
     async def rage(self, seconds: float) -> None:
         """Harms until the time is over and everything it did has been made good."""
@@ -134,10 +135,11 @@ class Nemesis:
         self.proxies[number].heal()
 
     async def restart_database(self, _number: int) -> None:
-        began = time.monotonic()
-        await asyncio.to_thread(self.server.stop, self.chance.choice(("fast", "immediate")))
-        await asyncio.to_thread(self.server.start)
-        self.database_down_s += time.monotonic() - began
+        async with self._one_restart:
+            began = time.monotonic()
+            await asyncio.to_thread(self.server.stop, self.chance.choice(("fast", "immediate")))
+            await asyncio.to_thread(self.server.start)
+            self.database_down_s += time.monotonic() - began
 
     async def _wait(self) -> None:
         await asyncio.sleep(self.chance.uniform(0.1, 3 * LEASE_S))

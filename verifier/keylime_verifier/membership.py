@@ -56,6 +56,10 @@ class _View:
     alive: frozenset[MemberId]
     owners: dict[int, MemberId | None]
 
+    def owned_by(self, member: MemberId) -> frozenset[int]:
+        """The shards of one member."""
+        return frozenset(shard for shard, owner in self.owners.items() if owner == member)
+
 
 class Membership:
     """Holds this process's lease, and its fair share of the shards."""
@@ -81,6 +85,7 @@ class Membership:
         self._identity = ProcessIdentity.own()
         self._wake = asyncio.Event()
         self._is_away = False  # the database, as far as we know
+        self._mine: frozenset[int] = frozenset()  # as of the last renewal
         self._releasing: asyncio.Task[None] | None = None
 
     def look(self) -> None:
@@ -138,12 +143,18 @@ class Membership:
             is_new = await self._renew(connection)
             view = await self._view(connection)
             moves = next_moves(self._member.member_id, view.alive, view.owners)
-            taken = await self._take(connection, moves.take, view) if moves.take else 0
+            taken = await self._take(connection, moves.take, view)
             if is_new:
                 await self._forget_the_dead(connection, view)
                 await announce(connection, Topic.SHARDS)
         if taken:
-            log.info("took over %d of %d shards; %d verifiers are alive", taken, SHARDS, len(view.alive))
+            log.info("took over %d of %d shards; %d verifiers are alive", len(taken), SHARDS, len(view.alive))
+        mine = view.owned_by(self._member.member_id)
+        lost = self._mine - mine
+        if lost:
+            log.info("%d shards have gone over to other verifiers", len(lost))
+        self._mine = mine | taken
+        if taken or lost:
             self._on_moves()
         if moves.release and (self._releasing is None or self._releasing.done()):
             # Beside the renewals: work that has to end first may take longer than a lease.
@@ -194,8 +205,10 @@ class Membership:
         )
         return _View(alive, {row.shard: row.owner for row in await connection.execute(owned)})
 
-    async def _take(self, connection: AsyncConnection, wanted: frozenset[int], view: _View) -> int:
+    async def _take(self, connection: AsyncConnection, wanted: frozenset[int], view: _View) -> frozenset[int]:
         """Takes the shards that are still as they were seen; what somebody is busy with is left for later."""
+        if not wanted:
+            return wanted
         group = (shards.c.verifier_id == self._member.verifier_id, shards.c.shard.in_(wanted))
         locked = await connection.execute(
             sa.select(shards.c.shard, shards.c.owner)
@@ -203,14 +216,14 @@ class Membership:
             .order_by(shards.c.shard)
             .with_for_update(skip_locked=True)
         )
-        unchanged = [row.shard for row in locked if row.owner == view.owners[row.shard]]
+        unchanged = frozenset(row.shard for row in locked if row.owner == view.owners[row.shard])
         if unchanged:
             await connection.execute(
                 sa.update(shards)
                 .where(shards.c.verifier_id == self._member.verifier_id, shards.c.shard.in_(unchanged))
                 .values(owner=self._member.member_id, epoch=shards.c.epoch + 1)
             )
-        return len(unchanged)
+        return unchanged
 
     async def _release(self, surplus: frozenset[int]) -> None:
         """Gives shards up in good order: first the work ends, then the others may begin."""
@@ -225,6 +238,7 @@ class Membership:
         except DatabaseUnavailable as error:
             log.error("%s; the next renewal tries again", error)
             return
+        self._mine -= surplus
         log.info("gave up %d shards, which other verifiers take over", len(surplus))
         self._on_moves()
 
