@@ -31,7 +31,8 @@ async def serve(worker):
     (place / f"stopped-{worker.number}").touch()
 
 def work(worker):
-    (place / f"pid-{worker.number}").write_text(str(os.getpid()))
+    (place / f"new-{worker.number}").write_text(str(os.getpid()))
+    os.replace(place / f"new-{worker.number}", place / f"pid-{worker.number}")  # there as a whole or not at all
     orders = place / f"orders-{worker.number}"
     text = orders.read_text() if orders.exists() else ""
     if text == "refuse":
@@ -92,10 +93,7 @@ def until(path: Path) -> None:
 
 def pid_of(place: Path, number: int) -> int:
     until(place / f"pid-{number}")
-    deadline = time.monotonic() + LIMIT_S
-    while not (text := (place / f"pid-{number}").read_text()):
-        assert time.monotonic() < deadline
-    return int(text)
+    return int((place / f"pid-{number}").read_text())
 
 
 def is_alive(pid: int) -> bool:
