@@ -32,7 +32,7 @@ async def serve(worker):
 
 def work(worker):
     (place / f"new-{worker.number}").write_text(str(os.getpid()))
-    os.replace(place / f"new-{worker.number}", place / f"pid-{worker.number}")  # there as a whole or not at all
+    os.replace(place / f"new-{worker.number}", place / f"pid-{worker.number}")  # whole or not at all
     orders = place / f"orders-{worker.number}"
     text = orders.read_text() if orders.exists() else ""
     if text == "refuse":
