@@ -20,25 +20,14 @@ from keylime.database.readiness import database_check
 from keylime.health import Health
 from keylime.http.probes import probe_routes
 from keylime.http.server import Limits, Route, Server
-from keylime.measured_boot.policies import load_policy_modules
-from keylime.policy.measured_boot import built_in_policies, compile_measured_boot_policy
 from keylime.revocation.channel import RevocationPublisher
 from keylime_verifier.agent_client import AgentClient
 from keylime_verifier.agents import Agents
+from keylime_verifier.api import Stored, api_routes, enrolment_rules
 from keylime_verifier.changes import Changes, Topic
 from keylime_verifier.config import VerifierConfig, load_config
-from keylime_verifier.enrolment import EnrolmentRules
-from keylime_verifier.evidence_check import EvidenceRules
-from keylime_verifier.handlers import AgentHandlers, version_routes
 from keylime_verifier.journal import Journal
 from keylime_verifier.membership import Member, Membership
-from keylime_verifier.named_policies import (
-    MEASURED_BOOT_KIND,
-    RUNTIME_KIND,
-    NamedPolicies,
-    check_boot_policy,
-    check_runtime_policy,
-)
 from keylime_verifier.notifier import (
     Carrier,
     Notifier,
@@ -47,16 +36,10 @@ from keylime_verifier.notifier import (
     broadcast,
 )
 from keylime_verifier.openapi import openapi_route
-from keylime_verifier.outbox import AGENT, WEBHOOK, ZEROMQ, Outbox
-from keylime_verifier.policy_handlers import PolicyHandlers
-from keylime_verifier.policy_store import PolicyStore
+from keylime_verifier.outbox import AGENT, WEBHOOK, ZEROMQ
 from keylime_verifier.poller import Poller
 from keylime_verifier.records import AgentRecord
-from keylime_verifier.references import References
-from keylime_verifier.revocation_handlers import RevocationHandlers
 from keylime_verifier.roster import Roster
-from keylime_verifier.store import AgentStore
-from keylime_verifier.verification_handlers import VerificationHandlers
 from keylime_verifier.webhook import Webhook
 
 log = logging.getLogger("keylime.verifier")
@@ -239,45 +222,16 @@ def _assemble(
     carriers: dict[str, Carrier],
     tls: _Tls,
 ) -> _Parts:
-    store, policies = AgentStore(engine), PolicyStore(engine)
-    outbox = Outbox(engine, member.member_id, member.broker, zeromq_enabled=ZEROMQ in config.notifications)
-    registry = built_in_policies()
-    load_policy_modules(config.boot_policy_imports, registry)
-    compile_boot_policy = functools.partial(
-        compile_measured_boot_policy, policy_name=config.boot_policy_name, registry=registry
-    )
-    references = References(
-        policies,
-        compile_boot_policy,
-        ignore_tomtou=config.ignore_tomtou,
-        evaluate_boot_always=config.evaluate_boot_always,
-    )
-
-    def connect(record: AgentRecord) -> AgentClient:
-        enrolment, version = record.enrolment, record.progress.supported_version
-        return AgentClient(
-            enrolment.ip,
-            enrolment.port,
-            enrolment.mtls_cert,
-            version,
-            tls.contexts.agents,
-            config.request_timeout_s,
-        )
-
+    stored = Stored.open(config, engine, member)
+    connect = functools.partial(_connect, config, tls)
     if AGENT in config.notifications:
-        carriers = {**carriers, AGENT: agent_carrier(store.find, connect)}
-    persistence = Persistence(
-        retry_interval_s=config.cadence.retry_interval_s,
-        attempt_limit_s=_attempt_limit_s(config),
-        retention_s=config.revocation_retention_s,
-        history_s=config.revocation_history_s,
-    )
-    notifier = Notifier(outbox, carriers, persistence)
-    journal = Journal(store, config.severities, config.notification_targets, notifier.wake)
+        carriers = {**carriers, AGENT: agent_carrier(stored.agents.find, connect)}
+    notifier = Notifier(stored.outbox, carriers, _persistence(config))
+    journal = Journal(stored.agents, config.severities, config.notification_targets, notifier.wake)
     poller = Poller(
         connect=connect,
-        build_reference=lambda record: references.build(record.enrolment),
-        read_v=store.read_v,
+        build_reference=lambda record: stored.references.build(record.enrolment),
+        read_v=stored.agents.read_v,
         journal=journal,
         cadence=config.cadence,
         severities=config.severities,
@@ -285,7 +239,7 @@ def _assemble(
     )
     roster = Roster(
         member.member_id,
-        store,
+        stored.agents,
         poller,
         journal,
         notifier,
@@ -305,40 +259,38 @@ def _assemble(
         lease_engine,
         {Topic.AGENTS: roster.look, Topic.SHARDS: membership.look, Topic.REVOCATIONS: notifier.wake},
     )
-    rules = EnrolmentRules(
-        verifier_id=config.verifier_id,
-        verifier_ip=config.ip,
-        verifier_port=config.port or 8881,
-        require_mtls=config.require_agent_mtls,
-        require_policy_signatures=config.require_policy_signatures,
-        compile_boot_policy=compile_boot_policy,
+    agents = Agents(
+        stored.agents,
+        stored.policies,
+        stored.references,
+        roster,
+        journal,
+        enrolment_rules(config, stored),
+        config.cadence,
     )
-    agents = Agents(store, policies, references, roster, journal, rules, config.cadence)
-    routes = (
-        *version_routes(),
-        *AgentHandlers(agents).routes(),
-        *PolicyHandlers(
-            NamedPolicies(
-                engine,
-                RUNTIME_KIND,
-                functools.partial(check_runtime_policy, signature_required=config.require_policy_signatures),
-                poller.forget_references,
-                refuse_older=config.require_policy_signatures,
-            ),
-            NamedPolicies(
-                engine,
-                MEASURED_BOOT_KIND,
-                functools.partial(check_boot_policy, compile_policy=compile_boot_policy),
-                poller.forget_references,
-            ),
-        ).routes(),
-        *VerificationHandlers(
-            store.ak_tpm_of,
-            EvidenceRules(compile_boot_policy, config.ignore_tomtou),
-        ).routes(),
-        *RevocationHandlers(outbox).routes(),
-    )
+    routes = api_routes(config, stored, agents, poller.forget_references)
     return _Parts(journal, notifier, poller, roster, membership, changes, routes)
+
+
+def _connect(config: VerifierConfig, tls: _Tls, record: AgentRecord) -> AgentClient:
+    enrolment, version = record.enrolment, record.progress.supported_version
+    return AgentClient(
+        enrolment.ip,
+        enrolment.port,
+        enrolment.mtls_cert,
+        version,
+        tls.contexts.agents,
+        config.request_timeout_s,
+    )
+
+
+def _persistence(config: VerifierConfig) -> Persistence:
+    return Persistence(
+        retry_interval_s=config.cadence.retry_interval_s,
+        attempt_limit_s=_attempt_limit_s(config),
+        retention_s=config.revocation_retention_s,
+        history_s=config.revocation_history_s,
+    )
 
 
 async def _leave(membership: Membership) -> None:
