@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from keylime.errors import PolicyError
@@ -81,6 +83,8 @@ def test_many_objections_are_one_finding_of_bounded_size() -> None:
     (finding,) = policy.evaluate(LOG, HashAlgorithm.SHA256)
     assert str(finding.context["reason"]).startswith("event 0: reason 0; event 1: reason 1; ")
     assert str(finding.context["reason"]).endswith("event 15: reason 15; and 40 more")
+    (exactly,) = policy.evaluate(replace(LOG, events=LOG.events[:16]), HashAlgorithm.SHA256)
+    assert str(exactly.context["reason"]).endswith("event 15: reason 15")
 
 
 def test_the_example_policy_refuses_what_is_not_its_reference_state() -> None:
