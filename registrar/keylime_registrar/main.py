@@ -77,6 +77,7 @@ def main() -> None:
 def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="keylime_registrar",
+        allow_abbrev=False,  # a slip of the hand must not migrate anything
         description="Keeps the public keys of agents whose TPM has proven them. Configured by "
         "registrar.conf, registrar.conf.d/ and KEYLIME_REGISTRAR_* variables. SIGHUP reloads certificates, "
         "trusted_client_ca, max_upload_size and logging.conf.",

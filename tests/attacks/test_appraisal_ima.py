@@ -100,6 +100,17 @@ def test_i1_a_cut_list_is_named_beside_what_else_is_wrong() -> None:
     assert events(watch.round(pubkey="another key")) == ["pcr_validation.invalid_pcr_16", MISMATCH]
 
 
+def test_i1_an_unlisted_file_and_a_new_payload_key_are_named_together() -> None:
+    kernel = Kernel()
+    kernel.run("/a", "1")
+    watch = running(kernel, policy(digests={"/a": [file_digest("1")]}))
+    watch.accept()
+    kernel.run("/usr/bin/evil", "evil")
+    update(watch, kernel)
+    watch.machine.public_key = "another key, which nobody was asked for"
+    assert events(watch.round()) == ["pcr_validation.invalid_pcr_16", NOT_LISTED]
+
+
 def test_i1_a_list_cut_off_in_a_later_round_fails_after_one_more_try() -> None:
     kernel = Kernel()
     kernel.run("/a", "1")

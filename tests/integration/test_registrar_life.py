@@ -1,6 +1,7 @@
 """The registrar under a service manager: ready, reloaded, watched, stopped, migrated."""
 
 import contextlib
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -319,3 +320,14 @@ def test_help_names_migration_and_what_sighup_does(tmp_path: Path) -> None:
     done = subprocess.run([program, "--help"], capture_output=True, text=True, check=True)  # noqa: S603
     assert "--migrate" in done.stdout
     assert "SIGHUP" in done.stdout
+
+
+@pytest.mark.parametrize("program", ["keylime_registrar", "keylime_verifier"])
+def test_an_option_that_is_cut_short_does_nothing(program: str, tmp_path: Path) -> None:
+    path = shutil.which(program, path=str(Path(sys.executable).parent))
+    assert path is not None
+    environ = {"KEYLIME_DIR": str(tmp_path), "PATH": os.environ["PATH"]}
+    done = subprocess.run([path, "--migrat"], capture_output=True, text=True, env=environ, check=False)  # noqa: S603
+    assert done.returncode == 2
+    assert "unrecognized arguments: --migrat" in done.stderr
+    assert not list(tmp_path.iterdir())

@@ -63,6 +63,7 @@ def main() -> None:
 def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="keylime_verifier",
+        allow_abbrev=False,  # a slip of the hand must not migrate anything
         description="Attests machines continuously and tells the others when one falls from grace. "
         "Configured by verifier.conf, verifier.conf.d/ and KEYLIME_VERIFIER_* variables. SIGHUP reloads "
         "certificates, trusted_client_ca, trusted_server_ca, max_upload_size and logging.conf.",
