@@ -35,6 +35,13 @@ def test_many_expressions_of_both_engines_make_one_matcher() -> None:
     assert not excludes.match("/opt/app-1200/x.tmp")
 
 
+@pytest.mark.timeout(10)
+def test_i14_what_the_linear_engine_takes_is_never_left_to_backtracking() -> None:
+    excludes = compile_excludes(["/(a+)+b"])
+    assert not excludes.match("/" + "a" * 60)
+    assert excludes.match("/" + "a" * 60 + "b")
+
+
 def test_names_too_long_for_a_backtracking_expression_are_not_excluded_by_it() -> None:
     excludes = compile_excludes([r"/srv/(?!keep/)"])
     longest = "/srv/".ljust(MAX_BACKTRACKED_CHARS, "x")
