@@ -42,7 +42,6 @@ class DeviceState(msgspec.Struct, frozen=True):
     table: str
     resumed: bool
     active: bool
-    valid: bool
 
 
 class DeviceMapperState(msgspec.Struct, frozen=True):
@@ -72,7 +71,6 @@ class DeviceMapperFault:
 @dataclass(frozen=True, slots=True)
 class _Rule:
     name: str
-    resume_required: bool
     multiple_loads: bool
     removable: bool
     clearable: bool
@@ -143,7 +141,6 @@ class DeviceMapperPolicy:
             table=digest,
             resumed=False,
             active=device is not None and device.active,
-            valid=not rule.resume_required,
         )
         return state.replacing(device, loaded), tuple(faults)
 
@@ -203,7 +200,6 @@ def _compile(name: str, rule: _RuleDocument) -> _Rule:
     keys = ("name", "uuid", "major", "minor", "minor_count", "num_targets")
     return _Rule(
         name,
-        resume_required=rule.device_resume_required,
         multiple_loads=load.allow_multiple_loads,
         removable=rule.device_remove.allow_removal,
         clearable=rule.allow_clear,
@@ -277,7 +273,7 @@ def _resume(state: DeviceMapperState, device: DeviceState, event: DeviceMapperEv
     if event.active_table != device.table:
         text = f"device {device.name!r} is resumed with another table than the one that was loaded"
         return state, (DeviceMapperFault(f"{DEVICE_RESUME}.active_table_mismatch", text),)
-    return state.replacing(device, msgspec.structs.replace(device, resumed=True, active=True, valid=True)), ()
+    return state.replacing(device, msgspec.structs.replace(device, resumed=True, active=True)), ()
 
 
 def _remove(state: DeviceMapperState, device: DeviceState, event: DeviceMapperEvent, rule: _Rule) -> _Step:

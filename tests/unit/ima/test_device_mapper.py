@@ -22,6 +22,11 @@ ENTRIES = {
 EVENTS = {name: parse_event(name, entry.buffer or b"") for name, entry in ENTRIES.items()}
 TABLE = "sha256:" + ENTRIES["dm_table_load"].digest.hex()
 
+
+def _buffer(name: str) -> bytes:
+    return ENTRIES[name].buffer or b""
+
+
 RULE: dict[str, Any] = {
     "required": False,
     "device_resume_required": True,
@@ -90,8 +95,19 @@ def test_the_captured_life_of_a_device_is_allowed_by_its_policy() -> None:
             [LOAD],
             ["dm_table_load.num_targets_mismatch", "dm_table_load.target_data_invalid"],
         ),
-        (document(**loading(targets=[{"start": 1}])), [LOAD], ["dm_table_load.target_data_mismatch"]),
-        (document(**loading(targets=[{"salt": "x"}])), [LOAD], ["dm_table_load.target_attribute_not_found"]),
+        *(
+            (document(**loading(targets=[wrong])), [LOAD], ["dm_table_load.target_data_mismatch"])
+            for wrong in ({"start": 1}, {"start": True}, {"device_name": False}, {"device_name": 7})
+        ),
+        (document(**loading(targets=[{"start": False}])), [LOAD], []),
+        *(
+            (
+                document(**loading(targets=[{"salt": absent}])),
+                [LOAD],
+                ["dm_table_load.target_attribute_not_found"],
+            )
+            for absent in ("x", ".*", 1, True)
+        ),
         (document(), [RESUME], ["dm_device_resume.resume_before_table_load"]),
         (document(), [LOAD, RESUME, RESUME], ["dm_device_resume.already_active"]),
         (document(), [REMOVE], ["dm_device_remove.remove_before_table_load"]),
@@ -107,25 +123,58 @@ def test_every_departure_from_the_policy_is_named(
     assert run(policy, *events)[1] == faults
 
 
+OTHER_LOAD = parse_event("dm_table_load", _buffer("dm_table_load").replace(b"name=lablin,", b"name=other,"))
+RENAMED_LOAD = parse_event(
+    "dm_table_load", _buffer("dm_table_load").replace(b"name=lablin,", b"name=lablin2,")
+)
+HEAD = b"dm_version=4.47.0;name=lablin,uuid=,major=253,minor=0,minor_count=1,num_targets=1;"
+CLEAR = parse_event("dm_table_clear", HEAD + b"inactive_table_hash=sha256:ab;current_device_capacity=0;")
+
+
+def test_devices_are_told_apart() -> None:
+    both = document()
+    both["rules"]["other"] = {**RULE, **loading(name="other")}
+    state, faults = run(both, LOAD, OTHER_LOAD, RESUME)
+    assert faults == []
+    assert [(device.name, device.resumed) for device in state.devices] == [("other", False), ("lablin", True)]
+    state, faults = run(both, LOAD, OTHER_LOAD, RESUME, RENAME, REMOVE)
+    assert faults == []
+    assert [device.name for device in state.devices] == ["other"]
+
+
+def test_a_device_whose_rule_is_gone_is_in_no_valid_state() -> None:
+    state, _ = run(document(), LOAD)
+    changed = parse_device_mapper_policy({**document(), "rules": {"another": RULE}})
+    assert [fault.suffix for fault in changed.evaluate(state, RESUME, TABLE)[1]] == ["device_invalid_state"]
+
+
+def test_a_device_stays_bound_to_the_rule_that_its_first_table_fitted() -> None:
+    policy = document(**loading(allow_multiple_loads=True))
+    assert run(policy, LOAD, LOAD, RESUME)[1] == []
+    assert run(policy, LOAD, RENAME, RENAMED_LOAD)[1] == ["dm_table_load.invalid_entry"]
+
+
+def test_clearing_takes_the_device_only_when_nothing_of_it_runs() -> None:
+    policy = document(allow_clear=True, **loading(allow_multiple_loads=True))
+    assert run(policy, LOAD, LOAD, CLEAR) == (DeviceMapperState(), [])
+    state, faults = run(policy, LOAD, RESUME, LOAD, CLEAR)
+    assert faults == []
+    assert [device.name for device in state.devices] == ["lablin"]
+
+
 def test_a_resume_must_name_the_table_that_was_loaded() -> None:
     other = parse_event("dm_device_resume", _buffer("dm_device_resume").replace(b"sha256:23", b"sha256:24"))
     assert run(document(), LOAD, other)[1] == ["dm_device_resume.active_table_mismatch"]
 
 
 def test_clearing_and_updating_follow_the_policy() -> None:
-    head = b"dm_version=4.47.0;name=lablin,uuid=,major=253,minor=0,minor_count=1,num_targets=1;"
-    clear = parse_event("dm_table_clear", head + b"inactive_table_hash=sha256:ab;current_device_capacity=0;")
     target = _buffer("dm_table_load").split(b";", 2)[2]
-    update = parse_event("dm_target_update", head + target)
-    assert run(document(), clear)[1] == ["dm_table_clear.clear_before_table_load"]
-    assert run(document(), LOAD, clear)[1] == ["dm_table_clear.table_cleared"]
-    assert run(document(allow_clear=True), LOAD, clear) == (DeviceMapperState(), [])
+    update = parse_event("dm_target_update", HEAD + target)
+    assert run(document(), CLEAR)[1] == ["dm_table_clear.clear_before_table_load"]
+    assert run(document(), LOAD, CLEAR)[1] == ["dm_table_clear.table_cleared"]
+    assert run(document(allow_clear=True), LOAD, CLEAR) == (DeviceMapperState(), [])
     assert run(document(), update)[1] == ["dm_target_update.update_before_table_load"]
     assert run(document(), LOAD, update)[1] == []
-
-
-def _buffer(name: str) -> bytes:
-    return ENTRIES[name].buffer or b""
 
 
 def test_verity_targets_are_read_with_and_without_their_optional_attributes() -> None:
