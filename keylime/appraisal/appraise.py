@@ -154,8 +154,7 @@ def _check_public_key(this: _Round, quote: VerifiedQuote, challenge: Challenge) 
     observed = quote.pcrs.values[DATA_PCR]
     if observed != expected:
         may_be_new = this.evidence.public_key is None and not challenge.wants_public_key
-        is_first = this.checkpoint.incomplete_rounds < MAX_INCOMPLETE_ROUNDS
-        (this.doubts if may_be_new and is_first else this.findings).append(
+        (this.doubts if may_be_new else this.findings).append(
             Finding(
                 f"pcr_validation.invalid_pcr_{DATA_PCR}",
                 {"got": observed.hex(), "expected": expected.hex()},

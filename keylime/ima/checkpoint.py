@@ -51,4 +51,4 @@ class ImaCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
 
     def continues(self, bank: HashAlgorithm) -> bool:
         """Whether a round in `bank` can go on from here instead of from entry 0."""
-        return self.next_entry == 0 or (self.bank == bank.label and self.pcr is not None)
+        return self.bank == bank.label

@@ -43,11 +43,6 @@ def data_binding(event: Event) -> Binding:
     return Binding.MISMATCH
 
 
-def data_is_bound(event: Event) -> bool:
-    """Whether the digests of `event` prove its data."""
-    return data_binding(event) is Binding.BOUND
-
-
 def _whole_data(event: Event) -> tuple[bytes, ...]:
     return (event.data,)
 

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from keylime.measured_boot.binding import Binding, data_binding, data_is_bound
+from keylime.measured_boot.binding import Binding, data_binding
 from keylime.measured_boot.event_log import Event, parse_event_log
 from keylime.measured_boot.event_types import EventType
 from tests.captures import captures
@@ -35,7 +35,7 @@ def test_no_event_of_a_genuine_log_contradicts_its_digest() -> None:
 
 @pytest.mark.parametrize("kind", sorted(COVERED))
 def test_other_data_than_those_measured_are_a_mismatch(kind: EventType) -> None:
-    assert data_is_bound(read(record(7, kind, b"data")))
+    assert data_binding(read(record(7, kind, b"data"))) is Binding.BOUND
     assert data_binding(read(record(7, kind, b"data", measured=b"other"))) is Binding.MISMATCH
 
 
@@ -49,7 +49,7 @@ def test_a_mismatch_in_one_bank_is_a_mismatch() -> None:
 
 @pytest.mark.parametrize("measured", [BOOT_ORDER, b"\1\0"], ids=["structure", "value"])
 def test_boot_variables_are_measured_as_structure_or_as_value(measured: bytes) -> None:
-    assert data_is_bound(read(record(1, EventType.EFI_VARIABLE_BOOT, BOOT_ORDER, measured)))
+    assert data_binding(read(record(1, EventType.EFI_VARIABLE_BOOT, BOOT_ORDER, measured))) is Binding.BOUND
 
 
 def test_other_variables_are_measured_as_structure_only() -> None:
@@ -59,7 +59,7 @@ def test_other_variables_are_measured_as_structure_only() -> None:
 
 @pytest.mark.parametrize("prefix", [b"grub_cmd: ", b"kernel_cmdline: ", b"module_cmdline: "])
 def test_grub_measures_the_text_behind_its_prefix(prefix: bytes) -> None:
-    assert data_is_bound(read(record(8, EventType.IPL, prefix + b"text\0", b"text")))
+    assert data_binding(read(record(8, EventType.IPL, prefix + b"text\0", b"text"))) is Binding.BOUND
     assert data_binding(read(record(8, EventType.IPL, prefix + b"text\0", b"tent"))) is Binding.MISMATCH
     assert (
         data_binding(read(record(8, EventType.IPL, prefix + b"text\0", prefix + b"text\0")))
@@ -88,7 +88,7 @@ class BankWithoutLibrary:
 def test_a_digest_that_cannot_be_computed_speaks_neither_for_nor_against_the_data() -> None:
     missing: Any = BankWithoutLibrary()
     event = read(record(7, EventType.SEPARATOR, bytes(4)))
-    assert data_is_bound(replace(event, digests={**event.digests, missing: b""}))
+    assert data_binding(replace(event, digests={**event.digests, missing: b""})) is Binding.BOUND
     assert data_binding(replace(event, digests={missing: b""})) is Binding.MISMATCH
 
 
