@@ -15,6 +15,7 @@ import pytest
 from tests.fuzz.target import Target, Targets
 
 SECONDS = int(os.environ.get("KEYLIME_FUZZ_SECONDS", "1"))
+_JOBS = 4
 _ROOT = Path(__file__).parents[2]
 
 needs_atheris = pytest.mark.skipif(
