@@ -49,7 +49,7 @@ def fuzz(targets: Targets, corpus: Path) -> None:
         str(corpus),
     ]
     # The command is this file's own, the names are those of the table.
-    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)  # noqa: S603
+    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, errors="replace", check=False)  # noqa: S603
     executed = re.findall(r"stat::number_of_executed_units: (\d+)", done.stderr)
     assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-6000:]}"
     assert len(executed) == len(targets)
