@@ -114,6 +114,8 @@ def test_a_key_of_another_type_is_refused_by_its_type() -> None:
     )
     with pytest.raises(UnsuitableKey, match="Ed25519"):
         recognise_key(data)
+    with pytest.raises(PolicyError, match=r"key file 2: .*Ed25519"):
+        keyring_of([(IMA_KEYS_DIRECTORY / "ima-ec.pub.pem").read_bytes(), data])
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,9 @@ KEY = {"SignatureOwner": "me", "SignatureData": "0xab"}
 OTHER = {"SignatureOwner": "me", "SignatureData": "0xcd"}
 
 
+YES, NO = rules.AcceptAll(), rules.RejectAll("no")
+
+
 def shown(*keys: dict[str, str]) -> list[JsonValue]:
     return [{**key, "SignatureData": key["SignatureData"].removeprefix("0x")} for key in keys]
 
@@ -39,13 +42,17 @@ def dispatcher() -> rules.Dispatcher:
     return test
 
 
+def refusing_dispatcher() -> rules.Dispatcher:
+    test = rules.Dispatcher("PCRIndex")
+    test.register((7,), NO)
+    return test
+
+
 def variables() -> rules.VariableDispatch:
     test = rules.VariableDispatch()
     test.register("guid", "PK", rules.IntEqual(1))
     return test
 
-
-YES, NO = rules.AcceptAll(), rules.RejectAll("no")
 
 PASSING: list[tuple[Test, JsonValue]] = [
     (YES, None),
@@ -83,6 +90,7 @@ FAILING: list[tuple[Test, JsonValue, str]] = [
     (dispatcher(), {"PCRIndex": 7}, "has no EventType"),
     (dispatcher(), {"PCRIndex": 7, "EventType": ["EV_SEPARATOR"]}, "not expected"),
     (dispatcher(), [7], "not an object"),
+    (refusing_dispatcher(), {"PCRIndex": 7}, "PCRIndex 7: no"),
     (rules.FieldTest("a", YES), {}, "has no a"),
     (rules.FieldTest("a", YES), 1, "not an object"),
     (rules.FieldsTest(a=YES, b=NO), {"a": 1, "b": 2}, "b no"),
@@ -101,6 +109,14 @@ FAILING: list[tuple[Test, JsonValue, str]] = [
     (rules.DigestTest({"sha256": "0xab"}), event(sha1="ab", sha256="cd"), "none of the allowed"),
     (rules.DigestsTest([]), event(sha256="ab"), "none of the allowed"),
     (rules.DigestTest({"sha256": "0xab"}), {}, "has no Digests"),
+    (rules.DigestTest({"sha256": "0xab"}), {"Digests": ["ab"]}, "none of the allowed"),
+    *(
+        (rules.DigestTest({"sha256": "0xab"}), {"Digests": [odd]}, "none of the allowed")
+        for odd in (
+            {"AlgorithmId": ["sha256"], "Digest": "ab"},
+            {"AlgorithmId": "sha256", "Digest": ["ab"]},
+        )
+    ),
     (rules.VariableTest("guid", "PK", YES), variable("guid", "KEK", 1), "UnicodeName"),
     (rules.VariableTest("guid", "PK", YES), variable("other", "PK", 1), "VariableName"),
     (rules.VariableTest("guid", "PK", NO), variable("guid", "PK", 1), "VariableData no"),
@@ -111,6 +127,17 @@ FAILING: list[tuple[Test, JsonValue, str]] = [
     (rules.KeySubset(X509, [KEY]), [signatures(HASH, KEY)], HASH),
     (rules.KeySubset(X509, [KEY]), [signatures(X509, KEY, OTHER)], "not among"),
     (rules.KeySubset(X509, [KEY]), None, "not a list"),
+    (rules.KeySubset(X509, [KEY]), [{"SignatureType": [X509], "Keys": []}], "SignatureType"),
+    (
+        rules.KeySubset(X509, [KEY]),
+        [{"SignatureType": X509, "Keys": [{"SignatureOwner": ["me"], "SignatureData": "ab"}]}],
+        "not a signature",
+    ),
+    (
+        rules.KeySubset(X509, [KEY]),
+        [{"SignatureType": X509, "Keys": [{"SignatureOwner": "me", "SignatureData": ["ab"]}]}],
+        "not a signature",
+    ),
     (rules.KeySuperset(HASH, [KEY]), [signatures(HASH, OTHER)], "lacks 1"),
     (rules.KeySuperset(HASH, [KEY]), [signatures(X509, KEY)], X509),
     (rules.KeySuperset(HASH, []), [], "0 signature lists"),
