@@ -13,6 +13,7 @@ class TcpProxy:
         self._open.set()
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
+        self._serving: set[asyncio.Task[None]] = set()
         self.port = 0
 
     async def __aenter__(self) -> Self:
@@ -24,6 +25,11 @@ class TcpProxy:
         if self._server is not None:
             self._server.close()
         self._reset()
+        serving = list(self._serving)
+        for task in serving:
+            task.cancel()
+        await asyncio.gather(*serving, return_exceptions=True)
+        await asyncio.sleep(0)  # aborted transports close their sockets in the loop's next turn
 
     def cut(self) -> None:
         """From here on nothing gets through in either direction."""
@@ -35,11 +41,15 @@ class TcpProxy:
         self._open.set()
 
     def _reset(self) -> None:
-        for writer in self._writers:
+        for writer in list(self._writers):
             writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
+        task = asyncio.current_task()
+        if task is not None:
+            self._serving.add(task)
+            task.add_done_callback(self._serving.discard)
         further: asyncio.StreamWriter | None = None
         try:
             await self._open.wait()

@@ -38,16 +38,8 @@ def limit_s(targets: Targets) -> int:
 
 def fuzz(targets: Targets, corpus: Path) -> None:
     """Runs all targets in a process beside this one, and prints how many inputs they had."""
-    command = [
-        sys.executable,
-        "-m",
-        "tests.fuzz",
-        *targets,
-        "--seconds",
-        str(SECONDS),
-        "--corpus",
-        str(corpus),
-    ]
+    options = ["--seconds", str(SECONDS), "--corpus", str(corpus), "--jobs", str(_JOBS)]
+    command = [sys.executable, "-m", "tests.fuzz", *targets, *options]
     # The command is this file's own, the names are those of the table.
     done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, errors="replace", check=False)  # noqa: S603
     executed = re.findall(r"stat::number_of_executed_units: (\d+)", done.stderr)
