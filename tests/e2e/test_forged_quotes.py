@@ -4,7 +4,7 @@ Each lie starts from an agent in good standing and must end in Invalid Quote wit
 """
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -27,11 +27,12 @@ class Victim:
     machine: Machine
     interposer: Interposer
 
-    def is_caught(self, lie: Lie, event_id: str) -> None:
-        """The verdict on `lie`: Invalid Quote, with this event, told to the agents."""
+    def is_caught(self, lie: Lie, event_id: str, deed: Callable[[], None] = lambda: None) -> None:
+        """The verdict on `lie`, once `deed` is done: Invalid Quote, with this event, told to the agents."""
         site, interposer = self.site, self.interposer
         since, log = len(interposer.revocations), site.control.verifier.mark()
         interposer.lie = lie
+        deed()
         try:
             record = site.await_state(self.machine, OperationalState.INVALID_QUOTE)
         finally:
@@ -183,9 +184,7 @@ def test_an_unknown_file_hidden_behind_a_known_name(victim: Victim) -> None:
             results, ima_measurement_list="".join(f"{line}\n" for line in shown), ima_measurement_list_entry=0
         )
 
-    victim.interposer.lie = lie
-    victim.machine.measure(unknown)
-    victim.is_caught(lie, "ima.pcr_mismatch")
+    victim.is_caught(lie, "ima.pcr_mismatch", deed=lambda: victim.machine.measure(unknown))
 
 
 def whole_list(machine: Machine) -> list[str]:
