@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from keylime.http.server import Response
+from keylime_verifier.outbox import AGENT_WINDOW
 from tests.fakes.attesting_agent import AttestingAgent, attestation_key, payload_key
 from tests.fakes.running_verifier import (
     V_SHARE,
@@ -415,3 +416,54 @@ def test_s13_agents_that_fail_together_are_all_told_about_and_delay_nobody(tmp_p
             await one.stop()
 
     scene(tmp_path, act)
+
+
+def fell_together(directory: Path, count: int) -> None:
+    """The database right after this many further agents, which are switched off, failed at once."""
+    columns = [
+        name for (_, name, *_) in query_database(directory, "SELECT * FROM pragma_table_info('agents')")
+    ]
+    changed = {"agent_id": "'fallen-' || i", "port": "1", "operational_state": "9", "is_polled": "0"}
+    agents = ", ".join(changed.get(name, name) for name in columns)
+    message = """'{"agent_id": "fallen-' || i || '"}'"""
+    revocations = f"'r' || i, 'fallen-' || i, {int(time.time())}, {message}, '', 0, 'default', i"
+    for table, values, source in (
+        ("agents", agents, "agents, numbers"),
+        ("recipients", "'fallen-' || i, 0", "numbers"),
+        ("revocations", revocations, "numbers"),
+    ):
+        query_database(
+            directory,
+            "WITH RECURSIVE numbers(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM numbers WHERE i < ?) "  # noqa: S608 - constants
+            f"INSERT INTO {table} SELECT {values} FROM {source}",
+            count,
+        )
+    query_database(directory, "UPDATE change_counters SET changes = ? WHERE topic = 'revocations'", count)
+
+
+def test_s13_a_fleet_that_falls_and_is_silent_costs_a_window_for_each_and_delays_nobody(
+    tmp_path: Path,
+) -> None:
+    count = 300
+    patient = {**PATIENT, "KEYLIME_VERIFIER_RETRY_INTERVAL": "2"}  # with those that are silent
+
+    async def play() -> None:
+        async with AttestingAgent("agent-1", verifier_authority()) as agent:
+            async with running_verifier(tmp_path, PATIENT) as verifier:
+                await verifier.add(agent)
+                await verifier.until_passing(agent)
+            fell_together(tmp_path, count)
+            async with running_verifier(tmp_path, patient) as verifier:
+                await verifier.until_passing(agent, rounds=5)
+                await eventually(lambda: len(agent.revocations) == count, limit_s=60)
+                arrived = [json.loads(signed.msg)["agent_id"] for signed in agent.revocations]
+                assert arrived == [f"fallen-{number}" for number in range(1, count + 1)], "in order"
+                tried = "SELECT target, count(*) FROM deliveries WHERE state = 'pending' GROUP BY target"
+                await eventually(lambda: len(verifier.rows(tried)) == count, limit_s=60)
+                assert {rows for _, rows in verifier.rows(tried)} == {AGENT_WINDOW}
+                await verifier.until_passing(agent, rounds=2)
+                shown = (await verifier.admin("GET", "/v2.5/revocations?limit=1")).results
+                waiting = sum(target["pending"] for target in shown["targets"])
+                assert waiting == count * count
+
+    asyncio.run(play())

@@ -204,6 +204,13 @@ def query_database(work_dir: Path, query: str, *values: object) -> list[tuple[An
         return rows
 
 
+NOT_TOLD = (
+    "SELECT (SELECT count(*) FROM deliveries WHERE state <> 'delivered') + (SELECT count(*) FROM recipients "
+    "WHERE through < (SELECT coalesce(max(number), 0) FROM revocations))"
+)
+"""How many deliveries are pending or given up, and how many agents have a backlog."""
+
+
 def install_certificates(work_dir: Path) -> None:
     """What makes `tls_dir = default` work: CA, server and client certificates."""
     directory = work_dir / "cv_ca"

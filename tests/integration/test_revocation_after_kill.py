@@ -101,7 +101,7 @@ def test_v5_a_killed_verifier_delivers_after_its_start_what_it_had_decided(tmp_p
                 await kill(process)
             webhook = f"https://127.0.0.1:{receiver.port}"
             targets = [("agent", "agent-1"), ("agent", "agent-2"), ("webhook", webhook)]
-            assert query_database(tmp_path, STATES) == [(*target, "pending") for target in targets]
+            assert {state for _, _, state in query_database(tmp_path, STATES)} == {"pending"}
             assert failed.revocations == other.revocations == []
 
             receiver.gate.set()

@@ -299,7 +299,9 @@ def test_what_a_killed_verifier_had_not_sent_reaches_every_channel_after_its_sta
                 await verifier.until_passing(agent)
             now = int(time.time())
             query_database(
-                tmp_path, "INSERT INTO revocations VALUES ('r1', 'agent-1', ?, '{}', 's', 0, 'default')", now
+                tmp_path,
+                "INSERT INTO revocations VALUES ('r1', 'agent-1', ?, '{}', 's', 0, 'default', 0)",
+                now,
             )
             for channel, target in (("agent", "agent-1"), ("zeromq", "tcp://x"), ("webhook", "https://x")):
                 query_database(
@@ -406,7 +408,7 @@ def test_a_delivery_beyond_retention_is_given_up_and_old_ones_are_forgotten(tmp_
             for name, state, made, updated in (*rows, *ended, ("ended-late", "delivered", 9000, 100)):
                 query_database(
                     tmp_path,
-                    "INSERT INTO revocations VALUES (?, 'agent-1', ?, '{}', '', 0, 'default')",
+                    "INSERT INTO revocations VALUES (?, 'agent-1', ?, '{}', '', 0, 'default', 0)",
                     name,
                     now - made,
                 )
@@ -435,7 +437,9 @@ def test_a_channel_that_was_disabled_gives_up_at_once(tmp_path: Path) -> None:
         async with running_verifier(tmp_path, channels("zeromq", zmq_port=str(free_port()))):
             pass
         now = int(time.time())
-        query_database(tmp_path, "INSERT INTO revocations VALUES ('r', 'a', ?, '{}', '', 0, 'default')", now)
+        query_database(
+            tmp_path, "INSERT INTO revocations VALUES ('r', 'a', ?, '{}', '', 0, 'default', 0)", now
+        )
         query_database(
             tmp_path, "INSERT INTO deliveries VALUES ('r', 'zeromq', 't', 'pending', 0, NULL, ?)", now
         )

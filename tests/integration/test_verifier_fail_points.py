@@ -16,13 +16,19 @@ from sqlalchemy import event
 from sqlalchemy.engine.default import DefaultDialect
 
 from tests.fakes.attesting_agent import AttestingAgent
-from tests.fakes.running_verifier import RunningVerifier, eventually, running_verifier, verifier_authority
+from tests.fakes.running_verifier import (
+    NOT_TOLD,
+    RunningVerifier,
+    eventually,
+    running_verifier,
+    verifier_authority,
+)
 
 INVALID_QUOTE = 9
 WRITES = [
     "UPDATE agents",
     "INSERT INTO revocations",
-    "UPDATE deliveries",
+    "INSERT INTO deliveries",
     "UPDATE members",
 ]
 PATIENT = {"KEYLIME_VERIFIER_MAX_RETRIES": "100000", "KEYLIME_VERIFIER_LEASE": "1"}
@@ -89,7 +95,7 @@ def check_the_end(verifier: RunningVerifier, agents: list[AttestingAgent]) -> No
 async def until_told(verifier: RunningVerifier, agents: list[AttestingAgent]) -> None:
     await verifier.until_state(agents[0], INVALID_QUOTE)
     await eventually(lambda: all(agent.revocations for agent in agents))
-    await eventually(lambda: verifier.rows("SELECT * FROM deliveries WHERE state = 'pending'") == [])
+    await eventually(lambda: verifier.rows(NOT_TOLD) == [(0,)])
 
 
 @pytest.mark.parametrize(
@@ -119,7 +125,7 @@ def test_s2_a_commit_that_fails_or_seems_to_costs_no_verdict_and_doubles_none(
 
 @pytest.mark.parametrize(
     "fail_point",
-    points(10**9, ["before UPDATE agents", "after INSERT INTO revocations", "before UPDATE deliveries"]),
+    points(10**9, ["before UPDATE agents", "after INSERT INTO revocations", "before INSERT INTO deliveries"]),
     indirect=True,
 )
 def test_s2_what_fails_until_the_verifier_stops_is_made_good_after_its_next_start(

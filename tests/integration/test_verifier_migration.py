@@ -12,9 +12,11 @@ import sqlalchemy as sa
 
 from keylime.database.engine import open_engine, parse_database_url
 from keylime.database.migrate import prepare_schema
+from keylime.identifiers import AgentId
 from keylime_verifier.assembly import SCHEMA
-from keylime_verifier.outbox import Outbox
+from keylime_verifier.outbox import AGENT, Outbox, insert_revocation
 from keylime_verifier.ownership import SHARDS
+from keylime_verifier.records import StoredRevocation
 from keylime_verifier.schema import metadata
 from keylime_verifier.store import AgentStore
 from tests.fakes.postgresql import PostgresServer, running_postgresql
@@ -78,6 +80,14 @@ def check(url: str) -> None:
         pending = await Outbox(engine, "me", None, zeromq_enabled=False).pending()
         about = [(delivery.revocation.agent_id, delivery.target) for delivery in pending]
         assert sorted(about) == [("agent-2", "agent-1"), ("gone", "agent-1")]
+        agents = ["agent-1", "agent-2", "agent-3", "agent-4"]
+        new = StoredRevocation("new", AgentId("agent-4"), 2_000_000_000, "{}", "")
+        async with engine.begin() as connection:
+            await insert_revocation(connection, new, "site-a", [(AGENT, "*")])
+        later = await Outbox(engine, "me", None, zeromq_enabled=False).pending()
+        news = sorted(delivery.target for delivery in later if delivery.revocation.revocation_id == "new")
+        assert news == agents, "and nothing else comes a second time"
+        assert len(later) == len(pending) + len(agents)
         await engine.dispose()
 
     asyncio.run(scenario())

@@ -23,7 +23,7 @@ import pytest
 
 from tests.fakes.attesting_agent import AttestingAgent
 from tests.fakes.postgresql import PostgresServer, running_postgresql
-from tests.fakes.running_verifier import eventually, verifier_authority
+from tests.fakes.running_verifier import NOT_TOLD, eventually, verifier_authority
 from tests.fakes.tcp_proxy import TcpProxy
 from tests.fakes.tls_material import server_context
 from tests.fakes.verifier_process import Verifiers, verifiers
@@ -204,9 +204,7 @@ async def until_calm(site: Verifiers, agents: list[AttestingAgent], hacked: set[
     await site.until_shared(limit_s=30)
     failed = f"SELECT count(*) FROM agents WHERE operational_state = {INVALID_QUOTE}"  # noqa: S608
     await eventually(lambda: site.query(failed) == [(len(hacked),)], limit_s=30)
-    await eventually(
-        lambda: site.query("SELECT count(*) FROM deliveries WHERE state <> 'delivered'") == [(0,)], limit_s=60
-    )
+    await eventually(lambda: site.query(NOT_TOLD) == [(0,)], limit_s=60)
     asked = {agent.agent_id: len(agent.questions) for agent in agents}
     sound = [agent for agent in agents if agent.agent_id not in hacked]
     await eventually(lambda: all(len(agent.questions) >= asked[agent.agent_id] + 2 for agent in sound))

@@ -165,7 +165,7 @@ def test_v5_what_a_crash_left_undelivered_is_delivered_after_the_start(tmp_path:
             query_database(
                 tmp_path,
                 "INSERT INTO revocations "
-                "VALUES ('r1', 'agent-1', 1700000000, '{\"type\": \"x\"}', 'c2ln', 0, 'default')",
+                "VALUES ('r1', 'agent-1', 1700000000, '{\"type\": \"x\"}', 'c2ln', 0, 'default', 0)",
             )
             query_database(
                 tmp_path,
@@ -217,7 +217,7 @@ def test_a_delivery_is_given_up_after_its_attempts_and_an_agent_that_is_gone_is_
                 await verifier.until_passing(agent)
             query_database(
                 tmp_path,
-                "INSERT INTO revocations VALUES ('r1', 'agent-1', 1700000000, '{}', '', 0, 'default')",
+                "INSERT INTO revocations VALUES ('r1', 'agent-1', 1700000000, '{}', '', 0, 'default', 0)",
             )
             for target, attempts in (("agent-1", 19), ("gone", 0)):
                 query_database(

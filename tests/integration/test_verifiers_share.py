@@ -15,7 +15,7 @@ from keylime.http.server import Response
 from keylime.revocation.channel import RevocationSubscriber, endpoint
 from tests.fakes.attesting_agent import AttestingAgent, policy_of
 from tests.fakes.postgresql import PostgresServer, running_postgresql
-from tests.fakes.running_verifier import eventually, verifier_authority
+from tests.fakes.running_verifier import NOT_TOLD, eventually, verifier_authority
 from tests.fakes.tls_material import server_context
 from tests.fakes.verifier_process import Verifiers, verifiers
 from tests.fakes.webhook_receiver import WebhookReceiver
@@ -231,10 +231,9 @@ def test_each_revocation_arrives_once_on_every_channel_of_every_verifier(tmp_pat
             failing = {site.owner_of(agent): agent for agent in agents}
             for agent in failing.values():
                 agent.tamper()
-            pending = "SELECT count(*) FROM deliveries WHERE state <> 'delivered'"
             revocations = "SELECT count(*) FROM revocations"
             await eventually(lambda: site.query(revocations) == [(len(failing),)])
-            await eventually(lambda: site.query(pending) == [(0,)])
+            await eventually(lambda: site.query(NOT_TOLD) == [(0,)])
             told = {agent.agent_id for agent in failing.values()}
             assert {json.loads(message.msg)["agent_id"] for message in await asyncio.gather(*heard)} <= told
             for arrived in (receiver.received, *(agent.revocations for agent in agents)):

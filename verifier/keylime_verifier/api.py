@@ -100,5 +100,5 @@ def api_routes(
         *AgentHandlers(agents).routes(),
         *PolicyHandlers(runtime, boot).routes(),
         *VerificationHandlers(stored.agents.ak_tpm_of, evidence_rules).routes(),
-        *RevocationHandlers(stored.outbox).routes(),
+        *RevocationHandlers(stored.engine).routes(),
     )

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Container, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from keylime.database.engine import DatabaseUnavailable
@@ -16,7 +16,7 @@ from keylime.errors import KeylimeError, PeerUnreachable
 from keylime.identifiers import AgentId
 from keylime.messages.revocation import SignedRevocation
 from keylime_verifier.agent_client import AgentClient
-from keylime_verifier.outbox import DELIVERED, FAILED, PENDING, ZEROMQ, Outbox
+from keylime_verifier.outbox import AGENT, AGENT_WINDOW, DELIVERED, FAILED, PENDING, ZEROMQ, Outbox
 from keylime_verifier.ownership import shard_of
 from keylime_verifier.records import AgentRecord, Attempt, Delivery
 
@@ -32,6 +32,8 @@ _LOOK_AGAIN_S = 30.0
 _PRUNE_INTERVAL_S = 3600.0
 _DATABASE_RETRY_S = 1.0
 _LAST_RECORD_S = 1.0
+_REST = 5.0  # times as long as a look took: when a fleet falls at once, there is news all the time
+_LONG_LOOK_S = 0.02
 
 FindAgent = Callable[[AgentId], Awaitable[AgentRecord | None]]
 ConnectAgent = Callable[[AgentRecord], AgentClient]
@@ -67,9 +69,17 @@ class _Queue:
     target: str
     waiting: dict[str, Delivery] = field(default_factory=dict)
     news: asyncio.Event = field(default_factory=asyncio.Event)
+    reached: int | None = None  # the number of the last one that came from the backlog
 
     def add(self, delivery: Delivery) -> None:
         self.waiting[delivery.revocation.revocation_id] = delivery
+        self.reached = self.reached if delivery.number is None else delivery.number
+        self.news.set()
+
+    def withdraw(self, revocation_ids: Collection[str]) -> None:
+        for revocation_id in revocation_ids:
+            del self.waiting[revocation_id]
+        self.reached = None
         self.news.set()
 
 
@@ -83,13 +93,14 @@ class Notifier:
         self._persistence = persistence
         self._must_look = True
         self._prune_at = 0.0
+        self._rest_until = 0.0
         self._wake = asyncio.Event()
         self._turn = asyncio.Lock()  # of reading and writing the outbox
         self._slots: dict[tuple[str, bool], asyncio.Semaphore] = {}
         self._queues: dict[tuple[str, str], _Queue] = {}  # by channel and target
         self._workers: set[asyncio.Task[None]] = set()
         self._attempts: dict[tuple[str, str, str], Attempt] = {}  # not written down yet
-        self._under_way: dict[tuple[str, str, str], AgentId] = {}  # whose revocations are being sent
+        self._under_way: dict[tuple[str, str, str], Delivery] = {}
 
     def wake(self) -> None:
         """Tells that the outbox has something new."""
@@ -106,7 +117,7 @@ class Notifier:
                     async with self._turn:
                         await self._record()
                         if self._must_look:
-                            await self._take_in()
+                            pause_s = await self._take_in()
                     await self._prune()
                 except DatabaseUnavailable as error:
                     log.error("%s; trying again", error)
@@ -134,14 +145,26 @@ class Notifier:
             self._attempts = {**batch, **self._attempts}
             raise
 
-    async def _take_in(self) -> None:
+    async def _take_in(self) -> float:
+        """Reads what is new, unless it is too early for that; in how many seconds to look again."""
+        began = time.monotonic()
+        if began < self._rest_until:
+            return self._rest_until - began
         self._must_look = False
         try:
             pending = await self._outbox.pending()
         except BaseException:
             self._must_look = True
             raise
-        self._withdraw_all_but({delivery.key for delivery in pending})
+        now = time.monotonic()
+        if now - began > _LONG_LOOK_S:
+            self._rest_until = now + _REST * (now - began)
+        ours = {delivery.key for delivery in pending}
+        agents = {delivery.target for delivery in pending if delivery.channel == AGENT}
+        self._withdraw(
+            # Of an agent's backlog only a part is read; it is ours as a whole or not at all.
+            lambda one: one.target not in agents if one.channel == AGENT else one.key not in ours
+        )
         for delivery in pending:
             queue = self._queues.get((delivery.channel, delivery.target))
             # One that ended while the outbox was read may still be in the answer.
@@ -150,6 +173,7 @@ class Notifier:
             ):
                 continue
             (queue or self._open_queue(delivery.channel, delivery.target)).add(delivery)
+        return _LOOK_AGAIN_S
 
     @contextlib.asynccontextmanager
     async def without(self, shards: frozenset[int], limit_s: float) -> AsyncIterator[None]:
@@ -160,15 +184,9 @@ class Notifier:
         """
         try:
             async with self._turn:
-                kept = {
-                    delivery.key
-                    for queue in self._queues.values()
-                    for delivery in queue.waiting.values()
-                    if delivery.channel == ZEROMQ or shard_of(delivery.revocation.agent_id) not in shards
-                }
-                self._withdraw_all_but(kept)
+                self._withdraw(lambda delivery: _goes_with(delivery, shards))
                 deadline = asyncio.get_running_loop().time() + limit_s
-                while any(shard_of(agent_id) in shards for agent_id in self._under_way.values()):
+                while any(_goes_with(delivery, shards) for delivery in self._under_way.values()):
                     if asyncio.get_running_loop().time() > deadline:
                         break  # it may arrive twice, which is better than never
                     await asyncio.sleep(0.01)
@@ -177,12 +195,11 @@ class Notifier:
         finally:
             self.wake()  # what could not be given up is delivered on
 
-    def _withdraw_all_but(self, ours: Container[tuple[str, str, str]]) -> None:
+    def _withdraw(self, is_meant: Callable[[Delivery], bool]) -> None:
         for queue in self._queues.values():
-            for delivery in list(queue.waiting.values()):
-                if delivery.key not in ours:
-                    del queue.waiting[delivery.revocation.revocation_id]
-                    queue.news.set()
+            meant = [name for name, delivery in queue.waiting.items() if is_meant(delivery)]
+            if meant:
+                queue.withdraw(meant)
 
     def _open_queue(self, channel: str, target: str) -> _Queue:
         queue = self._queues[channel, target] = _Queue(channel, target)
@@ -197,13 +214,32 @@ class Notifier:
         try:
             while queue.waiting:
                 queue.news.clear()
+                batch = list(queue.waiting.values())
                 async with self._slot(queue.channel, is_first=failures == 0):
-                    await self._deliver(queue, list(queue.waiting.values()))
-                failures += 1
+                    await self._deliver(queue, batch.copy())
+                if any(delivery.revocation.revocation_id not in queue.waiting for delivery in batch):
+                    failures = 0
+                    await self._refill(queue)
+                else:
+                    failures += 1
                 if queue.waiting:
-                    await _wait(queue.news, self._persistence.delay_s(failures))
+                    await _wait(queue.news, self._persistence.delay_s(max(failures, 1)))
         finally:
             del self._queues[queue.channel, queue.target]
+
+    async def _refill(self, queue: _Queue) -> None:
+        """Goes on in an agent's backlog, as far as its window allows."""
+        async with self._turn:
+            room = AGENT_WINDOW - len(queue.waiting)
+            if queue.reached is None or room <= 0:
+                return
+            try:
+                following = await self._outbox.following(AgentId(queue.target), queue.reached, room)
+            except DatabaseUnavailable:
+                self.wake()  # which says so, and looks again when it is back
+                return
+            for delivery in following:
+                queue.add(delivery)
 
     def _slot(self, channel: str, *, is_first: bool) -> asyncio.Semaphore:
         slots = _MAX_FIRST_ATTEMPTS if is_first else _MAX_REPEATED_ATTEMPTS
@@ -238,7 +274,7 @@ class Notifier:
     async def _send(self, send: Send, delivery: Delivery) -> str | None:
         """None when it arrived, else why it was refused. Raises PeerUnreachable for a silent target."""
         limit_s = self._persistence.attempt_limit_s
-        self._under_way[delivery.key] = delivery.revocation.agent_id
+        self._under_way[delivery.key] = delivery
         try:
             async with asyncio.timeout(limit_s):
                 await send(SignedRevocation(delivery.revocation.message, delivery.revocation.signature))
@@ -304,6 +340,14 @@ def broadcast(send: Send) -> Carrier:
         return send
 
     return open_way
+
+
+def _goes_with(delivery: Delivery, shards: frozenset[int]) -> bool:
+    """Whether a delivery is another verifier's to make when `shards` are."""
+    if delivery.channel == ZEROMQ:
+        return False
+    about = delivery.target if delivery.channel == AGENT else delivery.revocation.agent_id
+    return shard_of(AgentId(about)) in shards
 
 
 async def _tell_nobody(_signed: SignedRevocation) -> None:

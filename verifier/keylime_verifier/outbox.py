@@ -1,51 +1,35 @@
 """Revocations on their way: written with the verdict that causes them, kept until each target has its own."""
 
+import asyncio
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from keylime.identifiers import AgentId
-from keylime.messages.deliveries import Deliveries, DeliveryStatus, TargetSummary
+from keylime_verifier import backlog
 from keylime_verifier.changes import Topic, announce
 from keylime_verifier.ownership import MemberId, shard_of
 from keylime_verifier.records import Attempt, Delivery, StoredRevocation
 from keylime_verifier.schema import agents, deliveries, members, revocations, shards
 from keylime_verifier.transactions import read, write
 
+KeyT = TypeVar("KeyT", int, str)
+
 PENDING, DELIVERED, FAILED = "pending", "delivered", "failed"
 STATES = (PENDING, DELIVERED, FAILED)
 AGENT, ZEROMQ, WEBHOOK = "agent", "zeromq", "webhook"
 CHANNELS = (AGENT, ZEROMQ, WEBHOOK)
 
-# Names of parameters that are no columns begin with an underscore.
-_UPDATE_MANY = sa.update(deliveries).where(
-    deliveries.c.revocation_id == sa.bindparam("_revocation_id"),
-    deliveries.c.channel == sa.bindparam("_channel"),
-    deliveries.c.target == sa.bindparam("_target"),
-    deliveries.c.state == PENDING,
-)
+AGENT_WINDOW = 16
+"""How many revocations an agent has rows for that are still pending; it is shown no more before some end."""
 
+_OTHER_WINDOW = 500  # of a broker or webhook, read at once
 _PRUNED_AT_ONCE = 500  # revocations in one transaction, so that verdicts do not wait long
-
-
-@dataclass(frozen=True, slots=True)
-class DeliveryFilter:
-    """Which deliveries are meant: those of revocations about `agent_id`, those in `state`; None is all."""
-
-    agent_id: AgentId | None = None
-    state: str | None = None
-
-    def conditions(self) -> list[sa.ColumnElement[bool]]:
-        """As conditions on the joined tables."""
-        wanted = []
-        if self.agent_id is not None:
-            wanted.append(revocations.c.agent_id == self.agent_id)
-        if self.state is not None:
-            wanted.append(deliveries.c.state == self.state)
-        return wanted
+_YIELD_AFTER = 1000  # recipients
 
 
 async def insert_revocation(
@@ -63,6 +47,7 @@ async def insert_revocation(
     known = sa.select(revocations.c.agent_id).where(revocations.c.revocation_id == revocation.revocation_id)
     if (await connection.execute(known)).first() is not None:
         return
+    await announce(connection, Topic.REVOCATIONS)  # other processes carry it to their agents and brokers
     await connection.execute(
         sa.insert(revocations).values(
             revocation_id=revocation.revocation_id,
@@ -72,21 +57,15 @@ async def insert_revocation(
             signature=revocation.signature,
             verifier_id=verifier_id,
             shard=shard_of(revocation.agent_id),
+            number=backlog.COUNT if (AGENT, "*") in targets else 0,
         )
     )
-    rows: list[tuple[str, str]] = []
-    for channel, target in targets:
-        if (channel, target) == (AGENT, "*"):
-            query = sa.select(agents.c.agent_id).where(agents.c.verifier_id == verifier_id)
-            rows.extend((AGENT, agent_id) for agent_id in (await connection.execute(query)).scalars())
-        else:
-            rows.append((channel, target))
-        if channel == ZEROMQ:
-            brokers = sa.select(members.c.broker).where(
-                members.c.verifier_id == verifier_id, members.c.broker.is_not(None)
-            )
-            rows.extend((ZEROMQ, broker) for broker in (await connection.execute(brokers)).scalars())
-            await announce(connection, Topic.REVOCATIONS)  # who runs a broker may be another process
+    rows = [target for target in targets if target != (AGENT, "*")]
+    if any(channel == ZEROMQ for channel, _ in rows):
+        brokers = sa.select(members.c.broker).where(
+            members.c.verifier_id == verifier_id, members.c.broker.is_not(None)
+        )
+        rows.extend((ZEROMQ, broker) for broker in (await connection.execute(brokers)).scalars())
     if rows:
         await connection.execute(
             sa.insert(deliveries),
@@ -112,79 +91,89 @@ class Outbox:
     ) -> None:
         """`carrier` is this process, `broker` the ZeroMQ broker that it runs, if any."""
         self._engine = engine
+        self._carrier = carrier
         self._ours = _carried_by(carrier, broker, zeromq_enabled=zeromq_enabled)
 
     async def pending(self) -> list[Delivery]:
-        """Every delivery of ours that has neither succeeded nor been given up, oldest first.
+        """The next deliveries of ours to each target, oldest first: as many as fit into its window.
 
-        The owner of the shard carries revocations to agents and webhook; who runs a broker, to this broker.
+        Who polls an agent carries revocations to it; who polls the revoked one, to the webhook; who runs a
+        broker, to this broker.
         """
-        query = (
-            sa.select(deliveries)
-            .select_from(_JOINED)
-            .where(deliveries.c.state == PENDING, self._ours)
-            .order_by(revocations.c.created_at, revocations.c.revocation_id)
-        )
-        ids = (
-            sa.select(deliveries.c.revocation_id)
-            .select_from(_JOINED)
-            .where(deliveries.c.state == PENDING, self._ours)
-        )
-        messages = sa.select(revocations).where(revocations.c.revocation_id.in_(ids))
         async with read(self._engine, "read pending revocations") as connection:
-            # One object for all deliveries of a message: there may be thousands.
-            stored = {
-                row.revocation_id: StoredRevocation(
-                    row.revocation_id, AgentId(row.agent_id), row.created_at, row.message, row.signature
-                )
-                for row in await connection.execute(messages)
-            }
-            rows = [row for row in await connection.execute(query) if row.revocation_id in stored]
-        return [Delivery(stored[row.revocation_id], row.channel, row.target, row.attempts) for row in rows]
+            rows = (await connection.execute(_first_of_each(self._ours))).all()
+            numbers = await backlog.numbers_in_use(connection)
+            recipients = await backlog.waiting_recipients(connection, numbers, self._carrier)
+            taken = Counter(row.target for row in rows if row.channel == AGENT)
+            windows = [
+                (recipient, recipient.backlog(numbers)[: max(0, AGENT_WINDOW - taken[recipient.agent_id])])
+                for recipient in recipients
+            ]
+            stored = await _read_revocations(
+                connection, {row.revocation_id for row in rows}, revocations.c.revocation_id
+            )
+            numbered = await _read_revocations(
+                connection, {number for _, window in windows for number in window}, revocations.c.number
+            )
+        # One object for all deliveries of a message: there may be thousands.
+        found = [
+            Delivery(stored[row.revocation_id], row.channel, row.target, row.attempts)
+            for row in rows
+            if row.revocation_id in stored
+        ]
+        for position, (recipient, window) in enumerate(windows):
+            found.extend(
+                Delivery(numbered[number], AGENT, recipient.agent_id, 0, number)
+                for number in window
+                if number in numbered
+            )
+            if position % _YIELD_AFTER == 0:
+                await asyncio.sleep(0)
+        return found
+
+    async def following(self, target: AgentId, after: int, limit: int) -> list[Delivery]:
+        """The next deliveries to an agent of ours, those with numbers above `after`; at most `limit`."""
+        ours = sa.exists().where(
+            agents.c.agent_id == target,
+            agents.c.verifier_id == revocations.c.verifier_id,
+            backlog.polled_by(self._carrier),
+        )
+        query = (
+            sa.select(revocations)
+            .where(revocations.c.number > after, ours)
+            .order_by(revocations.c.number)
+            .limit(limit)
+        )
+        async with read(self._engine, "read pending revocations") as connection:
+            rows = (await connection.execute(query)).all()
+        return [Delivery(_stored(row), AGENT, target, 0, row.number) for row in rows]
 
     async def record_attempts(self, attempts: Sequence[Attempt]) -> None:
         """Notes how attempts ended, in one transaction. What others have ended meanwhile stays so."""
-        rows = [
-            {
-                "_revocation_id": attempt.delivery.revocation.revocation_id,
-                "_channel": attempt.delivery.channel,
-                "_target": attempt.delivery.target,
-                "state": attempt.state,
-                "attempts": attempt.delivery.attempts,
-                "last_error": attempt.error,
-                "updated_at": attempt.at,
-            }
-            for attempt in attempts
-        ]
+        tried: dict[str, int] = {}
+        for delivery in (attempt.delivery for attempt in attempts):
+            if delivery.number is not None:
+                tried[delivery.target] = max(delivery.number, tried.get(delivery.target, 0))
+        ids = {attempt.delivery.revocation.revocation_id for attempt in attempts}
         async with write(self._engine, "record deliveries") as connection:
-            await connection.execute(_UPDATE_MANY, rows)
-
-    async def overview(self, wanted: DeliveryFilter, limit: int) -> Deliveries:
-        """What `wanted` covers: every target in numbers, and the newest `limit` deliveries."""
-        conditions = wanted.conditions()
-        async with read(self._engine, "read the deliveries") as connection:
-            errors = {
-                (row.channel, row.target): row.last_error
-                for row in await connection.execute(_last_errors(conditions))
-            }
-            summaries = [
-                TargetSummary(
-                    channel=row.channel,
-                    target=row.target,
-                    pending=int(row.pending),
-                    delivered=int(row.delivered),
-                    failed=int(row.failed),
-                    attempts=int(row.attempts),
-                    last_error=errors.get((row.channel, row.target)),
-                    oldest_pending=row.oldest_pending,
-                )
-                for row in await connection.execute(_summaries(conditions))
+            query = sa.select(revocations.c.revocation_id).where(revocations.c.revocation_id.in_(ids))
+            still_there = set((await connection.execute(query)).scalars())
+            rows = [
+                {
+                    "revocation_id": attempt.delivery.revocation.revocation_id,
+                    "channel": attempt.delivery.channel,
+                    "target": attempt.delivery.target,
+                    "state": attempt.state,
+                    "attempts": attempt.delivery.attempts,
+                    "last_error": attempt.error,
+                    "updated_at": attempt.at,
+                }
+                for attempt in sorted(attempts, key=lambda attempt: attempt.delivery.key)
+                if attempt.delivery.revocation.revocation_id in still_there
             ]
-            newest = [
-                DeliveryStatus(**row._mapping) for row in await connection.execute(_newest(conditions, limit))
-            ]
-        total = sum(summary.pending + summary.delivered + summary.failed for summary in summaries)
-        return Deliveries(targets=summaries, deliveries=newest, left_off=total - len(newest))
+            if rows:
+                await connection.execute(_put_many(connection), rows)
+            await backlog.advance(connection, tried)
 
     async def prune(self, before: int) -> int:
         """Forgets revocations whose last delivery ended before `before` (epoch seconds); how many."""
@@ -196,7 +185,8 @@ class Outbox:
         pruned = 0
         while True:
             async with write(self._engine, "forget old revocations") as connection:
-                ids = list((await connection.execute(query.limit(_PRUNED_AT_ONCE))).scalars())
+                over = query.where(await backlog.all_told(connection)).limit(_PRUNED_AT_ONCE)
+                ids = list((await connection.execute(over)).scalars())
                 for table in (deliveries, revocations):
                     await connection.execute(sa.delete(table).where(table.c.revocation_id.in_(ids)))
             pruned += len(ids)
@@ -204,61 +194,77 @@ class Outbox:
                 return pruned
 
 
-_JOINED = deliveries.join(revocations, deliveries.c.revocation_id == revocations.c.revocation_id)
-_TARGET = (deliveries.c.channel, deliveries.c.target)
+def _first_of_each(ours: sa.ColumnElement[bool]) -> sa.Select[tuple[str, str, str, int]]:
+    """What is pending, as far as it is within its target's window."""
+    place = sa.func.row_number().over(
+        partition_by=(deliveries.c.channel, deliveries.c.target),
+        order_by=(revocations.c.created_at, revocations.c.revocation_id),
+    )
+    waiting = (
+        sa.select(
+            deliveries.c.revocation_id,
+            deliveries.c.channel,
+            deliveries.c.target,
+            deliveries.c.attempts,
+            revocations.c.created_at,
+            place.label("place"),
+        )
+        .select_from(deliveries.join(revocations, deliveries.c.revocation_id == revocations.c.revocation_id))
+        .where(deliveries.c.state == PENDING, ours)
+        .subquery()
+    )
+    window = sa.case((waiting.c.channel == AGENT, AGENT_WINDOW), else_=_OTHER_WINDOW)
+    return (
+        sa.select(waiting.c.revocation_id, waiting.c.channel, waiting.c.target, waiting.c.attempts)
+        .where(waiting.c.place <= window)
+        .order_by(waiting.c.created_at, waiting.c.revocation_id)
+    )
+
+
+async def _read_revocations(
+    connection: AsyncConnection, wanted: set[KeyT], key: sa.Column[KeyT]
+) -> dict[KeyT, StoredRevocation]:
+    """The wanted revocations, by their `key`."""
+    query = sa.select(revocations).where(key.in_(wanted))
+    return {row._mapping[key.name]: _stored(row) for row in await connection.execute(query)}
+
+
+def _stored(row: sa.Row[Any]) -> StoredRevocation:
+    return StoredRevocation(
+        row.revocation_id, AgentId(row.agent_id), row.created_at, row.message, row.signature
+    )
+
+
+def _put_many(connection: AsyncConnection) -> sa.Insert:
+    """Inserts rows of deliveries, or changes those that are there and pending."""
+    # Both dialects have the statement, each has a construct of its own for it.
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    statement = insert(deliveries)
+    return statement.on_conflict_do_update(
+        index_elements=deliveries.primary_key.columns,
+        set_={name: statement.excluded[name] for name in ("state", "attempts", "last_error", "updated_at")},
+        where=deliveries.c.state == PENDING,
+    )
 
 
 def _carried_by(carrier: MemberId, broker: str | None, *, zeromq_enabled: bool) -> sa.ColumnElement[bool]:
-    owns_shard = sa.exists().where(
+    polls_revoked = sa.exists().where(
         shards.c.verifier_id == revocations.c.verifier_id,
         shards.c.shard == revocations.c.shard,
         shards.c.owner == carrier,
     )
+    target = agents.c.agent_id == deliveries.c.target
+    polls_target = sa.exists().where(target, backlog.polled_by(carrier))
+    target_is_gone = ~sa.exists().where(target)
     nobody_has_it = ~sa.exists().where(members.c.broker == deliveries.c.target)
     over_zeromq: sa.ColumnElement[bool] = sa.false()  # this machine's broker is in another process
     if broker is not None:
         # What was meant for a broker that is gone for good goes out over those that are left.
         over_zeromq = sa.or_(deliveries.c.target == broker, nobody_has_it)
     elif not zeromq_enabled:
-        over_zeromq = sa.and_(owns_shard, nobody_has_it)  # to be given up
-    return sa.case((deliveries.c.channel == ZEROMQ, over_zeromq), else_=owns_shard)
-
-
-def _summaries(conditions: Sequence[sa.ColumnElement[bool]]) -> sa.Select[Any]:
-    counts = [
-        sa.func.sum(sa.case((deliveries.c.state == state, 1), else_=0)).label(state) for state in STATES
-    ]
-    oldest = sa.func.min(sa.case((deliveries.c.state == PENDING, revocations.c.created_at)))
-    columns = (
-        *_TARGET,
-        *counts,
-        sa.func.sum(deliveries.c.attempts).label("attempts"),
-        oldest.label("oldest_pending"),
+        over_zeromq = sa.and_(polls_revoked, nobody_has_it)  # to be given up
+    return sa.case(
+        (deliveries.c.channel == ZEROMQ, over_zeromq),
+        (deliveries.c.channel == AGENT, sa.or_(polls_target, sa.and_(target_is_gone, polls_revoked))),
+        else_=polls_revoked,
     )
-    return sa.select(*columns).select_from(_JOINED).where(*conditions).group_by(*_TARGET).order_by(*_TARGET)
-
-
-def _last_errors(conditions: Sequence[sa.ColumnElement[bool]]) -> sa.Select[Any]:
-    place = sa.func.row_number().over(partition_by=_TARGET, order_by=deliveries.c.updated_at.desc())
-    ranked = (
-        sa.select(*_TARGET, deliveries.c.last_error, place.label("place"))
-        .select_from(_JOINED)
-        .where(deliveries.c.last_error.is_not(None), *conditions)
-        .subquery()
-    )
-    return sa.select(ranked.c.channel, ranked.c.target, ranked.c.last_error).where(ranked.c.place == 1)
-
-
-def _newest(conditions: Sequence[sa.ColumnElement[bool]], limit: int) -> sa.Select[Any]:
-    columns = (
-        revocations.c.revocation_id,
-        revocations.c.agent_id,
-        revocations.c.created_at,
-        *_TARGET,
-        deliveries.c.state,
-        deliveries.c.attempts,
-        deliveries.c.last_error,
-        deliveries.c.updated_at,
-    )
-    order = (revocations.c.created_at.desc(), revocations.c.revocation_id, *_TARGET)
-    return sa.select(*columns).select_from(_JOINED).where(*conditions).order_by(*order).limit(limit)

@@ -128,12 +128,13 @@ class StoredRevocation:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One revocation's way to one target."""
+    """One revocation's way to one target. `number` is the revocation's, if it comes from a backlog."""
 
     revocation: StoredRevocation
     channel: str
     target: str
     attempts: int
+    number: int | None = None
 
     @property
     def key(self) -> tuple[str, str, str]:

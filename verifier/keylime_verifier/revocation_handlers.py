@@ -1,8 +1,11 @@
 """`GET /revocations`: which revocations are on their way, have arrived, or were given up."""
 
+from sqlalchemy.ext.asyncio import AsyncEngine
+
 from keylime.http.server import HttpError, Request, Response, Role, Route
 from keylime.identifiers import parse_agent_id
-from keylime_verifier.outbox import STATES, DeliveryFilter, Outbox
+from keylime_verifier.delivery_overview import DeliveryFilter, read_overview
+from keylime_verifier.outbox import STATES
 
 _DEFAULT_LIMIT = 1000
 _MAX_LIMIT = 10_000
@@ -11,8 +14,8 @@ _MAX_LIMIT = 10_000
 class RevocationHandlers:
     """What administrators see of the outbox."""
 
-    def __init__(self, outbox: Outbox) -> None:
-        self._outbox = outbox
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
 
     def routes(self) -> list[Route]:
         """The routes under `/revocations`."""
@@ -20,7 +23,7 @@ class RevocationHandlers:
 
     async def list_revocations(self, request: Request) -> Response:
         wanted, limit = _filter(request), _limit(request)
-        return Response(results=await self._outbox.overview(wanted, limit))
+        return Response(results=await read_overview(self._engine, wanted, limit))
 
 
 def _filter(request: Request) -> DeliveryFilter:

@@ -105,12 +105,23 @@ revocations = sa.Table(
     sa.Column("created_at", sa.Integer, nullable=False),
     sa.Column("message", sa.Text, nullable=False),
     sa.Column("signature", sa.Text, nullable=False),
-    # Who delivers it is decided by its agent's shard, also when the agent is gone.
+    # Who posts it to the webhook is decided by its agent's shard, also when the agent is gone.
     sa.Column("verifier_id", sa.String(100), nullable=False),
     sa.Column("shard", sa.Integer, nullable=False),
+    # Counts up in the order of the commits; 0 when agents are not told, or have a row of `deliveries` each.
+    sa.Column("number", sa.BigInteger, nullable=False),
 )
 
-# `channel` is "agent", "zeromq" or "webhook"; `target` an agent id, a broker or a URL.
+# Each agent is still to be told the revocations of its verifier with a number above `through`, see `backlog`.
+recipients = sa.Table(
+    "recipients",
+    metadata,
+    sa.Column("agent_id", sa.String(80), primary_key=True),
+    sa.Column("through", sa.BigInteger, nullable=False),
+)
+
+# `channel` is "agent", "zeromq" or "webhook"; `target` an agent id, a broker or a URL. An agent has a row
+# from the first attempt on.
 deliveries = sa.Table(
     "deliveries",
     metadata,

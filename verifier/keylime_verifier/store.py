@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from keylime.errors import KeylimeError
 from keylime.identifiers import AgentId
 from keylime.messages.verifier import OperationalState
+from keylime_verifier.backlog import add_recipient, remove_recipient
 from keylime_verifier.changes import Topic, announce
 from keylime_verifier.fencing import still_owned
 from keylime_verifier.lifecycle import POLLED_STATES
@@ -161,6 +162,7 @@ class AgentStore:
                 for (kind, name), text in new_policies.items():
                     await put_policy(connection, kind, name, text)
                 await connection.execute(sa.insert(agents).values(values))
+                await add_recipient(connection, enrolment.agent_id)
             except IntegrityError as error:
                 raise AgentExists(enrolment.agent_id) from error
             return replace(record, claim=await _claim_of(connection, enrolment))
@@ -197,6 +199,7 @@ class AgentStore:
         async with write(self._engine, "delete an agent") as connection:
             await announce(connection, Topic.AGENTS)
             deleted = await connection.execute(sa.delete(agents).where(agents.c.agent_id == agent_id))
+            await remove_recipient(connection, agent_id)
             if deleted.rowcount:
                 used_by = {RUNTIME: agents.c.runtime_policy, MEASURED_BOOT: agents.c.measured_boot_policy}
                 for kind, column in used_by.items():
