@@ -467,3 +467,26 @@ def test_s13_a_fleet_that_falls_and_is_silent_costs_a_window_for_each_and_delays
                 assert waiting == count * count
 
     asyncio.run(play())
+
+
+def test_s13_an_agent_that_was_busy_is_told_everything_after_a_restart(tmp_path: Path) -> None:
+    count = 3 * AGENT_WINDOW
+
+    async def play() -> None:
+        async with AttestingAgent("agent-1", verifier_authority()) as agent:
+            async with running_verifier(tmp_path, PATIENT) as verifier:
+                await verifier.add(agent)
+                await verifier.until_passing(agent)
+            fell_together(tmp_path, count)
+            query_database(tmp_path, "DELETE FROM agents WHERE agent_id <> 'agent-1'")
+            agent.answer_revocation = Response(503, status="busy")
+            tried = "SELECT count(*) FROM deliveries WHERE attempts > 0 AND state = 'pending'"
+            async with running_verifier(tmp_path, PATIENT) as verifier:
+                await eventually(lambda: verifier.rows(tried) == [(AGENT_WINDOW,)])
+            agent.answer_revocation = None
+            async with running_verifier(tmp_path, PATIENT) as verifier:
+                await eventually(lambda: len(agent.revocations) >= count)
+                assert told_about(agent) == {f"fallen-{number}" for number in range(1, count + 1)}
+                await eventually(lambda: verifier.rows(tried) == [(0,)])
+
+    asyncio.run(play())

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from keylime.database.engine import DatabaseUnavailable
@@ -93,7 +93,7 @@ class Notifier:
         self._persistence = persistence
         self._must_look = True
         self._prune_at = 0.0
-        self._rest_until = 0.0
+        self._look_at = self._rest_until = 0.0
         self._wake = asyncio.Event()
         self._turn = asyncio.Lock()  # of reading and writing the outbox
         self._slots: dict[tuple[str, bool], asyncio.Semaphore] = {}
@@ -112,18 +112,15 @@ class Notifier:
         try:
             while True:
                 self._wake.clear()
-                pause_s = _LOOK_AGAIN_S
                 try:
                     async with self._turn:
                         await self._record()
-                        if self._must_look:
-                            pause_s = await self._take_in()
+                        pause_s = await self._look()
                     await self._prune()
                 except DatabaseUnavailable as error:
                     log.error("%s; trying again", error)
                     pause_s = _DATABASE_RETRY_S
                 await _wait(self._wake, pause_s)
-                self._must_look = self._must_look or not self._wake.is_set()
         finally:
             await self._end()
 
@@ -145,11 +142,12 @@ class Notifier:
             self._attempts = {**batch, **self._attempts}
             raise
 
-    async def _take_in(self) -> float:
-        """Reads what is new, unless it is too early for that; in how many seconds to look again."""
+    async def _look(self) -> float:
+        """Reads what is pending if it is time for that; how many seconds it is until the next time."""
         began = time.monotonic()
-        if began < self._rest_until:
-            return self._rest_until - began
+        due = self._rest_until if self._must_look else self._look_at
+        if began < due:
+            return due - began
         self._must_look = False
         try:
             pending = await self._outbox.pending()
@@ -157,8 +155,13 @@ class Notifier:
             self._must_look = True
             raise
         now = time.monotonic()
+        self._look_at = now + _LOOK_AGAIN_S
         if now - began > _LONG_LOOK_S:
             self._rest_until = now + _REST * (now - began)
+        self._take_in(pending)
+        return _LOOK_AGAIN_S
+
+    def _take_in(self, pending: Sequence[Delivery]) -> None:
         ours = {delivery.key for delivery in pending}
         agents = {delivery.target for delivery in pending if delivery.channel == AGENT}
         self._withdraw(
@@ -173,7 +176,6 @@ class Notifier:
             ):
                 continue
             (queue or self._open_queue(delivery.channel, delivery.target)).add(delivery)
-        return _LOOK_AGAIN_S
 
     @contextlib.asynccontextmanager
     async def without(self, shards: frozenset[int], limit_s: float) -> AsyncIterator[None]:
@@ -229,10 +231,13 @@ class Notifier:
 
     async def _refill(self, queue: _Queue) -> None:
         """Goes on in an agent's backlog, as far as its window allows."""
+        if queue.channel != AGENT:
+            return
         async with self._turn:
-            room = AGENT_WINDOW - len(queue.waiting)
-            if queue.reached is None or room <= 0:
+            if queue.reached is None:
+                self.wake()  # it had so many rows already that nothing of its backlog was read
                 return
+            room = AGENT_WINDOW - len(queue.waiting)
             try:
                 following = await self._outbox.following(AgentId(queue.target), queue.reached, room)
             except DatabaseUnavailable:
