@@ -8,7 +8,6 @@ a client sees them.
 
 import argparse
 import asyncio
-import statistics
 import tempfile
 import time
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.rig.machines import FleetReport, policy_of
+from benchmarks.rig.percentiles import percentiles_ms
 from benchmarks.rig.processes import Daemon, free_port
 from benchmarks.rig.stored import Stored, stored_in
 from benchmarks.rig.watched_fleet import Operator, add_all, running_fleet, until
@@ -63,12 +63,6 @@ class Result:
     @property
     def kb_per_agent(self) -> float:
         return self.memory_kb_per_agent + self.database_kb_per_agent
-
-
-def percentiles_ms(values_s: Sequence[float]) -> tuple[float, float]:
-    """Median and 99th percentile."""
-    ordered = statistics.quantiles(values_s, n=100, method="inclusive")
-    return ordered[49] * 1e3, ordered[98] * 1e3
 
 
 async def measure(

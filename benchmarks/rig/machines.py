@@ -10,6 +10,7 @@ import base64
 import functools
 import hashlib
 import json
+import re
 import ssl
 import time
 from collections.abc import Sequence
@@ -34,6 +35,7 @@ from tests.fakes.tls_material import Issued, self_signed
 
 BANK = HashAlgorithm.SHA256
 IMA_PCR, DATA_PCR = 10, 16
+_CONTENT_LENGTH = re.compile(rb"(?i)\r\nContent-Length: ([0-9]+)")
 _HEADER_END = b"\r\n\r\n"
 
 
@@ -229,6 +231,8 @@ class _Fleet:
 
     def respond(self, machine: Machine, target: str) -> bytes:
         path, _, query = target.partition("?")
+        if path.endswith("/notifications/revocation"):
+            return b"HTTP/1.1 200 OK\r\nContent-Length: 2" + _HEADER_END + b"{}"
         if not path.endswith("/quotes/integrity"):
             raise RuntimeError(f"nobody here answers {path}")
         now = asyncio.get_running_loop().time()
@@ -243,7 +247,7 @@ class _Fleet:
 
 
 class _Exchange(asyncio.Protocol):
-    """HTTP/1.1 as far as it is needed here: requests without a body, kept-alive connections."""
+    """HTTP/1.1 as far as it is needed here: kept-alive connections, and no look at what a body says."""
 
     def __init__(self, fleet: _Fleet, machine: Machine) -> None:
         self._fleet = fleet
@@ -258,7 +262,12 @@ class _Exchange(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._received += data
         while _HEADER_END in self._received and self._transport is not None:
-            head, _, self._received = self._received.partition(_HEADER_END)
+            head, _, rest = self._received.partition(_HEADER_END)
+            length = _CONTENT_LENGTH.search(head)
+            missing = int(length[1]) if length else 0
+            if len(rest) < missing:
+                return
+            self._received = rest[missing:]
             target = head.split(b" ", 2)[1].decode()
             self._transport.write(self._fleet.respond(self._machine, target))
 

@@ -26,6 +26,7 @@ log = logging.getLogger("keylime.revocation_notifier")
 # attempt at one takes its full time, do not keep the news from the others.
 _MAX_FIRST_ATTEMPTS = 200
 _MAX_REPEATED_ATTEMPTS = 50
+_MAX_READS = 2  # of agents' records at once: others want connections to the database, too
 _FEWEST_ATTEMPTS = 3  # also of what became too old while the verifier was not running
 _LONGEST_DELAY_S = 60.0
 _LOOK_AGAIN_S = 30.0
@@ -70,6 +71,12 @@ class _Queue:
     waiting: dict[str, Delivery] = field(default_factory=dict)
     news: asyncio.Event = field(default_factory=asyncio.Event)
     reached: int | None = None  # the number of the last one that came from the backlog
+    is_silent: bool = False  # since the last attempt
+
+    def has_use_for(self, delivery: Delivery) -> bool:
+        """Whether it is new, and it makes sense to try."""
+        is_new = delivery.revocation.revocation_id not in self.waiting
+        return is_new and not (self.is_silent and delivery.number is not None)
 
     def add(self, delivery: Delivery) -> None:
         self.waiting[delivery.revocation.revocation_id] = delivery
@@ -171,11 +178,8 @@ class Notifier:
         for delivery in pending:
             queue = self._queues.get((delivery.channel, delivery.target))
             # One that ended while the outbox was read may still be in the answer.
-            if delivery.key in self._attempts or (
-                queue and delivery.revocation.revocation_id in queue.waiting
-            ):
-                continue
-            (queue or self._open_queue(delivery.channel, delivery.target)).add(delivery)
+            if delivery.key not in self._attempts and (queue is None or queue.has_use_for(delivery)):
+                (queue or self._open_queue(delivery.channel, delivery.target)).add(delivery)
 
     @contextlib.asynccontextmanager
     async def without(self, shards: frozenset[int], limit_s: float) -> AsyncIterator[None]:
@@ -258,6 +262,7 @@ class Notifier:
                 while batch:
                     if batch[0].revocation.revocation_id in queue.waiting:
                         refusal = await self._send(send, batch[0])
+                        queue.is_silent = False
                         self._conclude(queue, batch[0], refusal)
                     batch.pop(0)
             return
@@ -266,6 +271,7 @@ class Notifier:
         except Exception as error:
             log.exception("delivering a revocation over %s failed", queue.channel)
             reason = type(error).__name__
+        queue.is_silent = True
         for delivery in batch:
             if delivery.revocation.revocation_id in queue.waiting:
                 self._conclude(queue, delivery, reason)
@@ -326,9 +332,11 @@ class Notifier:
 
 def agent_carrier(find_agent: FindAgent, connect: ConnectAgent) -> Carrier:
     """Posts messages to agents, where they are now. One that was deleted has nobody left to tell."""
+    reading = asyncio.Semaphore(_MAX_READS)
 
     async def open_way(target: str, stack: contextlib.AsyncExitStack) -> Send:
-        record = await find_agent(AgentId(target))
+        async with reading:
+            record = await find_agent(AgentId(target))
         if record is None:
             return _tell_nobody
         client = connect(record)

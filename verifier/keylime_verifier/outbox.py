@@ -1,6 +1,5 @@
 """Revocations on their way: written with the verdict that causes them, kept until each target has its own."""
 
-import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -25,11 +24,10 @@ AGENT, ZEROMQ, WEBHOOK = "agent", "zeromq", "webhook"
 CHANNELS = (AGENT, ZEROMQ, WEBHOOK)
 
 AGENT_WINDOW = 16
-"""How many revocations an agent has rows for that are still pending; it is shown no more before some end."""
+"""How many revocations an agent is told over one connection; it never has more rows that are pending."""
 
 _OTHER_WINDOW = 500  # of a broker or webhook, read at once
 _PRUNED_AT_ONCE = 500  # revocations in one transaction, so that verdicts do not wait long
-_YIELD_AFTER = 1000  # recipients
 
 
 async def insert_revocation(
@@ -95,25 +93,26 @@ class Outbox:
         self._ours = _carried_by(carrier, broker, zeromq_enabled=zeromq_enabled)
 
     async def pending(self) -> list[Delivery]:
-        """The next deliveries of ours to each target, oldest first: as many as fit into its window.
+        """The next deliveries of ours to each target, oldest first; of an agent's backlog only the first.
 
         Who polls an agent carries revocations to it; who polls the revoked one, to the webhook; who runs a
-        broker, to this broker.
+        broker, to this broker. What follows in a backlog is for agents that take the first: see `following`.
         """
         async with read(self._engine, "read pending revocations") as connection:
             rows = (await connection.execute(_first_of_each(self._ours))).all()
             numbers = await backlog.numbers_in_use(connection)
             recipients = await backlog.waiting_recipients(connection, numbers, self._carrier)
             taken = Counter(row.target for row in rows if row.channel == AGENT)
-            windows = [
-                (recipient, recipient.backlog(numbers)[: max(0, AGENT_WINDOW - taken[recipient.agent_id])])
+            heads = [
+                (recipient.agent_id, recipient.backlog(numbers)[0])
                 for recipient in recipients
+                if taken[recipient.agent_id] < AGENT_WINDOW
             ]
             stored = await _read_revocations(
                 connection, {row.revocation_id for row in rows}, revocations.c.revocation_id
             )
             numbered = await _read_revocations(
-                connection, {number for _, window in windows for number in window}, revocations.c.number
+                connection, {number for _, number in heads}, revocations.c.number
             )
         # One object for all deliveries of a message: there may be thousands.
         found = [
@@ -121,14 +120,11 @@ class Outbox:
             for row in rows
             if row.revocation_id in stored
         ]
-        for position, (recipient, window) in enumerate(windows):
-            found.extend(
-                Delivery(numbered[number], AGENT, recipient.agent_id, 0, number)
-                for number in window
-                if number in numbered
-            )
-            if position % _YIELD_AFTER == 0:
-                await asyncio.sleep(0)
+        found.extend(
+            Delivery(numbered[number], AGENT, agent_id, 0, number)
+            for agent_id, number in heads
+            if number in numbered
+        )
         return found
 
     async def following(self, target: AgentId, after: int, limit: int) -> list[Delivery]:
