@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -134,9 +135,16 @@ def test_the_late_verdict_of_a_verifier_that_was_stopped_is_refused(
         await eventually(lambda: agent.held)
         await site.pause(owner)
         # What waits for the stopped verifier would fail the agent; what the other one is told will not.
-        agent.answer_quote = lambda results: Response(results={**results, "quote": "rAAAA:AAAA:AAAA"})
+        answered: list[str] = []
+
+        def lie(results: dict[str, Any]) -> Response:
+            answered.append("rAAAA:AAAA:AAAA")
+            return Response(results={**results, "quote": answered[0]})
+
+        agent.answer_quote = lie
         agent.gate.set()
         agent.gate = None
+        await eventually(lambda: answered)
         await asyncio.sleep(0.2)  # until the answer is on its way into the stopped process
         agent.answer_quote = None
         await eventually(lambda: site.owner_of(agent) is other)
