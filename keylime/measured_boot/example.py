@@ -206,7 +206,7 @@ def _digests(events: Collection[Event]) -> tuple[bytes, ...]:
 
 
 def _anything(boot: _Boot, event: Event) -> None:
-    return
+    """Accepts the event, whatever it is."""
 
 
 def _at_most(limit: int) -> Callable[[_Boot, Event], None]:
@@ -250,9 +250,12 @@ def _boot_variable(boot: _Boot, event: Event) -> None:
 def _configuration(boot: _Boot, event: Event) -> None:
     """SecureBoot, PK, KEK, db, dbx and vendor_db, before the separator: later ones can be anybody's."""
     variable = event.decoded
-    judge = _VARIABLES.get((variable.guid, variable.name)) if isinstance(variable, UefiVariable) else None
-    if not isinstance(variable, UefiVariable) or judge is None:
-        boot.object(event, "variable is not expected")
+    if not isinstance(variable, UefiVariable):
+        boot.object(event, "not a variable")
+        return
+    judge = _VARIABLES.get((variable.guid, variable.name))
+    if judge is None:
+        boot.object(event, f"variable {variable.name!r} is not expected")
         return
     boot.counts[variable.guid, variable.name] += 1
     if boot.counts[variable.guid, variable.name] > 1:

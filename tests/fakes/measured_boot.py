@@ -2,6 +2,8 @@
 
 import functools
 import json
+import struct
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,14 +11,17 @@ from keylime.appraisal.findings import Finding
 from keylime.hashes import HashAlgorithm
 from keylime.measured_boot.appraisal import BootResult, appraise_boot_log
 from keylime.measured_boot.event_log import parse_event_log
+from keylime.measured_boot.event_types import EventType
 from keylime.measured_boot.reference_state import create_reference_state
 from keylime.measured_boot.replay import replay_event_log
+from keylime.measured_boot.variables import GLOBAL_VARIABLE
 from keylime.policy.measured_boot import MeasuredBootPolicy, built_in_policies, compile_measured_boot_policy
 from tests.captures import capture
-from tests.fakes.event_logs import Record, build_log, take_apart
+from tests.fakes.event_logs import Record, build_log, take_apart, variable
 
 SHA256 = HashAlgorithm.SHA256
 Records = Sequence[Record]
+Chosen = Callable[[Record], bool]
 
 
 def grub_records() -> list[Record]:
@@ -68,9 +73,73 @@ def boot(records: Records, refstate: object) -> tuple[Finding, ...]:
     return appraise(build_log(records), policy(refstate), pcrs_after(records)).findings
 
 
-def edit(
-    records: Records, chosen: Callable[[Record], bool], change: Callable[[Record], Record]
-) -> list[Record]:
+def reasons(records: Records, refstate: object) -> str:
+    """What is said against such a machine, in one text."""
+    return " ".join(str(finding.context["reason"]) for finding in boot(records, refstate))
+
+
+def edit(records: Records, chosen: Chosen, change: Callable[[Record], Record]) -> list[Record]:
     """The records with `change` made to those chosen, of which there is at least one."""
     assert any(chosen(item) for item in records)
     return [change(item) if chosen(item) else item for item in records]
+
+
+def of(pcr: int, kind: EventType, text: bytes = b"") -> Chosen:
+    """Chooses the events of one PCR and type whose data hold `text`."""
+    return lambda item: item.pcr == pcr and item.type_code == kind and text in item.data
+
+
+def named(name: str, kind: EventType = EventType.EFI_VARIABLE_DRIVER_CONFIG) -> Chosen:
+    """Chooses the events about the UEFI variable `name`."""
+    marker = struct.pack("<Q", len(name))
+    return lambda item: (
+        item.type_code == kind
+        and (item.data[16:24], item.data[32 : 32 + 2 * len(name)])
+        == (
+            marker,
+            name.encode("utf-16-le"),
+        )
+    )
+
+
+def with_variable(name: str, guid: uuid.UUID, value: bytes) -> list[Record]:
+    """The log of a machine on which the configuration variable `name` is another."""
+    return edit(
+        grub_records(), named(name), lambda item: item.with_data(variable(guid.bytes_le, name, value))
+    )
+
+
+def without(chosen: Chosen) -> list[Record]:
+    """The log without the chosen events, of which there is at least one."""
+    kept = [item for item in grub_records() if not chosen(item)]
+    assert len(kept) < len(grub_records())
+    return kept
+
+
+def after(chosen: Chosen, *added: Record) -> list[Record]:
+    """The log with events `added` after the last chosen one."""
+    records = grub_records()
+    position = max(index for index, item in enumerate(records) if chosen(item))
+    return [*records[: position + 1], *added, *records[position + 1 :]]
+
+
+def measured(chosen: Chosen, image: bytes) -> list[Record]:
+    """The same log after a boot that measured `image` there."""
+    return edit(grub_records(), chosen, lambda item: item.with_data(item.data, image))
+
+
+def kernel(**changes: str) -> dict[str, str]:
+    """The blessed kernel of `reference_state()` with some members replaced."""
+    return {**reference_state()["kernels"][0], **changes}
+
+
+def no_secure_boot() -> tuple[list[Record], dict[str, object]]:
+    """A boot of the same chain with Secure Boot off: GRUB starts the kernel itself."""
+    started = [item for item in grub_records() if of(4, EventType.EFI_BOOT_SERVICES_APPLICATION)(item)]
+    records = [
+        item for item in with_variable("SecureBoot", GLOBAL_VARIABLE, b"\0") if item not in started[2:]
+    ]
+    (vmlinuz,) = filter(of(9, EventType.IPL, b"/vmlinuz"), records)
+    good = kernel(vmlinuz_plain_sha256=f"0x{dict(vmlinuz.digests)[SHA256].hex()}")
+    del good["kernel_authcode_sha256"]
+    return records, reference_state(has_secureboot=False, kernels=[good])

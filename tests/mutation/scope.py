@@ -23,7 +23,7 @@ _IMA = (
     *_attacks("appraisal_ima", "ima_attacks"),
 )
 _BOOT = (
-    *_unit("measured_boot", "appraisal", "binding", "replay", "policies", "example"),
+    *_unit("measured_boot", "appraisal", "binding", "replay", "policies", "example", "example_variables"),
     *_unit("policy", "measured_boot"),
     *_attacks("appraisal_boot", "measured_boot_attacks"),
 )
@@ -52,7 +52,7 @@ SCOPE: Mapping[str, tuple[str, ...]] = {
     "keylime/measured_boot/replay.py": (*_unit("measured_boot", "replay"), *_BOOT),
     "keylime/measured_boot/appraisal.py": _BOOT,
     "keylime/measured_boot/binding.py": (*_unit("measured_boot", "binding"), *_BOOT),
-    "keylime/measured_boot/example.py": (*_unit("measured_boot", "example"), *_BOOT),
+    "keylime/measured_boot/example.py": (*_unit("measured_boot", "example", "example_variables"), *_BOOT),
     "keylime/measured_boot/rules.py": _unit("measured_boot", "rules"),
     "keylime/policy/measured_boot.py": (*_unit("policy", "measured_boot"), *_BOOT),
     "keylime/policy/tpm_policy.py": (*_unit("policy", "tpm_policy"), *_APPRAISAL),

@@ -1,6 +1,5 @@
 import struct
 import uuid
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -9,82 +8,40 @@ from keylime.errors import PolicyError
 from keylime.hashes import HashAlgorithm
 from keylime.measured_boot.event_log import parse_event_log
 from keylime.measured_boot.event_types import EventType
+from keylime.measured_boot.replay import replay_event_log
 from keylime.measured_boot.variables import (
     GLOBAL_VARIABLE,
-    IMAGE_SECURITY,
-    SHA256_SIGNATURES,
     SHIM_LOCK,
-    X509_SIGNATURES,
 )
 from tests.captures import capture
-from tests.fakes.event_logs import Record, record, variable
+from tests.fakes.event_logs import Record, build_log, record, variable
 from tests.fakes.measured_boot import (
     SHA256,
     Records,
+    after,
     appraise,
     boot,
     edit,
     grub_pcrs,
     grub_records,
+    kernel,
+    measured,
+    named,
+    no_secure_boot,
+    of,
     policy,
+    reasons,
     reference_state,
+    without,
 )
 
-Chosen = Callable[[Record], bool]
-
+FIRMWARE = (EventType.S_CRTM_VERSION, EventType.EFI_PLATFORM_FIRMWARE_BLOB)
 ABAB = "0x" + "ab" * 32
-CONFIG, AUTHORITY = EventType.EFI_VARIABLE_DRIVER_CONFIG, EventType.EFI_VARIABLE_AUTHORITY
+AUTHORITY = EventType.EFI_VARIABLE_AUTHORITY
 APPLICATION = EventType.EFI_BOOT_SERVICES_APPLICATION
 ZERO = uuid.UUID(int=0)
+SECOND_VOLUME = struct.pack("<Q", 0x900000)  # its address
 ZERO_KEY = {"SignatureOwner": str(ZERO), "SignatureData": ABAB}
-
-
-def reasons(records: Records, refstate: object) -> str:
-    return " ".join(str(finding.context["reason"]) for finding in boot(records, refstate))
-
-
-def of(pcr: int, kind: EventType, text: bytes = b"") -> Chosen:
-    return lambda item: item.pcr == pcr and item.type_code == kind and text in item.data
-
-
-def named(name: str, kind: EventType = CONFIG) -> Chosen:
-    marker = struct.pack("<Q", len(name))
-    return lambda item: (
-        item.type_code == kind
-        and (item.data[16:24], item.data[32 : 32 + 2 * len(name)])
-        == (
-            marker,
-            name.encode("utf-16-le"),
-        )
-    )
-
-
-def with_variable(name: str, guid: uuid.UUID, value: bytes) -> list[Record]:
-    return edit(
-        grub_records(), named(name), lambda item: item.with_data(variable(guid.bytes_le, name, value))
-    )
-
-
-def without(chosen: Chosen) -> list[Record]:
-    kept = [item for item in grub_records() if not chosen(item)]
-    assert len(kept) < len(grub_records())
-    return kept
-
-
-def after(chosen: Chosen, *added: Record) -> list[Record]:
-    records = grub_records()
-    position = max(index for index, item in enumerate(records) if chosen(item))
-    return [*records[: position + 1], *added, *records[position + 1 :]]
-
-
-def measured(chosen: Chosen, image: bytes) -> list[Record]:
-    """The same log after a boot that measured `image` there."""
-    return edit(grub_records(), chosen, lambda item: item.with_data(item.data, image))
-
-
-def signature_list(kind: uuid.UUID, *data: bytes) -> bytes:
-    body = b"".join(ZERO.bytes_le + item for item in data)
-    return kind.bytes_le + struct.pack("<III", 28 + len(body), 0, 16 + len(data[0])) + body
 
 
 def test_a_boot_satisfies_the_reference_state_made_from_it() -> None:
@@ -175,64 +132,21 @@ def test_what_good_machines_may_do_in_addition_is_accepted(records: Records) -> 
             edit(grub_records(), of(2, EventType.SEPARATOR), lambda item: item.with_data(b"\1\0\0\0")),
             "an error",
         ),
-        (without(named("SecureBoot")), "not measured: SecureBoot"),
-        (without(named("dbx")), "not measured: dbx"),
-        (with_variable("SecureBoot", GLOBAL_VARIABLE, b"\0"), "SecureBoot is off"),
-        (with_variable("SecureBoot", GLOBAL_VARIABLE, b""), "SecureBoot is off"),
-        (with_variable("SecureBoot", IMAGE_SECURITY, b"\1"), "variable is not expected"),
-        (with_variable("PK", GLOBAL_VARIABLE, b""), "PK has no signature list"),
-        (with_variable("PK", GLOBAL_VARIABLE, b"garbage"), "PK has no signature list"),
-        (with_variable("PK", GLOBAL_VARIABLE, signature_list(X509_SIGNATURES, b"x")), "PK has 1 keys"),
-        (with_variable("KEK", GLOBAL_VARIABLE, signature_list(SHA256_SIGNATURES, b"x")), "of another type"),
-        (with_variable("db", IMAGE_SECURITY, signature_list(X509_SIGNATURES, b"test key")), "db has 1 keys"),
-        (with_variable("dbx", IMAGE_SECURITY, b""), "dbx is not exactly one list"),
-        (
-            with_variable("dbx", IMAGE_SECURITY, signature_list(X509_SIGNATURES, bytes(32))),
-            "is not exactly one",
-        ),
-        (
-            with_variable("dbx", IMAGE_SECURITY, signature_list(SHA256_SIGNATURES, bytes(32))),
-            "lacks 1 hashes",
-        ),
-        (after(named("PK"), *filter(named("PK"), grub_records())), "PK is measured more than once"),
-        (
-            [*without(named("KEK")), *filter(named("KEK"), grub_records())],
-            "KEK is measured after the separator",
-        ),
-        (
-            [*grub_records(), *filter(named("SbatLevel", AUTHORITY), grub_records())],
-            "'SbatLevel' more than once",
-        ),
-        ([*grub_records(), record(7, AUTHORITY, b"x")], "not a variable"),
-        ([*grub_records(), record(7, AUTHORITY, variable(SHIM_LOCK.bytes_le, "Evil", b""))], "'Evil' is not"),
-        (
-            [*grub_records(), record(7, AUTHORITY, variable(SHIM_LOCK.bytes_le, "MokListTrusted", b"\2"))],
-            "neither on nor off",
-        ),
-        (
-            [
-                *grub_records(),
-                record(
-                    7,
-                    AUTHORITY,
-                    variable(IMAGE_SECURITY.bytes_le, "vendor_db", bytes(16) + b"\x30\x82\0\1x"),
-                ),
-            ],
-            "vendor_db has keys",
-        ),
-        (
-            [*grub_records(), record(7, AUTHORITY, variable(IMAGE_SECURITY.bytes_le, "vendor_db", b""))],
-            "has keys",
-        ),
         ([*grub_records(), record(8, EventType.IPL, b"hello\0")], "neither a GRUB command"),
         ([*grub_records(), record(9, EventType.IPL, b"/boot/evil\0")], "file '/boot/evil' is not expected"),
         ([*grub_records(), record(9, EventType.IPL, b"/grub\n\0")], "line break"),
         ([*grub_records(), record(9, EventType.IPL, b"\xff\xfe\xfd")], "file '' is not expected"),
+        ([*grub_records(), record(14, EventType.IPL, b"\xff\xfe\xfd")], "'' is not expected"),
         ([*grub_records(), record(14, EventType.IPL, b"MokListZ\0")], "'MokListZ' is not expected"),
         (measured(of(14, EventType.IPL, b"MokList\0"), b"my key"), "MokList is not one of"),
         (measured(of(14, EventType.IPL, b"MokListX\0"), b""), "MokListX is not one of"),
         (measured(of(14, EventType.IPL, b"MokListTrusted\0"), b"my key"), "MokListTrusted is not one of"),
+        (
+            [*grub_records(), *filter(of(14, EventType.IPL, b"MokListTrusted"), grub_records())],
+            "MokListTrusted more than once",
+        ),
         (measured(of(0, EventType.EFI_PLATFORM_FIRMWARE_BLOB), b"old"), "firmware is none of"),
+        (measured(of(0, EventType.EFI_PLATFORM_FIRMWARE_BLOB, SECOND_VOLUME), b"old"), "firmware is none of"),
         (without(of(0, EventType.EFI_PLATFORM_FIRMWARE_BLOB)), "firmware is none of"),
         (
             edit(grub_records(), of(0, EventType.S_CRTM_VERSION), lambda item: item.with_data(b"2")),
@@ -285,10 +199,6 @@ def test_all_reasons_are_named_with_the_first_event() -> None:
         "event 56: Unknown event type in PCR 5: not expected; "
         "Secure Boot variables are not measured: SecureBoot"
     )
-
-
-def kernel(**changes: str) -> dict[str, str]:
-    return {**reference_state()["kernels"][0], **changes}
 
 
 NEXT_KERNEL = kernel(kernel_authcode_sha256=ABAB, initrd_plain_sha256=ABAB, kernel_cmdline=".*quiet")
@@ -353,18 +263,6 @@ def test_a_reference_state_may_allow_less(changes: dict[str, object], reason: st
     assert reason in reasons(grub_records(), reference_state(**changes))
 
 
-def no_secure_boot() -> tuple[list[Record], dict[str, object]]:
-    """A boot of the same chain with Secure Boot off: GRUB starts the kernel itself."""
-    started = [item for item in grub_records() if of(4, APPLICATION)(item)]
-    records = [
-        item for item in with_variable("SecureBoot", GLOBAL_VARIABLE, b"\0") if item not in started[2:]
-    ]
-    (vmlinuz,) = filter(of(9, EventType.IPL, b"/vmlinuz"), records)
-    good = kernel(vmlinuz_plain_sha256=f"0x{dict(vmlinuz.digests)[SHA256].hex()}")
-    del good["kernel_authcode_sha256"]
-    return records, reference_state(has_secureboot=False, kernels=[good])
-
-
 def test_without_secure_boot_the_kernel_file_is_judged() -> None:
     records, refstate = no_secure_boot()
     assert boot(records, refstate) == ()
@@ -373,11 +271,34 @@ def test_without_secure_boot_the_kernel_file_is_judged() -> None:
     assert "SecureBoot is on" in reasons(grub_records(), refstate)
 
 
-def test_without_secure_boot_empty_key_lists_allow_any_keys() -> None:
-    records, refstate = no_secure_boot()
-    assert boot(records, {**refstate, "pk": [], "kek": [], "db": [], "dbx": []}) == ()
-    assert "PK has 1 keys" in reasons(records, {**refstate, "pk": [ZERO_KEY]})
-    assert "lacks 1 hashes" in reasons(records, {**refstate, "dbx": [ZERO_KEY]})
+def test_a_finding_shows_the_digest_of_the_first_event_in_the_quoted_bank() -> None:
+    wrong = record(5, 0x77, b"x")
+    (finding,) = boot([*grub_records(), wrong], reference_state())
+    assert finding.observed == dict(wrong.digests)[SHA256].hex()
+
+
+def test_unknown_firmware_is_shown_by_all_its_digests_in_the_quoted_bank() -> None:
+    firmware = [item for item in grub_records() if item.type_code in FIRMWARE]
+    (finding,) = boot(grub_records(), reference_state(scrtm_and_bios=[]))
+    assert finding.observed == " ".join(dict(item.digests)[SHA256].hex() for item in firmware)
+    (finding,) = boot(without(lambda item: item in firmware), reference_state())
+    assert finding.observed == "none"
+
+
+def test_a_list_of_shim_that_is_not_listed_is_shown_with_those_that_are() -> None:
+    listed = [{"sha256": ABAB}, {"sha1": "0x" + "00" * 20}]
+    (finding,) = boot(grub_records(), reference_state(mokdig=listed))
+    assert finding.expected == (ABAB.removeprefix("0x"),)
+
+
+def test_a_log_without_sha256_is_judged_by_nothing_but_its_own_bank() -> None:
+    sha1 = HashAlgorithm.SHA1
+    records = [replace(item, digests=item.digests[:1]) for item in grub_records()]
+    assert {bank for item in records for bank, _ in item.digests} == {sha1}
+    log = build_log(records, [sha1])
+    quoted = replay_event_log(parse_event_log(log))[sha1]
+    (finding,) = appraise(log, policy(reference_state()), quoted, bank=sha1).findings
+    assert str(finding.context["reason"]).endswith("the quote covers the sha1 bank")
 
 
 def test_digests_of_a_bank_that_was_not_quoted_count_for_nothing() -> None:
