@@ -123,6 +123,15 @@ def test_every_departure_from_the_policy_is_named(
     assert run(policy, *events)[1] == faults
 
 
+def test_an_attribute_that_is_missing_is_told_from_one_that_differs() -> None:
+    compiled = parse_device_mapper_policy(document(**loading(targets=[{"salt": "x", "start": 1}])))
+    _, faults = compiled.evaluate(DeviceMapperState(), LOAD, TABLE)
+    assert [fault.explanation for fault in faults] == [
+        "salt of target 0 is missing",
+        "start of target 0 is not what the policy says",
+    ]
+
+
 OTHER_LOAD = parse_event("dm_table_load", _buffer("dm_table_load").replace(b"name=lablin,", b"name=other,"))
 RENAMED_LOAD = parse_event(
     "dm_table_load", _buffer("dm_table_load").replace(b"name=lablin,", b"name=lablin2,")
@@ -165,6 +174,29 @@ def test_clearing_takes_the_device_only_when_nothing_of_it_runs() -> None:
 def test_a_resume_must_name_the_table_that_was_loaded() -> None:
     other = parse_event("dm_device_resume", _buffer("dm_device_resume").replace(b"sha256:23", b"sha256:24"))
     assert run(document(), LOAD, other)[1] == ["dm_device_resume.active_table_mismatch"]
+
+
+def test_a_resume_that_activates_no_table_changes_nothing() -> None:
+    nothing = parse_event("dm_device_resume", HEAD + b"device_resume=no_data;current_device_capacity=8192;")
+    resumed, _ = run(document(), LOAD, RESUME)
+    assert run(document(), LOAD, RESUME, nothing) == (resumed, [])
+
+
+def test_a_rename_gives_the_uuid_that_it_names_and_otherwise_leaves_it() -> None:
+    policy = document(device_rename={"valid_uuid": "U-[0-9]"})
+
+    def uuid_after(rename: bytes) -> str:
+        load, renaming = (
+            parse_event(kind, data.replace(b"uuid=,major", b"uuid=U-1,major"))
+            for kind, data in (("dm_table_load", _buffer("dm_table_load")), ("dm_device_rename", rename))
+        )
+        state, faults = run(policy, load, renaming)
+        assert faults == []
+        return state.devices[0].uuid
+
+    rename = _buffer("dm_device_rename")
+    assert uuid_after(rename) == "U-1"
+    assert uuid_after(rename.replace(b"new_uuid=;", b"new_uuid=U-2;")) == "U-2"
 
 
 def test_clearing_and_updating_follow_the_policy() -> None:
