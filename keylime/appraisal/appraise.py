@@ -104,12 +104,12 @@ def appraise_stepwise(
             return _without_verdict(this, "the IMA list does not reach the quoted PCR 10")
         if ima.replayed is not None:  # a refused start is not a mismatch as well
             this.findings.append(_pcr_mismatch(ima.replayed, quote.pcrs))
-    if this.doubts and not this.findings:
-        reason = "PCR 16 does not vouch for the remembered public key: is there a new one?"
-        return _without_verdict(this, reason)
     if this.findings:
         omitted = 0 if ima is None else ima.failures - len(ima.findings)
         return _rejected([*this.doubts, *this.findings], checkpoint, omitted=omitted)
+    if this.doubts:
+        reason = "PCR 16 does not vouch for the remembered public key: is there a new one?"
+        return _without_verdict(this, reason)
     return Accepted(
         _advance(this, quote, continuity, public_key, ima),
         _quote_facts(evidence, ima),
