@@ -44,9 +44,9 @@ class _Envelope(msgspec.Struct, frozen=True):
 
 def is_envelope(content: str | bytes) -> bool:
     """Whether `content` is a JSON object with a payload, signed or not."""
-    needle = b'"payload"' if isinstance(content, bytes) else '"payload"'
-    if needle not in content:  # type: ignore[operator]  # both are of one type
-        return False
+    name, escape = (b'"payload"', b"\\u") if isinstance(content, bytes) else ('"payload"', "\\u")
+    if name not in content and escape not in content:  # type: ignore[operator]  # all are of one type
+        return False  # policies can be large, and this spares them to be parsed twice
     try:
         document = load_document(content, "the policy")
     except PolicyError:

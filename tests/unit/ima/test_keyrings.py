@@ -50,6 +50,9 @@ def test_a_key_may_have_text_before_it_but_not_any_length() -> None:
     assert recognise_key(with_text) == recognise_key(pem)
     assert recognise_key(with_text.ljust(65536, b"\n")) == recognise_key(pem)
     assert recognise_key(with_text.ljust(65537, b"\n")) is None
+    header = len(b"-----BEGIN")
+    assert recognise_key(b"\n" * (4096 - header) + pem) == recognise_key(pem)
+    assert recognise_key(b"\n" * (4097 - header) + pem) is None
 
 
 def certificate(*extensions: x509.ExtensionType, key: CertificateIssuerPrivateKeyTypes) -> bytes:

@@ -52,6 +52,14 @@ def test_what_was_signed_comes_out_again() -> None:
     assert open_envelope(sign_policy(POLICY.encode(), OTHER, ""), [PEM, OTHER_PEM]) == POLICY
 
 
+def test_an_envelope_may_spell_its_names_with_escapes() -> None:
+    spelled = SIGNED.replace('"payload"', r'"\u0070ayload"')
+    assert spelled != SIGNED
+    assert is_envelope(spelled)
+    assert is_envelope(spelled.encode())
+    assert open_envelope(spelled) == open_envelope(SIGNED)
+
+
 def test_the_signed_bytes_are_those_of_the_dsse_specification() -> None:
     payload = b"hello"
     signature = base64.b64decode(json.loads(sign_policy(payload, KEY, ""))["signatures"][0]["sig"])
