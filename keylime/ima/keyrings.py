@@ -79,12 +79,12 @@ def recognise_key(data: bytes) -> ImaKey | None:
     """The key that `data` hold, or None when they hold none.
 
     Tried in this order: certificate, public key, private key (its public half), each as DER and PEM. A PEM
-    header begins within the first 4096 bytes.
-    Raises UnsuitableKey for a key that is neither RSA nor EC.
+    header is looked for in the first 4096 bytes. Raises UnsuitableKey for a key that is
+    neither RSA nor EC.
     """
     # Everything below starts with an ASN.1 SEQUENCE or has a PEM header; most buffers do neither, and cost
     # nothing.
-    if not data.startswith((b"\x30", b"-----BEGIN")) and b"-----BEGIN" not in data[:_PEM_HEADER_WITHIN]:
+    if not data.startswith(b"\x30") and b"-----BEGIN" not in data[:_PEM_HEADER_WITHIN]:
         return None
     if len(data) > _MAX_KEY_BYTES:
         return None
