@@ -91,14 +91,9 @@ def of(pcr: int, kind: EventType, text: bytes = b"") -> Chosen:
 
 def named(name: str, kind: EventType = EventType.EFI_VARIABLE_DRIVER_CONFIG) -> Chosen:
     """Chooses the events about the UEFI variable `name`."""
-    marker = struct.pack("<Q", len(name))
+    length, units = struct.pack("<Q", len(name)), name.encode("utf-16-le")
     return lambda item: (
-        item.type_code == kind
-        and (item.data[16:24], item.data[32 : 32 + 2 * len(name)])
-        == (
-            marker,
-            name.encode("utf-16-le"),
-        )
+        item.type_code == kind and item.data[16:24] == length and item.data[32 : 32 + len(units)] == units
     )
 
 
