@@ -5,10 +5,12 @@ it reads stays true until it commits (PostgreSQL: select with FOR UPDATE). Reads
 `reading(engine)`, which sees one snapshot and neither waits for writers nor holds them up.
 """
 
+import contextlib
 import functools
 import logging
 import os
 import re
+import socket
 import sqlite3
 import stat
 import sys
@@ -93,7 +95,7 @@ def open_engine(url: URL, pool: PoolSize | None = None) -> AsyncEngine:
         _prepare_for_sqlite(engine.sync_engine, lambda: False)  # its waits end when they are cancelled
         return engine
     size = pool or PoolSize()
-    return create_async_engine(
+    engine = create_async_engine(
         url,
         connect_args=connect_arguments(url),
         pool_size=size.kept,
@@ -101,6 +103,9 @@ def open_engine(url: URL, pool: PoolSize | None = None) -> AsyncEngine:
         hide_parameters=True,
         pool_pre_ping=True,
     )
+    event.listen(engine.sync_engine, "connect", _set_up_server)
+    logging.getLogger("psycopg").setLevel(logging.ERROR)  # it warns of every connection that is hung up
+    return engine
 
 
 def connect_arguments(url: URL) -> dict[str, str | int]:
@@ -120,6 +125,28 @@ def connect_arguments(url: URL) -> dict[str, str | int]:
     if "options" not in url.query:
         arguments["options"] = f"-c idle_in_transaction_session_timeout={_IDLE_IN_TRANSACTION_MS}"
     return arguments
+
+
+class ServerConnection(Protocol):
+    """What `hang_up_when_cancelled` needs of psycopg's asynchronous connections."""
+
+    def fileno(self) -> int:
+        """The socket."""
+        ...
+
+
+def hang_up_when_cancelled(connection: ServerConnection) -> None:
+    """Work that is cancelled on this connection ends at once, and the connection with it.
+
+    The driver's way is to ask the server, over another connection, to break off, and to wait for that: ten
+    seconds when the server is silent. A server that is hung up on breaks off by itself.
+    """
+
+    async def hang_up(**_limits: float) -> None:
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as line:
+            line.shutdown(socket.SHUT_RDWR)
+
+    setattr(connection, "cancel_safe", hang_up)  # noqa: B010 - to the type checker it is a method
 
 
 def open_sqlite(url: URL, is_closing: Callable[[], bool]) -> sa.Engine:
@@ -165,6 +192,14 @@ def database_errors(action: str) -> Iterator[None]:
         # The driver's own words: SQLAlchemy's would add the statement and its parameters.
         reason = " ".join(str(getattr(error, "orig", None) or type(error).__name__).split())
         raise DatabaseUnavailable(f"database: cannot {action}: {reason}") from error
+
+
+class _ServerDriver(Protocol):
+    driver_connection: ServerConnection
+
+
+def _set_up_server(connection: _ServerDriver, _record: object) -> None:
+    hang_up_when_cancelled(connection.driver_connection)
 
 
 class _Cursor(Protocol):

@@ -22,24 +22,28 @@ _DIRECTORIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 class PostgresServer:
     """Runs while the fixture lasts; tests may stop it in any way and start it again."""
 
-    def __init__(self, home: Path, user: str | None) -> None:
+    def __init__(self, home: Path, user: str | None, addresses: tuple[str, ...]) -> None:
         self._home = home
         self._user = user
+        self._addresses = addresses
         self._numbers = itertools.count(1)
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port: int = probe.getsockname()[1]
         if user is not None:
             shutil.chown(home, user)
         self._run("initdb", "-A", "trust", "-U", "postgres", "-E", "UTF8", "--no-sync")
+        if addresses:
+            with (home / "data/pg_hba.conf").open("a") as access:
+                access.write("host all all samenet trust\n")
 
     @property
     def url(self) -> str:
         """The URL of the database that is there from the beginning."""
         return self.url_on(self.port)
 
-    def url_on(self, port: int, database: str = "postgres") -> str:
-        """The same through another port, or of another database."""
-        return f"postgresql://postgres@127.0.0.1:{port}/{database}"
+    def url_on(self, port: int, database: str = "postgres", host: str = "127.0.0.1") -> str:
+        """The same through another port or address, or of another database."""
+        return f"postgresql://postgres@{host}:{port}/{database}"
 
     def new_database(self) -> str:
         """The URL of an empty database."""
@@ -50,7 +54,8 @@ class PostgresServer:
 
     def start(self) -> None:
         """Returns when connections are accepted."""
-        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c max_connections=200 -k {self._home}"
+        listen = ",".join(("127.0.0.1", *self._addresses))
+        options = f"-p {self.port} -c listen_addresses={listen} -c max_connections=200 -k {self._home}"
         self._run("pg_ctl", "-w", "-o", options, "-l", str(self._home / "log"), "start")
 
     def stop(self, mode: str = "fast") -> None:
@@ -74,8 +79,8 @@ def _groups(user: str) -> list[str]:
 
 
 @contextmanager
-def running_postgresql() -> Iterator[PostgresServer]:
-    """A server; skips the test where it cannot be had."""
+def running_postgresql(*addresses: str) -> Iterator[PostgresServer]:
+    """A server on loopback and on `addresses`; skips the test where it cannot be had."""
     if not _DIRECTORIES:
         pytest.skip("needs PostgreSQL (Debian package postgresql)")
     user = None
@@ -85,7 +90,7 @@ def running_postgresql() -> Iterator[PostgresServer]:
         known = {entry.pw_name for entry in pwd.getpwall()}
         user = next(name for name in _USERS if name in known)
     home = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
-    server = PostgresServer(home, user)
+    server = PostgresServer(home, user, addresses)
     try:
         server.start()
         yield server

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Self
@@ -34,11 +34,15 @@ _LIMIT_S = 60.0  # a start costs a second and a half of CPU time
 class VerifierProcess:
     """One process. It may be killed, stopped and started again; its log goes on."""
 
-    def __init__(self, work_dir: Path, name: str, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self, work_dir: Path, name: str, environ: Mapping[str, str], *, prefix: Sequence[str] = ()
+    ) -> None:
+        """`prefix` are words before the command, that make it run elsewhere."""
         self.name = name
         self.log = work_dir / f"{name}.log"
         self._work_dir = work_dir
         self._environ = {**FAST, **environ}
+        self._command = [*prefix, str(_PROGRAM)]
         self._process: subprocess.Popen[bytes] | None = None
         self._pids: list[int] = []
 
@@ -59,7 +63,7 @@ class VerifierProcess:
         with self.log.open("ab") as log:
             log.write(b"-- start\n")
             log.flush()
-            self._process = subprocess.Popen([_PROGRAM], stdout=log, stderr=log, env=environ)  # noqa: S603
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, env=environ)  # noqa: S603
         self._pids.append(self._process.pid)
 
     def text(self) -> str:
@@ -180,12 +184,21 @@ async def verifiers(
 
     As many as there are environments in `each`, to which the options that all have are added.
     """
-    install_certificates(work_dir)
     options = {} if url is None else {"KEYLIME_VERIFIER_DATABASE_URL": url}
     processes = [
         VerifierProcess(work_dir, f"v{number}", {**options, **environ, **own})
         for number, own in enumerate(each, 1)
     ]
+    async with sharing(work_dir, url, processes) as site:
+        yield site
+
+
+@asynccontextmanager
+async def sharing(
+    work_dir: Path, url: str | None, processes: list[VerifierProcess]
+) -> AsyncIterator[Verifiers]:
+    """The same with processes that have not been started yet; `url` is how the test reaches the database."""
+    install_certificates(work_dir)
     place = f"sqlite:///{work_dir / 'cv_data.sqlite'}" if url is None else url.replace("://", "+psycopg://")
     async with AsyncExitStack() as stack:
         for process in processes:

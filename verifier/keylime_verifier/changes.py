@@ -15,7 +15,7 @@ from psycopg.conninfo import make_conninfo
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from keylime.database.engine import DatabaseUnavailable, connect_arguments
+from keylime.database.engine import DatabaseUnavailable, connect_arguments, hang_up_when_cancelled
 from keylime_verifier.schema import change_counters
 from keylime_verifier.transactions import read
 
@@ -97,6 +97,7 @@ class Changes:
                 async with await psycopg.AsyncConnection.connect(
                     _conninfo(self._engine.url), autocommit=True
                 ) as connection:
+                    hang_up_when_cancelled(connection)
                     await connection.execute(f"LISTEN {_CHANNEL}")
                     self._news.set()
                     async for _ in connection.notifies():
