@@ -132,6 +132,7 @@ class Question:
     mask: int
     partial: str
     entry: int
+    asker: str  # IP address
     at: float = field(default_factory=time.monotonic)
 
 
@@ -146,8 +147,10 @@ class AttestingAgent:
         files: dict[str, bytes] | None = None,
         versions: tuple[str, ...] = ("2.1", "2.5"),
         ak: SoftwareAk | None = None,
+        ip: str = "127.0.0.1",
     ) -> None:
         self.agent_id = agent_id
+        self.ip = ip
         self.machine = Machine(ak or attestation_key())
         self.files = {"boot_aggregate": b"all zero"} if files is None else files
         self.payload_key = payload_key()
@@ -208,7 +211,7 @@ class AttestingAgent:
         self.identity.load_into(context)
         self._authority.trusted_by(context)
         context.verify_mode = ssl.CERT_REQUIRED
-        self.port = self._server.listen("127.0.0.1", self.port, context)
+        self.port = self._server.listen(self.ip, self.port, context)
 
     async def stop(self) -> None:
         """Falls silent: the port is closed."""
@@ -237,6 +240,7 @@ class AttestingAgent:
             mask=int(query["mask"], 16),
             partial=query["partial"],
             entry=int(query["ima_ml_entry"]),
+            asker=request.caller.address,
         )
         self.paths.append(f"GET /v{request.version}/quotes/integrity")
         self.questions.append(question)

@@ -76,7 +76,7 @@ def enrolment(agent: AttestingAgent, **changes: object) -> dict[str, object]:
     """The body that adds `agent` with a policy for its files; a change to `...` leaves the field out."""
     body: dict[str, object] = {
         "v": base64.b64encode(V_SHARE).decode(),
-        "cloudagent_ip": "127.0.0.1",
+        "cloudagent_ip": agent.ip,
         "cloudagent_port": agent.port,
         "tpm_policy": '{"mask": "0x0"}',
         "metadata": "{}",

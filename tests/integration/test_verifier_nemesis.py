@@ -18,7 +18,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psycopg
 import pytest
 
 from tests.fakes.attesting_agent import AttestingAgent
@@ -28,6 +27,7 @@ from tests.fakes.tcp_proxy import TcpProxy
 from tests.fakes.tls_material import server_context
 from tests.fakes.verifier_process import Verifiers, verifiers
 from tests.fakes.webhook_receiver import WebhookReceiver
+from tests.fakes.write_history import remember_writes, wrong_writes
 
 SECONDS = float(os.environ.get("KEYLIME_NEMESIS_SECONDS", "15"))
 SEED = int(os.environ.get("KEYLIME_NEMESIS_SEED", "0")) or random.randrange(1, 10**6)  # noqa: S311
@@ -37,7 +37,7 @@ INTERVAL_S = 0.5
 # Beyond two leases and an interval: a session that ends in the middle of a transaction keeps its locks until
 # the server's time-out of five seconds, and this machine is busy.
 GRACE_S = 8.0
-GET_QUOTE, INVALID_QUOTE = 3, 9
+INVALID_QUOTE = 9
 OPTIONS = {
     "KEYLIME_VERIFIER_QUOTE_INTERVAL": str(INTERVAL_S),
     "KEYLIME_VERIFIER_RETRY_INTERVAL": str(INTERVAL_S),
@@ -45,23 +45,6 @@ OPTIONS = {
     "KEYLIME_VERIFIER_LEASE": str(LEASE_S),
     "KEYLIME_VERIFIER_REVOCATIONS_ENABLED_REVOCATION_NOTIFICATIONS": "['webhook']",
 }
-# Every write of polling, with who wrote it and who owned the shard in the same transaction.
-HISTORY = """
-CREATE TABLE history (id bigserial, agent_id text, incarnation text, writer text, owner text, epoch int,
-                      state int, count int);
-CREATE FUNCTION remember() RETURNS trigger AS $$
-BEGIN
-  IF OLD.incarnation = NEW.incarnation THEN
-    INSERT INTO history (agent_id, incarnation, writer, owner, epoch, state, count)
-    SELECT NEW.agent_id, NEW.incarnation, current_setting('application_name'), members.name, shards.epoch,
-           NEW.operational_state, NEW.attestation_count
-    FROM shards LEFT JOIN members ON members.member_id = shards.owner
-    WHERE shards.verifier_id = NEW.verifier_id AND shards.shard = NEW.shard;
-  END IF;
-  RETURN NULL;
-END $$ LANGUAGE plpgsql;
-CREATE TRIGGER remember AFTER UPDATE ON agents FOR EACH ROW EXECUTE FUNCTION remember();
-"""
 
 
 @pytest.fixture(scope="module")
@@ -166,8 +149,7 @@ async def stage(
         each = [{"KEYLIME_VERIFIER_DATABASE_URL": server.url_on(proxy.port, name)} for proxy in proxies]
         options = {**OPTIONS, "KEYLIME_VERIFIER_REVOCATIONS_WEBHOOK_URL": receiver.url}
         site = await stack.enter_async_context(verifiers(directory, url, options, *each))
-        with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute(HISTORY)
+        remember_writes(url)
         yield site, proxies
 
 
@@ -226,18 +208,7 @@ def check(
     nemesis: Nemesis,
 ) -> Findings:
     """Goes through everything that was remembered."""
-    faults: list[str] = []
-    rows = site.query("SELECT agent_id, writer, owner, state, count, epoch FROM history ORDER BY id")
-    last: dict[object, tuple[int, int]] = {}
-    for agent_id, writer, owner, state, count, epoch in rows:
-        if pid_of(owner) != pid_of(writer):
-            faults.append(f"{agent_id}: written by {writer} in epoch {epoch} of {owner}")
-        before = last.get(agent_id, (0, GET_QUOTE))
-        if int(str(count)) < before[0]:
-            faults.append(f"{agent_id}: its count went back from {before[0]} to {count}")
-        if before[1] == INVALID_QUOTE:
-            faults.append(f"{agent_id}: written again after its last verdict")
-        last[agent_id] = int(str(count)), int(str(state))
+    faults, writes = wrong_writes(site)
     told = Counter(json.loads(message.msg)["agent_id"] for message in receiver.received)
     verdicts = Counter(str(row[0]) for row in site.query("SELECT agent_id FROM revocations"))
     if set(told) != hacked or verdicts != Counter(hacked):
@@ -248,15 +219,10 @@ def check(
     owners = site.query("SELECT count(*), max(epoch) FROM shards")[0]
     repeated = sum(told.values()) - len(told)
     summary = (
-        f"{len(rows)} counted writes, epochs up to {owners[1]}, {len(hacked)} hacked, {repeated} told twice, "
+        f"{writes} counted writes, epochs up to {owners[1]}, {len(hacked)} hacked, {repeated} told twice, "
         f"longest gap {max(gaps.values()):.1f} s, database down {nemesis.database_down_s:.1f} s"
     )
     return Findings(faults, summary)
-
-
-def pid_of(name: object) -> str:
-    """Both the owner's name and the writer's end in the process id."""
-    return str(name).rpartition(":")[2]
 
 
 def longest_gap_s(agent: AttestingAgent) -> float:

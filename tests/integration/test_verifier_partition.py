@@ -4,14 +4,18 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.fakes.attesting_agent import AttestingAgent
 from tests.fakes.postgresql import PostgresServer, running_postgresql
+from tests.fakes.running_verifier import eventually, verifier_authority
 from tests.fakes.two_machines import TwoMachines, two_machines
-from tests.fakes.verifier_process import VerifierProcess, sharing
+from tests.fakes.verifier_process import VerifierProcess, Verifiers, sharing
+from tests.fakes.write_history import remember_writes, wrong_writes
 
 LEASE_S = 2.0
 INTERVAL_S = 0.2
@@ -23,6 +27,36 @@ OPTIONS = {
     "KEYLIME_VERIFIER_RETRY_INTERVAL": str(INTERVAL_S),
     "KEYLIME_VERIFIER_MAX_RETRIES": "100000",
 }
+
+
+class Scene:
+    """Two verifiers, agents that both of them reach, and a database that one of them may cease to reach."""
+
+    def __init__(self, machines: TwoMachines, site: Verifiers, agents: list[AttestingAgent]) -> None:
+        self.line = machines.for_database
+        self.site = site
+        self.agents = agents
+        self.near, self.far = site.processes
+        self._far_ip = machines.for_agents.there
+
+    def asked_by_far(self) -> list[float]:
+        """When agents were asked by the verifier on the other machine, in order."""
+        questions = [question for agent in self.agents for question in agent.questions]
+        return sorted(question.at for question in questions if question.asker == self._far_ip)
+
+    def lease_of_far_ends_at(self) -> float:
+        """When its lease ends or has ended by the database, on the clock of `asked_by_far`."""
+        # It is process 1 of its machine.
+        lease = "SELECT expires_at - EXTRACT(EPOCH FROM clock_timestamp())::float8 FROM members"
+        ((left_s,),) = self.site.query(f"{lease} WHERE name ~ '[^0-9]1$'")
+        return time.monotonic() + float(str(left_s))
+
+    async def until_asked(self) -> None:
+        """Returns when each agent has been asked twice more."""
+        before = {agent.agent_id: len(agent.questions) for agent in self.agents}
+        await eventually(
+            lambda: all(len(agent.questions) >= before[agent.agent_id] + 2 for agent in self.agents)
+        )
 
 
 @pytest.fixture
@@ -48,6 +82,61 @@ def far_verifier(
     place = postgres.url_on(postgres.port, url.rpartition("/")[2], machines.for_database.here)
     options = {**OPTIONS, "KEYLIME_VERIFIER_DATABASE_URL": place}
     return VerifierProcess(directory, "far", options, prefix=machines.elsewhere)
+
+
+@asynccontextmanager
+async def fleet_of_two(
+    directory: Path, machines: TwoMachines, postgres: PostgresServer
+) -> AsyncIterator[Scene]:
+    """Two verifiers share agents that pass; nothing wrong may have been written at the end."""
+    url = postgres.new_database()
+    near = VerifierProcess(directory, "near", {**OPTIONS, "KEYLIME_VERIFIER_DATABASE_URL": url})
+    here = machines.for_agents.here
+    agents = [AttestingAgent(f"agent-{number}", verifier_authority(), ip=here) for number in range(6)]
+    async with sharing(directory, url, [near, far_verifier(directory, url, machines, postgres)]) as site:
+        remember_writes(url)
+        api = await site.api(near)
+        for agent in agents:
+            agent.start()
+            await api.add(agent)
+        scene = Scene(machines, site, agents)
+        await scene.until_asked()
+        await eventually(scene.asked_by_far)
+        yield scene
+        faults, writes = wrong_writes(site)
+        assert (faults, writes > len(agents)) == ([], True)
+        for agent in agents:
+            await agent.stop()
+
+
+def test_one_that_is_cut_off_stops_by_itself_and_is_replaced_until_it_is_back(
+    tmp_path: Path, machines: TwoMachines
+) -> None:
+    async def act(postgres: PostgresServer) -> None:
+        async with fleet_of_two(tmp_path, machines, postgres) as scene:
+            await cut_off_and_back(scene)
+
+    play(act, machines)
+
+
+async def cut_off_and_back(scene: Scene) -> None:
+    cut_at = time.monotonic()
+    scene.line.cut()
+    await scene.site.until_shared(1)
+    assert time.monotonic() - cut_at < 2 * LEASE_S
+    assert "the lease has ended; agents are not asked until it is renewed" in scene.far.text()
+    await scene.until_asked()
+    ended_at = scene.lease_of_far_ends_at()
+    await asyncio.sleep(cut_at + 2.5 * LEASE_S - time.monotonic())  # nothing can be waited for
+    assert cut_at < scene.asked_by_far()[-1] < ended_at + ANSWER_S
+
+    scene.line.heal()
+    healed_at = time.monotonic()
+    await scene.site.until_shared(2)
+    assert time.monotonic() - healed_at < RECONNECT_S
+    await eventually(lambda: scene.asked_by_far()[-1] > healed_at)
+    await scene.until_asked()
+    assert scene.site.query("SELECT * FROM revocations") == []
 
 
 def child_of(pid: int) -> int:

@@ -253,7 +253,13 @@ def _assemble(
         notifier.wake()
 
     membership = Membership(
-        lease_engine, member, lease_s=config.lease_s, let_go=roster.without, on_moves=on_moves
+        lease_engine,
+        member,
+        lease_s=config.lease_s,
+        let_go=roster.without,
+        on_moves=on_moves,
+        pause=roster.pause,
+        resume=roster.resume,
     )
     changes = Changes(
         lease_engine,

@@ -24,6 +24,9 @@ log = logging.getLogger("keylime.verifier")
 _LOOK_AGAIN_S = 60.0
 _RETRY_S = 1.0
 _REST = 10.0  # times as long as a look took: a fleet under change is not looked at all the time
+_LONGEST_REST_S = (
+    10.0  # a look that took long because the database did not answer says nothing about the fleet
+)
 _READ_AT_ONCE = 200  # records
 
 
@@ -51,12 +54,23 @@ class Roster:
         self._let_go_limit_s = let_go_limit_s
         self._looking = asyncio.Lock()
         self._wake = asyncio.Event()
+        self._is_paused = False
         self._touched: set[AgentId] = set()  # by operators, while a look is under way
         self._unreadable: dict[AgentId, tuple[str, int]] = {}  # known since the given span
 
     def look(self) -> None:
         """Tells that the database may have changed."""
         self._wake.set()
+
+    def pause(self) -> None:
+        """Agents are not asked from here on: others may have taken them over."""
+        self._is_paused = True
+        self._poller.pause()
+
+    def resume(self) -> None:
+        """Agents are asked again, after a look at which of them are still ours."""
+        self._is_paused = False
+        self.look()
 
     def current(self, agent_id: AgentId) -> AgentRecord | None:
         """The freshest record of an agent that is being polled here."""
@@ -95,7 +109,7 @@ class Roster:
             began = time.monotonic()
             try:
                 await self.reconcile()
-                rest_s = _REST * (time.monotonic() - began)
+                rest_s = min(_REST * (time.monotonic() - began), _LONGEST_REST_S)
             except DatabaseUnavailable as error:
                 log.error("%s; agents are polled as far as they are known", error)
                 self._wake.set()
@@ -116,6 +130,8 @@ class Roster:
             for agent_id in known.keys() & standings.keys():
                 self._poller.hold_to(agent_id, standings[agent_id].versions)
             await self._adopt_missing(standings, known)
+        if not self._is_paused:
+            self._poller.resume()
 
     @contextlib.asynccontextmanager
     async def without(self, shards: frozenset[int]) -> AsyncIterator[None]:

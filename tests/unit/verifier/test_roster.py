@@ -1,0 +1,139 @@
+"""When the roster looks at the database, and when agents are asked again after a pause."""
+
+import asyncio
+import functools
+import itertools
+from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from keylime.identifiers import AgentId
+from keylime_verifier import roster
+from keylime_verifier.journal import Journal
+from keylime_verifier.notifier import Notifier
+from keylime_verifier.poller import Poller
+from keylime_verifier.records import AgentRecord, Standing
+from keylime_verifier.roster import Roster
+from keylime_verifier.store import AgentStore
+
+
+class EmptyStore(AgentStore):
+    """Owns no agents, and may be slow to say so."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def standings(self, _owner: str) -> dict[AgentId, Standing]:
+        self.looks += 1
+        await self.gate.wait()
+        return {}
+
+
+class IdlePoller:
+    """Remembers whether it may ask."""
+
+    def __init__(self) -> None:
+        self.is_paused = False
+
+    def pause(self) -> None:
+        self.is_paused = True
+
+    def resume(self) -> None:
+        self.is_paused = False
+
+    def polled(self) -> dict[AgentId, AgentRecord]:
+        return {}
+
+    def drop(self, _agent_id: AgentId) -> None:
+        raise AssertionError("nothing is polled")
+
+
+class Stage:
+    """A roster at work."""
+
+    def __init__(self) -> None:
+        self.store = EmptyStore()
+        self.poller = IdlePoller()
+        self.roster = Roster(
+            "me",
+            self.store,
+            cast(Poller, self.poller),
+            cast(Journal, None),
+            cast(Notifier, None),
+            spread_s=0,
+            let_go_limit_s=0,
+        )
+
+    def play(self, act: Callable[[], Awaitable[None]]) -> None:
+        async def run() -> None:
+            loop = asyncio.create_task(self.roster.run())
+            try:
+                await act()
+            finally:
+                loop.cancel()
+                await asyncio.gather(loop, return_exceptions=True)
+
+        asyncio.run(run())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while True:
+            if condition():
+                return
+            await asyncio.sleep(0)
+
+
+def test_after_a_pause_agents_are_asked_when_it_is_known_which_are_still_ours() -> None:
+    stage = Stage()
+
+    async def act() -> None:
+        stage.roster.pause()
+        await stage.roster.reconcile()
+        assert stage.poller.is_paused
+        stage.store.gate.clear()
+        stage.roster.resume()
+        await until(lambda: stage.store.looks == 2)
+        assert stage.poller.is_paused
+        stage.store.gate.set()
+        await until(lambda: not stage.poller.is_paused)
+
+    stage.play(act)
+
+
+def test_a_pause_during_a_look_outlasts_it() -> None:
+    stage = Stage()
+    stage.store.gate.clear()
+
+    async def act() -> None:
+        look = asyncio.create_task(stage.roster.reconcile())
+        await until(lambda: stage.store.looks == 1)
+        stage.roster.pause()
+        stage.store.gate.set()
+        await look
+        assert stage.poller.is_paused
+
+    stage.play(act)
+
+
+def test_a_look_that_had_to_wait_for_the_database_does_not_put_off_the_next_one_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    minutes = itertools.count(0, 60)  # each look takes one
+    monkeypatch.setattr(roster, "time", SimpleNamespace(monotonic=lambda: next(minutes)))
+    monkeypatch.setattr(roster, "_LONGEST_REST_S", 0.01)
+    stage = Stage()
+
+    def has_looked(times: int) -> bool:
+        return stage.store.looks == times
+
+    async def act() -> None:
+        for count in (1, 2):
+            stage.roster.look()
+            await until(functools.partial(has_looked, count))
+
+    stage.play(act)
