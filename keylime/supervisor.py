@@ -134,6 +134,7 @@ class _Supervisor:
         self._is_announced = False
         self._is_reloading = False
         self._ping_at = 0.0
+        self._looked_at = time.monotonic()
         self._lifeline, self._life = os.pipe()
         self._mask: set[signal.Signals | int] = set()
 
@@ -154,7 +155,9 @@ class _Supervisor:
             for slot in self._slots:
                 if slot.pid is None and time.monotonic() >= slot.start_at:
                     self._start(slot)
-            received = signal.sigtimedwait(_SIGNALS, self._pause_s())
+            pause_s = self._pause_s()
+            received = signal.sigtimedwait(_SIGNALS, pause_s)
+            self._forgive_own_pause(pause_s)
             if received is not None and received.si_signo in STOP_SIGNALS:
                 log.info("Stopping")
                 self._manager.stopping()
@@ -173,6 +176,14 @@ class _Supervisor:
         if self._manager.ping_interval_s is None:
             return look_s
         return min(look_s, max(0.0, self._ping_at - time.monotonic()))
+
+    def _forgive_own_pause(self, wanted_s: float) -> None:
+        """Silence counts only while this process runs itself: what froze both is no fault of the workers."""
+        now = time.monotonic()
+        late_s = max(0.0, now - self._looked_at - wanted_s)
+        self._looked_at = now
+        for slot in self._slots:
+            slot.heard_at += late_s
 
     def _reload(self) -> None:
         self._manager.reloading()

@@ -14,23 +14,36 @@ import pytest
 from keylime.supervisor import worker_count
 
 LIMIT_S = 20.0
-# Workers note their number and process id in a directory, and do what their number's file there says.
+# Workers note in a directory when they start, their process ids and each sign of life, and do what their
+# number's file there says.
 PROGRAM = """
 import asyncio, logging, os, pathlib, sys, time
+import keylime.supervisor
 from keylime.errors import ConfigError, KeylimeError
 from keylime.service_manager import ServiceManager
 from keylime.supervisor import Worker, run_workers, stop_event
 
 place = pathlib.Path(sys.argv[1])
+keylime.supervisor._SILENCE_LIMIT_S = float(sys.argv[2])
 
 async def serve(worker):
     stop = stop_event(worker.lifeline)
     asyncio.get_running_loop().add_signal_handler(1, (place / f"hup-{worker.number}").touch)
-    worker.manager().ready("")
+
+    async def is_alive():
+        (place / f"beat-{worker.number}").touch()
+        return True
+
+    manager = worker.manager()
+    manager.ready("")
+    beating = asyncio.create_task(manager.keep_alive(is_alive))
     await stop.wait()
+    beating.cancel()
     (place / f"stopped-{worker.number}").touch()
 
 def work(worker):
+    with (place / f"starts-{worker.number}").open("a") as starts:
+        print(time.monotonic(), file=starts)
     (place / f"new-{worker.number}").write_text(str(os.getpid()))
     os.replace(place / f"new-{worker.number}", place / f"pid-{worker.number}")  # whole or not at all
     orders = place / f"orders-{worker.number}"
@@ -63,9 +76,14 @@ except KeylimeError as error:
 
 
 @contextmanager
-def supervised(place: Path, *, wait: bool = True) -> Iterator[subprocess.Popen[str]]:
+def supervised(
+    place: Path, *, wait: bool = True, silence_limit_s: float = 60
+) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(  # noqa: S603
-        [sys.executable, "-c", PROGRAM, str(place)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", PROGRAM, str(place), str(silence_limit_s)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         if wait:
@@ -153,6 +171,65 @@ def test_a_worker_that_cannot_be_replaced_is_tried_again_ever_later(tmp_path: Pa
         (tmp_path / "pid-1").unlink()
         pid_of(tmp_path, 1)
         assert process.poll() is None
+
+
+def until_it_beats(place: Path, *numbers: int) -> None:
+    """Returns when each of the workers has given two signs of life more: the first may be an old one."""
+    for _ in range(2):
+        for number in numbers:
+            (place / f"beat-{number}").unlink(missing_ok=True)
+        for number in numbers:
+            until(place / f"beat-{number}")
+
+
+def test_a_worker_that_is_alive_and_silent_is_killed_and_replaced_while_the_others_go_on(
+    tmp_path: Path,
+) -> None:
+    with supervised(tmp_path, silence_limit_s=1) as process:
+        other, silent = pid_of(tmp_path, 0), pid_of(tmp_path, 1)
+        (tmp_path / "pid-1").unlink()
+        os.kill(silent, signal.SIGSTOP)
+        stopped_at = time.monotonic()
+        assert process.stdout is not None
+        assert process.stdout.readline() == "worker 1 was not heard of for 1 s and is killed\n"
+        assert 0.4 < time.monotonic() - stopped_at < 2, "from its last sign of life, to the next look"
+        assert process.stdout.readline() == "worker 1 ended (SIGKILL), starting another in 1 s\n"
+        assert pid_of(tmp_path, 1) != silent
+        until_it_beats(tmp_path, 0, 1)
+        assert (pid_of(tmp_path, 0), is_alive(silent)) == (other, False)
+
+
+def test_workers_are_not_blamed_for_a_pause_of_the_whole_service(tmp_path: Path) -> None:
+    """As when a container is frozen, or a machine is stopped by a debugger."""
+    with supervised(tmp_path, silence_limit_s=1) as process:
+        workers = [pid_of(tmp_path, number) for number in range(2)]
+        for pid in (process.pid, *workers):
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(1.5)  # longer than the limit
+        process.send_signal(signal.SIGCONT)  # the supervisor runs first
+        time.sleep(0.2)
+        for pid in workers:
+            os.kill(pid, signal.SIGCONT)
+        until_it_beats(tmp_path, 0, 1)
+        assert [pid_of(tmp_path, number) for number in range(2)] == workers
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=LIMIT_S)[0] == ""
+
+
+def test_a_worker_that_dies_at_once_every_time_waits_ever_longer_while_the_others_go_on(
+    tmp_path: Path,
+) -> None:
+    with supervised(tmp_path, silence_limit_s=1):
+        other = pid_of(tmp_path, 0)
+        (tmp_path / "orders-1").write_text("fail")
+        os.kill(pid_of(tmp_path, 1), signal.SIGKILL)
+        starts = tmp_path / "starts-1"
+        deadline = time.monotonic() + LIMIT_S
+        while len(began := [float(line) for line in starts.read_text().split()]) < 3:
+            until_it_beats(tmp_path, 0)
+            assert time.monotonic() < deadline
+        assert began[2] - began[1] >= 2
+        assert (pid_of(tmp_path, 0), len(starts.read_text().split())) == (other, 3)
 
 
 @pytest.mark.parametrize(
