@@ -5,6 +5,7 @@ it reads stays true until it commits (PostgreSQL: select with FOR UPDATE). Reads
 `reading(engine)`, which sees one snapshot and neither waits for writers nor holds them up.
 """
 
+import asyncio
 import contextlib
 import functools
 import logging
@@ -15,8 +16,8 @@ import sqlite3
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self
@@ -178,17 +179,28 @@ def read_only(engine: sa.Engine) -> sa.Engine:
     return engine.execution_options(**{_READ_ONLY: True})
 
 
-def reading(engine: AsyncEngine) -> AbstractAsyncContextManager[AsyncConnection]:
+@asynccontextmanager
+async def reading(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     """A connection for reads only: one snapshot, no write lock."""
-    return engine.execution_options(**{_READ_ONLY: True}).connect()
+    async with engine.execution_options(**{_READ_ONLY: True}).connect() as connection:
+        try:
+            yield connection
+        finally:
+            # Here it can be cancelled; what is left to do when the connection is closed cannot.
+            await connection.rollback()
 
 
 @contextmanager
 def database_errors(action: str) -> Iterator[None]:
-    """Turns the errors of drivers into DatabaseUnavailable, naming the `action` that did not succeed."""
+    """Turns the errors of drivers into DatabaseUnavailable, naming the `action` that did not succeed.
+
+    In a task that is being cancelled they are its end.
+    """
     try:
         yield
     except (SQLAlchemyError, OSError) as error:
+        if _is_cancelled():  # which must not get lost because the connection fails as well
+            raise asyncio.CancelledError from error
         # The driver's own words: SQLAlchemy's would add the statement and its parameters.
         reason = " ".join(str(getattr(error, "orig", None) or type(error).__name__).split())
         raise DatabaseUnavailable(f"database: cannot {action}: {reason}") from error
@@ -200,6 +212,15 @@ class _ServerDriver(Protocol):
 
 def _set_up_server(connection: _ServerDriver, _record: object) -> None:
     hang_up_when_cancelled(connection.driver_connection)
+
+
+def _is_cancelled() -> bool:
+    """Whether this is in a task that was told to end, and not in a thread."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        return False
+    return task is not None and task.cancelling() > 0
 
 
 class _Cursor(Protocol):

@@ -22,6 +22,7 @@ from keylime.database.engine import (
     open_engine,
     open_sqlite,
     read_only,
+    reading,
 )
 
 ResultT = TypeVar("ResultT")
@@ -103,7 +104,7 @@ class _ServerDatabase:
 
     async def read(self, action: str, work: Callable[[sa.Connection], ResultT]) -> ResultT:
         with database_errors(action):
-            async with self._engine.connect() as connection:
+            async with reading(self._engine) as connection:
                 return await connection.run_sync(work)
 
     async def close(self) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +27,7 @@ from keylime_registrar.identity import Registration
 from keylime_registrar.schema import SCHEMA, metadata
 from keylime_registrar.store import ActiveRegistration, Limits, Store
 from tests.fakes.postgresql import running_postgresql
+from tests.fakes.tcp_proxy import TcpProxy
 
 
 @pytest.fixture(scope="module")
@@ -267,3 +268,70 @@ def test_s2_driver_errors_are_translated_without_the_statement() -> None:
     with pytest.raises(DatabaseUnavailable) as caught, database_errors("write"):
         raise error
     assert str(caught.value) == "database: cannot write: disk is full"
+
+
+async def read_and_lose(engine: AsyncEngine, line: TcpProxy) -> None:
+    """The connection falls silent when all has been read."""
+    with database_errors("read"):
+        async with reading(engine) as connection:
+            await connection.execute(sa.text("SELECT 1"))
+            line.cut()
+
+
+async def lose_and_ask(engine: AsyncEngine, line: TcpProxy) -> None:
+    """The connection falls silent between two statements."""
+    with database_errors("read"):
+        async with reading(engine) as connection:
+            await connection.execute(sa.text("SELECT 1"))
+            line.cut()
+            await connection.execute(sa.text("SELECT 1"))
+
+
+async def write_and_lose(engine: AsyncEngine, line: TcpProxy) -> None:
+    """The connection falls silent before the commit."""
+    with database_errors("write"):
+        async with engine.begin() as connection:
+            await connection.execute(sa.text("CREATE TABLE lost (number int)"))
+            line.cut()
+
+
+@pytest.mark.parametrize("work", [read_and_lose, lose_and_ask, write_and_lose])
+def test_work_on_a_silent_connection_ends_at_once_when_it_is_cancelled(
+    postgres: str, work: Callable[[AsyncEngine, TcpProxy], Coroutine[None, None, None]]
+) -> None:
+    async def scenario() -> None:
+        url = sa.make_url(postgres)
+        assert url.port is not None
+        async with TcpProxy(url.port) as line:
+            engine = open_engine(url.set(drivername="postgresql+psycopg", port=line.port))
+            task = asyncio.create_task(work(engine, line))
+            await asyncio.wait([task], timeout=0.5)  # by now it waits for an answer
+            task.cancel()
+            await asyncio.wait([task], timeout=2)
+            assert task.cancelled()
+            await engine.dispose()
+
+    asyncio.run(scenario())
+
+
+def test_an_error_that_hides_a_cancellation_does_not_end_it() -> None:
+    async def fail_when_cancelled() -> None:
+        with database_errors("read"):
+            try:
+                await asyncio.sleep(3600)
+            finally:
+                raise OSError("gone")
+
+    async def scenario() -> None:
+        task = asyncio.create_task(fail_when_cancelled())
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await fail_when_cancelled()
+        with pytest.raises(DatabaseUnavailable), database_errors("read"):
+            raise OSError("gone")
+
+    asyncio.run(scenario())
