@@ -6,19 +6,33 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-LIMIT_S = 30.0
+LIMIT_S = 60.0  # a start costs a second and a half of CPU time
 
 
 class ServerProcess:
-    """`program` with its files in `work_dir`, on loopback ports that it chooses; killed at the end."""
+    """`program` with its files in `work_dir`, on loopback ports that it chooses; killed at the end.
 
-    def __init__(self, program: str, work_dir: Path, *arguments: str, **environ: str) -> None:
+    It may be started again after it has ended; its log goes on.
+    """
+
+    def __init__(
+        self,
+        program: str,
+        work_dir: Path,
+        *arguments: str,
+        name: str | None = None,
+        prefix: Sequence[str] = (),
+        **environ: str,
+    ) -> None:
+        """`name` tells processes in one directory apart; `prefix` are words before the command."""
         component = program.removeprefix("keylime_").upper()
         kept = {name: value for name, value in os.environ.items() if not name.startswith("KEYLIME_")}
+        self.name = name or program
         self._environ = {
             **kept,
             "KEYLIME_DIR": str(work_dir),
@@ -28,39 +42,62 @@ class ServerProcess:
         }
         if component == "REGISTRAR":
             self._environ.setdefault("KEYLIME_REGISTRAR_TLS_PORT", "0")
-        self._command = [str(Path(sys.executable).with_name(program)), *arguments]
-        self._log = work_dir / f"{program}.log"
+        self._command = [*prefix, str(Path(sys.executable).with_name(program)), *arguments]
+        self._log = work_dir / f"{self.name}.log"
+        self._log_began = 0
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(  # noqa: S603
-                self._command, env=self._environ, stdout=log, stderr=subprocess.STDOUT
-            )
+        self.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._running.poll() is None:
-            self._running.kill()
-        self._running.wait()
+        self.kill()
+
+    def start(self) -> None:
+        """Starts the program; `ports` tells when it serves."""
+        with self._log.open("ab") as log:
+            self._log_began = log.tell()
+            self._process = subprocess.Popen(  # noqa: S603
+                self._command, env=self._environ, stdout=log, stderr=subprocess.STDOUT
+            )
+
+    def kill(self) -> None:
+        """For the end of a test, whatever has become of it; a worker that is stopped would stay."""
+        if self._process is not None and self.is_running:
+            for child in self.children:
+                os.kill(child, signal.SIGKILL)
+            self._process.kill()
+            self._process.wait()
 
     @property
     def pid(self) -> int:
-        """The process that a service manager knows."""
-        return self._running.pid
+        """The process that a service manager knows, the last one that was started."""
+        return self._started.pid
+
+    @property
+    def children(self) -> list[int]:
+        """Its worker processes."""
+        listed = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
+        return [int(child) for child in listed.split()]
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has been started and has not ended."""
+        return self._process is not None and self._process.poll() is None
 
     @property
     def text(self) -> str:
-        """All that it has said."""
-        return self._log.read_text()
+        """All that it has said since the last start."""
+        return self._log.read_bytes()[self._log_began :].decode(errors="replace")
 
     def line(self, pattern: str, *, count: int = 1) -> re.Match[str]:
         """Match number `count` of `pattern` in what it says."""
         deadline = time.monotonic() + LIMIT_S
         while len(found := list(re.finditer(pattern, self.text))) < count:
-            if self._running.poll() is not None and not re.search(pattern, self.text):
+            if not self.is_running and not re.search(pattern, self.text):
                 raise AssertionError(f"ended without {pattern!r}:\n{self.text}")
             if time.monotonic() > deadline:
                 raise TimeoutError(f"no {pattern!r} in:\n{self.text}")
@@ -72,22 +109,26 @@ class ServerProcess:
         found = self.line(r"Listening on 127\.0\.0\.1:([0-9/]+) ")[1]
         return tuple(int(port) for port in found.split("/"))
 
+    def send(self, number: signal.Signals) -> None:
+        """Sends a signal."""
+        self._started.send_signal(number)
+
     def hang_up(self) -> None:
         """Sends SIGHUP."""
-        self._running.send_signal(signal.SIGHUP)
+        self.send(signal.SIGHUP)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, float]:
         """Exit status after the signal, and how many seconds it took."""
         began = time.monotonic()
-        self._running.send_signal(number)
+        self.send(number)
         return self.ended(), time.monotonic() - began
 
     def ended(self) -> int:
         """Exit status, once it has ended."""
-        return self._running.wait(LIMIT_S)
+        return self._started.wait(LIMIT_S)
 
     @property
-    def _running(self) -> subprocess.Popen[bytes]:
+    def _started(self) -> subprocess.Popen[bytes]:
         if self._process is None:
             raise RuntimeError("not started")
         return self._process

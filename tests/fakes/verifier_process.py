@@ -1,11 +1,7 @@
 """Real keylime_verifier processes that share a database, as several verifiers of a site do."""
 
 import asyncio
-import os
-import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -25,81 +21,28 @@ from tests.fakes.running_verifier import (
     verifier_authority,
     verifier_config,
 )
+from tests.fakes.server_process import ServerProcess
 from tests.fakes.tls_material import client_context
 
-_PROGRAM = Path(sys.executable).parent / "keylime_verifier"
-_LIMIT_S = 60.0  # a start costs a second and a half of CPU time
 
-
-class VerifierProcess:
-    """One process. It may be killed, stopped and started again; its log goes on."""
+class VerifierProcess(ServerProcess):
+    """One process beside whose event loop the test's own goes on, because agents live there."""
 
     def __init__(
         self, work_dir: Path, name: str, environ: Mapping[str, str], *, prefix: Sequence[str] = ()
     ) -> None:
-        """`prefix` are words before the command, that make it run elsewhere."""
-        self.name = name
-        self.log = work_dir / f"{name}.log"
-        self._work_dir = work_dir
-        self._environ = {**FAST, **environ}
-        self._command = [*prefix, str(_PROGRAM)]
-        self._process: subprocess.Popen[bytes] | None = None
-        self._pids: list[int] = []
-
-    @property
-    def pid(self) -> int:
-        """Of the process that was started last."""
-        return self._pids[-1]
-
-    @property
-    def is_running(self) -> bool:
-        """Whether it has been started and has not ended."""
-        return self._process is not None and self._process.poll() is None
-
-    def start(self) -> None:
-        """Starts the program; `listening` tells when it serves."""
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("KEYLIME_")}
-        environ = {**clean, "KEYLIME_DIR": str(self._work_dir), **self._environ}
-        with self.log.open("ab") as log:
-            log.write(b"-- start\n")
-            log.flush()
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, env=environ)  # noqa: S603
-        self._pids.append(self._process.pid)
-
-    def text(self) -> str:
-        """Its log since the last start."""
-        return self.log.read_text(errors="replace").rpartition("-- start\n")[2]
+        """See `ServerProcess`."""
+        super().__init__("keylime_verifier", work_dir, name=name, prefix=prefix, **{**FAST, **environ})
 
     async def listening(self) -> int:
         """The port that it serves on, as soon as it does."""
-
-        def look() -> re.Match[str] | None:
-            assert self.is_running, self.text()
-            return re.search(r"Listening on 127.0.0.1:(\d+)", self.text())
-
-        return int((await eventually(look, limit_s=_LIMIT_S))[1])
-
-    def send(self, number: signal.Signals) -> None:
-        """Sends a signal."""
-        if self._process is not None:
-            self._process.send_signal(number)
+        (port,) = await asyncio.to_thread(self.ports)
+        return port
 
     async def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Its exit status, after this signal."""
-        self.send(number)
-        return await self.ended()
-
-    async def ended(self) -> int:
-        """Its exit status."""
-        if self._process is None:
-            return 0
-        return await asyncio.to_thread(self._process.wait, _LIMIT_S)
-
-    def kill(self) -> None:
-        """For the end of a test."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
+        status, _ = await asyncio.to_thread(self.stop, number)
+        return status
 
 
 class Verifiers:

@@ -24,10 +24,6 @@ def registrar(directory: Path, **environ: str) -> ServerProcess:
     return ServerProcess("keylime_registrar", directory, KEYLIME_REGISTRAR_MAX_WORKERS="2", **environ)
 
 
-def children_of(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
 async def enrol_all(
     process: ServerProcess, directory: Path, identities: dict[str, SoftwareIdentity]
 ) -> set[str]:
@@ -52,11 +48,11 @@ def test_steps_of_a_registration_may_go_to_different_workers(tmp_path: Path) -> 
         assert "with 2 worker processes" in process.line("Listening on.*")[0]
         identities = {f"agent-{number}": SoftwareIdentity() for number in range(6)}
         assert asyncio.run(enrol_all(process, tmp_path, identities)) == set(identities)
-        first, second = children_of(process.pid)
+        first, second = process.children
         os.kill(second, signal.SIGKILL)
         process.line(r"worker \d ended \(SIGKILL\), starting another in 1 s")
         assert asyncio.run(enrol_all(process, tmp_path, identities)) == set(identities)
-        assert first in children_of(process.pid)
+        assert first in process.children
         status, took_s = process.stop()
         assert (status, took_s < 5) == (0, True)
 

@@ -4,7 +4,10 @@ import asyncio
 import os
 import signal
 import sqlite3
-from contextlib import closing
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
@@ -22,6 +25,20 @@ from tests.fakes.running_verifier import (
 )
 from tests.fakes.server_process import ServerProcess
 from tests.fakes.tls_material import SERVER_AUTH, Issued, client_context
+from tests.fakes.verifier_process import VerifierProcess, Verifiers
+
+WORKERS = {
+    "KEYLIME_VERIFIER_NUM_WORKERS": "2",
+    "KEYLIME_VERIFIER_LEASE": "2",
+    "KEYLIME_VERIFIER_QUOTE_INTERVAL": "0.2",
+}
+# Runs the program in its arguments, with less patience for its workers.
+IMPATIENT = """
+import runpy, sys, keylime.supervisor
+keylime.supervisor._SILENCE_LIMIT_S = 2
+sys.argv.pop(0)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 def verifier(directory: Path, *arguments: str, workers: int = 1, **environ: str) -> ServerProcess:
@@ -79,11 +96,67 @@ def test_with_workers_the_watchdog_is_still_told_when_one_of_them_ends(tmp_path:
         verifier(tmp_path, workers=2, NOTIFY_SOCKET=manager.address, WATCHDOG_USEC="400000") as process,
     ):
         manager.until("READY=1")
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        os.kill(int(children[0]), signal.SIGKILL)
+        os.kill(process.children[0], signal.SIGKILL)
         process.line(r"worker \d ended \(SIGKILL\)")
         manager.until("WATCHDOG=1", count=len(manager.messages) + 3)
         assert process.stop()[0] == 0
+
+
+@asynccontextmanager
+async def two_workers(directory: Path, agents: list[AttestingAgent]) -> AsyncIterator[Verifiers]:
+    """A verifier that takes a worker for dead after two seconds of silence, and attests `agents`."""
+    install_certificates(directory)
+    process = VerifierProcess(directory, "verifier", WORKERS, prefix=[sys.executable, "-c", IMPATIENT])
+    database = f"sqlite:///{directory / 'cv_data.sqlite'}"
+    with process:
+        await process.listening()
+        async with Verifiers(directory, database, [process]) as site:
+            await site.until_shared(2)
+            for agent in agents:
+                await (await site.api(process)).add(agent)
+            yield site
+
+
+async def until_asked(agents: list[AttestingAgent]) -> None:
+    """Returns when each agent has been asked twice more."""
+    before = [len(agent.questions) for agent in agents]
+    await eventually(
+        lambda: all(len(agent.questions) >= n + 2 for agent, n in zip(agents, before, strict=True))
+    )
+
+
+def test_a_worker_that_hangs_is_replaced_and_one_that_keeps_dying_is_not_started_all_the_time(
+    tmp_path: Path,
+) -> None:
+    async def play() -> None:
+        async with AsyncExitStack() as stack:
+            names = [f"agent-{number}" for number in range(4)]
+            agents = [
+                await stack.enter_async_context(AttestingAgent(name, verifier_authority())) for name in names
+            ]
+            site = await stack.enter_async_context(two_workers(tmp_path, agents))
+            (process,) = site.processes
+            await until_asked(agents)
+            healthy, hanging = process.children
+            os.kill(hanging, signal.SIGSTOP)
+            await asyncio.to_thread(process.line, r"worker 1 was not heard of for 2 s and is killed")
+            await until_asked(agents)
+            await eventually(lambda: len(process.children) == 2)
+            assert await site.until_shared(2) < 10
+
+            deaths = 0
+            deadline = time.monotonic() + 4
+            while time.monotonic() < deadline:
+                if newcomers := set(process.children) - {healthy}:
+                    os.kill(newcomers.pop(), signal.SIGKILL)
+                    deaths += 1
+                    await eventually(lambda: process.children == [healthy])
+                await until_asked(agents)
+            assert 1 <= deaths <= 3, "after pauses of 2 and 4 seconds"
+            assert healthy in process.children
+            assert await process.end() == 0
+
+    asyncio.run(play())
 
 
 def test_agents_are_shown_the_new_certificate_and_no_round_fails(tmp_path: Path) -> None:

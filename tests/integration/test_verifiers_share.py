@@ -120,7 +120,7 @@ def test_a_verifier_that_stops_in_good_order_hands_over_at_once(tmp_path: Path) 
         await until_asked(agents)
         after = {row[0]: row[1] for row in site.query("SELECT agent_id, attestation_count FROM agents")}
         assert all(int(str(after[agent])) >= int(str(count)) for agent, count in before.items())
-        assert "taken over by other verifiers" not in staying.text()
+        assert "taken over by other verifiers" not in staying.text
 
     play(act, tmp_path, None, KEYLIME_VERIFIER_LEASE="60")
 
@@ -150,7 +150,7 @@ def test_the_late_verdict_of_a_verifier_that_was_stopped_is_refused(
         await eventually(lambda: site.owner_of(agent) is other)
         await (await site.api(other)).until_passing(agent, rounds=2)
         owner.send(signal.SIGCONT)
-        await eventually(lambda: "-> Invalid Quote" in owner.text())
+        await eventually(lambda: "-> Invalid Quote" in owner.text)
         await site.until_shared()
         for process in site.processes:
             await (await site.api(process)).until_passing(agent, rounds=2)
