@@ -194,12 +194,13 @@ async def reading(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
 def database_errors(action: str) -> Iterator[None]:
     """Turns the errors of drivers into DatabaseUnavailable, naming the `action` that did not succeed.
 
-    In a task that is being cancelled they are its end.
+    In a task that was cancelled meanwhile they are its end.
     """
+    cancellations = _cancellations()
     try:
         yield
     except (SQLAlchemyError, OSError) as error:
-        if _is_cancelled():  # which must not get lost because the connection fails as well
+        if _cancellations() > cancellations:  # which must not get lost because the connection fails as well
             raise asyncio.CancelledError from error
         # The driver's own words: SQLAlchemy's would add the statement and its parameters.
         reason = " ".join(str(getattr(error, "orig", None) or type(error).__name__).split())
@@ -214,13 +215,13 @@ def _set_up_server(connection: _ServerDriver, _record: object) -> None:
     hang_up_when_cancelled(connection.driver_connection)
 
 
-def _is_cancelled() -> bool:
-    """Whether this is in a task that was told to end, and not in a thread."""
+def _cancellations() -> int:
+    """How often the current task was told to end; 0 in a thread."""
     try:
         task = asyncio.current_task()
     except RuntimeError:
-        return False
-    return task is not None and task.cancelling() > 0
+        return 0
+    return 0 if task is None else task.cancelling()
 
 
 class _Cursor(Protocol):

@@ -322,16 +322,23 @@ def test_an_error_that_hides_a_cancellation_does_not_end_it() -> None:
             finally:
                 raise OSError("gone")
 
+    async def fail_while_ending() -> str:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            with pytest.raises(DatabaseUnavailable), database_errors("write the rest"):
+                raise OSError("gone")
+        return "not cancelled"
+
     async def scenario() -> None:
-        task = asyncio.create_task(fail_when_cancelled())
-        await asyncio.sleep(0)
-        task.cancel()
-        await asyncio.wait([task])
-        assert task.cancelled()
+        for work in (fail_when_cancelled, fail_while_ending):
+            task = asyncio.create_task(work())
+            await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled()
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
                 await fail_when_cancelled()
-        with pytest.raises(DatabaseUnavailable), database_errors("read"):
-            raise OSError("gone")
 
     asyncio.run(scenario())
