@@ -24,9 +24,7 @@ log = logging.getLogger("keylime.verifier")
 _LOOK_AGAIN_S = 60.0
 _RETRY_S = 1.0
 _REST = 10.0  # times as long as a look took: a fleet under change is not looked at all the time
-_LONGEST_REST_S = (
-    10.0  # a look that took long because the database did not answer says nothing about the fleet
-)
+_LONGEST_REST_S = 10.0  # a look may also take long because the database does not answer
 _READ_AT_ONCE = 200  # records
 
 
