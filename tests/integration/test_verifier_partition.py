@@ -19,7 +19,6 @@ from tests.fakes.write_history import remember_writes, wrong_writes
 
 LEASE_S = 2.0
 INTERVAL_S = 0.2
-ANSWER_S = 0.5  # from the moment a question is sent until an agent in a busy process has noted when it came
 RECONNECT_S = 8.0  # attempts to connect that were made in vain are repeated after 1, 2 and 4 seconds
 OPTIONS = {
     "KEYLIME_VERIFIER_LEASE": str(LEASE_S),
@@ -109,7 +108,7 @@ async def fleet_of_two(
             await agent.stop()
 
 
-def test_one_that_is_cut_off_stops_by_itself_and_is_replaced_until_it_is_back(
+def test_one_that_is_cut_off_asks_on_in_vain_and_has_its_share_again_when_it_is_back(
     tmp_path: Path, machines: TwoMachines
 ) -> None:
     async def act(postgres: PostgresServer) -> None:
@@ -124,11 +123,10 @@ async def cut_off_and_back(scene: Scene) -> None:
     scene.line.cut()
     await scene.site.until_shared(1)
     assert time.monotonic() - cut_at < 2 * LEASE_S
-    assert "the lease has ended; agents are not asked until it is renewed" in scene.far.text
     await scene.until_asked()
     ended_at = scene.lease_of_far_ends_at()
-    await asyncio.sleep(cut_at + 2.5 * LEASE_S - time.monotonic())  # nothing can be waited for
-    assert cut_at < scene.asked_by_far()[-1] < ended_at + ANSWER_S
+    # It cannot know whether anybody still has the database, and would rather ask in vain than not at all.
+    await eventually(lambda: scene.asked_by_far()[-1] > ended_at + LEASE_S)
 
     scene.line.heal()
     healed_at = time.monotonic()

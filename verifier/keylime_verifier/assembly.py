@@ -253,13 +253,7 @@ def _assemble(
         notifier.wake()
 
     membership = Membership(
-        lease_engine,
-        member,
-        lease_s=config.lease_s,
-        let_go=roster.without,
-        on_moves=on_moves,
-        pause=roster.pause,
-        resume=roster.resume,
+        lease_engine, member, lease_s=config.lease_s, let_go=roster.without, on_moves=on_moves
     )
     changes = Changes(
         lease_engine,

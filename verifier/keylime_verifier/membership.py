@@ -1,8 +1,7 @@
 """This process among the verifiers that share a database: it keeps its lease, and takes and gives up shards.
 
-Who may take over is decided by the database's clock alone; who cannot reach it stops by its own (`lease`).
-Leases only decide who should do the work: what makes it safe is that every write names the epoch of its
-shard, and is refused when that is over (`fencing`).
+Leases are measured by the database's clock alone. They only decide who should do the work: what makes it safe
+is that every write names the epoch of its shard, and is refused when that is over (`fencing`).
 """
 
 import asyncio
@@ -21,7 +20,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from keylime.database.clock import database_time
 from keylime.database.engine import DatabaseUnavailable
 from keylime_verifier.changes import Topic, announce
-from keylime_verifier.lease import Lease
 from keylime_verifier.ownership import SHARDS, MemberId, next_moves
 from keylime_verifier.process_identity import ProcessIdentity
 from keylime_verifier.schema import members, shards
@@ -56,8 +54,6 @@ class _View:
     """The group as the database shows it in one transaction."""
 
     alive: frozenset[MemberId]
-    has_others_elsewhere: bool
-    """Whether somebody may reach the database from where this process cannot."""
     owners: dict[int, MemberId | None]
 
     def owned_by(self, member: MemberId) -> frozenset[int]:
@@ -76,18 +72,14 @@ class Membership:
         lease_s: float,
         let_go: LetGo,
         on_moves: Callable[[], None],
-        pause: Callable[[], None],
-        resume: Callable[[], None],
     ) -> None:
         """`let_go` is entered while shards are given up, `on_moves` called after they changed hands.
 
-        `pause` is called when the lease has ended and others may take over, `resume` when it is held again.
         `engine` should be for nothing else: a lease must not wait until writers of verdicts had their turn.
         """
         self._engine = engine
         self._member = member
         self._lease_s = lease_s
-        self._lease = Lease(lease_s, pause=pause, resume=resume)
         self._let_go = let_go
         self._on_moves = on_moves
         self._identity = ProcessIdentity.own()
@@ -118,7 +110,6 @@ class Membership:
 
     async def leave(self) -> None:
         """Gives everything up, so that others need not wait. Raises DatabaseUnavailable."""
-        self._lease.close()
         me = self._member.member_id
         async with write(self._engine, "give up the shards") as connection:
             await connection.execute(
@@ -148,7 +139,6 @@ class Membership:
 
     async def _step(self) -> None:
         """One renewal, and what follows from who is there then."""
-        asked_at = asyncio.get_running_loop().time()
         async with write(self._engine, "renew the lease") as connection:
             is_new = await self._renew(connection)
             view = await self._view(connection)
@@ -157,7 +147,6 @@ class Membership:
             if is_new:
                 await self._forget_the_dead(connection, view)
                 await announce(connection, Topic.SHARDS)
-        self._lease.renewed(asked_at, is_contested=view.has_others_elsewhere)
         if taken:
             log.info("took over %d of %d shards; %d verifiers are alive", len(taken), SHARDS, len(view.alive))
         mine = view.owned_by(self._member.member_id)
@@ -206,17 +195,15 @@ class Membership:
         group = sa.select(
             members.c.member_id, members.c.process, (members.c.expires_at > database_time()).label("holds")
         ).where(members.c.verifier_id == self._member.verifier_id)
-        alive = {
-            row.member_id: row.process
+        alive = frozenset(
+            row.member_id
             for row in await connection.execute(group)
             if row.holds and not _has_ended(row.process)
-        }
-        elsewhere = any(map(self._is_elsewhere, alive.values()))
+        )
         owned = sa.select(shards.c.shard, shards.c.owner).where(
             shards.c.verifier_id == self._member.verifier_id
         )
-        owners = {row.shard: row.owner for row in await connection.execute(owned)}
-        return _View(frozenset(alive), elsewhere, owners)
+        return _View(alive, {row.shard: row.owner for row in await connection.execute(owned)})
 
     async def _take(self, connection: AsyncConnection, wanted: frozenset[int], view: _View) -> frozenset[int]:
         """Takes the shards that are still as they were seen; what somebody is busy with is left for later."""
@@ -267,11 +254,6 @@ class Membership:
                 sa.or_(members.c.broker.is_(None), old, same_broker),
             )
         )
-
-    def _is_elsewhere(self, process: str) -> bool:
-        """Whether a process is not on this machine, where all have a database or none has."""
-        identity = ProcessIdentity.parse(process)
-        return identity is None or self._identity is None or identity.place != self._identity.place
 
     def _ours(self) -> tuple[sa.ColumnElement[bool], ...]:
         return shards.c.verifier_id == self._member.verifier_id, shards.c.owner == self._member.member_id

@@ -111,8 +111,6 @@ class Poller:
         self._heap: list[_Due] = []
         self._order = itertools.count()
         self._wake = asyncio.Event()
-        self._may_ask = asyncio.Event()
-        self._may_ask.set()
         self._turns: set[asyncio.Task[None]] = set()
         self.defects = 0
 
@@ -164,25 +162,12 @@ class Poller:
         agent = self._agents.get(agent_id)
         return None if agent is None else agent.record
 
-    def pause(self) -> None:
-        """Begins no turn until `resume`; those under way are brought to their end."""
-        self._may_ask.clear()
-
-    def resume(self) -> None:
-        """Goes on after `pause`."""
-        self._may_ask.set()
-
     async def run(self) -> None:
         """Starts what is due, for ever. Ends by cancellation, which leaves the agents to `close`."""
         while True:
-            await self._may_ask.wait()
             await self._wait_until_due()
-            self._start_due()
-
-    def _start_due(self) -> None:
-        now = asyncio.get_running_loop().time()
-        while self._may_ask.is_set() and self._heap and self._heap[0].at <= now:
-            self._start_turn(heapq.heappop(self._heap))
+            while self._heap and self._heap[0].at <= asyncio.get_running_loop().time():
+                self._start_turn(heapq.heappop(self._heap))
 
     async def drop_all(self, agent_ids: Collection[AgentId], limit_s: float) -> None:
         """Drops agents; verdicts about them that are being written get up to `limit_s` seconds."""

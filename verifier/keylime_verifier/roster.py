@@ -52,23 +52,12 @@ class Roster:
         self._let_go_limit_s = let_go_limit_s
         self._looking = asyncio.Lock()
         self._wake = asyncio.Event()
-        self._is_paused = False
         self._touched: set[AgentId] = set()  # by operators, while a look is under way
         self._unreadable: dict[AgentId, tuple[str, int]] = {}  # known since the given span
 
     def look(self) -> None:
         """Tells that the database may have changed."""
         self._wake.set()
-
-    def pause(self) -> None:
-        """Agents are not asked from here on: others may have taken them over."""
-        self._is_paused = True
-        self._poller.pause()
-
-    def resume(self) -> None:
-        """Agents are asked again, after a look at which of them are still ours."""
-        self._is_paused = False
-        self.look()
 
     def current(self, agent_id: AgentId) -> AgentRecord | None:
         """The freshest record of an agent that is being polled here."""
@@ -128,8 +117,6 @@ class Roster:
             for agent_id in known.keys() & standings.keys():
                 self._poller.hold_to(agent_id, standings[agent_id].versions)
             await self._adopt_missing(standings, known)
-        if not self._is_paused:
-            self._poller.resume()
 
     @contextlib.asynccontextmanager
     async def without(self, shards: frozenset[int]) -> AsyncIterator[None]:

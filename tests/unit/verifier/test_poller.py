@@ -396,22 +396,3 @@ def test_a_stop_that_comes_together_with_work_is_not_lost(steps: int) -> None:
         await stage.poller.close(1.0)
 
     asyncio.run(run())
-
-
-def test_paused_it_ends_the_round_under_way_and_begins_none_until_it_is_resumed() -> None:
-    stage = Stage()
-    stage.gate = asyncio.Event()
-
-    async def act() -> None:
-        await until(lambda: bool(stage.clients) and stage.clients[0].quotes == 1)
-        stage.poller.pause()
-        assert stage.gate is not None
-        stage.gate.set()
-        await until(lambda: stage.count == 1)
-        stage.poller.adopt(replace(RECORD, enrolment=replace(ENROLMENT, agent_id=AgentId("a2"))))
-        await asyncio.sleep(20 * CADENCE.quote_interval_s)
-        assert (len(stage.clients), stage.clients[0].quotes, stage.clients[0].shares) == (1, 1, 0)
-        stage.poller.resume()
-        await until(lambda: stage.count >= 3 and len(stage.clients) == 2)
-
-    stage.play(act)

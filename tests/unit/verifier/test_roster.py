@@ -1,4 +1,4 @@
-"""When the roster looks at the database, and when agents are asked again after a pause."""
+"""When the roster looks at the database."""
 
 import asyncio
 import functools
@@ -34,22 +34,10 @@ class EmptyStore(AgentStore):
 
 
 class IdlePoller:
-    """Remembers whether it may ask."""
-
-    def __init__(self) -> None:
-        self.is_paused = False
-
-    def pause(self) -> None:
-        self.is_paused = True
-
-    def resume(self) -> None:
-        self.is_paused = False
+    """Polls nobody."""
 
     def polled(self) -> dict[AgentId, AgentRecord]:
         return {}
-
-    def drop(self, _agent_id: AgentId) -> None:
-        raise AssertionError("nothing is polled")
 
 
 class Stage:
@@ -86,38 +74,6 @@ async def until(condition: Callable[[], bool]) -> None:
             if condition():
                 return
             await asyncio.sleep(0)
-
-
-def test_after_a_pause_agents_are_asked_when_it_is_known_which_are_still_ours() -> None:
-    stage = Stage()
-
-    async def act() -> None:
-        stage.roster.pause()
-        await stage.roster.reconcile()
-        assert stage.poller.is_paused
-        stage.store.gate.clear()
-        stage.roster.resume()
-        await until(lambda: stage.store.looks == 2)
-        assert stage.poller.is_paused
-        stage.store.gate.set()
-        await until(lambda: not stage.poller.is_paused)
-
-    stage.play(act)
-
-
-def test_a_pause_during_a_look_outlasts_it() -> None:
-    stage = Stage()
-    stage.store.gate.clear()
-
-    async def act() -> None:
-        look = asyncio.create_task(stage.roster.reconcile())
-        await until(lambda: stage.store.looks == 1)
-        stage.roster.pause()
-        stage.store.gate.set()
-        await look
-        assert stage.poller.is_paused
-
-    stage.play(act)
 
 
 def test_a_look_that_had_to_wait_for_the_database_does_not_put_off_the_next_one_for_long(
