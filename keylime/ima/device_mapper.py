@@ -209,10 +209,12 @@ def _attributes(reader: _Reader, keys: list[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for key in keys:
         name = key.removesuffix("?")
-        if reader.accept(f",{name}=" if found else f"{name}="):
-            found[name] = reader.take(_STRING)
-        elif not key.endswith("?"):
-            reader.expect(f",{name}=" if found else f"{name}=")
+        label = f",{name}=" if found else f"{name}="
+        if not key.endswith("?"):
+            reader.expect(label)
+        elif not reader.accept(label):
+            continue
+        found[name] = reader.take(_STRING)
     return found
 
 

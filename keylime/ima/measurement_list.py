@@ -3,7 +3,6 @@
 Judging entries is left to `keylime.ima.rules`, adding them up to PCR 10 to `keylime.ima.replay`.
 """
 
-import hashlib
 from binascii import unhexlify
 from typing import TypeAlias
 
@@ -202,15 +201,6 @@ def violation_line(name: str, algorithm: str = "sha256", *, hash_size: int = 20)
     return f"10 {'00' * hash_size} ima-ng {algorithm}:{zeros} {name.replace(' ', '_')}".encode()
 
 
-def template_hash_of(data: bytes, algorithm: HashAlgorithm) -> bytes:
-    """The template hash under `algorithm`."""
-    return (
-        hashlib.sha1(data, usedforsecurity=False).digest()
-        if algorithm is HashAlgorithm.SHA1
-        else algorithm.digest(data)
-    )
-
-
 def _entry(pcr: int, template_hash: bytes, template: Template, data: bytes) -> Entry:
     values = dict(zip(template.fields, unpack_fields(template, data), strict=True))
     digest_field, name_field = template.fields[:2]
@@ -252,8 +242,8 @@ def _record(data: bytes, start: int, hash_size: int) -> tuple[Entry, int]:
     if template.name == "ima":
         digest, offset = _take(data, offset, 20), offset + 20
         path, offset = _take_sized(data, offset)
-        if len(path) >= LEGACY_NAME_SIZE or b"\0" in path:
-            raise MalformedEvidence(f"IMA record at byte {start}: its name does not fit template ima")
+        if b"\0" in path:  # it would be lost in the padding
+            raise MalformedEvidence(f"IMA record at byte {start}: its name holds a NUL byte")
         fields = digest + path.ljust(LEGACY_NAME_SIZE, b"\0")
     else:
         fields, offset = _take_sized(data, offset)

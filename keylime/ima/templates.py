@@ -140,7 +140,7 @@ def parse_digest(field: Field, text: bytes) -> FileDigest:
         return FileDigest(_LEGACY_DIGESTS[len(value)], value)
     kind = b""
     if field is Field.DIGEST_NGV2:
-        if len(parts) != 3 or parts[0] not in _VERITY_TYPES:
+        if parts[0] not in _VERITY_TYPES:
             raise MalformedEvidence(
                 f"IMA digest {_shown(text)}: expected ima:<algorithm>:<hex> or verity:..."
             )
@@ -185,19 +185,17 @@ def unpack_fields(template: Template, data: bytes) -> tuple[bytes, ...]:
             size = len(data) - LEGACY_NAME_SIZE
             value, offset = data[:size], size
         elif field is Field.NAME:
-            value, offset = data[offset:].rstrip(b"\0"), len(data)
+            value = data[offset:].rstrip(b"\0")
         else:
             size = int.from_bytes(data[offset : offset + 4], "little")
             value = data[offset + 4 : offset + 4 + size]
             offset += 4 + size
-        _show(field, value)  # refuses what has no printed form
         values.append(value)
-        if offset > len(data):
-            break
+    # Whatever is short, left over or has no printed form does not come out as it went in.
     packed = b"".join(
-        _pack(field, _show(field, value)) for field, value in zip(template.fields, values, strict=False)
+        _pack(field, _show(field, value)) for field, value in zip(template.fields, values, strict=True)
     )
-    if offset != len(data) or len(values) != len(template.fields) or packed != data:
+    if packed != data:
         raise MalformedEvidence(
             f"template data of {len(data)} bytes do not have the layout of {template.name}"
         )
@@ -208,9 +206,7 @@ def _pack(field: Field, text: bytes) -> bytes:
     if field is Field.DIGEST_MODSIG and not text:
         return _sized(b"")  # no appended signature
     if field in _DIGEST_FIELDS:
-        return pack_digest(
-            field, parse_digest(Field.DIGEST_NG if field is Field.DIGEST_MODSIG else field, text)
-        )
+        return pack_digest(field, parse_digest(field, text))
     if field is Field.NAME:
         return _name(text, LEGACY_NAME_SIZE - 1).ljust(LEGACY_NAME_SIZE, b"\0")
     if field is Field.NAME_NG:
@@ -226,17 +222,19 @@ def _show(field: Field, value: bytes) -> bytes:
     if field is Field.DIGEST:
         return value.hex().encode()
     if field in _DIGEST_FIELDS:
-        if not value and field is Field.DIGEST_MODSIG:
-            return b""
-        label, nul, digest = value.partition(b":\0")
-        if not nul:
-            raise MalformedEvidence("IMA digest field without its algorithm")
+        if not value:
+            return b""  # no appended signature; any other digest field is refused when it is packed
+        label, _, digest = value.partition(b":\0")
         return label + b":" + digest.hex().encode()
     if field is Field.NAME:
         return value
     if field in (Field.NAME_NG, Field.XATTR_NAMES):
-        return value[:-1] if value.endswith(b"\0") else value
+        return value.removesuffix(b"\0")
     if field in _INTEGER_SIZES:
+        if len(value) > _INTEGER_SIZES[field]:  # Python refuses to print some thousand digits
+            raise MalformedEvidence(
+                f"IMA number of {len(value)} bytes: {field.value} has at most {_INTEGER_SIZES[field]}"
+            )
         return b"%d" % int.from_bytes(value, "little")
     return value.hex().encode()
 

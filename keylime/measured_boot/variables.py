@@ -158,10 +158,10 @@ def _signature(data: bytes) -> Signature:
 def _vendor_signature_end(value: bytes, start: int) -> int | None:
     data_start = start + _OWNER_SIZE
     certificate = value.find(_DER_SEQUENCE, data_start, data_start + _DER_SEARCH_WINDOW)
-    length = value[certificate + 2 : certificate + 4]
-    if certificate < 0 or len(length) < 2:
+    if certificate == _NOT_FOUND:
         return None
-    end = certificate + 4 + int.from_bytes(length, "big")
+    start_of_content = certificate + 4
+    end = start_of_content + int.from_bytes(value[certificate + 2 : start_of_content], "big")
     return end if end <= len(value) else None
 
 
@@ -175,4 +175,5 @@ def _terminated_utf16(reader: Reader) -> str:
 _OWNER_SIZE = 16
 _DER_SEQUENCE = b"\x30\x82"  # with a length of two bytes, as every certificate has
 _DER_SEARCH_WINDOW = 100
+_NOT_FOUND = -1
 _LIST_HEADER_SIZE = 28

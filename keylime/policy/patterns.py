@@ -5,6 +5,7 @@ The rest (look-around, back-references, ...) runs on Python's backtracking engin
 steps that it can take is small; otherwise the pattern is refused before it is ever used.
 """
 
+import contextlib
 import re
 import warnings
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from keylime.errors import PolicyError
 MAX_PATTERN_CHARS = 4096
 MAX_BACKTRACKED_CHARS = 1024  # longer names are not offered to patterns that backtrack
 _MAX_STEPS = 4 * MAX_BACKTRACKED_CHARS**2  # about 40 ms for the worst name
+_MAX_EXPONENT = 64  # the power of anything above one is too much by then
 _MAX_DEPTH = 40
 
 _QUANTIFIER = re.compile(r"\{(\d*)(?:(,)(\d*))?\}")
@@ -49,15 +51,13 @@ def parse_pattern(source: str) -> Pattern:
     except (re.error, OverflowError, RecursionError) as error:
         raise PolicyError(f"{source!r} is not a regular expression: {error}") from error
     reader = _Reader(source)
-    try:
+    steps = _MAX_STEPS + 1
+    with contextlib.suppress(_NotAnalysableError):
         steps = reader.alternation(0)
-        complete = reader.at_end
-    except _NotAnalysableError:
-        steps, complete = _MAX_STEPS + 1, False
-    translated = "".join(reader.output) if complete and reader.portable else None
+    translated = "".join(reader.output) if reader.at_end and reader.portable else None
     if translated is not None and not _runs_on_re2(translated):
         translated = None
-    if translated is None and (not complete or steps > _MAX_STEPS):
+    if translated is None and steps > _MAX_STEPS:
         raise PolicyError(
             f"{source!r} could take very long on some names: leave out repeats inside repeats, "
             "look-around and back-references"
@@ -100,6 +100,7 @@ class _NotAnalysableError(Exception):
 class _Reader:
     """Reads a pattern that Python accepts; translates it for RE2 and bounds the steps of a match.
 
+    Since Python accepts it, every group and bracket is closed, and no quantifier stands without an atom.
     The bound of a sequence is the product of its parts' bounds, of alternatives the sum; a repeat of
     something that has only one way to match has as many ways as the name has characters.
     """
@@ -140,8 +141,6 @@ class _Reader:
             self._bracket()
         elif char == "\\":
             return self._escape(in_bracket=False)
-        elif char == "{" and not self._quantifier():
-            self._emit(r"\{", 1)
         else:
             self._copy(1)
         return 1
@@ -153,16 +152,15 @@ class _Reader:
             return steps
         text, low, high = repeat
         self._emit(self._spelled(text, low, high), len(text))
-        if self._peek("?"):
-            self._copy(1)
-        elif self._peek("+"):
-            self._copy(1)
+        # The mark of a lazy or possessive repeat changes no bound: it is copied as if it were an atom.
+        if self._peek("+"):
             self.portable = False
         if high == low:
-            return min(steps**low, _MAX_STEPS + 1) if low < 64 or steps == 1 else _MAX_STEPS + 1
+            power: int = steps ** min(low, _MAX_EXPONENT)
+            return min(power, _MAX_STEPS + 1)
         if high == 1:
             return steps + 1
-        if is_group or steps > 1:
+        if is_group:
             return _MAX_STEPS + 1  # what the group matches can be cut into repeats in many ways
         return MAX_BACKTRACKED_CHARS if high is None else min(high - low + 1, MAX_BACKTRACKED_CHARS)
 
@@ -190,8 +188,6 @@ class _Reader:
     def _group(self, depth: int) -> int:
         flags = _FLAGS.match(self._source, self._at)
         if flags is not None:
-            if set(flags[1]) - set("ims"):
-                self.portable = False
             if "x" in flags[1]:
                 raise _NotAnalysableError  # blanks and comments would have to be skipped
             self._copy(len(flags[0]))
@@ -212,8 +208,6 @@ class _Reader:
 
     def _rest_of_group(self, depth: int) -> int:
         steps = self.alternation(depth + 1)
-        if not self._peek(")"):
-            raise _NotAnalysableError
         self._copy(1)
         return steps
 
@@ -222,23 +216,17 @@ class _Reader:
         if self._peek("^"):
             self._copy(1)
         first = True
-        while first or not self._peek("]"):
-            if self.at_end:
-                raise _NotAnalysableError
+        while first or self._source[self._at] != "]":
             if self._peek("\\"):
                 self._escape(in_bracket=True)
             elif self._peek("["):
                 self._emit(r"\[", 1)  # RE2 would see [:alpha:]
-            elif first and self._peek("]"):
-                self._emit(r"\]", 1)
             else:
                 self._copy(1)
             first = False
         self._copy(1)
 
     def _escape(self, *, in_bracket: bool) -> int:
-        if self._at + 1 >= len(self._source):
-            raise _NotAnalysableError
         char = self._source[self._at + 1]
         code_point = _CODE_POINT.match(self._source, self._at + 1)
         if code_point is not None:

@@ -1,6 +1,7 @@
 """JSON texts of operators, read so strictly that two readers cannot understand them differently."""
 
 import json
+from collections import Counter
 from typing import Any, NoReturn
 
 from keylime.errors import PolicyError
@@ -13,7 +14,8 @@ def load_document(text: str | bytes, what: str) -> Any:
     thousands of digits, lone surrogates and bottomless nesting are refused.
     """
     try:
-        decoded = text.decode() if isinstance(text, bytes) else text
+        encoded = text.encode() if isinstance(text, str) else text
+        decoded = encoded.decode()
         document = json.loads(decoded, object_pairs_hook=_unique, parse_constant=_no_constant)
         if "\\u" in decoded:
             json.dumps(document, ensure_ascii=False).encode()
@@ -29,11 +31,8 @@ def load_document(text: str | bytes, what: str) -> Any:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     document = dict(pairs)
     if len(document) != len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise PolicyError(f"the key {key!r} is given twice")
-            seen.add(key)
+        ((key, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise PolicyError(f"the key {key!r} is given twice")
     return document
 
 

@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import importlib
 import io
+import math
 import os
 import resource
 import shutil
@@ -26,7 +27,11 @@ from tests.mutation.scope import SCOPE
 ROOT = Path(__file__).parents[2]
 JUSTIFIED = Path(__file__).with_name("justified.txt")
 _COPIED = ("keylime", "agent", "registrar", "tenant", "verifier", "tests", "config", "pyproject.toml")
-_CPU_SECONDS = 180  # a mutant that loops is killed, too
+# A mutant that loops is killed, too, before it takes the memory of the machine. What its tests may take is
+# told by what they take without a mutant.
+_CPU_SECONDS = 180
+_CPU_FACTOR, _CPU_START = 5, 10
+_MEMORY = 2 << 30
 # What tests import and mutation does not touch is loaded once; children are forked from here.
 _PRELOADED = (
     "cryptography.x509",
@@ -37,7 +42,11 @@ _PRELOADED = (
     "tornado.web",
     "xdist.plugin",
 )
-_KILLED = (pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED)  # interrupted: nothing to import
+_KILLED = (
+    pytest.ExitCode.TESTS_FAILED,
+    pytest.ExitCode.INTERRUPTED,  # nothing to import
+    pytest.ExitCode.INTERNAL_ERROR,  # no memory left to report a failure
+)
 
 
 def main() -> int:
@@ -50,8 +59,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="keylime-mutation-") as scratch:
         _copy_project(Path(scratch))
         for path in arguments.modules or SCOPE:
-            if not _tests_pass(Path(scratch), SCOPE[path], keep_bytecode=True):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+            if not _tests_pass(Path(scratch), SCOPE[path], _CPU_SECONDS, keep_bytecode=True):
                 raise SystemExit(f"tests.mutation: error: the tests of {path} fail without a mutant")
+            usual = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
+            cpu_seconds = min(_CPU_START + math.ceil(_CPU_FACTOR * usual), _CPU_SECONDS)
             mutants = mutants_of(path, (Path(scratch) / path).read_text("utf-8"))
             if stale := _of_module(path, justified) - {mutant.key for mutant in mutants}:
                 raise SystemExit(f"tests.mutation: error: justified.txt names no mutant: {min(stale)}")
@@ -61,7 +73,7 @@ def main() -> int:
                     continue
                 if mutant.key in justified and not arguments.all:
                     counts["justified"] += 1
-                elif _survives(Path(scratch), path, mutant):
+                elif _survives(Path(scratch), path, mutant, cpu_seconds):
                     counts["live"] += 1
                     print(f"LIVES  {mutant.key}  (line {mutant.line})", flush=True)
                 else:
@@ -107,25 +119,25 @@ def _copy_project(scratch: Path) -> None:
             shutil.copy(source, scratch / name)
 
 
-def _survives(scratch: Path, path: str, mutant: Mutant) -> bool:
+def _survives(scratch: Path, path: str, mutant: Mutant, cpu_seconds: int) -> bool:
     target = scratch / path
     original, found = target.read_text("utf-8"), target.stat()
     times = (found.st_atime_ns, found.st_mtime_ns)
     target.write_text(mutant.source, "utf-8")
     try:
-        return _tests_pass(scratch, SCOPE[path], keep_bytecode=False)
+        return _tests_pass(scratch, SCOPE[path], cpu_seconds, keep_bytecode=False)
     finally:
         # The time of the file as well, so that its bytecode is taken again.
         target.write_text(original, "utf-8")
         os.utime(target, ns=times)
 
 
-def _tests_pass(scratch: Path, tests: Sequence[str], *, keep_bytecode: bool) -> bool:
+def _tests_pass(scratch: Path, tests: Sequence[str], cpu_seconds: int, *, keep_bytecode: bool) -> bool:
     child = os.fork()
     if child == 0:
         code = pytest.ExitCode.INTERNAL_ERROR.value
         try:
-            code = _run_tests(scratch, tests, keep_bytecode=keep_bytecode)
+            code = _run_tests(scratch, tests, cpu_seconds, keep_bytecode=keep_bytecode)
         finally:  # whatever happened, nothing of the parent may run here
             os._exit(code)
     _, status = os.waitpid(child, 0)
@@ -135,9 +147,10 @@ def _tests_pass(scratch: Path, tests: Sequence[str], *, keep_bytecode: bool) -> 
     return code == pytest.ExitCode.OK
 
 
-def _run_tests(scratch: Path, tests: Sequence[str], *, keep_bytecode: bool) -> int:
+def _run_tests(scratch: Path, tests: Sequence[str], cpu_seconds: int, *, keep_bytecode: bool) -> int:
     """In the child: pytest on the copy, in silence, up to the first failure."""
-    resource.setrlimit(resource.RLIMIT_CPU, (_CPU_SECONDS, _CPU_SECONDS + 5))
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 5))
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     sys.dont_write_bytecode = not keep_bytecode
     os.chdir(scratch)
     sys.path[:] = [str(scratch), *(entry for entry in sys.path if Path(entry or ".").resolve() != ROOT)]

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import re
 from typing import Any
 
 import pytest
@@ -224,6 +225,119 @@ def test_verity_targets_are_read_with_and_without_their_optional_attributes() ->
         **loading(name=".*", major=None, targets=[{"check_at_most_once": True, "ignore_zero_blocks": False}])
     )
     assert run(policy, plain)[1] == []
+
+
+TARGET = b"target_index=0,target_begin=0,target_len=8,target_name=%s,target_version=1.2.3,"
+
+
+def mirror(count: int) -> bytes:
+    devices = b"".join(b",mirror_device_%d=7:%d,mirror_device_%d_status=A" % (n, n, n) for n in range(count))
+    return TARGET % b"mirror" + b"nr_mirrors=%d%s,handle_errors=y,keep_log=,log_type_status=;" % (
+        count,
+        devices,
+    )
+
+
+def test_a_mirror_names_its_devices() -> None:
+    (target,) = parse_event("dm_table_load", HEAD + mirror(2)).targets
+    assert target.attributes == {
+        "nr_mirrors": "2",
+        "mirror_device_0": "7:0",
+        "mirror_device_0_status": "A",
+        "mirror_device_1": "7:1",
+        "mirror_device_1_status": "A",
+        "handle_errors": "y",
+        "keep_log": "",
+        "log_type_status": "",
+    }
+
+
+LINEAR = _buffer("dm_table_load").split(b";", 2)[2]
+
+
+def test_mirrors_and_tables_may_be_as_long_as_their_limits() -> None:
+    (target,) = parse_event("dm_table_load", HEAD + mirror(64)).targets
+    assert target.attributes["mirror_device_63"] == "7:63"
+    assert len(parse_event("dm_table_load", HEAD + LINEAR * 4096).targets) == 4096
+    with pytest.raises(MalformedEvidence, match="mirror with 65 devices"):
+        parse_event("dm_table_load", HEAD + mirror(65))
+    with pytest.raises(MalformedEvidence, match="more than 4096 targets"):
+        parse_event("dm_table_load", HEAD + LINEAR * 4097)
+
+
+def test_the_optional_attributes_may_come_first_or_be_missing() -> None:
+    head = HEAD + TARGET % b"integrity" + b"dev_name=7:0,start=0,tag_size=4,mode=J,"
+    tail = (
+        b"recalculate=n,allow_discards=n,fix_padding=y,fix_hmac=n,legacy_recalculate=n,journal_sectors=1,"
+        b"interleave_sectors=2,buffer_sectors=3;"
+    )
+    with_all = (
+        parse_event("dm_table_load", head + b"meta_device=7:1,block_size=512," + tail).targets[0].attributes
+    )
+    without = parse_event("dm_table_load", head + tail).targets[0].attributes
+    assert {name: value for name, value in with_all.items() if name not in without} == {
+        "meta_device": "7:1",
+        "block_size": "512",
+    }
+
+
+def remove(metadata: bytes, tables: bytes = b"") -> DeviceMapperEvent:
+    rest = b"remove_all=y;current_device_capacity=8;"
+    return parse_event("dm_device_remove", b"dm_version=4.47.0;" + metadata + tables + rest)
+
+
+def test_a_removed_device_may_have_an_active_and_an_inactive_table_or_none() -> None:
+    active = b"device_active_metadata=name=a,uuid=,major=253,minor=0,minor_count=1,num_targets=1;"
+    inactive = b"device_inactive_metadata=name=a,uuid=,major=253,minor=0,minor_count=1,num_targets=2;"
+    both = remove(active + inactive, b"active_table_hash=sha256:aa,inactive_table_hash=sha256:bb,")
+    assert both.device is not None
+    assert both.inactive_device is not None
+    assert (both.name, both.device.num_targets, both.inactive_device.num_targets) == ("a", 1, 2)
+    assert (both.active_table, both.inactive_table) == ("sha256:aa", "sha256:bb")
+    assert not both.no_data
+
+    cleared = remove(inactive, b"inactive_table_hash=sha256:bb,")
+    assert (cleared.name, cleared.device, cleared.active_table) == ("a", None, None)
+    assert cleared.inactive_table == "sha256:bb"
+
+    nothing = remove(b"name=a,uuid=U-1;device_remove=no_data;")
+    assert (nothing.name, nothing.uuid, nothing.device, nothing.no_data) == ("a", "U-1", None, True)
+
+
+def test_a_device_without_a_table_is_resumed_and_cleared_without_data() -> None:
+    head = b"dm_version=4.47.0;name=a,uuid=;"
+    resumed = parse_event("dm_device_resume", head + b"device_resume=no_data;current_device_capacity=0;")
+    cleared = parse_event("dm_table_clear", head + b"table_clear=no_data;current_device_capacity=0;")
+    for event in (resumed, cleared):
+        assert (event.name, event.device, event.no_data) == ("a", None, True)
+    assert not RESUME.no_data
+    assert not CLEAR.no_data
+    assert CLEAR.inactive_table == "sha256:ab"
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "reason"),
+    [
+        ("dm_table_load", HEAD + TARGET % b"zero" + b";", "target 'zero' is not supported"),
+        ("dm_table_load", HEAD, "target_index="),
+        ("dm_table_load", HEAD + LINEAR.replace(b",start=0", b""), ",start="),
+        ("dm_table_load", HEAD + LINEAR.replace(b"device_name=7:0,", b""), "device_name="),
+        ("dm_table_load", HEAD + LINEAR.replace(b"start=0", b"start=0,x=1"), "';'"),
+        ("dm_table_load", HEAD + LINEAR.replace(b"1.4.0", b"1.4"), "expected"),
+        ("dm_table_load", HEAD.replace(b"4.47.0", b"") + LINEAR, "expected"),
+        ("dm_table_load", HEAD.replace(b"dm_version=", b"") + LINEAR, "dm_version="),
+        ("dm_table_load", HEAD.replace(b"lablin", b"") + LINEAR, "expected"),
+        ("dm_table_load", HEAD.replace(b",uuid=", b",") + LINEAR, "uuid="),
+        ("dm_table_load", HEAD.replace(b"uuid=,", b"uuid=\xff,") + LINEAR, "UTF-8"),
+        ("dm_target_update", HEAD + LINEAR + LINEAR, "the end"),
+        ("dm_device_remove", b"dm_version=4.47.0;name=a,uuid=;remove_all=y;", "no_data"),
+    ],
+)
+def test_an_event_of_another_grammar_is_refused_with_what_was_expected(
+    kind: str, data: bytes, reason: str
+) -> None:
+    with pytest.raises(MalformedEvidence, match=re.escape(reason)):
+        parse_event(kind, data)
 
 
 @pytest.mark.parametrize("name", sorted(ENTRIES))

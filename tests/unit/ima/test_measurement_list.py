@@ -1,3 +1,4 @@
+import struct
 from dataclasses import dataclass
 
 import pytest
@@ -53,6 +54,9 @@ class Odd:
         Odd(b"", "four parts"),
         Odd(b"10 " + b"00" * 20 + b" ima-ng", "four parts"),
         Odd(b" 9 " + b"00" * 20 + b" ima-ng " + DIGEST.encode() + b" /x", "PCR"),
+        Odd(b"9 " + b"00" * 20 + b" ima-ng " + DIGEST.encode() + b" /x", "PCR"),
+        Odd(b"09 " + b"00" * 20 + b" ima-ng " + DIGEST.encode() + b" /x", "PCR"),
+        Odd(b"24 " + b"00" * 20 + b" ima-ng " + DIGEST.encode() + b" /x", "PCR"),
         Odd(b"99 " + b"00" * 20 + b" ima-ng " + DIGEST.encode() + b" /x", "PCR"),
         Odd(b"+1 " + b"00" * 20 + b" ima-ng " + DIGEST.encode() + b" /x", "PCR"),
         Odd(b"10 " + b"0" * 39 + b" ima-ng " + DIGEST.encode() + b" /x", "hex"),
@@ -82,6 +86,13 @@ def test_names_are_taken_as_they_stand(name: str) -> None:
     assert parse_line(line).to_line() == line
 
 
+def test_entries_of_other_pcrs_are_read() -> None:
+    for pcr in (11, 23):
+        line = line_of("ima-ng", f"{DIGEST} /x", pcr=pcr)
+        assert parse_line(line).pcr == pcr
+        assert parse_line(line).to_line() == line
+
+
 def test_a_list_splits_at_newlines_only_and_keeps_the_blank_of_an_empty_field() -> None:
     assert split_lines(b"a\rb \n\nc \x85\x0b\n\n") == [b"a\rb ", b"", b"c \x85\x0b"]
     assert split_lines(b"") == []
@@ -99,6 +110,51 @@ def test_a_binary_list_must_end_with_a_whole_record() -> None:
 def test_an_entry_in_a_binary_list_cannot_claim_more_bytes_than_there_are() -> None:
     record = (10).to_bytes(4, "little") + bytes(20) + b"\xff\xff\xff\xff"
     with pytest.raises(MalformedEvidence, match="4294967295 bytes expected"):
+        parse_binary_list(record)
+
+
+SHA1_DIGEST = "ab" * 20
+
+
+def test_a_record_of_template_ima_is_read_and_written() -> None:
+    line = line_of("ima", f"{SHA1_DIGEST} /usr/bin/x")
+    entry = parse_line(line)
+    record = entry.to_record()
+    assert record == (
+        struct.pack("<I", 10)
+        + entry.template_hash
+        + struct.pack("<I3s", 3, b"ima")
+        + bytes.fromhex(SHA1_DIGEST)
+        + struct.pack("<I10s", 10, b"/usr/bin/x")
+    )
+    assert parse_binary_list(record + record) == [entry, entry]
+
+
+def binary_record(*, pcr: int = 10, template: bytes = b"ima", name: bytes = b"/x") -> bytes:
+    """A record whose fields are those of template ima."""
+    head = struct.pack("<I20sI", pcr, b"h" * 20, len(template)) + template
+    return head + bytes.fromhex(SHA1_DIGEST) + struct.pack("<I", len(name)) + name
+
+
+def test_records_may_name_any_pcr_that_there_is() -> None:
+    assert [parse_binary_list(binary_record(pcr=pcr))[0].pcr for pcr in (0, 23)] == [0, 23]
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        (binary_record(pcr=24), "PCR 24"),
+        (binary_record(template=b"imb"), "template 'imb'"),
+        (binary_record(name=b"/x\0"), "NUL"),
+        (binary_record(name=b"/x\0y"), "NUL"),
+        (binary_record(name=b"/" * 256), "at most 255"),
+        (binary_record(name=b"/" * 257), "digest of 21 bytes"),
+        (binary_record(name=b"\xff"), "UTF-8"),
+    ],
+)
+def test_records_of_another_form_are_refused_by_name(record: bytes, reason: str) -> None:
+    assert len(parse_binary_list(binary_record(name=b"/" * 255))) == 1
+    with pytest.raises(MalformedEvidence, match=reason):
         parse_binary_list(record)
 
 
@@ -134,6 +190,39 @@ def test_the_short_way_through_the_parser_is_the_long_way(line: bytes, data: st.
         fields = common_fields(candidate)
         if fields is not None:
             assert Entry(10, *fields) == parse_line_by_fields(candidate)
+
+
+@pytest.mark.parametrize("column", [HashAlgorithm.SHA1, HashAlgorithm.SHA256])
+@pytest.mark.parametrize(
+    ("template", "rest"),
+    [("ima-ng", "/x"), ("ima-ng", "/x y"), ("ima-sig", "/x "), ("ima-sig", "/x 0302")],
+)
+def test_the_commonest_entries_take_the_short_way(column: HashAlgorithm, template: str, rest: str) -> None:
+    line = line_of(template, f"{DIGEST} {rest}", column=column)
+    fields = common_fields(line)
+    assert fields is not None
+    assert Entry(10, *fields) == parse_line_by_fields(line)
+
+
+COMMON = line_of("ima-sig", f"{DIGEST} /x 0302")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        line_of("ima-ng", f"{DIGEST} /x", pcr=11),
+        line_of("ima", f"{SHA1_DIGEST} /x"),
+        line_of("ima-ng", f"{DIGEST} /x", column=HashAlgorithm.SHA384),
+        COMMON.replace(b" /x", b"-/x"),
+        COMMON.replace(b" 0302", b""),
+        COMMON.replace(b"0302", b"AB"),
+        COMMON.replace(b"ab", b"aB"),
+        COMMON.replace(b"/x", b"/x\0"),
+    ],
+)
+def test_any_other_line_does_not_take_the_short_way(line: bytes) -> None:
+    assert common_fields(COMMON) is not None
+    assert common_fields(line) is None
 
 
 @given(st.binary(max_size=300))

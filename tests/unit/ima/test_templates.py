@@ -73,6 +73,76 @@ def test_modsig_without_an_appended_signature_contributes_empty_fields() -> None
     assert data.endswith(b"\x06\0\0\0/m.ko\0" + b"\0\0\0\0" * 3)
 
 
+def test_an_appended_signature_contributes_its_digest_and_itself() -> None:
+    fields = b"sha1:" + b"ab" * 20 + b" /m.ko  sha256:" + b"cd" * 32 + b" 3082"
+    data = pack_fields(TEMPLATES["ima-modsig"], fields)
+    assert data.endswith(
+        struct.pack("<II", 0, 40) + b"sha256:\0" + b"\xcd" * 32 + struct.pack("<I", 2) + b"\x30\x82"
+    )
+    assert show_fields(TEMPLATES["ima-modsig"], unpack_fields(TEMPLATES["ima-modsig"], data)) == fields
+
+
+@pytest.mark.parametrize("size", [16, 20])
+def test_the_name_of_template_ima_is_padded_and_its_digest_has_no_length(size: int) -> None:
+    longest = b"/" + b"x" * 254
+    data = pack_fields(TEMPLATES["ima"], b"ab" * size + b" " + longest)
+    assert data == b"\xab" * size + longest + b"\0"
+    assert unpack_fields(TEMPLATES["ima"], data) == (b"\xab" * size, longest)
+
+
+def test_numbers_may_be_zero_and_as_large_as_their_field() -> None:
+    start = "sha256:" + "ab" * 32 + " /x     "
+    data = pack_fields(TEMPLATES["evm-sig"], f"{start}0 4294967295 65535".encode())
+    assert data.endswith(struct.pack("<IIIIIH", 4, 0, 4, 0xFFFFFFFF, 2, 0xFFFF))
+
+
+def test_extended_attributes_without_names_contribute_an_empty_field() -> None:
+    data = pack_fields(TEMPLATES["evm-sig"], b"sha256:" + b"ab" * 32 + b" /x     1 2 3")
+    assert data.endswith(b"\3\0\0\0/x\0" + b"\0\0\0\0" * 4 + struct.pack("<IIIIIH", 4, 1, 4, 2, 2, 3))
+
+
+def test_an_empty_name_still_has_its_terminator() -> None:
+    assert pack_fields(TEMPLATES["ima-ng"], b"sha1:" + b"ab" * 20 + b" ").endswith(b"\1\0\0\0\0")
+
+
+def sized(value: bytes) -> bytes:
+    return struct.pack("<I", len(value)) + value
+
+
+NG = sized(b"sha1:\0" + bytes(20))
+MANY_BYTES = 5000
+
+
+@pytest.mark.parametrize(
+    ("template", "data"),
+    [
+        ("ima", bytes(20)),
+        ("ima", bytes(20) + b"/x".ljust(255, b"\0")),
+        ("ima", bytes(20) + b"/x".ljust(257, b"\0")),
+        ("ima", bytes(20) + b"/" * 256),
+        ("ima-ng", b""),
+        ("ima-ng", NG),
+        ("ima-ng", NG + struct.pack("<I", 4) + b"/x\0"),
+        ("ima-ng", NG + sized(b"/x")),
+        ("ima-ng", NG + sized(b"/x\0") + b"\0"),
+        ("ima-ng", sized(b"") + sized(b"/x\0")),
+        ("ima-ng", sized(b"sha1:" + bytes(20)) + sized(b"/x\0")),
+        ("ima-ng", sized(b"sha1:" + b"00" * 20) + sized(b"/x\0")),
+        *(
+            ("evm-sig", NG + sized(b"/x\0") + sized(b"") * 4 + numbers)
+            for numbers in (
+                sized(bytes(3)) + sized(bytes(4)) + sized(bytes(2)),
+                sized(bytes(4)) + sized(bytes(5)) + sized(bytes(2)),
+                sized(bytes(4)) + sized(bytes(4)) + sized(b"\xff" * MANY_BYTES),
+            )
+        ),
+    ],
+)
+def test_template_data_that_do_not_have_the_layout_are_refused(template: str, data: bytes) -> None:
+    with pytest.raises(MalformedEvidence):
+        unpack_fields(TEMPLATES[template], data)
+
+
 def test_verity_digests_carry_their_kind() -> None:
     digest = parse_digest(Field.DIGEST_NGV2, b"verity:sha256:" + b"ab" * 32)
     assert (digest.kind, digest.algorithm, digest.value) == ("verity", "sha256", b"\xab" * 32)
@@ -84,7 +154,10 @@ def test_verity_digests_carry_their_kind() -> None:
         ("ima-ng", "sha256:" + "ab" * 31 + " /x"),  # one byte short
         ("ima-ng", "sha9:" + "ab" * 32 + " /x"),
         ("ima-ng", "ab" * 20 + " /x"),  # no algorithm
+        ("ima-ng", " /x"),
         ("ima-ng", "ima:sha256:" + "ab" * 32 + " /x"),  # the digest of the v2 templates
+        ("ima-ngv2", "ima:" + "ab" * 32 + " /x"),
+        ("ima-ngv2", "ima:sha256:" + "ab" * 32 + ": /x"),
         ("ima-ngv2", "sha256:" + "ab" * 32 + " /x"),
         ("ima-ngv2", "other:sha256:" + "ab" * 32 + " /x"),
         ("ima-ng", "sha256:" + "AB" * 32 + " /x"),  # a second spelling of the same bytes
@@ -97,11 +170,20 @@ def test_verity_digests_carry_their_kind() -> None:
         ("ima", "ab" * 20 + " /" + "x" * 255),
         ("evm-sig", "sha256:" + "ab" * 32 + " /x     01 0 0"),  # a number with a leading zero
         ("evm-sig", "sha256:" + "ab" * 32 + " /x     0 0 65536"),  # does not fit into 16 bits
+        *(
+            ("evm-sig", "sha256:" + "ab" * 32 + f" /x     {number} 0 0")
+            for number in ("", "+1", "1_0", "1\t", "-1", "4294967296", "9" * MANY_BYTES)
+        ),
     ],
 )
 def test_fields_that_do_not_fit_their_template_are_refused(template: str, fields: str) -> None:
     with pytest.raises(MalformedEvidence):
         pack_fields(TEMPLATES[template], fields.encode())
+
+
+def test_a_digest_algorithm_that_is_not_known_is_named() -> None:
+    with pytest.raises(MalformedEvidence, match="'sha9' is not known"):
+        parse_digest(Field.DIGEST_NG, b"sha9:" + b"ab" * 32)
 
 
 @given(st.sampled_from(sorted(TEMPLATES)), st.binary(max_size=400))

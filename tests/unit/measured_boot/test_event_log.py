@@ -53,6 +53,26 @@ def test_the_header_of_a_tpm_1_2_log_is_an_ordinary_record() -> None:
     assert isinstance(log.events[0].decoded, Opaque)
 
 
+def test_only_a_record_without_action_can_be_the_header_of_a_crypto_agile_log() -> None:
+    measured = record(0, EventType.EFI_ACTION, SPEC_ID + bytes(13))
+    log = parse_event_log(measured.encode_sha1() + SEPARATOR.encode_sha1())
+    assert log.spec_id is None
+    assert len(log.events) == 2
+
+
+def test_a_log_may_have_sixteen_banks_and_not_more() -> None:
+    log = parse_event_log(header([(number, 1) for number in range(0x100, 0x110)]))
+    assert log.spec_id is not None
+    assert len(log.spec_id.digest_sizes) == 16
+
+
+def test_a_log_may_be_as_long_as_the_limit() -> None:
+    head = len(record(5, EventType.EFI_ACTION, b"").encode_sha1())
+    log = record(5, EventType.EFI_ACTION, bytes(MAX_LOG_SIZE - head)).encode_sha1()
+    assert len(log) == MAX_LOG_SIZE
+    assert len(parse_event_log(log).events) == 1
+
+
 def test_a_bank_without_a_name_of_ours_is_read_and_left_out() -> None:
     sizes = [(HashAlgorithm.SHA256, 32), (0x0027, 32)]
     digests = struct.pack("<H", 0x0027) + b"3" * 32 + struct.pack("<H", 0x000B) + b"2" * 32

@@ -28,6 +28,7 @@ from keylime.measured_boot.variables import (
     SHA256_SIGNATURES,
     SHIM_LOCK,
     X509_SIGNATURES,
+    BootOption,
     Signature,
     UefiVariable,
     parse_signature_lists,
@@ -36,6 +37,7 @@ from tests.captures import capture
 from tests.fakes.event_logs import variable
 
 GRUB = capture("grub-secureboot")
+CERTIFICATE = b"\x30\x82\x00\x03abc"
 ACPI_TABLE = uuid.UUID("8868e871-e4f1-11d3-bc22-0080c73c8881")
 
 
@@ -53,6 +55,19 @@ def grub_variable(name: str) -> UefiVariable:
             if isinstance(event.decoded, UefiVariable) and event.decoded.name == name:
                 return event.decoded
     raise AssertionError(name)
+
+
+def node(kind: int, subtype: int, body: bytes) -> bytes:
+    return struct.pack("<BBH", kind, subtype, len(body) + 4) + body
+
+
+END = node(0x7F, 0xFF, b"")
+
+
+def partition_table(*, entry_size: int, count: int) -> bytes:
+    """The header of a table and the number of its used entries, which follow."""
+    header = b"EFI PART" + bytes(16) + bytes(32) + bytes(16) + struct.pack("<QIII", 2, 128, entry_size, 0)
+    return header + struct.pack("<Q", count)
 
 
 @pytest.mark.parametrize(
@@ -96,16 +111,25 @@ def test_data_are_read_by_type(kind: int, data: bytes, expected: EventData) -> N
     ("kind", "data"),
     [
         (EventType.NO_ACTION, b"StartupLocality\0"),
+        (EventType.NO_ACTION, b"StartupLocality\0\3\0"),
+        (EventType.NO_ACTION, b"SP800-155 Event3\3"),
         (EventType.SEPARATOR, b"\0\0\0"),
         (EventType.SEPARATOR, bytes(5)),
         (EventType.EFI_ACTION, b"\xff\xfe"),
         (EventType.EFI_ACTION, b"Calling\0Returning"),
+        (EventType.IPL, "ls\x1b[2J".encode("utf-16-le")),
         (EventType.EVENT_TAG, struct.pack("<II", 7, 4) + b"abc"),
+        (EventType.EVENT_TAG, struct.pack("<II", 7, 2) + b"abc"),
         (EventType.EFI_PLATFORM_FIRMWARE_BLOB, bytes(15)),
         (EventType.EFI_PLATFORM_FIRMWARE_BLOB, bytes(17)),
+        (EventType.EFI_PLATFORM_FIRMWARE_BLOB2, b"\3POS" + bytes(17)),
         (EventType.EFI_HANDOFF_TABLES, struct.pack("<Q", 2**63) + bytes(24)),
+        (EventType.EFI_HANDOFF_TABLES, struct.pack("<Q", 1) + bytes(25)),
         (EventType.EFI_BOOT_SERVICES_APPLICATION, struct.pack("<QQQQ", 1, 2, 3, 2**64 - 1)),
+        (EventType.EFI_BOOT_SERVICES_APPLICATION, struct.pack("<QQQQ", 1, 2, 3, 4) + END + b"x"),
         (EventType.EFI_GPT_EVENT, bytes(92) + struct.pack("<Q", 1)),
+        (EventType.EFI_GPT_EVENT, partition_table(entry_size=127, count=0)),
+        (EventType.EFI_GPT_EVENT, partition_table(entry_size=128, count=1) + bytes(129)),
         (EventType.EFI_VARIABLE_DRIVER_CONFIG, bytes(16) + struct.pack("<QQ", 2**63, 0)),
         (EventType.EFI_VARIABLE_DRIVER_CONFIG, variable(bytes(16), "PK", b"x")[:-1]),
         (EventType.EFI_VARIABLE_DRIVER_CONFIG, variable(bytes(16), "PK", b"x") + b"y"),
@@ -211,7 +235,9 @@ def test_a_signature_list_may_hold_a_header_and_many_signatures() -> None:
     [
         (27, 0, 16, b""),
         (28, 1, 16, b""),
+        (12, 0, 16, b""),
         (45, 0, 16, bytes(17)),
+        (63, 0, 18, bytes(35)),
         (36, 0, 8, bytes(8)),
         (28, 0, 0, b""),
         (60, 0, 16, bytes(16)),
@@ -226,23 +252,54 @@ def test_a_damaged_signature_list_is_refused(
         parse_signature_lists(signature_list(SHA256_SIGNATURES, list_size, header_size, size, body))
 
 
+def test_a_signature_list_may_be_empty_and_a_signature_without_data() -> None:
+    (empty,) = parse_signature_lists(signature_list(X509_SIGNATURES, 28, 0, 16, b""))
+    assert empty.signatures == ()
+    (item,) = parse_signature_lists(signature_list(X509_SIGNATURES, 44, 0, 16, uuid.UUID(int=7).bytes_le))
+    assert item.signatures == (Signature(uuid.UUID(int=7), b""),)
+
+
 def test_vendor_certificates_are_found_one_after_the_other() -> None:
     owner = uuid.UUID(int=5)
-    certificate = b"\x30\x82\x00\x03abc"
-    value = owner.bytes_le + b"pad" + certificate + owner.bytes_le + certificate + b"rest"
+    value = owner.bytes_le + b"pad" + CERTIFICATE + owner.bytes_le + CERTIFICATE + b"rest"
     vendor = UefiVariable(IMAGE_SECURITY, "vendor_db", value)
     assert vendor.vendor_signatures() == (
-        Signature(owner, b"pad" + certificate),
-        Signature(owner, certificate),
+        Signature(owner, b"pad" + CERTIFICATE),
+        Signature(owner, CERTIFICATE),
     )
-    assert UefiVariable(IMAGE_SECURITY, "vendor_db", value[:20]).vendor_signatures() == ()
 
 
-def node(kind: int, subtype: int, body: bytes) -> bytes:
-    return struct.pack("<BBH", kind, subtype, len(body) + 4) + body
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"",
+        bytes(20),  # no certificate
+        bytes(16) + bytes(100) + CERTIFICATE,  # one that is too far behind its owner
+        bytes(16) + CERTIFICATE[:3],  # one without its size
+        bytes(16) + CERTIFICATE[:-1],
+    ],
+)
+def test_a_rest_without_a_whole_certificate_is_no_vendor_signature(value: bytes) -> None:
+    whole = bytes(16) + CERTIFICATE
+    vendor = UefiVariable(IMAGE_SECURITY, "vendor_db", whole + value)
+    assert vendor.vendor_signatures() == (Signature(uuid.UUID(int=0), CERTIFICATE),)
 
 
-END = node(0x7F, 0xFF, b"")
+def test_an_inactive_boot_option_is_told_from_an_active_one() -> None:
+    def option(attributes: int) -> BootOption:
+        value = struct.pack("<IH", attributes, 0) + "x\0".encode("utf-16-le")
+        return UefiVariable(GLOBAL_VARIABLE, "Boot0000", value).boot_option()
+
+    assert option(0x1).is_active
+    assert not option(0x108).is_active
+
+
+@pytest.mark.parametrize("name", ["BootOrder", "Boot000", "Boot00000", "Boot000g", "xBoot0000", ""])
+def test_only_boot_and_four_hex_digits_name_a_boot_option(name: str) -> None:
+    assert UefiVariable(GLOBAL_VARIABLE, "Boot00aF", b"").is_boot_option
+    assert not UefiVariable(GLOBAL_VARIABLE, name, b"").is_boot_option
+
+
 DISK = uuid.UUID("0ec7b7ac-4e4c-461e-b581-561145e4b77f")
 
 

@@ -77,6 +77,12 @@ def test_an_h_crtm_measurement_starts_pcr_0_at_4() -> None:
     assert values[0] == hashlib.sha256(bytes(31) + b"\4" + hashlib.sha256(b"code").digest()).digest()
 
 
+def test_an_h_crtm_event_of_another_pcr_does_not_change_the_start_of_pcr_0() -> None:
+    elsewhere = record(1, EventType.EFI_HCRTM_EVENT, b"HCRTM", b"code")
+    values = replay(parse_event_log(build_log([elsewhere, SEPARATOR])))[SHA256]
+    assert values[0] == replay(parse_event_log(build_log([SEPARATOR])))[SHA256][0]
+
+
 def test_records_without_action_are_never_extended() -> None:
     records = [record(pcr, EventType.NO_ACTION, b"remark") for pcr in (0, 7, 23, 0xFFFFFFFF)]
     assert replay(parse_event_log(build_log([*records, SEPARATOR]))) == replay(

@@ -6,13 +6,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keylime.errors import PolicyError
-from keylime.policy.patterns import full_matcher, parse_pattern, re2_options
+from keylime.policy.patterns import (
+    MAX_BACKTRACKED_CHARS,
+    MAX_PATTERN_CHARS,
+    full_matcher,
+    parse_pattern,
+    re2_options,
+)
 
 PORTABLE = [
     r"^/opt/.*",
     r"/usr/(bin|sbin)/[^/]+$",
     r"/a{,3}$",
+    r"/a{,}b",
     r"/a{2,}b?",
+    "{a}",
+    "a{1,2",
     r"a{x}{}",
     r"[]a]+",
     r"[^]a]+",
@@ -22,17 +31,39 @@ PORTABLE = [
     r"(?i)/ABC",
     r"(?P<name>x)(?:y|z)*?",
     r"\x41\u00e9\.\-",
+    r"\U00000041",
+    r"[^\w]/",
+    r"(?-i:x)",
     r"\A/",
     r"(a+)+$",
     r"x**".replace("**", "*"),
     "",
 ]
-BACKTRACKING = [r"(?!/usr/).*", r"/a(?=b)", r"\bfoo\b", r"a++b", r"/x{2000}", r"(?<=/)a?", r"[\W]x"]
+BACKTRACKING = [
+    r"(?!/usr/).*",
+    r"/a(?=b)",
+    r"\bfoo\b",
+    r"a++b",
+    r"/x{2000}",
+    r"(?<=/)a?",
+    r"[\W]x",
+    r"(?a)\w",
+    r"(?:ab){2}(?=c)",
+    r"(?:a?){3}(?!b)",
+    r"(?:ab)?(?=c)",
+    r"(?>a)b",
+    r"(?<!/)a",
+    r"a*+b",
+]
 REFUSED = [
     r"(a)\1",
     r"(?x) a b",
     r"(a|aa)*(?=b)",
+    r"(?:ab)*(?!c)",
     r".*a.*b.*(?!c)",
+    r"(?:.*a.*b.*){}(?!c)",
+    r"(?:a?){4000000000}(?!b)",
+    r"(?:a+){64}(?!b)",
     r"(?:a?){30}(?=b)",
     "a?" * 30 + "(?!b)",
     "(?#c)x",
@@ -43,6 +74,10 @@ NAMES = [
     "/opt/x",
     "/usr/bin/a",
     "/aaa",
+    "/aaaa",
+    "{a}",
+    "a{1,2",
+    " /",
     "/aab",
     "a{x}{}",
     "]a",
@@ -83,6 +118,40 @@ def test_what_could_run_for_ever_is_refused(source: str) -> None:
     re.compile(source)
     with pytest.raises(PolicyError, match="could take very long"):
         parse_pattern(source)
+
+
+@pytest.mark.parametrize(
+    ("within", "beyond"),
+    [
+        ("(a|b|c|d).*.*(?!x)", "(a|b|c|d|e).*.*(?!x)"),
+        (".*.*a{1,4}(?!x)", ".*.*a{1,5}(?!x)"),
+        (".*.*(?:a?){2}(?!x)", ".*.*(?:a?){3}(?!x)"),
+    ],
+)
+def test_the_bound_is_a_product_of_sums(within: str, beyond: str) -> None:
+    assert parse_pattern(within).re2_source is None
+    with pytest.raises(PolicyError, match="could take very long"):
+        parse_pattern(beyond)
+
+
+def test_groups_nest_to_a_depth_of_forty() -> None:
+    assert parse_pattern("(" * 40 + "a" + ")" * 40).re2_source is not None
+    with pytest.raises(PolicyError, match="could take very long"):
+        parse_pattern("(" * 41 + "a" + ")" * 41)
+
+
+def test_a_pattern_may_be_as_long_as_the_limit() -> None:
+    assert full_matcher(parse_pattern("a" * MAX_PATTERN_CHARS))("a" * MAX_PATTERN_CHARS)
+    with pytest.raises(PolicyError, match=f"at most {MAX_PATTERN_CHARS}"):
+        parse_pattern("a" * (MAX_PATTERN_CHARS + 1))
+
+
+def test_names_too_long_for_backtracking_are_matched_by_no_pattern_that_does() -> None:
+    longest = "/srv/".ljust(MAX_BACKTRACKED_CHARS, "x")
+    backtracking, linear = full_matcher(parse_pattern("(?!/usr/).*")), full_matcher(parse_pattern("/srv/.*"))
+    assert backtracking(longest)
+    assert not backtracking(longest + "x")
+    assert linear(longest + "x")
 
 
 @pytest.mark.parametrize(
