@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from keylime.appraisal.findings import Finding
-from keylime.errors import ConfigError
+from keylime.errors import ConfigError, PolicyError
+from keylime.policy.patterns import compile_expression
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +44,9 @@ class SeverityPolicy:
                 wanted = "expected event_id and severity_label"
                 raise ConfigError(f"option severity_policy, rule {number}: {wanted}")
             try:
-                pattern = re.compile(expression)
-            except re.error as error:
-                where = f"option severity_policy, rule {number}"
-                raise ConfigError(f"{where}: {expression!r}: {error}") from error
+                pattern = compile_expression(expression)
+            except PolicyError as error:
+                raise ConfigError(f"option severity_policy, rule {number}: {error}") from error
             self._rules.append((pattern, by_label.get(label, self.highest)))
 
     @property

@@ -1,6 +1,5 @@
 """The reference state of the `example` policy: an operator's JSON document turned into typed values."""
 
-import re
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from keylime.appraisal.findings import JsonValue
 from keylime.errors import PolicyError
 from keylime.hashes import HashAlgorithm
 from keylime.measured_boot.variables import Signature
+from keylime.policy.patterns import compile_expression, re2_options
 
 _Hex = Annotated[str, msgspec.Meta(pattern="^0x([0-9a-f][0-9a-f])+$")]
 
@@ -158,13 +158,13 @@ def _required(value: str | None, member: str) -> bytes:
 def _pattern(text: str, member: str) -> Pattern:
     """Linear-time matching where the expression permits it: the text it meets comes from the machine."""
     try:
-        linear: Pattern = re2.compile(text)
+        linear: Pattern = re2.compile(text, re2_options())
         return linear
     except re2.error:
         pass
     try:
-        return re.compile(text)
-    except re.error as error:
+        return compile_expression(text)
+    except PolicyError as error:
         raise PolicyError(f"reference state for measured boot: {member}: {error}") from error
 
 

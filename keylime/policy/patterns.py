@@ -44,12 +44,7 @@ def parse_pattern(source: str) -> Pattern:
     """The pattern, if Python can compile it and it is sure to end soon. Raises PolicyError (quoting it)."""
     if len(source) > MAX_PATTERN_CHARS:
         raise PolicyError(f"a regular expression of {len(source)} characters: at most {MAX_PATTERN_CHARS}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # "[[" may change its meaning one day
-            compiled = re.compile(source)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise PolicyError(f"{source!r} is not a regular expression: {error}") from error
+    compiled = compile_expression(source)
     reader = _Reader(source)
     steps = _MAX_STEPS + 1
     with contextlib.suppress(_NotAnalysableError):
@@ -63,6 +58,16 @@ def parse_pattern(source: str) -> Pattern:
             "look-around and back-references"
         )
     return Pattern(source, compiled, translated)
+
+
+def compile_expression(source: str) -> re.Pattern[str]:
+    """The expression for Python's engine. Raises PolicyError (quoting it), whatever is wrong with it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # "[[" may change its meaning one day
+            return re.compile(source)
+    except (re.error, ValueError, OverflowError, RecursionError) as error:
+        raise PolicyError(f"{source!r} is not a regular expression: {error}") from error
 
 
 def full_matcher(pattern: Pattern) -> Callable[[str], bool]:
@@ -137,12 +142,11 @@ class _Reader:
         char = self._source[self._at]
         if char == "(":
             return self._group(depth)
+        if char == "\\":
+            return self._escape(in_bracket=False)
         if char == "[":
             self._bracket()
-        elif char == "\\":
-            return self._escape(in_bracket=False)
-        else:
-            self._copy(1)
+        self._copy(1)
         return 1
 
     def _quantified(self, steps: int, *, is_group: bool) -> int:
@@ -152,9 +156,8 @@ class _Reader:
             return steps
         text, low, high = repeat
         self._emit(self._spelled(text, low, high), len(text))
-        # The mark of a lazy or possessive repeat changes no bound: it is copied as if it were an atom.
-        if self._peek("+"):
-            self.portable = False
+        # The mark of a lazy or possessive repeat changes no bound: it is copied as if it were an atom. RE2
+        # refuses the possessive one.
         if high == low:
             power: int = steps ** min(low, _MAX_EXPONENT)
             return min(power, _MAX_STEPS + 1)
@@ -212,6 +215,7 @@ class _Reader:
         return steps
 
     def _bracket(self) -> None:
+        """Up to the bracket that closes it."""
         self._copy(1)
         if self._peek("^"):
             self._copy(1)
@@ -224,7 +228,6 @@ class _Reader:
             else:
                 self._copy(1)
             first = False
-        self._copy(1)
 
     def _escape(self, *, in_bracket: bool) -> int:
         char = self._source[self._at + 1]

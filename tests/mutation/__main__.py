@@ -30,7 +30,7 @@ _COPIED = ("keylime", "agent", "registrar", "tenant", "verifier", "tests", "conf
 # A mutant that loops is killed, too, before it takes the memory of the machine. What its tests may take is
 # told by what they take without a mutant.
 _CPU_SECONDS = 180
-_CPU_FACTOR, _CPU_START = 5, 10
+_CPU_FACTOR, _CPU_START = 3, 10
 _MEMORY = 2 << 30
 # What tests import and mutation does not touch is loaded once; children are forked from here.
 _PRELOADED = (

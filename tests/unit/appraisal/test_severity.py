@@ -45,6 +45,7 @@ def test_the_first_of_the_gravest_findings_is_named() -> None:
         ([], [], "severity_labels"),
         (["info"], [{"event_id": "("}], "rule 1"),
         (["info"], [{"event_id": "(", "severity_label": "info"}], "rule 1"),
+        (["info"], [{"event_id": "(?a)(?u)", "severity_label": "info"}], "rule 1"),
     ],
 )
 def test_rules_that_cannot_be_used_are_refused(

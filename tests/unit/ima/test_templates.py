@@ -10,6 +10,7 @@ from keylime.ima.templates import (
     DIGEST_SIZES,
     TEMPLATES,
     Field,
+    Template,
     pack_fields,
     parse_digest,
     show_fields,
@@ -47,6 +48,11 @@ def test_template_data_hash_to_the_kernels_column(template: str, fields: str, te
     assert HashAlgorithm.SHA1.digest(data).hex() == template_hash
 
 
+def unpacked(template: Template, data: bytes) -> bytes:
+    """The printed fields of these template data."""
+    return show_fields(template, unpack_fields(template, data))
+
+
 def test_evm_sig_has_the_layout_of_the_kernel() -> None:
     digest, signature = bytes(range(32)), b"\x05\x02\x04sig"
     fields = (
@@ -66,11 +72,14 @@ def test_evm_sig_has_the_layout_of_the_kernel() -> None:
     ]
     expected = b"".join(struct.pack("<I", len(part)) + part for part in sized)
     assert pack_fields(TEMPLATES["evm-sig"], fields.encode()) == expected
+    assert unpacked(TEMPLATES["evm-sig"], expected) == fields.encode()
 
 
 def test_modsig_without_an_appended_signature_contributes_empty_fields() -> None:
-    data = pack_fields(TEMPLATES["ima-modsig"], b"sha1:" + b"ab" * 20 + b" /m.ko   ")
+    fields = b"sha1:" + b"ab" * 20 + b" /m.ko   "
+    data = pack_fields(TEMPLATES["ima-modsig"], fields)
     assert data.endswith(b"\x06\0\0\0/m.ko\0" + b"\0\0\0\0" * 3)
+    assert unpacked(TEMPLATES["ima-modsig"], data) == fields
 
 
 def test_an_appended_signature_contributes_its_digest_and_itself() -> None:
@@ -79,7 +88,7 @@ def test_an_appended_signature_contributes_its_digest_and_itself() -> None:
     assert data.endswith(
         struct.pack("<II", 0, 40) + b"sha256:\0" + b"\xcd" * 32 + struct.pack("<I", 2) + b"\x30\x82"
     )
-    assert show_fields(TEMPLATES["ima-modsig"], unpack_fields(TEMPLATES["ima-modsig"], data)) == fields
+    assert unpacked(TEMPLATES["ima-modsig"], data) == fields
 
 
 @pytest.mark.parametrize("size", [16, 20])
@@ -146,6 +155,8 @@ def test_template_data_that_do_not_have_the_layout_are_refused(template: str, da
 def test_verity_digests_carry_their_kind() -> None:
     digest = parse_digest(Field.DIGEST_NGV2, b"verity:sha256:" + b"ab" * 32)
     assert (digest.kind, digest.algorithm, digest.value) == ("verity", "sha256", b"\xab" * 32)
+    data = pack_fields(TEMPLATES["ima-ngv2"], b"verity:sha256:" + b"ab" * 32 + b" /x")
+    assert data == sized(b"verity:sha256:\0" + b"\xab" * 32) + sized(b"/x\0")
 
 
 @pytest.mark.parametrize(

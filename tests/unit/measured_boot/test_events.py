@@ -235,7 +235,6 @@ def test_a_signature_list_may_hold_a_header_and_many_signatures() -> None:
     [
         (27, 0, 16, b""),
         (28, 1, 16, b""),
-        (12, 0, 16, b""),
         (45, 0, 16, bytes(17)),
         (63, 0, 18, bytes(35)),
         (36, 0, 8, bytes(8)),
@@ -250,6 +249,12 @@ def test_a_damaged_signature_list_is_refused(
 ) -> None:
     with pytest.raises(MalformedEvidence):
         parse_signature_lists(signature_list(SHA256_SIGNATURES, list_size, header_size, size, body))
+
+
+def test_a_signature_list_that_ends_within_its_header_does_not_go_back_into_it() -> None:
+    empty = signature_list(SHA256_SIGNATURES, 28, 0, 28, b"")
+    with pytest.raises(MalformedEvidence):
+        parse_signature_lists(signature_list(SHA256_SIGNATURES, 28, 56, 28, empty + empty))
 
 
 def test_a_signature_list_may_be_empty_and_a_signature_without_data() -> None:

@@ -335,6 +335,10 @@ def test_a_bank_that_the_log_lacks_matches_nothing() -> None:
         ({"mokdig": [{"sha256": "0xa"}]}, "mokdig"),
         ({"mokdig": [{"sha256": "0xAB"}]}, "mokdig"),
         ({"kernels": [kernel(kernel_cmdline="(")]}, r"kernels\[0\].kernel_cmdline"),
+        *(
+            ({"kernels": [kernel(kernel_cmdline=text)]}, r"kernels\[0\].kernel_cmdline")
+            for text in ("(?a)(?u)x", "(?=" * 5000 + ")" * 5000, "(?=a{99999999999})")
+        ),
         ({"kernels": [{**kernel(), "initrd_plain_sha256": 1}]}, "initrd_plain_sha256"),
         ({"has_secureboot": False}, r"kernels\[0\].vmlinuz_plain_sha256 is missing"),
     ],

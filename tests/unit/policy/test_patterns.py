@@ -26,6 +26,9 @@ PORTABLE = [
     r"[]a]+",
     r"[^]a]+",
     r"[[:alpha:]]+",
+    r"[](]",
+    r"[^](]",
+    r"[a(|]",
     r"/\w+/\d+\s*\S\D\W",
     r"[\w.-]+\Z",
     r"(?i)/ABC",
@@ -54,6 +57,8 @@ BACKTRACKING = [
     r"(?>a)b",
     r"(?<!/)a",
     r"a*+b",
+    r"a{2}+b",
+    r"a{,2}+b",
 ]
 REFUSED = [
     r"(a)\1",
@@ -155,7 +160,7 @@ def test_names_too_long_for_backtracking_are_matched_by_no_pattern_that_does() -
 
 
 @pytest.mark.parametrize(
-    "source", ["(", "*a", "[", "a{3,2}", "(?P<1>x)", r"\y", "a" * 5000, "(" * 500 + ")" * 500]
+    "source", ["(", "*a", "[", "a{3,2}", "(?P<1>x)", r"\y", "(?a)(?u)x", "a" * 5000, "(" * 500 + ")" * 500]
 )
 def test_what_is_no_expression_is_refused(source: str) -> None:
     with pytest.raises(PolicyError):
