@@ -354,11 +354,11 @@ def test_p14_secrets_are_in_no_log_and_no_answer(tmp_path: Path, caplog: pytest.
             await eventually(lambda: "POST /v2.5/keys/vkey" in agent.paths)
             agent.answer_vkey = None
             await eventually(lambda: agent.shares)
-            await verifier.change("ALTER TABLE deliveries RENAME TO away")
+            await verifier.change("ALTER TABLE revocations RENAME TO away")
             agent.tamper()
             await verifier.until_state(agent, INVALID_QUOTE)
             await eventually(lambda: "trying again" in caplog.text)
-            await verifier.change("ALTER TABLE away RENAME TO deliveries")
+            await verifier.change("ALTER TABLE away RENAME TO revocations")
             await eventually(lambda: agent.revocations)
             for path in ("/v2.5/agents/agent-1", "/v2.5/agents/", "/v2.5/agents/?bulk=True"):
                 answers.append(json.dumps((await verifier.admin("GET", path)).body))

@@ -179,6 +179,7 @@ async def endless_body(reader: asyncio.StreamReader, writer: asyncio.StreamWrite
     while True:
         writer.write(b"100000\r\n" + b" " * 0x100000 + b"\r\n")
         await writer.drain()
+        await asyncio.sleep(0)  # drain() may return at once, also when the other end is gone
 
 
 async def many_headers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -360,12 +361,12 @@ def test_s2_a_verdict_survives_a_database_that_refuses_and_is_not_written_by_hal
     async def act(verifier: RunningVerifier, agent: AttestingAgent) -> None:
         await verifier.add(agent)
         await verifier.until_passing(agent, rounds=3)
-        await verifier.change("ALTER TABLE deliveries RENAME TO away")
+        await verifier.change("ALTER TABLE revocations RENAME TO away")
         agent.tamper()
         await verifier.until_state(agent, INVALID_QUOTE)
         assert verifier.rows("SELECT operational_state FROM agents") == [(GET_QUOTE,)]
-        assert verifier.rows("SELECT * FROM revocations") == []
-        await verifier.change("ALTER TABLE away RENAME TO deliveries")
+        assert verifier.rows("SELECT * FROM away") == []
+        await verifier.change("ALTER TABLE away RENAME TO revocations")
         await eventually(lambda: verifier.rows("SELECT operational_state FROM agents") == [(INVALID_QUOTE,)])
         assert len(verifier.rows("SELECT * FROM revocations")) == 1
         await eventually(lambda: agent.revocations)

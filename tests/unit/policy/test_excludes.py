@@ -77,3 +77,10 @@ def test_an_expression_that_ends_within_a_name_is_doubted() -> None:
 )
 def test_careful_expressions_are_not_doubted(source: str) -> None:
     assert compile_excludes([source]).warnings == ()
+
+
+@pytest.mark.parametrize("source", ["/a$", "^/a$", "(/a$|/b)"])
+def test_an_end_is_the_very_end_of_a_name(source: str) -> None:
+    excludes = compile_excludes([source])
+    assert excludes.match("/a")
+    assert not excludes.match("/a\n")
