@@ -3,6 +3,7 @@
 import asyncio
 import os
 import shutil
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -42,7 +43,7 @@ def agent(directory: Path, tpm: SoftwareTpm, registrar_port: int, manager: Notif
 async def is_served(port: int, authority: Authority) -> bool:
     """Whether a client of this authority gets an answer."""
     context = client_context(authority, authority.issue("verifier"))
-    context.verify_mode = context.verify_mode.CERT_NONE
+    context.verify_mode = ssl.CERT_NONE
     try:
         async with (
             aiohttp.ClientSession() as session,
@@ -98,7 +99,7 @@ def test_it_stops_in_time_whatever_its_clients_do(tmp_path: Path, tpm: SoftwareT
     for name in ("ima", "agent.conf", "logging.conf"):
         (tmp_path / name).write_text("")
     context = client_context(authority, authority.issue("verifier"))
-    context.verify_mode = context.verify_mode.CERT_NONE
+    context.verify_mode = ssl.CERT_NONE
 
     async def scenario(manager: NotifySocket) -> None:
         # Nobody listens at the registrar's port: the agent is in the middle of its attempts.
@@ -143,7 +144,7 @@ def test_without_a_list_of_mounts_it_ends_in_one_clear_line(tmp_path: Path) -> N
         timeout=60,
         check=False,
     )
-    if "mount:" in done.stderr:
+    if done.stderr.startswith(("mount:", "unshare:")):
         pytest.skip(f"this machine forbids mounts: {done.stderr.strip()}")
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
