@@ -35,6 +35,11 @@ def memory_kb(pid: int) -> int:
     raise RuntimeError(f"process {pid} has no memory")
 
 
+def descriptors(pid: int) -> int:
+    """How many files and sockets a process has open."""
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
 def free_port() -> int:
     """A loopback port that nobody listens on at the moment."""
     with socket.socket() as probe:
@@ -84,6 +89,11 @@ class Daemon:
     def memory_kb(self) -> int:
         """Resident memory now, that of its workers included."""
         return sum(map(memory_kb, family_of(self.pid)))
+
+    @property
+    def descriptors(self) -> int:
+        """Files and sockets that are open now, those of its workers included."""
+        return sum(map(descriptors, family_of(self.pid)))
 
     def wait_for(self, text: str) -> None:
         """Returns when `text` stands in the log. Raises RuntimeError, which shows the log's end."""
