@@ -40,10 +40,9 @@ class Recipient:
     verifier_id: str
     through: int
 
-    def backlog(self, numbers: Mapping[str, Sequence[int]]) -> Sequence[int]:
-        """What it is to be told, of the `numbers` that each verifier has used, in rising order."""
-        used = numbers.get(self.verifier_id, ())
-        return used[bisect_right(used, self.through) :]
+    def backlog_start(self, used: Sequence[int]) -> int:
+        """Where its backlog begins in the numbers that its verifier has `used`, in rising order."""
+        return bisect_right(used, self.through)
 
 
 async def add_recipient(connection: AsyncConnection, agent_id: AgentId) -> None:

@@ -66,17 +66,17 @@ class _Backlogs:
     def summaries(self) -> Iterator[TargetSummary]:
         """One for each agent that has something to be told."""
         for recipient in self._recipients:
-            waiting = recipient.backlog(self._numbers)
-            if waiting:
-                oldest = self._used[recipient.verifier_id][-len(waiting)]
+            used = self._used.get(recipient.verifier_id, ())
+            start = recipient.backlog_start(self._numbers.get(recipient.verifier_id, ()))
+            if start < len(used):
                 yield TargetSummary(
                     channel=AGENT,
                     target=recipient.agent_id,
-                    pending=len(waiting),
+                    pending=len(used) - start,
                     delivered=0,
                     failed=0,
                     attempts=0,
-                    oldest_pending=oldest.created_at,
+                    oldest_pending=used[start].created_at,
                 )
 
     def newest(self) -> Iterator[DeliveryStatus]:

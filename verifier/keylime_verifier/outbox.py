@@ -104,9 +104,10 @@ class Outbox:
             recipients = await backlog.waiting_recipients(connection, numbers, self._carrier)
             taken = Counter(row.target for row in rows if row.channel == AGENT)
             heads = [
-                (recipient.agent_id, recipient.backlog(numbers)[0])
+                (recipient.agent_id, used[recipient.backlog_start(used)])
                 for recipient in recipients
                 if taken[recipient.agent_id] < AGENT_WINDOW
+                for used in (numbers[recipient.verifier_id],)
             ]
             stored = await _read_revocations(
                 connection, {row.revocation_id for row in rows}, revocations.c.revocation_id
