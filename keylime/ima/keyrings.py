@@ -79,8 +79,8 @@ def recognise_key(data: bytes) -> ImaKey | None:
     """The key that `data` hold, or None when they hold none.
 
     Tried in this order: certificate, public key, private key (its public half), each as DER and PEM. A PEM
-    header is looked for in the first 4096 bytes. Raises UnsuitableKey for a key that is
-    neither RSA nor EC.
+    header is looked for in the first 4096 bytes.
+    Raises UnsuitableKey for a key that is neither RSA nor EC.
     """
     # Everything below starts with an ASN.1 SEQUENCE or has a PEM header; most buffers do neither, and cost
     # nothing.

@@ -17,6 +17,7 @@ from keylime_verifier.poller import Poller
 from keylime_verifier.records import AgentRecord, Standing
 from keylime_verifier.roster import Roster
 from keylime_verifier.store import AgentStore
+from tests.fakes.running_verifier import eventually
 
 
 class EmptyStore(AgentStore):
@@ -68,14 +69,6 @@ class Stage:
         asyncio.run(run())
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while True:
-            if condition():
-                return
-            await asyncio.sleep(0)
-
-
 def test_a_look_that_had_to_wait_for_the_database_does_not_put_off_the_next_one_for_long(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -90,6 +83,6 @@ def test_a_look_that_had_to_wait_for_the_database_does_not_put_off_the_next_one_
     async def act() -> None:
         for count in (1, 2):
             stage.roster.look()
-            await until(functools.partial(has_looked, count))
+            await eventually(functools.partial(has_looked, count))
 
     stage.play(act)
