@@ -16,12 +16,13 @@ from rich.table import Table
 
 from keylime.hashes import HashAlgorithm
 from keylime.ima.appraisal import ImaResult, appraise_list
+from keylime.ima.boot_aggregate import BootAggregates
 from keylime.ima.checkpoint import ImaCheckpoint
-from keylime.ima.measurement_list import parse_line, split_lines
+from keylime.ima.measurement_list import BOOT_AGGREGATE, parse_line, split_lines
 from keylime.ima.memo import EntryMemo
 from keylime.ima.replay import replay
+from keylime.ima.runtime_policy import EMPTY_POLICY, RuntimePolicy, parse_runtime_policy
 from keylime.ima.templates import TEMPLATES, pack_fields
-from keylime.policy.runtime import EMPTY_POLICY, RuntimePolicy, parse_runtime_policy
 
 BANK = HashAlgorithm.SHA256
 POLICY_PATHS = 100_000
@@ -33,6 +34,8 @@ ROUNDS = 5
 
 
 def path_of(number: int) -> str:
+    if number == 0:
+        return BOOT_AGGREGATE
     return f"/usr/lib/x86_64-linux-gnu/package-{number % 997}/module-{number}.so"
 
 
@@ -66,7 +69,7 @@ def appraise(text: bytes, quoted: bytes, policy: RuntimePolicy, memo: EntryMemo)
         stated_entry=0,
         policy=policy,
         tenant_keys=None,
-        boot_aggregates=frozenset(),
+        boot_aggregates=BootAggregates(),
         checkpoint=ImaCheckpoint.fresh(),
         ignore_tomtou=False,
         memo=memo,

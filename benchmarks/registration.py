@@ -20,7 +20,7 @@ from benchmarks.rig.processes import Daemon, free_port
 from tests.fakes.running_registrar import install_certificates
 from tests.fakes.software_identity import SoftwareIdentity
 
-BUDGET_MS = 3.0
+BUDGET_MS = 2.5
 _AT_ONCE = 8
 
 

@@ -67,19 +67,32 @@ async def watch(
 def fall(database: Stored, count: int) -> None:
     """Adds agents that have failed, and the revocations of all."""
     engine = sa.create_engine(database.url)
-    columns = [column["name"] for column in sa.inspect(engine).get_columns("agents")]
-    changed = {"agent_id": "'fallen-' || i", "port": "1", "operational_state": "9", "is_polled": "false"}
-    agents = ", ".join(changed.get(name, name) for name in columns)
+    changed = {
+        "agent_id": "'fallen-' || i",
+        "incarnation": "'fallen-' || i",
+        "port": "1",
+        "operational_state": "9",
+        "is_polled": "false",
+    }
+    rows = {
+        table: ", ".join(changed.get(column["name"], column["name"]) for column in columns)
+        for table in ("agents", "progress")
+        for columns in (sa.inspect(engine).get_columns(table),)
+    }
     message = "'" + "x" * _MESSAGE + "'"
     numbers = f"WITH RECURSIVE numbers(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM numbers WHERE i < {count})"  # noqa: S608
     with engine.begin() as connection:
         for statement in (
-            f"INSERT INTO recipients {numbers} SELECT 'fallen-' || i, 0 FROM numbers",  # noqa: S608 - constants
-            f"INSERT INTO agents {numbers} "  # noqa: S608 - constants
-            f"SELECT {agents} FROM (SELECT * FROM agents LIMIT 1) CROSS JOIN numbers",
+            f"INSERT INTO recipients (agent_id, through, since) {numbers} "  # noqa: S608 - constants
+            "SELECT 'fallen-' || i, 0, 0 FROM numbers",
+            *(
+                f"INSERT INTO {table} {numbers} "  # noqa: S608 - constants
+                f"SELECT {row} FROM (SELECT * FROM {table} LIMIT 1) CROSS JOIN numbers"
+                for table, row in rows.items()
+            ),
             "INSERT INTO revocations (revocation_id, agent_id, created_at, message, signature, shard, "  # noqa: S608
-            f"verifier_id, number) {numbers} SELECT 'r' || i, 'fallen-' || i, {int(time.time())}, {message}, "
-            "'', 0, 'default', i FROM numbers",
+            f"verifier_id, number, made) {numbers} SELECT 'r' || i, 'fallen-' || i, {int(time.time())}, "
+            f"{message}, '', 0, 'default', i, i FROM numbers",
             f"UPDATE change_counters SET changes = {count} WHERE topic = 'revocations'",  # noqa: S608
         ):
             connection.execute(sa.text(statement))

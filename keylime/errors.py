@@ -28,14 +28,51 @@ class PolicyError(KeylimeError):
 class ServiceUnavailable(KeylimeError):
     """Something that this service needs does not answer; trying again makes sense. Answered with 503.
 
-    `public` is what a peer is told; the error's own text is for operators.
+    `public` is what a peer is told, `outcome` what has become of its request, when that is known to matter;
+    the error's own text is for operators.
     """
 
     public = "The service is not available, try again later"
+    outcome: str | None = None
 
 
 class PeerUnreachable(KeylimeError):
     """No usable answer from a peer (connection, TLS, time-out, server trouble); trying again makes sense."""
+
+    is_explained = False  # whether the text holds the remedy
+
+
+class OwnCertificateFailed(PeerUnreachable):
+    """Our own certificate has ended, or is not valid yet, and the peer does not accept it.
+
+    That is a defect of ours, says nothing about the peer, and is mended here.
+    """
+
+
+class UnusableAnswer(PeerUnreachable):
+    """A peer is there and answers, but with nothing that can be used: too much, no HTTP, trouble of its own.
+
+    Trying again may help, and whoever does not care about the difference does just that.
+    """
+
+
+class WrongPeerKey(PeerUnreachable):
+    """Whoever answers does not hold the key that the peer is known by: it proves nothing, is told nothing.
+
+    The peer may be back at any time, and whoever does not care about the difference tries again.
+    """
+
+
+class WrongServerCertificate(PeerUnreachable):
+    """A service shows a certificate of a CA that is trusted, but not one that it may have."""
+
+
+class AnswerPutOff(KeylimeError):
+    """A peer's answer of `size` bytes cannot be read now for want of memory; its sender has done no wrong."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"there is no room for an answer of {size} bytes now")
+        self.size = size
 
 
 class PeerRefused(KeylimeError):
@@ -49,6 +86,10 @@ class PeerRefused(KeylimeError):
 
 class TpmError(KeylimeError):
     """The TPM refused a command or cannot be reached; names the command."""
+
+
+class TpmLost(TpmError):
+    """The connection to the TPM, or a key in it, is gone; opening it again may bring them back."""
 
 
 class CredentialError(KeylimeError):

@@ -10,7 +10,8 @@ _LENGTH = 20
 def new_nonce() -> str:
     """A fresh nonce: 20 characters of [A-Za-z0-9] (119 bits) from the system's CSPRNG.
 
-    Its ASCII text is what the TPM signs; 20 bytes fit the qualifying data of every TPM (rest-api 3.3).
+    Its ASCII text is what the TPM signs; 20 bytes fit the qualifying data of every TPM
+    (docs/reference/rest-api.md, 3.3).
     """
     return random_text(_LENGTH)
 

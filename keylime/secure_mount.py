@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from keylime.config.loader import is_test_mode, work_dir
+from keylime.config.settings import is_test_mode, work_dir
 from keylime.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -130,9 +130,8 @@ def empty_secure_directory(secure: SecureDirectory) -> None:
             log.error("cannot delete %s: %s", entry, error.strerror)
 
 
-def release_secure_directory(secure: SecureDirectory) -> None:
-    """Empty the directory; unmount it if this process mounted it and still may."""
-    empty_secure_directory(secure)
+def unmount_secure_directory(secure: SecureDirectory) -> None:
+    """Unmount the directory if this process mounted it and still may; what is in it is gone then."""
     if not secure.mounted_by_us or os.geteuid() != 0:
         return
     if _libc().umount2(os.fsencode(secure.path), 0) != 0:

@@ -9,12 +9,16 @@ from keylime.appraisal.challenge import Challenge, stored_evidence_challenge
 from keylime.appraisal.reference import AcceptedAlgorithms, Reference
 from keylime.hashes import HashAlgorithm
 from keylime.ima.measurement_list import parse_line, split_lines
+from keylime.ima.runtime_policy import EMPTY_POLICY, RuntimePolicy, parse_runtime_policy
+from keylime.measured_boot.boot_policy import (
+    MeasuredBootPolicy,
+    built_in_policies,
+    compile_measured_boot_policy,
+)
 from keylime.messages.agent import QuoteReply
-from keylime.policy.measured_boot import MeasuredBootPolicy, built_in_policies, compile_measured_boot_policy
-from keylime.policy.runtime import EMPTY_POLICY, RuntimePolicy, parse_runtime_policy
-from keylime.policy.tpm_policy import TpmPolicy
 from keylime.tpm.keys import SignatureScheme, parse_attestation_key
 from keylime.tpm.pcr import DATA_PCR, PcrValues, data_pcr_value
+from keylime.tpm.tpm_policy import TpmPolicy
 from tests.captures import Stage, capture
 from tests.fakes.software_ak import SoftwareAk
 
@@ -87,6 +91,7 @@ class SoftwareMachine:
     pcrs: dict[int, bytes] = field(default_factory=dict)
     ima_list: bytes = b""
     boot_log: bytes | None = None
+    os_log: bytes | None = None
     public_key: str = PUBLIC_KEY
     clock: int = 1_000
     reset_count: int = 1
@@ -124,6 +129,7 @@ class SoftwareMachine:
             ima_measurement_list=b"".join(line + b"\n" for line in lines[entry:]).decode(),
             ima_measurement_list_entry=entry,
             mb_measurement_list=None if self.boot_log is None else base64.b64encode(self.boot_log).decode(),
+            os_measurement_list=None if self.os_log is None else base64.b64encode(self.os_log).decode(),
         )
         fields: Mapping[str, object] = {name: getattr(honest, name) for name in honest.__struct_fields__}
         return QuoteReply(**{**fields, **lies})  # type: ignore[arg-type]

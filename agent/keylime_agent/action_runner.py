@@ -28,8 +28,10 @@ def main() -> None:
     logging.basicConfig(
         stream=sys.stdout, level=logging.INFO, format="%(name)s - %(levelname)s - %(message)s"
     )
-    # Last, so that a payload's files cannot stand in for installed modules.
-    sys.path.extend({str(directory): None, str(module.parent): None})
+    # Last, so that a payload's files cannot stand in for installed modules, and after these what stands in
+    # for modules that actions of the field import and that are not there.
+    stand_ins = Path(__file__).with_name("stand_ins")
+    sys.path.extend({str(directory): None, str(module.parent): None, str(stand_ins): None})
     event = json.loads(document.read_bytes())
     asyncio.run(load_module(module).execute(event))
 

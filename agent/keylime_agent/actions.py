@@ -13,12 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from keylime.revocation.message import is_cleared
 from keylime_agent.processes import run_program
 
 log = logging.getLogger(__name__)
 
 ACTION_LIMIT_S = 60.0
 PAYLOAD_MODULE_PREFIX = "local_action_"
+CLEARED_PREFIX = "local_action_cleared"
 _LIST_FILE = "action_list"
 _MAX_LIST = 64 * 1024
 _SEPARATORS = re.compile(r"[\s,]+")
@@ -90,8 +92,12 @@ class ActionRunner:
         self._limit_s = limit_s
 
     async def run_all(self, document: bytes) -> None:
-        """Run the configured actions, then those of the payload; `document` is the message as JSON."""
-        for action in self._actions():
+        """Run the configured actions, then those of the payload; `document` is the message as JSON.
+
+        Actions named `local_action_cleared...` are for messages that an agent is trusted again, which all
+        others never see: they would take them for a warning.
+        """
+        for action in self._actions(cleared=is_cleared(document)):
             log.info("Executing revocation action %s", action.name)
             try:
                 await self._run(action, document)
@@ -100,10 +106,10 @@ class ActionRunner:
             except Exception:
                 log.exception("revocation action %s failed", action.name)
 
-    def _actions(self) -> Iterable[Action]:
+    def _actions(self, *, cleared: bool) -> Iterable[Action]:
         listed = _read_list(self._payload_dir / _LIST_FILE) if self._options.allow_payload else ()
         names = tuple(dict.fromkeys((*self._options.configured, *listed)))
-        for name in names:
+        for name in (one for one in names if one.startswith(CLEARED_PREFIX) is cleared):
             action = find_action(name, self._options, self._payload_dir)
             if action is None:
                 log.warning("revocation action %s not found", name[:255])

@@ -19,7 +19,7 @@ def resolve_agent_id(
     system_uuid: str | None,
     new_uuid: Callable[[], uuid.UUID] = uuid.uuid4,
 ) -> AgentId:
-    """The id that `value` of `[agent] uuid` stands for (config-and-cli 1.6); fixed UUIDs are lower-cased.
+    """The id that `value` of `[agent] uuid` stands for (C9); fixed UUIDs are lower-cased.
 
     `system_uuid` is what dmidecode said, None where it was not asked. Raises ConfigError.
     """

@@ -18,6 +18,7 @@ from keylime.ima.replay import extend_value
 from keylime.ima.templates import FileDigest
 from keylime.tpm.device import Tpm, choose_tcti
 from keylime.tpm.pcr import IMA_PCR, PcrSelection, extend
+from keylime.version import add_version
 from keylime_agent.evidence import IMA_LIST
 
 _POLL_S = 0.2
@@ -37,13 +38,14 @@ def main() -> None:
         print(f"keylime_ima_emulator: error: {error.filename or ''}: {error.strerror}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        pass
+        sys.exit(130)
 
 
 def _parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="keylime_ima_emulator", description="Extends PCR 10 of a software TPM as the kernel's IMA would."
     )
+    add_version(parser)
     parser.add_argument(
         "-a",
         "--hash_algs",
@@ -143,8 +145,16 @@ def _boot_aggregate_line(tpm: Tpm, template_hash: HashAlgorithm) -> bytes:
 
 def _follow(tpm: Tpm, banks: frozenset[HashAlgorithm], ima_log: Path, *, once: bool) -> None:
     done = 0
+    warned = False
     while True:
         entries = _entries(ima_log)
+        if entries and entries[0].name != BOOT_AGGREGATE and not warned:
+            warned = True
+            print(
+                f"keylime_ima_emulator: warning: {ima_log} does not begin with boot_aggregate, as a kernel's "
+                "list does: verifiers refuse it under a runtime policy. --append writes one into a new list",
+                file=sys.stderr,
+            )
         if done == 0 or done > len(entries):
             done = extended_entries(entries, {bank: _pcr(tpm, bank) for bank in banks})
         for entry in entries[done:]:

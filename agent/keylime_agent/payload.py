@@ -13,7 +13,9 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
 from keylime.errors import CredentialError
 from keylime.messages.agent import UKeyRequest, VKeyRequest
-from keylime.payload.bundle import PayloadRefused, decrypt_payload, extract_archive, looks_like_archive
+from keylime.payload.archive import PayloadRefused, looks_like_archive
+from keylime.payload.encryption import decrypt_payload
+from keylime.payload.extraction import extract_archive
 from keylime.payload.keys import DerivedKey, ShareCollector, auth_tag, decrypt_share, parse_auth_tag
 from keylime_agent.processes import run_program
 

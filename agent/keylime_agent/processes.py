@@ -23,7 +23,7 @@ _LINGER_S = 0.5  # for output still in the pipe when a program has ended
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ProcessEnd:
     """How a program ended: its exit status (negative: the signal), or None when the time limit ended it."""
 
     status: int | None
@@ -67,7 +67,7 @@ async def run_program(
     environment: Mapping[str, str],
     limit_s: float | None,
     on_line: Callable[[str, str], None],
-) -> Outcome:
+) -> ProcessEnd:
     """Run `command` to its end; `on_line` gets "stdout" or "stderr" and each line of output. Raises OSError.
 
     A script without `#!` is run by the shell. When the limit is reached (None: there is none), or the caller
@@ -93,7 +93,7 @@ async def run_program(
         for reader in readers:
             reader.cancel()
         await asyncio.gather(*readers, return_exceptions=True)
-    return Outcome(status)
+    return ProcessEnd(status)
 
 
 async def _start(

@@ -4,12 +4,16 @@ import asyncio
 import base64
 import logging
 import random
+import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from keylime.errors import (
+    ConfigError,
     KeylimeError,
     MalformedEvidence,
     MalformedMessage,
@@ -20,7 +24,12 @@ from keylime.errors import (
 from keylime.http.client import Peer
 from keylime.messages.registrar import ActivateRequest, RegisterReply, RegisterRequest
 from keylime.messages.versions import SUPPORTED_VERSIONS, ServerVersions, negotiate
+from keylime.pki.server_names import NameCheck
+from keylime.pki.tls import client_context, load_trusted_certificates
+from keylime.request_id import begin_errand
+from keylime.safe_paths import Owners
 from keylime.tpm.credential import activation_tag, parse_credential_blob
+from keylime_agent.device_identity import DeviceIdentity
 
 log = logging.getLogger(__name__)
 
@@ -45,12 +54,38 @@ class Backoff:
         return min(self.max_s, self.initial_s * 2.0 ** min(attempt - 1, 30)) * (1 + spread / 10)
 
 
-class RegistrationRefused(KeylimeError):
+@dataclass(frozen=True, slots=True)
+class RegistrarTls:
+    """Who vouches for the registrar, and whether its names are compared."""
+
+    authority: Path
+    names: NameCheck
+
+    def context(self, owners: Owners) -> ssl.SSLContext:
+        """What to call it with. Raises ConfigError, also when others than `owners` may change the file."""
+        context = client_context(certificate=None, key=None, trusted=())
+        try:
+            found = load_trusted_certificates(self.authority, owners)
+        except ConfigError as error:
+            raise ConfigError(f"[agent] registrar_tls_ca_cert: {error}") from error
+        for certificate in found:
+            context.load_verify_locations(cadata=certificate.public_bytes(Encoding.DER))
+        return context
+
+
+class RefusedByRegistrar(KeylimeError):
     """The registrar does not want this agent; asking again as we are cannot help. The agent stops."""
 
 
-class Registration:
-    """One agent's registration. `activate` opens a credential (id object, encrypted secret) with the TPM."""
+class RegistrationForbidden(RefusedByRegistrar):
+    """The registrar knows the id with another TPM identity: nothing but an administrator can mend that."""
+
+
+class Registrant:
+    """One agent's registration. `activate` opens a credential (id object, encrypted secret) with the TPM.
+
+    `device` is the identity that the device's maker gave it, where it is to be registered as well.
+    """
 
     def __init__(
         self,
@@ -60,6 +95,7 @@ class Registration:
         activate: Callable[[bytes, bytes], Awaitable[bytes]],
         backoff: Backoff,
         *,
+        device: DeviceIdentity | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._peer = peer
@@ -67,15 +103,18 @@ class Registration:
         self._request = request
         self._activate = activate
         self._backoff = backoff
+        self._device = device
         self._sleep = sleep
 
     async def run(self) -> None:
         """Come back registered and active; tries for ever while there is no registrar to answer.
 
-        Raises RegistrationRefused at once on 403, and after the configured number of other refusals.
+        Raises RegistrationForbidden at once on 403, and RegistrationRefused after the configured number of
+        other refusals.
         """
         failures = refusals = 0
         while True:
+            begin_errand()  # one for registration and activation
             try:
                 version = await self._register_and_activate()
             except PeerUnreachable as error:
@@ -83,24 +122,37 @@ class Registration:
             except (PeerRefused, MalformedMessage, MalformedEvidence, TpmError) as error:
                 refusals += not _is_passing(error)
                 reason = str(error)
-                if _is_final(error) or refusals > self._backoff.max_refusals:
-                    raise RegistrationRefused(
+                if _is_final(error):
+                    raise RegistrationForbidden(self._remedy(reason)) from error
+                if refusals > self._backoff.max_refusals:
+                    raise RefusedByRegistrar(
                         f"registration of {self._agent_id} was refused: {reason}"
                     ) from error
             else:
                 log.info("agent %s is registered and active (API version %s)", self._agent_id, version)
+                if self._device is not None:
+                    log.info("the registrar has verified IDevID and IAK, and that the IAK vouches for the AK")
                 return
             failures += 1
             delay = self._backoff.delay(failures, random.random())  # noqa: S311  # spreads load, keeps no secret
             log.warning("registration failed, next attempt in %.0f s: %s", delay, reason)
             await self._sleep(delay)
 
+    def _remedy(self, reason: str) -> str:
+        return (
+            f"registration of {self._agent_id} was refused: {reason}. If its TPM, agent_data.json or "
+            "tpm_*_alg were changed on purpose, an administrator runs "
+            f"`keylime_tenant -c regdelete -u {self._agent_id}`; start the agent again after it "
+            "(systemctl start keylime_agent)"
+        )
+
     async def _register_and_activate(self) -> str:
         versions = await self._versions()
         for version in versions:
+            body = self._request if self._device is None else self._device.added_to(self._request, version)
             try:
                 reply = await self._peer.fetch(
-                    RegisterReply, "POST", f"/v{version}/agents/{self._agent_id}", body=self._request
+                    RegisterReply, "POST", f"/v{version}/agents/{self._agent_id}", body=body
                 )
             except PeerRefused as error:
                 if version != versions[-1] and _is_unknown_version(error):

@@ -10,14 +10,17 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptography import x509
+
 from keylime.errors import CredentialError
 from keylime.messages.revocation import SignedRevocation
-from keylime.pki.certificates import parse_certificate
+from keylime.pki.certificates import CLOCK_SKEW, parse_certificate
+from keylime.pki.roles import NODE, extended_usages
 from keylime.revocation.channel import RevocationSubscriber
 from keylime.revocation.message import compact_document, delivery_key
 from keylime.revocation.signing import verify_revocation
 from keylime_agent.handled_revocations import HandledRevocations
-from keylime_agent.revocation_rules import Decision, Incarnation, decide
+from keylime_agent.revocation_rules import NOTHING_SAID, Decision, Incarnation, LastWord, decide
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +28,7 @@ _MAX_QUEUED = 256
 # Messages of a channel that wait for a payload with the certificate, and the longest of them in bytes.
 # Channels are kept apart, because REST is for clients with a certificate and ZeroMQ is for anybody.
 _MAX_KEPT = 64
+_MAX_LAST_WORDS = 4096
 _MAX_KEPT_SIZE = 64 * 1024
 
 
@@ -58,6 +62,7 @@ class RevocationHandler:
         self._kept: dict[str, dict[SignedRevocation, _Arrival]] = {}
         self._payloads = 0  # that have arrived so far
         self._handled = handled or HandledRevocations()
+        self._last_words: dict[str, LastWord] = {}  # by agent, the one heard of last at the end
 
     def receive(self, signed: SignedRevocation, channel: str = "REST") -> None:
         """Queue a message that nothing is known of yet; `channel` is for the log."""
@@ -121,7 +126,11 @@ class RevocationHandler:
             log.warning("revocation message ignored (over %s): %s", channel, error)
             return
         key, me = delivery_key(arrival.signed), await asyncio.to_thread(self._who_am_i)
-        decision = decide(message, self._handled.get(key), me, arrival.at)
+        last_word = self._last_words.pop(message.agent_id, NOTHING_SAID)
+        decision = decide(message, self._handled.get(key), me, arrival.at, last_word)
+        self._last_words[message.agent_id] = last_word.after(message)
+        while len(self._last_words) > _MAX_LAST_WORDS:
+            del self._last_words[next(iter(self._last_words))]
         if decision is not Decision.ACT:
             log.info(
                 "revocation message about agent %s over %s %s", message.agent_id, channel, decision.value
@@ -151,7 +160,18 @@ class RevocationHandler:
 def incarnation(agent_id: str, payload: Path, boot: bytes) -> Incarnation:
     """The agent `agent_id` with the certificate in its payload, if there is one that can be read."""
     try:
-        serial = parse_certificate((payload / f"{agent_id}-cert.crt").read_bytes()).serial_number
+        certificate = parse_certificate((payload / f"{agent_id}-cert.crt").read_bytes())
     except (OSError, CredentialError):
         return Incarnation(agent_id, None, boot)
-    return Incarnation(agent_id, serial, boot)
+    return Incarnation(agent_id, certificate.serial_number, boot, _made_at(certificate))
+
+
+def _made_at(certificate: x509.Certificate) -> int | None:
+    """When a certificate of our own authority was made. Others begin when their makers like."""
+    try:
+        is_ours = NODE in (extended_usages(certificate) or ())
+    except ValueError:  # damaged extensions
+        return None
+    if not is_ours:
+        return None
+    return int((certificate.not_valid_before_utc + CLOCK_SKEW).timestamp())

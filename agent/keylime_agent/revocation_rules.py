@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 from keylime.errors import MalformedMessage
 from keylime.messages.revocation import RevocationMessage
-from keylime.revocation.channel import REPLAY_S
-from keylime.revocation.message import certificate_serial
+from keylime.revocation.message import RevocationKind, certificate_serial
+from keylime.revocation.publication import REPLAY_S
 
+_CLOCKS_APART_S = 60  # of the hosts of verifier and CA
+_AHEAD_S = 600.0  # the verifier's clock may be, of ours
 _DELIVERY_SLACK_S = 60.0  # between the broker's clock of a message and ours: queues, reconnections
 
 
@@ -20,6 +22,8 @@ class Decision(enum.Enum):
 
     ACT = "is acted upon"
     HANDLED = "was handled before"
+    OLDER = "is older than the enrolment of this agent"
+    OVERTAKEN = "is about what is over: a later message about that agent came before"
     FORMER = "is about the certificate of a former payload of this agent, not about the one it has now"
 
 
@@ -27,12 +31,40 @@ class Decision(enum.Enum):
 class Incarnation:
     """Who the agent is now: `serial` is that of its certificate in the payload, None without one.
 
-    `boot` names the running boot of the machine (16 bytes).
+    `boot` names the running boot of the machine (16 bytes); `enrolled_at` (seconds since the epoch) is known
+    of agents with a certificate of ours.
     """
 
     agent_id: str
     serial: int | None
     boot: bytes
+    enrolled_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LastWord:
+    """The times of the newest messages about one agent that were genuine: a warning, and that it is over."""
+
+    revoked_at: int = 0
+    cleared_at: int = 0
+
+    def after(self, message: RevocationMessage) -> "LastWord":
+        """With `message` taken into account."""
+        when = message.event_timestamp or 0
+        if message.type == RevocationKind.CLEARED:
+            return LastWord(self.revoked_at, max(self.cleared_at, when))
+        return LastWord(max(self.revoked_at, when), self.cleared_at)
+
+    def overtakes(self, message: RevocationMessage, received_at: float) -> bool:
+        """Whether a later message said the opposite. Within one second the order of arrival counts.
+
+        One from the future was said while the verifier's clock was ahead: who believed it would take nothing
+        that is said about the agent from now until then.
+        """
+        if message.event_timestamp is None:
+            return False
+        opposite = self.revoked_at if message.type == RevocationKind.CLEARED else self.cleared_at
+        return message.event_timestamp < opposite <= received_at + _AHEAD_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +75,15 @@ class Handled:
     boot: bytes
 
 
+NOTHING_SAID = LastWord()
+
+
 def decide(
-    message: RevocationMessage, before: Handled | None, now: Incarnation, received_at: float
+    message: RevocationMessage,
+    before: Handled | None,
+    now: Incarnation,
+    received_at: float,
+    last_word: LastWord = NOTHING_SAID,
 ) -> Decision:
     """Whether to act on `message`, which came at `received_at` (seconds since the epoch).
 
@@ -52,7 +91,15 @@ def decide(
     enrolment after a rejection comes with a new one. About another: once in a boot, because what actions did
     (a packet filter's rule) ends with the boot; but after a reboot only while the broker repeats the message,
     so that an old one, recorded by whomever, does nothing.
+
+    What happened before this agent was enrolled does not concern it: the machine may be well again. Nor does
+    what a later message about the same agent has overtaken.
     """
+    happened_at = message.event_timestamp
+    if happened_at is not None and happened_at < (now.enrolled_at or 0) - _CLOCKS_APART_S:
+        return Decision.OLDER
+    if last_word.overtakes(message, received_at):
+        return Decision.OVERTAKEN
     is_own = message.agent_id == now.agent_id
     if is_own and _names_another_certificate(message, now.serial):
         return Decision.FORMER

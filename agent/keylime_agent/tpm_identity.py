@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-from cryptography import x509
 
 from keylime.errors import ConfigError, KeylimeError, MalformedEvidence, TpmError, UnsuitableKey
 from keylime.hashes import HashAlgorithm
-from keylime.pki.certificates import certificate_text
 from keylime.pki.files import read_private_key_file, write_atomically
 from keylime.tpm.device import AkBlobs, LoadedKey, Tpm
 from keylime.tpm.ek_certificates import EkCertificates
@@ -57,13 +55,23 @@ def load_tpm_identity(
 ) -> TpmIdentity:
     """EK and AK ready for use; the AK is a new one, with a warning, when the kept one does not fit.
 
-    Raises TpmError, and ConfigError for a bad `ek_handle` or a file that cannot be written.
+    What was kept for another TPM is put aside and taken up again when that TPM is back: a start with a wrong
+    TCTI costs a machine nothing. Raises TpmError, and ConfigError for a bad `ek_handle` or a file that cannot
+    be written.
     """
-    ek = _load_ek(tpm, algorithms, ek_handle)
-    kept = None if data_path is None else _read_data(data_path)
+    ek = open_ek(tpm, algorithms, ek_handle)
+    kept, other = _kept_data(data_path, _fingerprint(ek))
+    if other is not None and data_path is not None:
+        save_agent_data(other, _aside(data_path))
     reused = None if kept is None else _reuse_ak(tpm, ek, algorithms, kept)
     if kept is not None and reused is not None:
+        if other is not None:
+            save_agent_data(kept, data_path)
         return _identity(tpm, ek, reused, kept)
+    if kept is None and other is not None:
+        _warn_of_replacement(
+            "it belongs to another endorsement key: the TPM or tpm_encryption_alg has changed"
+        )
     blobs = tpm.create_ak(ek, algorithms.signing_alg, algorithms.encryption_alg, algorithms.hash_alg)
     ak = tpm.load_ak(ek, blobs)
     data = AgentData(ak_public=blobs.tpm2b_public, ak_private=blobs.tpm2b_private, ek_sha256=_fingerprint(ek))
@@ -77,7 +85,8 @@ def save_agent_data(data: AgentData, path: Path | None) -> None:
         write_atomically(path, msgspec.json.encode(data), 0o600)
 
 
-def _load_ek(tpm: Tpm, algorithms: TpmAlgorithms, ek_handle: str) -> LoadedKey:
+def open_ek(tpm: Tpm, algorithms: TpmAlgorithms, ek_handle: str) -> LoadedKey:
+    """The endorsement key that the options choose. Raises TpmError, and ConfigError for a bad `ek_handle`."""
     if ek_handle in ("", "generate"):
         return tpm.create_ek(algorithms.encryption_alg)
     try:
@@ -87,6 +96,21 @@ def _load_ek(tpm: Tpm, algorithms: TpmAlgorithms, ek_handle: str) -> LoadedKey:
             f"[agent] ek_handle = {ek_handle}: expected `generate` or a handle such as 0x81010001"
         ) from None
     return tpm.persistent_ek(handle)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.other_tpm")
+
+
+def _kept_data(path: Path | None, ek_sha256: str) -> tuple[AgentData | None, AgentData | None]:
+    """What is kept for this EK, and what `path` holds if that is for another one."""
+    if path is None:
+        return None, None
+    current = _read_data(path)
+    if current is None or current.ek_sha256 == ek_sha256:
+        return current, None
+    former = _read_data(_aside(path))
+    return (former if former is not None and former.ek_sha256 == ek_sha256 else None), current
 
 
 def _read_data(path: Path) -> AgentData | None:
@@ -100,24 +124,26 @@ def _read_data(path: Path) -> AgentData | None:
 
 
 def _reuse_ak(tpm: Tpm, ek: LoadedKey, algorithms: TpmAlgorithms, kept: AgentData) -> LoadedKey | None:
-    """The kept AK, loaded; None, with a warning, if it belongs to another EK or to other options."""
-    reason = _misfit(ek, algorithms, kept)
+    """The kept AK, loaded; None, with a warning, if it belongs to other options."""
+    reason = _misfit(algorithms, kept)
     if reason is None:
         try:
             return tpm.load_ak(ek, AkBlobs(kept.ak_public, kept.ak_private))
         except TpmError as error:
             reason = f"the TPM does not take it back: {error}"
-    log.warning(
-        "the kept attestation key is replaced by a new one (%s); the registrar refuses an id that it knows "
-        "with another key, until an administrator deletes it there",
-        reason,
-    )
+    _warn_of_replacement(reason)
     return None
 
 
-def _misfit(ek: LoadedKey, algorithms: TpmAlgorithms, kept: AgentData) -> str | None:
-    if kept.ek_sha256 != _fingerprint(ek):
-        return "it belongs to another endorsement key: the TPM or tpm_encryption_alg has changed"
+def _warn_of_replacement(reason: str) -> None:
+    log.warning(
+        "the kept attestation key is replaced by a new one (%s); the registrar refuses an id that it knows "
+        "with another key, until an administrator deletes it there (keylime_tenant -c regdelete)",
+        reason,
+    )
+
+
+def _misfit(algorithms: TpmAlgorithms, kept: AgentData) -> str | None:
     try:
         key = parse_attestation_key(kept.ak_public)
     except (MalformedEvidence, UnsuitableKey) as error:
@@ -153,13 +179,10 @@ def _certificates_text(stored: EkCertificates) -> str:
 
 
 def _pem(der: bytes) -> str:
-    try:
-        return certificate_text(x509.load_der_x509_certificate(der))
-    except (ValueError, x509.InvalidVersion):
-        # Not strict DER, as some manufacturers' are: the registrar gets the bytes as they are.
-        body = base64.b64encode(der).decode()
-        lines = "\n".join(body[at : at + 64] for at in range(0, len(body), 64))
-        return f"-----BEGIN CERTIFICATE-----\n{lines}\n-----END CERTIFICATE-----\n"
+    # Not read: some manufacturers' are not strict DER, and the registrar gets the bytes that they signed.
+    body = base64.b64encode(der).decode()
+    lines = "\n".join(body[at : at + 64] for at in range(0, len(body), 64))
+    return f"-----BEGIN CERTIFICATE-----\n{lines}\n-----END CERTIFICATE-----\n"
 
 
 def _fingerprint(ek: LoadedKey) -> str:

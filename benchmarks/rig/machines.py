@@ -25,9 +25,9 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicNumbers
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from keylime.hashes import HashAlgorithm
-from keylime.ima.measurement_list import ima_ng_line, parse_line
+from keylime.ima.measurement_list import BOOT_AGGREGATE, ima_ng_line, parse_line
+from keylime.ima.runtime_policy import EMPTY_POLICY
 from keylime.ima.templates import FileDigest
-from keylime.policy.runtime import EMPTY_POLICY
 from keylime.tpm.keys import SignatureScheme
 from keylime.tpm.pcr import PcrValues, data_pcr_value, encode_pcr_blob
 from tests.fakes.software_ak import SoftwareAk, pcr_selection, quote_attest
@@ -41,13 +41,17 @@ _HEADER_END = b"\r\n\r\n"
 
 @dataclass(frozen=True, slots=True)
 class FleetPlan:
-    """What the machines of one process are: each measures `growth` lines anew in every round."""
+    """What the machines of one process are: each measures `growth` lines anew in every round.
+
+    A list is `ima_lines` different lines, `repeated` times.
+    """
 
     count: int
     first_number: int
     ima_lines: int
     growth: int
     client_ca: Path
+    repeated: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +76,9 @@ class FleetReport:
 
 
 def path_of(number: int) -> str:
-    """A path of usual length."""
+    """A path of usual length; the first thing that a kernel measures is the boot."""
+    if number == 0:
+        return BOOT_AGGREGATE
     return f"/usr/lib/x86_64-linux-gnu/package-{number % 97}/module-{number}.so.1.2"
 
 
@@ -92,15 +98,18 @@ class MeasuredFiles:
     """The IMA list that all machines have, of which each has reached some length."""
 
     def __init__(self, different: int) -> None:
-        """After `different` lines the same ones follow again."""
+        """After `different` lines the same ones follow again, but for boot_aggregate."""
         self._different = different
         self._lines: list[str] = []
         self._pcr_values = [bytes(BANK.size)]
+        self._whole = (0, "")
 
     def pcr(self, length: int) -> bytes:
         """PCR 10 after `length` lines."""
         while len(self._lines) < length:
-            number = len(self._lines) % self._different
+            number = len(self._lines)
+            if number >= self._different:
+                number = 1 + (number - 1) % max(1, self._different - 1)
             line = ima_ng_line(FileDigest("sha256", _digest_of(number)), path_of(number))
             data = BANK.digest(parse_line(line).template_data)
             self._lines.append(line.decode() + "\n")
@@ -109,7 +118,11 @@ class MeasuredFiles:
 
     def text(self, start: int, end: int) -> str:
         """The lines `start` to `end` as an agent sends them."""
-        return "".join(self._lines[start:end])
+        if start > 0:
+            return "".join(self._lines[start:end])
+        if self._whole[0] != end:
+            self._whole = end, "".join(self._lines[:end])
+        return self._whole[1]
 
 
 @dataclass(slots=True, eq=False)
@@ -189,7 +202,10 @@ class _Fleet:
     def __init__(self, plan: FleetPlan) -> None:
         files = MeasuredFiles(plan.ima_lines)
         numbers = range(plan.first_number, plan.first_number + plan.count)
-        self.machines = [Machine(number, files, plan.ima_lines, plan.growth) for number in numbers]
+        files.pcr(plan.ima_lines * plan.repeated)  # now rather than in the first round
+        self.machines = [
+            Machine(number, files, plan.ima_lines * plan.repeated, plan.growth) for number in numbers
+        ]
         self._plan = plan
         self._quotes = 0
         self._connections = 0

@@ -21,7 +21,7 @@ class Stored:
     @property
     def rounds(self) -> int:
         """How many attestations are recorded."""
-        return self._number("SELECT sum(attestation_count) FROM agents")
+        return self._number("SELECT sum(attestation_count) FROM progress")
 
     @property
     def bytes(self) -> int:

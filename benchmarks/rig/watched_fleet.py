@@ -41,15 +41,23 @@ class Fleet:
 
 @contextlib.contextmanager
 def running_fleet(
-    count: int, *, ima_lines: int, growth: int, processes: int, client_ca: Path
+    count: int,
+    *,
+    ima_lines: int,
+    growth: int,
+    processes: int,
+    client_ca: Path,
+    repeated: int = 1,
+    first_number: int = 0,
 ) -> Iterator[Fleet]:
-    """Machines that listen; they end with the block."""
+    """Machines that listen, numbered from `first_number`; they end with the block."""
     spawn = multiprocessing.get_context("spawn")
     share = -(-count // processes)
     with contextlib.ExitStack() as stack:
         controls = []
         for first in range(0, count, share):
-            plan = FleetPlan(min(share, count - first), first, ima_lines, growth, client_ca)
+            number = min(share, count - first)
+            plan = FleetPlan(number, first_number + first, ima_lines, growth, client_ca, repeated)
             ours, theirs = spawn.Pipe()
             process = spawn.Process(target=run_machines, args=(plan, theirs), daemon=True)
             process.start()

@@ -1,10 +1,10 @@
 """The appraisal of one round: evidence and reference in, verdict out. Every finding is collected.
 
 The order follows what each step may rely on: the quote's signature first, then what binds it to this boot and
-this transport key, then the logs that explain its PCRs, then the PCRs that no log explains.
+this transport key, then the logs that explain its PCRs, then the values that the TPM policy pins.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
@@ -12,15 +12,22 @@ import msgspec
 from keylime.appraisal.challenge import Challenge
 from keylime.appraisal.checkpoint import BootSession, Checkpoint
 from keylime.appraisal.continuity import Continuity, judge_continuity
-from keylime.appraisal.evidence import Evidence, parse_evidence, quote_finding
-from keylime.appraisal.findings import Finding
+from keylime.appraisal.evidence import Answer, Evidence, parse_evidence, quote_finding
 from keylime.appraisal.memo import AppraisalMemo
 from keylime.appraisal.reference import Reference, canonical_algorithm
 from keylime.appraisal.verdict import Accepted, AcceptedQuote, Incomplete, Rejected, Verdict
+from keylime.errors import MalformedEvidence
+from keylime.findings.finding import Finding
+from keylime.hashes import HashAlgorithm
+from keylime.ima import findings as ima_findings
 from keylime.ima.appraisal import ImaResult, appraise_list
+from keylime.ima.boot_aggregate import BootAggregates
 from keylime.ima.checkpoint import ImaCheckpoint
 from keylime.measured_boot.appraisal import BootResult, appraise_boot_log
+from keylime.measured_boot.os_measurements import OsMeasurements, explain_pcrs
+from keylime.measured_boot.replay import BOOT_AGGREGATE_SIZES, ParsedBootLog, boot_aggregate
 from keylime.messages.agent import QuoteReply
+from keylime.steps import finish
 from keylime.tpm.pcr import DATA_PCR, IMA_PCR, PcrSelection, PcrValues, data_pcr_value
 from keylime.tpm.quote import QuoteRejected, VerifiedQuote, verify_quote
 
@@ -39,7 +46,6 @@ class _Round:
     findings: list[Finding] = field(default_factory=list)
     doubts: list[Finding] = field(default_factory=list)  # findings unless the agent has a new payload key
     notes: list[str] = field(default_factory=list)
-    consumed: set[int] = field(default_factory=set)  # PCRs that a log or a key has explained
 
 
 def appraise(
@@ -50,28 +56,24 @@ def appraise(
     memo: AppraisalMemo | None = None,
 ) -> Verdict:
     """The verdict on `reply`, computed in one go. See `appraise_stepwise`."""
-    steps = appraise_stepwise(reply, challenge, reference, checkpoint, memo or AppraisalMemo())
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            verdict: Verdict = end.value
-            return verdict
+    return finish(
+        appraise_stepwise(Answer.of(reply), challenge, reference, checkpoint, memo or AppraisalMemo())
+    )
 
 
 def appraise_stepwise(
-    reply: QuoteReply,
+    answer: Answer,
     challenge: Challenge,
     reference: Reference,
     checkpoint: Checkpoint,
     memo: AppraisalMemo,
 ) -> Generator[None, None, Verdict]:
-    """The verdict on `reply`; yields between slices of a long IMA list so that others may run.
+    """The verdict on `answer`; yields between slices of a long IMA list so that others may run.
 
     A function of its arguments alone: `memo` only remembers what would be computed again. Nothing that the
     evidence leaves out switches a check off: what must be there follows from `reference`.
     """
-    evidence = parse_evidence(reply)
+    evidence = parse_evidence(answer)
     if isinstance(evidence, Finding):
         return _rejected([evidence], checkpoint)
     if not challenge.pcrs >= reference.demanded_pcrs - {DATA_PCR}:
@@ -98,12 +100,12 @@ def appraise_stepwise(
 
     boot = _appraise_boot(this, quote.pcrs)
     ima = yield from _appraise_ima(this, quote.pcrs, continuity, boot)
-    this.findings.extend(reference.tpm_policy.evaluate(quote.pcrs.values, frozenset(this.consumed)))
+    this.findings.extend(reference.tpm_policy.evaluate(quote.pcrs.values))
     if ima is not None and not ima.pcr_matched:
         if not this.findings and checkpoint.incomplete_rounds < MAX_INCOMPLETE_ROUNDS:
             return _without_verdict(this, "the IMA list does not reach the quoted PCR 10")
         if ima.replayed is not None:  # a refused start is not a mismatch as well
-            this.findings.append(_pcr_mismatch(ima.replayed, quote.pcrs))
+            this.findings.extend(_unreached(ima, ima.replayed, quote.pcrs, checkpoint.ima.next_entry))
     if this.findings:
         omitted = 0 if ima is None else ima.failures - len(ima.findings)
         return _rejected([*this.doubts, *this.findings], checkpoint, omitted=omitted)
@@ -111,7 +113,7 @@ def appraise_stepwise(
         reason = "PCR 16 does not vouch for the remembered public key: is there a new one?"
         return _without_verdict(this, reason)
     return Accepted(
-        _advance(this, quote, continuity, public_key, ima),
+        _advance(this, quote, continuity, public_key, ima, boot),
         _quote_facts(evidence, ima),
         tuple(this.notes),
     )
@@ -149,7 +151,6 @@ def _check_public_key(this: _Round, quote: VerifiedQuote, challenge: Challenge) 
     if public_key is None:
         this.findings.append(quote_finding("no_pubkey", "the agent sent no public key and none is known"))
         return None
-    this.consumed.add(DATA_PCR)
     expected = data_pcr_value(quote.pcrs.bank, public_key)
     observed = quote.pcrs.values[DATA_PCR]
     if observed != expected:
@@ -195,28 +196,41 @@ def _appraise_boot(this: _Round, pcrs: PcrValues) -> BootResult | None:
                 "the agent sent a boot log; it is ignored, because no measured-boot policy is set"
             )
         return None
-    has_changed = _evaluated_boot(this) != this.checkpoint.evaluated_boot
+    evaluated = _evaluated_boot(this)
+    has_changed = evaluated != this.checkpoint.evaluated_boot
     result = appraise_boot_log(
         None if log is None else this.memo.boot_log(log.content, log.digest),
         bank=pcrs.bank,
         quoted=pcrs.values,
         policy=policy,
         evaluate_content=has_changed or this.reference.evaluate_boot_always,
+        measurements=_os_measurements(this),
     )
     this.findings.extend(result.findings)
-    this.consumed.update(result.consumed)
+    if has_changed or evaluated is None:
+        this.notes.extend(result.notes)
     return result
 
 
+def _os_measurements(this: _Round) -> OsMeasurements:
+    log = this.evidence.os_log
+    return OsMeasurements(
+        None if log is None else this.memo.os_log(log.content, log.digest),
+        this.checkpoint.machine_values,
+        this.checkpoint.os_log_sent,
+    )
+
+
 def _evaluated_boot(this: _Round) -> str | None:
-    """Names an event log, the bank whose digests were judged, and the policy that did it.
+    """Names the logs of a boot, the bank whose digests were judged, and the policy that did it.
 
     Content is judged again when any of them changes: what one bank's digests say, the others need not.
     """
     policy, evidence = this.reference.measured_boot, this.evidence
     if policy is None or evidence.boot_log is None:
         return None
-    return f"{evidence.boot_log.digest} {evidence.bank.label} {policy.content_hash}"
+    name = f"{evidence.boot_log.digest} {evidence.bank.label} {policy.content_hash}"
+    return name if evidence.os_log is None else f"{name} {evidence.os_log.digest}"
 
 
 def _appraise_ima(
@@ -224,7 +238,6 @@ def _appraise_ima(
 ) -> Generator[None, None, ImaResult | None]:
     if not this.reference.demands_ima:
         return None
-    this.consumed.add(IMA_PCR)
     if this.evidence.ima_list is None:
         this.findings.append(
             Finding(
@@ -232,46 +245,82 @@ def _appraise_ima(
                 {"message": "PCR 10 is quoted but there is no IMA measurement list"},
                 recoverable=True,
                 explanation="the agent sent no IMA list",
-                hint="is IMA enabled on the machine, and may the agent read ascii_runtime_measurements?",
+                hint="has the machine's kernel IMA, with a policy (ima_policy=tcb on its command line)? May "
+                "the agent read ascii_runtime_measurements?",
             )
         )
         return None
     goes_on = continuity is Continuity.SAME_BOOT
-    result = yield from appraise_list(
-        this.evidence.ima_list,
-        bank=pcrs.bank,
-        quoted=pcrs.values[IMA_PCR],
-        stated_entry=this.evidence.ima_entry,
-        policy=this.reference.runtime_policy,
-        tenant_keys=this.reference.tenant_keyring,
-        boot_aggregates=_boot_aggregates(pcrs, boot),
-        checkpoint=this.checkpoint.ima if goes_on else ImaCheckpoint.fresh(),
-        ignore_tomtou=this.reference.ignore_tomtou,
-        memo=this.memo.ima,
-    )
+    try:
+        result = yield from appraise_list(
+            this.evidence.ima_list,
+            bank=pcrs.bank,
+            quoted=pcrs.values[IMA_PCR],
+            stated_entry=this.evidence.ima_entry,
+            policy=this.reference.runtime_policy,
+            tenant_keys=this.reference.tenant_keyring,
+            boot_aggregates=_boot_aggregates(this, pcrs, boot),
+            checkpoint=this.checkpoint.ima if goes_on else ImaCheckpoint.fresh(),
+            ignore_tomtou=this.reference.ignore_tomtou,
+            memo=this.memo.ima,
+        )
+    except MalformedEvidence as error:
+        this.findings.append(
+            quote_finding("invalid_data", "the agent's answer is not a quote", error=str(error))
+        )
+        return None
     this.findings.extend(result.findings)
     return result
 
 
-def _boot_aggregates(pcrs: PcrValues, boot: BootResult | None) -> frozenset[str]:
-    """The boot_aggregate values that this boot may show, from the quoted PCRs where they suffice.
+def _boot_aggregates(this: _Round, pcrs: PcrValues, boot: BootResult | None) -> BootAggregates:
+    """The boot_aggregate values that this boot may show.
 
-    The kernel hashes PCR 0-7 or 0-9 of one bank. Other banks than the quoted one are known only from the
-    replayed log, which counts when it agreed with the quote.
+    The kernel hashes PCR 0-7 or 0-9 of one bank before the operating system extends any of them: what counts
+    is where the firmware's log leads, once both logs explain the quote. A kernel that was started by kexec
+    hashes what the PCRs hold by then. Without such a log only the quoted PCRs tell something, which is what
+    the kernel saw unless the operating system has extended them since.
     """
-    candidates: set[str] = set()
-    for count in (8, 10):
-        if all(index in pcrs.values for index in range(count)):
-            candidates.add(pcrs.bank.digest(b"".join(pcrs.values[index] for index in range(count))).hex())
-    if boot is not None and not boot.findings:
-        for values in boot.boot_aggregates.values():
-            candidates.update(values)
-    return frozenset(candidates)
+    if boot is None:
+        replayed = _replayed_without_policy(this, pcrs)
+    else:
+        replayed = None if boot.findings else boot.boot_aggregates
+    now = frozenset(
+        boot_aggregate(pcrs.bank, pcrs.values, count)
+        for count in BOOT_AGGREGATE_SIZES
+        if set(range(count)).issubset(pcrs.values)
+    )
+    if replayed is None:
+        return BootAggregates(now)
+    names = frozenset(bank.label.replace("_", "-") for bank in replayed)  # sm3_256 is sm3-256 to IMA
+    return BootAggregates(frozenset().union(*replayed.values()), names, after_kexec=now)
 
 
-def _pcr_mismatch(replay: bytes, pcrs: PcrValues) -> Finding:
+def _replayed_without_policy(this: _Round, pcrs: PcrValues) -> Mapping[HashAlgorithm, frozenset[str]] | None:
+    """What a boot log tells that nobody demands, if it explains all quoted PCRs that the kernel hashes."""
+    log = this.evidence.boot_log
+    hashed = frozenset(range(max(BOOT_AGGREGATE_SIZES)))
+    if log is None or not hashed <= pcrs.values.keys():
+        return None
+    parsed = this.memo.boot_log(log.content, log.digest)
+    firmware = parsed.pcrs.get(pcrs.bank) if isinstance(parsed, ParsedBootLog) else None
+    if not isinstance(parsed, ParsedBootLog) or firmware is None:
+        return None
+    result = explain_pcrs(
+        _os_measurements(this), bank=pcrs.bank, compared=hashed, firmware=firmware, quoted=pcrs.values
+    )
+    return None if result.unexplained or result.findings else parsed.boot_aggregates
+
+
+def _unreached(ima: ImaResult, replay: bytes, pcrs: PcrValues, asked: int) -> Iterator[Finding]:
+    """Why a list that no prefix of replays to PCR 10 is not accepted."""
+    if not any(pcrs.values[IMA_PCR]):
+        yield ima_findings.nothing_measured(ima.uncovered)
+        return
+    if ima.late_start is not None:
+        yield ima_findings.begins_in_the_middle(ima.late_start, asked)
     replayed, observed = replay.hex(), pcrs.values[IMA_PCR].hex()
-    return Finding(
+    yield Finding(
         "ima.pcr_mismatch",
         {"message": "the IMA list does not reach PCR 10", "got": replayed, "expected": observed},
         recoverable=True,
@@ -304,18 +353,25 @@ def _without_verdict(this: _Round, reason: str) -> Verdict:
 
 
 def _advance(
-    this: _Round, quote: VerifiedQuote, continuity: Continuity, public_key: str | None, ima: ImaResult | None
+    this: _Round,
+    quote: VerifiedQuote,
+    continuity: Continuity,
+    public_key: str | None,
+    ima: ImaResult | None,
+    boot: BootResult | None,
 ) -> Checkpoint:
-    clock = quote.clock
+    clock, before = quote.clock, this.checkpoint
     return Checkpoint(
         boot=BootSession(clock.reset_count, clock.restart_count, clock.clock, this.evidence.boottime),
-        ima=this.checkpoint.ima if ima is None else ima.checkpoint,
+        ima=before.ima if ima is None else ima.checkpoint,
         ima_policy=this.reference.runtime_policy.content_hash,
         public_key=public_key,
         evaluated_boot=_evaluated_boot(this),
         incomplete_rounds=0,
-        reboots=this.checkpoint.reboots + (continuity is Continuity.REBOOTED),
+        reboots=before.reboots + (continuity is Continuity.REBOOTED),
         firmware_version=quote.firmware_version,
+        os_log_sent=before.os_log_sent or (boot is not None and this.evidence.os_log is not None),
+        machine_values=before.machine_values if boot is None else boot.learned,
     )
 
 

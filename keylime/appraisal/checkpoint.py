@@ -1,8 +1,11 @@
 """What has been proven about one agent so far: the state that lets the next round be incremental."""
 
+from collections.abc import Collection
+
 import msgspec
 
 from keylime.ima.checkpoint import ImaCheckpoint
+from keylime.measured_boot.machine_values import MachineValue
 
 
 class BootSession(msgspec.Struct, frozen=True):
@@ -28,6 +31,8 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     incomplete_rounds: int = 0  # rounds without a verdict since the last one with one
     reboots: int = 0
     firmware_version: int | None = None
+    os_log_sent: bool = False  # whether the operating system's log has ever come
+    machine_values: tuple[MachineValue, ...] = ()  # as they were when the log first told them
 
     @classmethod
     def fresh(cls) -> "Checkpoint":
@@ -38,9 +43,15 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
         """This checkpoint with the IMA list to be appraised from entry 0 again."""
         return msgspec.structs.replace(self, ima=ImaCheckpoint.fresh())
 
-    def under_policy(self, content_hash: str) -> "Checkpoint":
-        """This checkpoint, restarted when another runtime policy judged the IMA list so far."""
-        return self if content_hash == self.ima_policy else self.restarted()
+    def under_policy(self, content_hash: str, succeeded: Collection[str] = ()) -> "Checkpoint":
+        """This checkpoint, restarted when other runtime policies judged the IMA list so far.
+
+        Not so if all that did are among those of which it is known that they have been `succeeded`: they
+        ended at a date that was set before, or the policy accepts whatever they did.
+        """
+        judged_by = (self.ima_policy or "").split("+")
+        goes_on = content_hash == self.ima_policy or all(one in succeeded for one in judged_by)
+        return self if goes_on else self.restarted()
 
 
 def encode_checkpoint(checkpoint: Checkpoint) -> str:
@@ -49,10 +60,14 @@ def encode_checkpoint(checkpoint: Checkpoint) -> str:
 
 
 def decode_checkpoint(text: str | None) -> Checkpoint:
-    """A stored checkpoint; anything unreadable is a fresh one, which only costs a full appraisal."""
+    """A stored checkpoint; anything unreadable is a fresh one, which only costs a full appraisal.
+
+    One from before it was recorded that the list begins with boot_aggregate has the list appraised again.
+    """
     if not text:
         return Checkpoint.fresh()
     try:
-        return msgspec.json.decode(text, type=Checkpoint)
+        checkpoint = msgspec.json.decode(text, type=Checkpoint)
     except msgspec.DecodeError:
         return Checkpoint.fresh()
+    return checkpoint if checkpoint.ima.anchored else checkpoint.restarted()

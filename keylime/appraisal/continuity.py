@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from keylime.appraisal.checkpoint import BootSession
 from keylime.appraisal.evidence import quote_finding
-from keylime.appraisal.findings import Finding
+from keylime.findings.finding import Finding
 from keylime.tpm.structures import ClockInfo
 
 
@@ -30,8 +30,10 @@ class ContinuityResult:
 def judge_continuity(previous: BootSession | None, clock: ClockInfo, boottime: int) -> ContinuityResult:
     """Compares the counters and clock in a verified quote with those of the last accepted one.
 
-    Counters that fall, or a clock that stands still or goes back while the TPM calls it safe, mean an older
-    quote or a rolled-back TPM. A clock that is not safe (power was lost) is reported, not refused.
+    Counters that fall, or a clock that goes back while the TPM calls it safe, mean an older quote or a
+    rolled-back TPM. A clock that stands still means nothing: it counts milliseconds, and some TPMs move it on
+    in longer steps; that a quote is fresh is for its nonce to tell. A clock that is not safe (power was lost)
+    is reported, not refused.
     """
     notes = () if clock.safe else ("the TPM's clock is not safe: it may have lost time in a power failure",)
     if previous is None:
@@ -42,7 +44,7 @@ def judge_continuity(previous: BootSession | None, clock: ClockInfo, boottime: i
         return ContinuityResult(Continuity.REBOOTED, notes=notes)
     if clock.restart_count < previous.restart_count:
         return _went_back("restartCount", previous.restart_count, clock.restart_count)
-    if clock.clock <= previous.clock and clock.safe:
+    if clock.clock < previous.clock and clock.safe:
         return _went_back("clock", previous.clock, clock.clock)
     if clock.restart_count > previous.restart_count or boottime != previous.boottime:
         return ContinuityResult(Continuity.RESUMED, notes=notes)

@@ -4,17 +4,21 @@ import base64
 import binascii
 import hashlib
 from dataclasses import dataclass
+from typing import Self
 
-from keylime.appraisal.findings import Finding
+import msgspec
+
 from keylime.errors import MalformedEvidence
+from keylime.findings.finding import Finding
 from keylime.hashes import HashAlgorithm
-from keylime.messages.agent import QuoteReply
+from keylime.ima.list_text import ListText
+from keylime.messages.agent import QuoteReply, parse_quote_reply
 from keylime.tpm.quote import Quote, parse_quote
 
 
 @dataclass(frozen=True, slots=True)
 class RawBootLog:
-    """A boot log as it was sent, and the hex SHA-256 of it."""
+    """A log of a boot as it was sent, by the firmware or the operating system; the hex SHA-256 of it."""
 
     content: bytes
     digest: str
@@ -30,9 +34,10 @@ class Evidence:
     declared_signing: str
     public_key: str | None
     boottime: int
-    ima_list: bytes | None
+    ima_list: ListText | None
     ima_entry: int
     boot_log: RawBootLog | None
+    os_log: RawBootLog | None = None
 
 
 def quote_finding(event: str, message: str, *, error: str | None = None) -> Finding:
@@ -43,8 +48,29 @@ def quote_finding(event: str, message: str, *, error: str | None = None) -> Find
     return Finding(f"qoute_validation.{event}", context, recoverable=False, explanation=explanation)
 
 
-def parse_evidence(reply: QuoteReply) -> Evidence | Finding:
-    """The evidence in `reply`, or the finding that ends its appraisal."""
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An agent's answer: `ima_list` is beside the other fields, because it stays as it was sent."""
+
+    reply: QuoteReply
+    ima_list: ListText | None
+
+    @classmethod
+    def from_wire(cls, results: msgspec.Raw) -> Self:
+        """The answer in the `results` of an envelope. Raises MalformedMessage."""
+        reply, ima_list = parse_quote_reply(results)
+        return cls(reply, None if ima_list is None else ListText.of_json(ima_list))
+
+    @classmethod
+    def of(cls, reply: QuoteReply) -> Self:
+        """The same from fields that are decoded already."""
+        text = reply.ima_measurement_list
+        return cls(reply, None if text is None else ListText(text.encode()))
+
+
+def parse_evidence(answer: Answer) -> Evidence | Finding:
+    """The evidence in `answer`, or the finding that ends its appraisal."""
+    reply = answer.reply
     try:
         bank = HashAlgorithm.from_label(reply.hash_alg)
     except ValueError as error:
@@ -54,13 +80,14 @@ def parse_evidence(reply: QuoteReply) -> Evidence | Finding:
     except MalformedEvidence as error:
         return quote_finding("quote_validation", "Quote data validation", error=str(error))
     try:
-        boot_log = _decode_boot_log(reply.mb_measurement_list)
-    except (binascii.Error, ValueError) as error:
+        boot_log = _decode_boot_log(reply.mb_measurement_list, "a boot log")
+        os_log = _decode_boot_log(reply.os_measurement_list, "a log of the operating system")
+    except MalformedEvidence as error:
         return Finding(
             "measured_boot.parser.log.base64decode",
-            {"message": f"the boot log is not base64: {error}"},
+            {"message": str(error)},
             recoverable=True,
-            explanation=f"the agent sent a boot log that is not base64 ({error})",
+            explanation=f"the agent sent {error}",
         )
     return Evidence(
         quote=quote,
@@ -69,14 +96,20 @@ def parse_evidence(reply: QuoteReply) -> Evidence | Finding:
         declared_signing=reply.sign_alg,
         public_key=reply.pubkey,
         boottime=reply.boottime,
-        ima_list=None if reply.ima_measurement_list is None else reply.ima_measurement_list.encode(),
+        ima_list=answer.ima_list,
         ima_entry=reply.ima_measurement_list_entry,
         boot_log=boot_log,
+        os_log=os_log,
     )
 
 
-def _decode_boot_log(text: str | None) -> RawBootLog | None:
+def _decode_boot_log(text: str | None, what: str) -> RawBootLog | None:
     if text is None:
         return None
-    content = base64.b64decode(text, validate=True)
+    try:
+        content = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise MalformedEvidence(f"{what} that is not base64: {error}") from error
+    if not content:  # the firmware handed none on, or nothing was measured: the file is there, and empty
+        return None
     return RawBootLog(content, hashlib.sha256(content).hexdigest())

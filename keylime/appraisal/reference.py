@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 
 from keylime.hashes import HashAlgorithm
 from keylime.ima.keyrings import Keyring
-from keylime.policy.measured_boot import MeasuredBootPolicy
-from keylime.policy.runtime import RuntimePolicy
-from keylime.policy.tpm_policy import TpmPolicy
+from keylime.ima.runtime_policy import RuntimePolicy
+from keylime.measured_boot.boot_policy import MeasuredBootPolicy
 from keylime.tpm.keys import AttestationKey
 from keylime.tpm.pcr import DATA_PCR, IMA_PCR
+from keylime.tpm.tpm_policy import TpmPolicy
 
 # `rsa` and `ecc` are what agents before API 2.5 call their only sizes.
 _ALIASES = {"rsa": "rsa2048", "ecc": "ecc256"}
@@ -28,6 +28,12 @@ class AcceptedAlgorithms:
     signing: frozenset[str]
 
 
+def demands_ima(*, runtime_policy: bool, tpm_policy: TpmPolicy, tenant_keyring: Keyring | None) -> bool:
+    """Whether PCR 10 must be quoted and its list appraised: the runtime policy, keys or the mask say so."""
+    has_keys = tenant_keyring is not None and bool(tenant_keyring.keys)
+    return runtime_policy or has_keys or bool(tpm_policy.mask & (1 << IMA_PCR))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
     """The appraisal policy for one agent. Policies are shared by all agents that use the same text."""
@@ -40,6 +46,8 @@ class Reference:
     tenant_keyring: Keyring | None = None
     ignore_tomtou: bool = False
     evaluate_boot_always: bool = False
+    # Content hashes of runtime policies, see `Checkpoint.under_policy`.
+    succeeded: frozenset[str] = frozenset()
     demanded_pcrs: frozenset[int] = field(
         init=False
     )  # that every quote must cover (T2), the data PCR included
@@ -50,7 +58,16 @@ class Reference:
     @property
     def demands_ima(self) -> bool:
         """Whether PCR 10 must be quoted and its list appraised; policies decide, not the evidence."""
-        return self.runtime_policy.demands_ima or bool(self.tpm_policy.mask & (1 << IMA_PCR))
+        return demands_ima(
+            runtime_policy=self.runtime_policy.demands_ima,
+            tpm_policy=self.tpm_policy,
+            tenant_keyring=self.tenant_keyring,
+        )
+
+    @property
+    def judges_nothing(self) -> bool:
+        """Whether an accepted quote only says that the TPM is alive: no policy makes a demand."""
+        return not (self.demands_ima or self.measured_boot is not None or self.tpm_policy.values)
 
     def _demanded_pcrs(self) -> frozenset[int]:
         pcrs = {index for index in range(24) if self.tpm_policy.mask & (1 << index)}

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from keylime.appraisal.checkpoint import Checkpoint
-from keylime.appraisal.findings import Finding
+from keylime.findings.finding import Finding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,10 @@ DefaultValue: TypeAlias = str | int | float | bool | tuple[str, ...] | tuple[Map
 _KEYWORDS_WITHOUT_SECRET = frozenset({"", "default", "generate"})
 _URL_WITH_PASSWORD = re.compile(r"://[^/@:\s]*:[^/@\s]+@")
 
+MASK = "********"
+# Up to the last "@", so that nothing is left over of a password with "@" or "/" in it; and as a parameter.
+_PASSWORDS_OF_URL = re.compile(r"(://[^/@:\s]*:)\S+(?=@)|([?&]\w*passw(?:or)?d=)[^&\s]+")
+
 
 class Kind(Enum):
     """How the text of an option is read, and with which method of `Settings` its value is taken."""
@@ -33,8 +37,10 @@ class Option:
     """One line of a component's table.
 
     `choices` bound a text, or each element of a list. An `ignored` option is known from existing files and
-    has no effect here. `former` are (section, name) pairs under which older files have the same option; they
-    are read with a warning.
+    has no effect here; where `refusal` says why, another value than the default stops the start, because who
+    set it relies on what it does. `former` are (section, name) pairs under which older files have the same
+    option; they are read with a warning. `packaged` is what the packaged file says where that is not the
+    default: addresses to listen on, which are open only where somebody installed the file.
     """
 
     section: str
@@ -46,7 +52,9 @@ class Option:
     maximum: float | None = None
     choices: tuple[str, ...] = ()
     ignored: bool = False
+    refusal: str = ""
     former: tuple[tuple[str, str], ...] = ()
+    packaged: DefaultValue | None = None
 
     @property
     def key(self) -> tuple[str, str]:
@@ -57,6 +65,12 @@ class Option:
         if self.kind is Kind.SECRET:
             return text not in _KEYWORDS_WITHOUT_SECRET
         return _URL_WITH_PASSWORD.search(text) is not None
+
+    def masked(self, text: str) -> str:
+        """`text` without what must not be shown: a secret as a whole, of a URL its password."""
+        if self.kind is Kind.SECRET:
+            return MASK if self.holds_secret(text) else text
+        return _PASSWORDS_OF_URL.sub(lambda found: f"{found[1] or found[2]}{MASK}", text)
 
 
 @dataclass(frozen=True, slots=True)

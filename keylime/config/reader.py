@@ -8,6 +8,7 @@ import re
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from keylime.errors import ConfigError
 
@@ -16,13 +17,21 @@ _ASSIGNMENT = re.compile(r"([^=:]+?)\s*[=:]\s*(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class Assignment:
     """One assignment: `name` in lower case, `text` without quotes, `line` counted from 1."""
 
     section: str
     name: str
     text: str
     line: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigFile:
+    """A file that was read, with its entries."""
+
+    path: Path
+    entries: tuple[Assignment, ...]
 
 
 @dataclass(slots=True)
@@ -34,7 +43,7 @@ class _Assignment:
     indent: int
 
 
-def parse_file(text: str, *, section: str, origin: str, toml: bool = False) -> tuple[Entry, ...]:
+def parse_file(text: str, *, section: str, origin: str, toml: bool = False) -> tuple[Assignment, ...]:
     """The entries of a file, in order. `section` is where a file without header belongs, `origin` its name.
 
     With `toml`, values follow the rules of TOML (escapes, comments after the value) where they can. Raises
@@ -51,7 +60,12 @@ def parse_file(text: str, *, section: str, origin: str, toml: bool = False) -> t
             )
         raw = "\n".join(found.lines).strip()
         value = _toml_text(raw) if toml else _ini_text(raw)
-        entries.append(Entry(found.section, found.name, value, found.line))
+        if "\0" in f"{found.section}{found.name}{raw}{value}":
+            shown = f"[{found.section}] {found.name}".replace("\0", "")
+            raise ConfigError(
+                f"{origin}, line {found.line}: {shown} holds a NUL character; correct or remove the line"
+            )
+        entries.append(Assignment(found.section, found.name, value, found.line))
     return tuple(entries)
 
 

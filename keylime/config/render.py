@@ -1,33 +1,42 @@
-"""The packaged *.conf files, written from the tables: `python -m keylime.config.render [--check] DIR`."""
+"""The text of configuration files, made from the tables: the packaged ones, and those of an upgrade. Pure."""
 
-import argparse
-import sys
+import json
+import re
 import textwrap
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
-from keylime.config.model import ComponentTable, DefaultValue
-from keylime.config.options import TABLES
+from keylime.config.model import ComponentTable, DefaultValue, Option
 
 _WIDTH = 100
+_PLAIN = re.compile(r"[^,\[\]\s'\"][^,\[\]'\"]*(?<!\s)")  # what is an element of a list without quotes
 _HEADERS: Mapping[str, str] = {
     "agent": 'Text stands in double quotes, numbers and true/false do not (TOML); lists are texts: "a, b".',
     "logging": "Sections [logger_NAME] with level and qualname may be added for single loggers.",
 }
 
 
-def render(table: ComponentTable) -> str:
-    """The text of a component's file: every option that has an effect, with its help and default."""
+Values = Mapping[tuple[str, str], DefaultValue]
+"""Values by section and name."""
+
+
+def render(table: ComponentTable, values: Values | None = None) -> str:
+    """The text of a component's file: every option that has an effect, with its help.
+
+    It has the packaged defaults, or the `values` of an existing installation and the defaults of the program.
+    """
     note = _HEADERS.get(table.component, "Lists are written as ['a', 'b'] or a, b.")
     name = f"{table.component}.conf"
-    header = (
-        f"{table.title}. These are the defaults: leave this file as it is and put what differs into files of "
-        f"/etc/keylime/{name}.d/. {note}"
-    )
-    return "\n".join([*_comment(header), *_sections(table)]) + "\n"
+    if values is None:
+        header = (
+            f"{table.title}. These are the defaults{_but_for(table)}: leave this file as it is and put what "
+            f"differs into files of /etc/keylime/{name}.d/. {note}"
+        )
+    else:
+        header = f"{table.title}, written by keylime_upgrade_config from what was there before. {note}"
+    return "\n".join([*_comment(header), *_sections(table, values)]) + "\n"
 
 
-def _sections(table: ComponentTable) -> Iterator[str]:
+def _sections(table: ComponentTable, values: Values | None) -> Iterator[str]:
     shown = [option for option in table.options if not option.ignored]
     for section in dict.fromkeys(option.section for option in shown):
         yield f"\n[{section}]"
@@ -36,8 +45,26 @@ def _sections(table: ComponentTable) -> Iterator[str]:
                 continue
             yield ""
             yield from _comment(option.help)
-            value = _toml(option.default) if table.component == "agent" else _ini(option.default)
-            yield f"{option.name} = {value}".rstrip()
+            value = _shown(option, values)
+            if values is None and value != option.default:
+                yield from _comment(f"Without this file the default is {option.default}.")
+            yield assignment(table, option, value)
+
+
+def _shown(option: Option, values: Values | None) -> DefaultValue:
+    if values is not None:
+        return values.get(option.key, option.default)
+    return option.default if option.packaged is None else option.packaged
+
+
+def _but_for(table: ComponentTable) -> str:
+    return ", but for the addresses" if any(option.packaged is not None for option in table.options) else ""
+
+
+def assignment(table: ComponentTable, option: Option, value: DefaultValue) -> str:
+    """The line that sets an option, in the notation of its component's files."""
+    text = _toml(value) if table.component == "agent" else _ini(value)
+    return f"{option.name} = {text}".rstrip()
 
 
 def _comment(text: str) -> list[str]:
@@ -61,31 +88,10 @@ def _toml(value: DefaultValue) -> str:
         case bool():
             return str(value).lower()
         case str():
-            return f'"{value}"'
+            return json.dumps(value, ensure_ascii=False)  # whose escapes are among TOML's
         case tuple():
-            return f'"{", ".join(str(element) for element in value)}"'
+            plain = ", ".join(str(element) for element in value)
+            is_plain = all(_PLAIN.fullmatch(str(element)) for element in value)
+            return json.dumps(plain if is_plain else repr(list(value)), ensure_ascii=False)
         case _:
             return str(value)
-
-
-def main() -> None:
-    """Write the files, or with --check only compare; exit status 1 when one differs."""
-    parser = argparse.ArgumentParser(description="Write the packaged configuration files.")
-    parser.add_argument("--check", action="store_true", help="only compare, write nothing")
-    parser.add_argument("directory", type=Path)
-    arguments = parser.parse_args()
-    stale = []
-    for table in TABLES.values():
-        path: Path = arguments.directory / f"{table.component}.conf"
-        text = render(table)
-        if arguments.check:
-            if not path.is_file() or path.read_text(encoding="utf-8") != text:
-                stale.append(path.name)
-        else:
-            path.write_text(text, encoding="utf-8")
-    if stale:
-        sys.exit(f"differ from the tables: {', '.join(stale)}")
-
-
-if __name__ == "__main__":
-    main()

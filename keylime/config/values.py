@@ -6,7 +6,7 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
 from keylime.config.model import DefaultValue, Kind, Option
@@ -23,6 +23,24 @@ _MAY_HOLD_BRACKETS = frozenset({Kind.SECRET, Kind.MAPPINGS})
 
 def parse_value(option: Option, text: str) -> DefaultValue:
     """The value of `text` for `option`. Raises ValueError with what was expected."""
+    value = _parse(option, text)
+    # Also one that was written as an escape: it would end a path or a name early, unseen.
+    if any("\0" in part for part in _texts(value)):
+        raise ValueError("it holds a NUL character; remove it")
+    return value
+
+
+def _texts(value: DefaultValue) -> Iterator[str]:
+    match value:
+        case str():
+            yield value
+        case tuple():
+            for element in value:
+                yield from element.keys() if isinstance(element, Mapping) else (element,)
+                yield from element.values() if isinstance(element, Mapping) else ()
+
+
+def _parse(option: Option, text: str) -> DefaultValue:
     placeholder = _PLACEHOLDER.search(text)
     if placeholder and option.kind not in _MAY_HOLD_BRACKETS:
         raise ValueError(f"the placeholder {placeholder[0]} was never replaced; put the real value there")

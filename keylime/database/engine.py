@@ -1,20 +1,17 @@
 """Database engines of registrar and verifier: URLs, drivers, the settings each kind of database needs.
 
+PostgreSQL is spoken to on the event loop, SQLite and MariaDB in threads.
+
 On SQLite a transaction opened with `engine.begin()` holds the write lock from its first moment, so that what
-it reads stays true until it commits (PostgreSQL: select with FOR UPDATE). Reads go through
+it reads stays true until it commits (on servers: select with FOR UPDATE). Reads go through
 `reading(engine)`, which sees one snapshot and neither waits for writers nor holds them up.
 """
 
 import asyncio
-import contextlib
 import functools
 import logging
-import os
 import re
-import socket
 import sqlite3
-import stat
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -28,15 +25,17 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from keylime import patience
+from keylime.database.file import prepare_file
+from keylime.database.mariadb.urls import is_mariadb_url, parse_mariadb_url
+from keylime.database.servers import Sessions, parse_server_url
 from keylime.errors import ConfigError, ServiceUnavailable
 
-CONNECT_TIMEOUT_S = 10
-BUSY_TIMEOUT_S = 15.0  # how long SQLite waits for another process's write
-_IDLE_IN_TRANSACTION_MS = 5000
-_STEP_MS = 250
+_STEP_MS = 250  # SQLite waits for another process's write in steps of this
+_STEP_S = _STEP_MS / 1000
 _READ_ONLY = "keylime_read_only"
 _DRIVERS = {
-    "sqlite": "sqlite+aiosqlite",
+    "sqlite": "sqlite+pysqlite",
     "postgresql": "postgresql+psycopg",
     "postgres": "postgresql+psycopg",
 }
@@ -46,6 +45,24 @@ class DatabaseUnavailable(ServiceUnavailable):
     """The database did not do as asked (locked, gone, full, read-only); trying again makes sense."""
 
     public = "The database is not available, try again later"
+    outcome: str | None = "nothing was done"
+
+
+class PartlyDone(DatabaseUnavailable):
+    """The same, after something that belongs to the same request had been done for good."""
+
+    public = "The database is not available, a part of this was done, repeat the request later"
+    outcome = "a part was done"
+
+
+class OutcomeUnknown(DatabaseUnavailable):
+    """The connection was lost, or nobody answered, while a transaction was being committed."""
+
+    public = (
+        "The database did not confirm: whether this was done is not known, look at what is there "
+        "or repeat the request later"
+    )
+    outcome = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,101 +82,91 @@ class PoolSize:
 
 
 def parse_database_url(text: str, *, work_dir: Path, sqlite_name: str) -> URL:
-    """The option `database_url` with an asynchronous driver. Raises ConfigError, without showing a password.
+    """The option `database_url` with the driver that is used here.
 
+    Raises ConfigError, without showing a password.
     The keyword `sqlite` means the file `sqlite_name` in `work_dir`. A driver named in the URL
     (postgresql+psycopg2://...) gives way to the one that is used here.
     """
     if text == "sqlite":
-        return URL.create("sqlite+aiosqlite", database=str(work_dir / sqlite_name))
+        return URL.create("sqlite+pysqlite", database=str(work_dir / sqlite_name))
+    if text.partition(":")[0].partition("+")[0] in ("postgresql", "postgres"):
+        return parse_server_url(text).set(drivername=_DRIVERS["postgresql"])
+    if is_mariadb_url(text):
+        return parse_mariadb_url(text)
     try:
         url = make_url(text)
     except (ArgumentError, ValueError) as error:
         raise ConfigError("database_url is not a database URL such as postgresql://user@host/name") from error
     driver = _DRIVERS.get(url.get_backend_name())
     if driver is None:
-        raise ConfigError(f"database_url names {url.get_backend_name()}; supported are sqlite and postgresql")
+        raise ConfigError(
+            f"database_url names {url.get_backend_name()}; supported are sqlite, postgresql, and mysql or "
+            "mariadb for MariaDB, each with the driver that is used here, whichever the URL names"
+        )
     if driver.startswith("sqlite") and not url.database:
         raise ConfigError("database_url names no file: use sqlite:////absolute/path")
     return url.set(drivername=driver)
 
 
-def open_engine(url: URL, pool: PoolSize | None = None) -> AsyncEngine:
-    """An engine for `url`; a SQLite file is created, readable by its owner only. Raises ConfigError.
+def open_server(url: URL, pool: PoolSize | None = None, sessions: Sessions | None = None) -> AsyncEngine:
+    """An engine for a server. The connection is made when it is first needed.
 
-    The connection to a server is made when it is first needed. The caller disposes of the engine.
+    The caller disposes of the engine.
     """
+    from keylime.database.sessions import attend_sessions, connect_arguments  # with the driver
+
     _keep_values_out_of_logs()
-    if url.get_backend_name() == "sqlite":
-        _secure_file(Path(url.database or ""))
-        engine = create_async_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S}, hide_parameters=True)
-        _prepare_for_sqlite(engine.sync_engine, lambda: False)  # its waits end when they are cancelled
-        return engine
     size = pool or PoolSize()
+    sessions = sessions or Sessions.of_this_process()
     engine = create_async_engine(
         url,
-        connect_args=connect_arguments(url),
+        connect_args=connect_arguments(url, sessions),
         pool_size=size.kept,
         max_overflow=size.overflow,
+        pool_timeout=patience.OWN_WORK_S,
         hide_parameters=True,
-        pool_pre_ping=True,
     )
-    event.listen(engine.sync_engine, "connect", _set_up_server)
-    logging.getLogger("psycopg").setLevel(logging.ERROR)  # it warns of every connection that is hung up
+    attend_sessions(engine.sync_engine, url, sessions)
     return engine
 
 
-def connect_arguments(url: URL) -> dict[str, str | int]:
-    """How connections to a PostgreSQL server are made: peers that vanish are noticed, on both sides.
+def open_mariadb(url: URL, size: PoolSize, program: str) -> sa.Engine:
+    """A blocking engine for a MariaDB server, whose sessions show the name of the `program`.
 
-    A process that stops in the middle of a transaction must not keep its locks: the server ends the session.
+    The connection is made when it is first needed.
     """
-    arguments: dict[str, str | int] = {
-        "connect_timeout": CONNECT_TIMEOUT_S,
-        "keepalives_idle": 5,
-        "keepalives_interval": 2,
-        "keepalives_count": 3,
-        "tcp_user_timeout": 10_000,  # milliseconds
-    }
-    if "application_name" not in url.query:
-        arguments["application_name"] = f"{Path(sys.argv[0]).name}:{os.getpid()}"  # in the server's views
-    if "options" not in url.query:
-        arguments["options"] = f"-c idle_in_transaction_session_timeout={_IDLE_IN_TRANSACTION_MS}"
-    return arguments
+    from keylime.database.mariadb.sessions import attend_sessions, connect_arguments  # with the driver
 
-
-class ServerConnection(Protocol):
-    """What `hang_up_when_cancelled` needs of psycopg's asynchronous connections."""
-
-    def fileno(self) -> int:
-        """The socket."""
-        ...
-
-
-def hang_up_when_cancelled(connection: ServerConnection) -> None:
-    """Work that is cancelled on this connection ends at once, and the connection with it.
-
-    The driver's way is to ask the server, over another connection, to break off, and to wait for that: ten
-    seconds when the server is silent. A server that is hung up on breaks off by itself.
-    """
-
-    async def hang_up(**_limits: float) -> None:
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as line:
-            line.shutdown(socket.SHUT_RDWR)
-
-    setattr(connection, "cancel_safe", hang_up)  # noqa: B010 - to the type checker it is a method
+    _keep_values_out_of_logs()
+    engine = sa.create_engine(
+        url,
+        connect_args={
+            name: value for name, value in connect_arguments(program).items() if name not in url.query
+        },
+        isolation_level="READ COMMITTED",
+        pool_size=size.kept,
+        max_overflow=size.overflow,
+        pool_timeout=patience.OWN_WORK_S,
+        pool_reset_on_return=None,  # whoever gives one back has ended its transaction, or lost it
+        hide_parameters=True,
+    )
+    attend_sessions(engine)
+    return engine
 
 
 def open_sqlite(url: URL, is_closing: Callable[[], bool]) -> sa.Engine:
-    """A blocking engine for a SQLite file, which is created as `open_engine` does. Raises ConfigError.
+    """A blocking engine for a SQLite file, which is created, readable by its owner only.
+
+    Raises ConfigError, also for a file that is no database of ours, which is left exactly as it is.
 
     Once `is_closing` says so, nobody waits for another process's write any more.
     """
     _keep_values_out_of_logs()
-    _secure_file(Path(url.database or ""))
+    prepare_file(Path(url.database or ""))
     engine = sa.create_engine(
         url.set(drivername="sqlite+pysqlite"),
-        connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False},
+        connect_args={"timeout": patience.OWN_WORK_S, "check_same_thread": False},
         hide_parameters=True,
     )
     _prepare_for_sqlite(engine, is_closing)
@@ -167,11 +174,10 @@ def open_sqlite(url: URL, is_closing: Callable[[], bool]) -> sa.Engine:
 
 
 def _keep_values_out_of_logs() -> None:
-    # At DEBUG these two show the parameters of statements, and rows; both hold secrets.
-    for name in ("aiosqlite", "sqlalchemy.engine"):
-        logger = logging.getLogger(name)
-        if logger.isEnabledFor(logging.DEBUG):
-            logger.setLevel(logging.INFO)
+    # At DEBUG it shows the parameters of statements, and rows; both hold secrets.
+    logger = logging.getLogger("sqlalchemy.engine")
+    if logger.isEnabledFor(logging.DEBUG):
+        logger.setLevel(logging.INFO)
 
 
 def read_only(engine: sa.Engine) -> sa.Engine:
@@ -207,14 +213,6 @@ def database_errors(action: str) -> Iterator[None]:
         raise DatabaseUnavailable(f"database: cannot {action}: {reason}") from error
 
 
-class _ServerDriver(Protocol):
-    driver_connection: ServerConnection
-
-
-def _set_up_server(connection: _ServerDriver, _record: object) -> None:
-    hang_up_when_cancelled(connection.driver_connection)
-
-
 def _cancellations() -> int:
     """How often the current task was told to end; 0 in a thread."""
     try:
@@ -244,10 +242,32 @@ def _prepare_for_sqlite(engine: sa.Engine, is_closing: Callable[[], bool]) -> No
 def _set_up_sqlite(connection: _DriverConnection, _record: object) -> None:
     connection.isolation_level = None  # transactions begin where _begin_sqlite says
     cursor = connection.cursor()
-    for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON"):
+    _use_wal(cursor)
+    # The last one who closes a file locks it as a whole, but not while another one has looked into it.
+    for pragma in ("schema_version", "synchronous = NORMAL", "foreign_keys = ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.execute(f"PRAGMA busy_timeout = {_STEP_MS}")
     cursor.close()
+
+
+def _use_wal(cursor: _Cursor) -> None:
+    """Has the file written with a log; waits for others who just see to the same."""
+    deadline = time.monotonic() + patience.OWN_WORK_S
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            # Of two who change a new file at once one is refused, time-out or not.
+            if not _is_busy(error) or time.monotonic() > deadline:
+                raise
+        else:
+            return
+        cursor.execute("BEGIN IMMEDIATE")  # this does wait
+        cursor.execute("ROLLBACK")
+
+
+def _is_busy(error: BaseException | None) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
 
 
 def _begin_sqlite(is_closing: Callable[[], bool], connection: sa.Connection) -> None:
@@ -256,27 +276,13 @@ def _begin_sqlite(is_closing: Callable[[], bool], connection: sa.Connection) -> 
         return
     # A transaction that reads first and writes later would be refused the lock at once, time-out or not.
     # SQLite itself would wait to the end, whoever wants to stop meanwhile; so it waits in steps.
-    deadline = time.monotonic() + BUSY_TIMEOUT_S
+    # A step before whoever waits for this gives up: then it is known that nothing was done.
+    deadline = time.monotonic() + max(patience.current().left_s - 2 * _STEP_S, 0.0)
     while True:
         try:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         except OperationalError as error:
-            is_busy = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
-            if not is_busy or is_closing() or time.monotonic() > deadline:
+            if not _is_busy(error.orig) or is_closing() or time.monotonic() > deadline:
                 raise
         else:
             return
-
-
-def _secure_file(path: Path) -> None:
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            status = os.fstat(descriptor)
-            if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-                os.fchmod(descriptor, 0o600)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise ConfigError(f"database file {path}: {error.strerror}") from error

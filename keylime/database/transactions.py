@@ -1,39 +1,49 @@
 """Whole transactions off the event loop: work is a plain function of a connection, run from begin to commit.
 
-On SQLite each transaction is one trip to a thread, where a driver with asynchronous statements would make
-several for every statement. On a server the same function runs on an asynchronous connection.
+On SQLite and MariaDB each transaction is one trip to a thread, where a driver with asynchronous statements
+would make several for every statement. On PostgreSQL the same function runs on an asynchronous connection.
 """
 
 import asyncio
+import contextvars
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, TypeVar
+from functools import partial
+from typing import ParamSpec, Protocol, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from keylime.database.engine import (
-    BUSY_TIMEOUT_S,
     DatabaseUnavailable,
     PoolSize,
     database_errors,
-    open_engine,
+    open_server,
     open_sqlite,
     read_only,
-    reading,
 )
+from keylime.database.limits import Attempt, limited, snapshot, transaction
+from keylime.database.servers import Sessions
 
 ResultT = TypeVar("ResultT")
+P = ParamSpec("P")
 _THREADS = 4  # one writes, the others read beside it
 
 
 class Database(Protocol):
     """Runs work in transactions. `action` completes the sentence "cannot ..." of DatabaseUnavailable.
 
-    What the work raises rolls it back and passes through, errors of the driver translated.
+    What the work raises rolls it back and passes through, errors of the driver translated. The work may be in
+    a thread, where it goes on for a while when nobody waits for it any more, and may be done again from its
+    beginning after others were in its way: it changes nothing but the database, and returns what it finds.
     """
+
+    @property
+    def url(self) -> URL:
+        """Where it is, password included."""
+        ...
 
     async def write(self, action: str, work: Callable[[sa.Connection], ResultT]) -> ResultT:
         """The work's result, committed. On SQLite nobody else writes from its beginning to its end."""
@@ -48,15 +58,24 @@ class Database(Protocol):
         ...
 
 
-def open_database(url: URL, pool: PoolSize | None = None) -> Database:
-    """The database behind `url`. Raises ConfigError for a file that cannot be used."""
+def open_database(url: URL, pool: PoolSize | None = None, sessions: Sessions | None = None) -> Database:
+    """The database behind `url`. Raises ConfigError for a file that cannot be used.
+
+    A SQLite file is created, readable by its owner only; the connection to a server is made when it is first
+    needed, in the way of `sessions`.
+    """
     if url.get_backend_name() == "sqlite":
         return _SqliteDatabase(url)
-    return _ServerDatabase(open_engine(url, pool))
+    if url.get_backend_name() == "mariadb":
+        from keylime.database.mariadb.transactions import MariaDatabase  # with the driver
+
+        return MariaDatabase(url, pool or PoolSize(), (sessions or Sessions.of_this_process()).name)
+    return _ServerDatabase(open_server(url, pool, sessions))
 
 
 class _SqliteDatabase:
     def __init__(self, url: URL) -> None:
+        self.url = url
         self._is_closing = threading.Event()
         self._engine = open_sqlite(url, self._is_closing.is_set)
         self._reader = read_only(self._engine)
@@ -66,27 +85,39 @@ class _SqliteDatabase:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="database")
 
     async def write(self, action: str, work: Callable[[sa.Connection], ResultT]) -> ResultT:
-        try:
-            async with asyncio.timeout(BUSY_TIMEOUT_S):
-                await self._write_turn.acquire()
-        except TimeoutError as error:
-            raise DatabaseUnavailable(f"database: cannot {action}: too many others are waiting") from error
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, self._write, action, work)
-        finally:
-            self._write_turn.release()
+        async with limited(action) as progress, self._write_turn:
+            attempt = Attempt(progress)
+            try:
+                self._demand_open(action)
+                return await self._in_thread(self._write, action, work, attempt)
+            finally:
+                attempt.give_up()
 
     async def read(self, action: str, work: Callable[[sa.Connection], ResultT]) -> ResultT:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._read, action, work)
+        async with limited(action):
+            self._demand_open(action)
+            return await self._in_thread(self._read, action, work)
 
     async def close(self) -> None:
         self._is_closing.set()
         await asyncio.to_thread(self._threads.shutdown)
         self._engine.dispose()
 
-    def _write(self, action: str, work: Callable[[sa.Connection], ResultT]) -> ResultT:
+    def _demand_open(self, action: str) -> None:
+        """Who waited for a turn until the end is told that nothing was done: threads take no more work."""
+        if self._is_closing.is_set():
+            raise DatabaseUnavailable(f"database: cannot {action}: it is closed")
+
+    async def _in_thread(self, work: Callable[P, ResultT], *args: P.args, **kwargs: P.kwargs) -> ResultT:
+        # How long it may wait for another writer is part of the context.
+        run = partial(contextvars.copy_context().run, work, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, run)
+
+    def _write(self, action: str, work: Callable[[sa.Connection], ResultT], attempt: "Attempt") -> ResultT:
         with database_errors(action), self._engine.begin() as connection:
-            return work(connection)
+            result = work(connection)
+            attempt.commit(action)
+            return result
 
     def _read(self, action: str, work: Callable[[sa.Connection], ResultT]) -> ResultT:
         with database_errors(action), self._reader.connect() as connection:
@@ -97,15 +128,17 @@ class _ServerDatabase:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
 
+    @property
+    def url(self) -> URL:
+        return self._engine.url
+
     async def write(self, action: str, work: Callable[[sa.Connection], ResultT]) -> ResultT:
-        with database_errors(action):
-            async with self._engine.begin() as connection:
-                return await connection.run_sync(work)
+        async with transaction(self._engine, action) as connection:
+            return await connection.run_sync(work)
 
     async def read(self, action: str, work: Callable[[sa.Connection], ResultT]) -> ResultT:
-        with database_errors(action):
-            async with reading(self._engine) as connection:
-                return await connection.run_sync(work)
+        async with snapshot(self._engine, action) as connection:
+            return await connection.run_sync(work)
 
     async def close(self) -> None:
         await self._engine.dispose()

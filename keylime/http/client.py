@@ -1,59 +1,46 @@
-"""HTTP calls to one peer: kept-alive connections, a pinned or CA-checked certificate, bounds on everything.
+"""HTTP calls to one peer: kept-alive connections, a pinned key or checked certificate, bounds on everything.
 
 A peer's answer is hostile input: redirects are not followed, cookies and compression are not taken, size
 and time are limited. Nothing of the environment (proxies, netrc) or the system's trust store is used.
 """
 
 import asyncio
-import http.client
 import io
-import os
-import re
+import logging
 import ssl
+import time
 import urllib.parse
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Self, TypeVar
 
 import aiohttp
 import msgspec
 import yarl
 
-from keylime.errors import MalformedMessage, PeerRefused, PeerUnreachable
-from keylime.messages.envelope import parse_body, parse_envelope
+from keylime import request_id
+from keylime.errors import (
+    AnswerPutOff,
+    PeerRefused,
+    PeerUnreachable,
+    UnusableAnswer,
+    WrongPeerKey,
+)
+from keylime.http.key_check import KeyCheck, KeyMismatch
+from keylime.http.replies import DEFAULT_MAX_BODY, HEADERS, Admit, Reply, log_call, read_reply
+from keylime.http.server_check import ServerCheck
+from keylime.http.trouble import reason_of, unreachable
+from keylime.messages.envelope import parse_body
+from keylime.pki.server_names import NameCheck
+
+log = logging.getLogger(__name__)
 
 ResultT = TypeVar("ResultT")
 
-DEFAULT_MAX_BODY = 16 << 20  # bytes
 _KEEP_ALIVE_S = 60.0
 _MAX_CONNECTIONS = 4
-_MAX_STATUS = 1000
 # A connection keeps buffers as large as the largest answer it carried, for which one that carried more is not
 # worth keeping: the first IMA list of a machine is long, those after it are a few lines.
 _LARGEST_KEPT = 8 << 10
-_EMPTY = msgspec.Raw(b"{}")
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-_HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity"}
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """A peer's answer: HTTP status, the envelope's text (fit for a log), and its results, still JSON."""
-
-    code: int
-    status: str
-    results: msgspec.Raw
-
-    @property
-    def is_success(self) -> bool:
-        """Whether the status is 2xx."""
-        return 200 <= self.code < 300
-
-
-def peer_url(host: str, port: int, *, tls: bool) -> str:
-    """The base URL of a peer; an IPv6 address is bracketed."""
-    name = f"[{host}]" if ":" in host and not host.startswith("[") else host
-    return f"{'https' if tls else 'http'}://{name}:{port}"
 
 
 class Peer:
@@ -65,12 +52,14 @@ class Peer:
         *,
         tls: ssl.SSLContext | None,
         pin: bytes | None = None,
+        names: NameCheck = NameCheck.WARN,
         timeout_s: float,
         max_body: int = DEFAULT_MAX_BODY,
         keep_alive_s: float = _KEEP_ALIVE_S,
     ) -> None:
-        """`pin` is the SHA-256 of the peer's DER certificate, checked before a byte of a request is sent.
+        """`pin` is the SHA-256 of the peer's public key, checked before a byte of a request is sent.
 
+        Without one, the certificate must be a server's, for the host of the URL as far as `names` says.
         `timeout_s` covers a whole call, from connecting to the last byte. Raises ValueError for an https URL
         without `tls`, and for a pin without TLS: neither could be honoured.
         """
@@ -81,10 +70,11 @@ class Peer:
         if tls is not None and tls.verify_mode is ssl.CERT_NONE and pin is None:
             raise ValueError(f"{base_url} would be trusted without a check: neither a pin nor a CA")
         self._tls = tls
-        self._pin = pin
+        self._identity = KeyCheck(pin) if pin is not None else _server_check(self._url, names)
         self._timeout_s = timeout_s
         self._max_body = max_body
         self._keep_alive_s = keep_alive_s
+        self._opened_at = 0.0
         self._session: aiohttp.ClientSession | None = None
         self._under_way = 0
 
@@ -102,17 +92,28 @@ class Peer:
         query: Mapping[str, str | int] | None = None,
         body: msgspec.Struct | None = None,
         timeout_s: float | None = None,
+        max_body: int | None = None,
+        admit: Admit | None = None,
+        is_routine: bool = False,
     ) -> Reply:
         """The answer, whatever its status. `path` starts with "/" and is percent-encoded where needed.
 
-        Raises PeerUnreachable when there is no usable answer: no connection, wrong certificate, time-out, too
-        much data, a redirect, or a success that is not an envelope.
+        Raises PeerUnreachable when there is no answer: no connection, wrong certificate, time-out; of these
+        OwnCertificateFailed when it is our own certificate that has ended, UnusableAnswer when there is an
+        answer, but too much of it or too slowly, a redirect, no HTTP, or a success that is not an envelope,
+        and WrongPeerKey for another key than the pinned one; and AnswerPutOff when `admit` says no.
+        `max_body` is for this answer. Calls that are made by the thousand are routine, and logged at
+        DEBUG only.
         """
         target = self._url + path + (f"?{urllib.parse.urlencode(query)}" if query else "")
         content = None if body is None else io.BytesIO(msgspec.json.encode(body))
-        headers = _HEADERS if body is None else {**_HEADERS, "Content-Type": "application/json"}
+        about = request_id.for_call()
+        headers = {**HEADERS, request_id.HEADER: about}
+        if body is not None:
+            headers["Content-Type"] = "application/json"
         deadline = aiohttp.ClientTimeout(total=self._timeout_s if timeout_s is None else timeout_s)
-        data = b""
+        data: bytes | bytearray = b""
+        has_begun = False
         self._under_way += 1
         try:
             async with self._open().request(
@@ -124,12 +125,22 @@ class Peer:
                 allow_redirects=False,
                 timeout=deadline,
             ) as response:
-                data = await self._read(response)
-                return _reply(response.status, data, self._url)
+                has_begun = True
+                is_news = not is_routine and (method != "GET" or response.status >= 400)
+                log_call(log, method, self._url + path, response.status, about, is_news=is_news)
+                data = await self._read(response, self._max_body if max_body is None else max_body, admit)
+                return read_reply(response.status, data, self._url)
         except TimeoutError as error:
+            if has_begun:
+                reason = f"the answer was not complete within {deadline.total:g} s"
+                raise UnusableAnswer(f"{self._url}: {reason}") from error
             raise PeerUnreachable(f"{self._url}: no answer within {deadline.total:g} s") from error
+        except KeyMismatch as error:
+            raise WrongPeerKey(f"{self._url}: {error}") from error
+        except aiohttp.ClientResponseError as error:  # this is no HTTP, or too much of it
+            raise UnusableAnswer(f"{self._url}: {reason_of(error)}") from error
         except (aiohttp.ClientError, OSError, ValueError, asyncio.IncompleteReadError) as error:
-            raise PeerUnreachable(f"{self._url}: {_reason(error)}") from error
+            raise await unreachable(self._url, self._url, self._tls, error) from error
         finally:
             self._under_way -= 1
             if len(data) > _LARGEST_KEPT and not self._under_way:
@@ -155,6 +166,11 @@ class Peer:
             raise PeerRefused(reply.code, reply.status)
         return parse_body(reply.results, kind)
 
+    async def retire(self, life_s: float) -> None:
+        """Closes the connections if they are `life_s` old or older, and no call is under way."""
+        if not self._under_way and time.monotonic() - self._opened_at >= life_s:
+            await self.close()
+
     async def close(self) -> None:
         """Closes the connections; the peer can be used again after it."""
         session, self._session = self._session, None
@@ -163,11 +179,12 @@ class Peer:
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
+            self._opened_at = time.monotonic()
             # aiohttp takes the context from the request and the fingerprint from the connector, so that all
-            # peers share one context and still each has its own pin.
+            # peers share one context and still each has its own pin or check.
             connector = aiohttp.TCPConnector(
                 limit=_MAX_CONNECTIONS,
-                ssl=True if self._pin is None else aiohttp.Fingerprint(self._pin),
+                ssl=self._identity,
                 keepalive_timeout=self._keep_alive_s,
             )
             self._session = aiohttp.ClientSession(
@@ -178,69 +195,32 @@ class Peer:
             )
         return self._session
 
-    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+    async def _read(self, response: aiohttp.ClientResponse, most: int, admit: Admit | None) -> bytearray:
         if 300 <= response.status < 400:
-            raise PeerUnreachable(f"{self._url}: answered with a redirect ({response.status})")
+            raise UnusableAnswer(f"{self._url}: answered with a redirect ({response.status})")
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-            raise PeerUnreachable(f"{self._url}: answered with a compressed body")
-        if (response.content_length or 0) > self._max_body:
-            raise PeerUnreachable(f"{self._url}: the answer is larger than {self._max_body} bytes")
-        data = bytearray()
+            raise UnusableAnswer(f"{self._url}: answered with a compressed body")
+        announced = response.content_length or 0
+        admitted = self._admit(announced, most, admit)
+        # Where it is known how much will come, nothing is moved about while it does.
+        data, size = bytearray(announced), 0
         async for chunk in response.content.iter_any():
-            data += chunk
-            if len(data) > self._max_body:
-                raise PeerUnreachable(f"{self._url}: the answer is larger than {self._max_body} bytes")
-        return bytes(data)
+            end = size + len(chunk)
+            if end > admitted:  # it did not say how much there is; small steps would ask for ever
+                admitted = self._admit(max(end, min(2 * admitted, most)), most, admit)
+            data[size:end] = chunk
+            size = end
+        del data[size:]
+        return data
+
+    def _admit(self, size: int, most: int, admit: Admit | None) -> int:
+        """`size` again, if an answer may be so large. Raises UnusableAnswer, or AnswerPutOff."""
+        if size > most:
+            raise UnusableAnswer(f"{self._url}: the answer is larger than {most} bytes")
+        if admit is not None and not admit(size):
+            raise AnswerPutOff(size)
+        return size
 
 
-class _ErrorDetail(msgspec.Struct, frozen=True):
-    detail: str = ""
-
-
-class _Errors(msgspec.Struct, frozen=True):
-    errors: list[_ErrorDetail]
-
-
-def _reply(code: int, data: bytes, url: str) -> Reply:
-    phrase = http.client.responses.get(code, str(code))
-    if 200 <= code < 300 and not data:
-        # Verifiers answer deleted policies (204) without a body.
-        return Reply(code, phrase, _EMPTY)
-    try:
-        envelope = parse_envelope(data)
-    except MalformedMessage as error:
-        if 200 <= code < 300:
-            raise PeerUnreachable(f"{url}: the answer is not an envelope: {error}") from error
-        # Errors often come without an envelope: empty, or from the layer that checks rights.
-        return Reply(code, printable(_first_detail(data) or phrase), _EMPTY)
-    # Agents of the Rust line send null where there are no results.
-    results = _EMPTY if bytes(envelope.results).strip() == b"null" else envelope.results
-    return Reply(code, printable(envelope.status or phrase), results)
-
-
-def _first_detail(data: bytes) -> str:
-    try:
-        errors = parse_body(data, _Errors).errors
-    except MalformedMessage:
-        return ""
-    return errors[0].detail if errors else ""
-
-
-def printable(text: str) -> str:
-    """A peer's `text` made fit for logs and terminals: control characters escaped, length bounded."""
-    shown = _UNPRINTABLE.sub(lambda match: f"\\x{ord(match[0]):02x}", text[:_MAX_STATUS])
-    return shown if len(text) <= _MAX_STATUS else shown + "..."
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, aiohttp.ServerFingerprintMismatch):
-        return "the certificate is not the pinned one"
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return f"cannot connect: {printable(_system_reason(error.os_error))}"
-    return printable(str(error) or type(error).__name__)
-
-
-def _system_reason(error: OSError) -> str:
-    """The system's words; errors of TLS and of name resolution have numbers of their own kind."""
-    number = 0 if isinstance(error, ssl.SSLError) else error.errno or 0
-    return os.strerror(number) if number > 0 else str(error)
+def _server_check(url: str, names: NameCheck) -> ServerCheck:
+    return ServerCheck(yarl.URL(url).raw_host or "", names)

@@ -1,18 +1,23 @@
 """One HTTP request and its answer as handlers see them: parsed, frozen, with the caller already known."""
 
 import enum
-import http.client
+import http
 import math
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import msgspec
 
 from keylime.errors import KeylimeError
+from keylime.http.sources import source_prefixes
 from keylime.messages.envelope import encode_envelope, parse_body
 
 BodyT = TypeVar("BodyT")
+
+# Bytes of an answer that are made before any of them is sent, and its length is not known; and after that.
+_MOST_HELD = 4 << 20
+_PART = 256 << 10
 
 
 class Role(enum.Enum):
@@ -24,11 +29,23 @@ class Role(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks: `name` is an administrator's common name, `address` the peer's IP address."""
+    """Who asks: `name` is an administrator's common name, `address` the peer's IP address.
+
+    `certificate` is what a log calls an administrator: the certificate's subject and serial number.
+    """
 
     role: Role
     name: str | None
     address: str
+    certificate: str = ""
+
+    def __str__(self) -> str:
+        return self.certificate or self.name or self.address
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """What a stranger is counted under, narrowest first."""
+        return source_prefixes(self.address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,20 +75,58 @@ class Response:
     empty: bool = False
     headers: Mapping[str, str] = field(default_factory=dict)
     document: object = None  # a whole body that takes the place of the envelope
+    raw: bytes | None = None  # the same, encoded
+    rest: AsyncGenerator[bytes, None] | None = None  # what follows `raw`, if that is only the beginning
+
+    @classmethod
+    async def of_many(cls, members: AsyncIterator[tuple[str, object]]) -> "Response":
+        """A success whose results are an object with these members; of a long one only a part is held.
+
+        What goes wrong with one of the first members is raised here; later it cuts the answer off.
+        """
+        parts = _encoded_in_parts(members)
+        held = bytearray()
+        async for part in parts:
+            held += part
+            if len(held) >= _MOST_HELD:
+                return cls(raw=bytes(held), rest=parts)
+        return cls(raw=bytes(held))
 
     @property
     def reason(self) -> str:
         """The phrase of the HTTP status line."""
-        return http.client.responses.get(self.code, "Unknown")
+        return reason_phrase(self.code) or "Unknown"
 
     def encode(self) -> bytes:
         """The body's bytes."""
         if self.empty:
             return b""
+        if self.raw is not None:
+            return self.raw
         if self.document is not None:
             return msgspec.json.encode(self.document)
         status = self.status if self.status is not None else "Success" if self.code == 200 else self.reason
         return encode_envelope(self.code, status, self.results)
+
+
+def reason_phrase(code: int) -> str | None:
+    """The phrase of a status that is known."""
+    try:
+        return http.HTTPStatus(code).phrase
+    except ValueError:
+        return None
+
+
+async def _encoded_in_parts(members: AsyncIterator[tuple[str, object]]) -> AsyncGenerator[bytes, None]:
+    part = bytearray(encode_envelope(200, "Success", {})[:-2])
+    separator = b""
+    async for name, value in members:
+        part += separator + msgspec.json.encode(name) + b":" + msgspec.json.encode(value)
+        separator = b","
+        if len(part) >= _PART:
+            yield bytes(part)
+            part.clear()
+    yield bytes(part) + b"}}"
 
 
 class HttpError(KeylimeError):

@@ -3,15 +3,17 @@
 import re
 import urllib.parse
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from keylime.errors import MalformedMessage
 from keylime.http.exchange import Caller, Request, Response, Role, refusal
+from keylime.http.operation import Operation
 from keylime.identifiers import parse_agent_id
 from keylime.messages.versions import SUPPORTED_VERSIONS, version_key
 
 Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
+Admit: TypeAlias = Callable[[Caller], None]
 Unrouted: TypeAlias = Callable[[str, str], Response]
 
 _VERSION_SEGMENT = re.compile(r"v(\d{1,3})(\.\d{1,3})?")
@@ -36,6 +38,8 @@ class Route:
     versioned: bool = True
     max_body: int | None = None  # bytes, where it is less than the server's limit
     action: str | None = None
+    admit: Admit | None = None  # raises HttpError for a caller whose body need not even be read
+    about: Operation | None = field(default=None, compare=False)  # for the description of the API
 
     @property
     def label(self) -> str:

@@ -16,34 +16,40 @@ from typing import Any
 
 from tornado.http1connection import HTTP1Connection, HTTP1ConnectionParameters, HTTP1ServerConnection
 from tornado.httputil import HTTPConnection, HTTPMessageDelegate, HTTPServerConnectionDelegate
-from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
-from tornado.tcpserver import TCPServer
+from tornado.netutil import add_accept_handler, ssl_wrap_socket
 
 from keylime.errors import ConfigError
-from keylime.http.callers import administrator
-from keylime.http.connections import AdminRule, Connection, ConnectionTable
+from keylime.http.bodies import Bodies
+from keylime.http.callers import AdminRule, RoleRule, administrator
+from keylime.http.connections import Caps, Connection, ConnectionTable
 from keylime.http.exchange import Caller, HttpError, Request, Response, Role
+from keylime.http.handshakes import HandshakeLog
 from keylime.http.routing import Route, Router, Unrouted, method_not_allowed, not_found
-from keylime.http.serving import Exchange, Limits
+from keylime.http.serving import Exchange, ServerLimits
+from keylime.http.streams import AnsweringStream, AnsweringTlsStream, HandshakePace
 from keylime.messages.versions import SUPPORTED_VERSIONS
 
 __all__ = [
     "Caller",
     "HttpError",
-    "Limits",
     "Request",
     "Response",
     "Role",
+    "RoleRule",
     "Route",
     "Server",
+    "ServerLimits",
     "administrator",
+    "bound_port",
     "method_not_allowed",
     "not_found",
     "reserved_port",
 ]
 
 _CHUNK_SIZE = 64 << 10
-_BUFFER_SIZE = 1 << 20
+# What a connection may hold beside the body of its request: a head, or what comes while an answer is written.
+_READ_SIZE = 16 << 10  # the most that a TLS record holds
+_BUFFER_SIZE = 128 << 10
 _UNLIMITED = 1 << 62
 _SPARE_DESCRIPTORS = 128
 _BACKLOG = 1024
@@ -67,6 +73,21 @@ def reserved_port(address: str, port: int) -> Iterator[int]:
         yield port
 
 
+@contextmanager
+def bound_port(address: str, port: int) -> Iterator[Sequence[socket.socket]]:
+    """Sockets for `Server.listen_on`, which have the port already and refuse connections until then.
+
+    Raises ConfigError when the address cannot be had, for instance because the port is in use.
+    """
+    with _explained(address, port):
+        sockets = _bind(address, port, reuse_port=False, listen=False)
+    try:
+        yield sockets
+    finally:
+        for one in sockets:
+            one.close()
+
+
 class Server(HTTPServerConnectionDelegate):
     """Serves a table of routes on one or more ports. A path that is not in the table does not exist."""
 
@@ -74,21 +95,20 @@ class Server(HTTPServerConnectionDelegate):
         self,
         routes: Iterable[Route],
         *,
-        limits: Limits | None = None,
+        limits: ServerLimits | None = None,
         is_admin: AdminRule = administrator,
         unrouted: Unrouted = not_found,
         wrong_method: Unrouted = method_not_allowed,
         versions: Sequence[str] = SUPPORTED_VERSIONS,
     ) -> None:
-        self.limits = limits or Limits()
+        self.limits = limits or ServerLimits()
         self.router = Router(routes, versions=versions, unrouted=unrouted, wrong_method=wrong_method)
         self.is_admin = is_admin
         self.draining = False
         self.exchanges: set[Exchange] = set()
-        self.connections = ConnectionTable(
-            per_address=self.limits.max_connections_per_address,
-            total=min(self.limits.max_connections, _affordable_connections()),
-        )
+        self.stranger_bodies = Bodies(self.limits.stranger_bodies)
+        self.admin_bodies = Bodies(self.limits.admin_bodies)
+        self.connections = ConnectionTable(_caps(self.limits))
         self._listeners: list[_Listener] = []
 
     def listen(
@@ -100,9 +120,21 @@ class Server(HTTPServerConnectionDelegate):
         """
         with _explained(address, port):
             sockets = _bind(address, port, reuse_port=reuse_port)
-        listener = _Listener(self, tls)
-        listener.add_sockets(sockets)
-        self._listeners.append(listener)
+        return self._serve(sockets, tls)
+
+    def listen_on(self, bound: Sequence[socket.socket], tls: ssl.SSLContext | None = None) -> int:
+        """Starts accepting on sockets of `bound_port`, which the server closes then; the port.
+
+        Raises ConfigError when another program has begun to listen there meanwhile.
+        """
+        address, port, *_ = bound[0].getsockname()
+        with _explained(address, port):
+            for one in bound:
+                one.listen(_BACKLOG)
+        return self._serve(bound, tls)
+
+    def _serve(self, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None) -> int:
+        self._listeners.append(_Listener(self, sockets, tls))
         return int(sockets[0].getsockname()[1])
 
     def renew(self, *, tls: ssl.SSLContext | None, max_body: int) -> None:
@@ -113,8 +145,8 @@ class Server(HTTPServerConnectionDelegate):
         """
         self.limits = replace(self.limits, max_body=max_body)
         for listener in self._listeners:
-            if listener.ssl_options is not None and tls is not None:
-                listener.ssl_options = tls  # tornado looks at it once for each connection
+            if listener.tls is not None and tls is not None:
+                listener.tls = tls
         self.connections.retire()
 
     async def stop(self, drain_s: float = 3.0) -> None:
@@ -143,15 +175,29 @@ class Server(HTTPServerConnectionDelegate):
             self.connections.remove(server_conn.context)
 
 
-class _Listener(TCPServer):
+class _Listener:
     """Accepts the connections of one port; each handshake runs on its own, under a deadline."""
 
-    def __init__(self, server: Server, tls: ssl.SSLContext | None) -> None:
-        super().__init__(ssl_options=tls, max_buffer_size=_BUFFER_SIZE, read_chunk_size=_CHUNK_SIZE)
+    def __init__(self, server: Server, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None) -> None:
+        self.tls = tls  # of the connections to come
         self._server = server
+        self._sockets = sockets
+        self._pace = HandshakePace()
+        self._failures = HandshakeLog()
+        self._removers = [add_accept_handler(one, self._accept) for one in sockets]
+        self._tasks: set[asyncio.Task[None]] = set()
 
-    async def handle_stream(self, stream: IOStream, address: tuple[object, ...]) -> None:
-        """Takes a new connection up (called by tornado)."""
+    def stop(self) -> None:
+        """Accepts no more; connections that are open are left as they are."""
+        for remove in self._removers:
+            remove()
+        for one in self._sockets:
+            one.close()
+
+    def _accept(self, accepted: socket.socket, address: tuple[object, ...]) -> None:
+        stream = self._open(accepted)
+        if stream is None:
+            return
         limits = self._server.limits
         params = HTTP1ConnectionParameters(
             chunk_size=_CHUNK_SIZE,
@@ -160,22 +206,50 @@ class _Listener(TCPServer):
             max_body_size=_UNLIMITED,  # the exchange counts, because it can answer 413
             body_timeout=limits.body_timeout_s,
         )
-        table = self._server.connections
-        connection = Connection(stream, str(address[0]), params, self._server.is_admin, table)
-        if not table.add(connection):
+        stream.max_head, stream.linger_s = limits.max_header, limits.linger_s
+        connection = Connection(
+            stream, str(address[0]), params, self._server.is_admin, self._server.connections
+        )
+        if not self._server.connections.add(connection):
             stream.close()
-            return
-        if isinstance(stream, SSLIOStream) and not await self._handshake(stream):
-            stream.close()
-            table.remove(connection)
-            return
-        HTTP1ServerConnection(stream, params, connection).start_serving(self._server)
+        elif isinstance(stream, AnsweringTlsStream):
+            task = asyncio.get_running_loop().create_task(self._serve_after_handshake(stream, connection))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        else:
+            self._serve(connection)
 
-    async def _handshake(self, stream: SSLIOStream) -> bool:
+    def _open(self, accepted: socket.socket) -> AnsweringStream | None:
+        try:
+            if self.tls is None:
+                return AnsweringStream(accepted, max_buffer_size=_BUFFER_SIZE, read_chunk_size=_READ_SIZE)
+            wrapped = ssl_wrap_socket(accepted, self.tls, server_side=True, do_handshake_on_connect=False)
+            stream = AnsweringTlsStream(wrapped, max_buffer_size=_BUFFER_SIZE, read_chunk_size=_READ_SIZE)
+            stream.pace = self._pace
+            return stream
+        except OSError:  # the peer is gone already
+            accepted.close()
+            return None
+
+    async def _serve_after_handshake(self, stream: AnsweringTlsStream, connection: Connection) -> None:
+        if await self._handshake(stream, connection.address):
+            connection.caller()
+            self._server.connections.recognise(connection)
+            self._serve(connection)
+        else:
+            stream.close()
+            self._server.connections.remove(connection)
+
+    def _serve(self, connection: Connection) -> None:
+        HTTP1ServerConnection(connection.stream, connection.params, connection).start_serving(self._server)
+
+    async def _handshake(self, stream: AnsweringTlsStream, address: str) -> bool:
+        tls = self.tls
         try:
             async with asyncio.timeout(self._server.limits.handshake_timeout_s):
                 await stream.wait_for_handshake()
-        except (TimeoutError, StreamClosedError, OSError):  # ssl.SSLError is an OSError
+        except OSError as error:  # as are TimeoutError, ssl.SSLError and StreamClosedError
+            self._failures.failed(tls, address, error)
             return False
         return not self._server.draining
 
@@ -223,6 +297,18 @@ def _socket(address: tuple[Any, ...], family: int, *, reuse_port: bool) -> socke
         made.close()
         raise
     return made
+
+
+def _caps(limits: ServerLimits) -> Caps:
+    """What the limits allow, as far as there are file descriptors; administrators have a part of these."""
+    affordable = _affordable_connections()
+    administrators = min(limits.max_admin_connections, affordable // 4)
+    return Caps(
+        per_address=limits.max_connections_per_address,
+        per_network=limits.max_connections_per_network,
+        strangers=min(limits.max_connections, affordable - administrators),
+        administrators=administrators,
+    )
 
 
 def _affordable_connections() -> int:

@@ -24,12 +24,15 @@ class ImaCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
     """The state after the last accepted round of one boot.
 
     `next_entry` is the index to ask for; `pcr` is PCR 10 of `bank` before that entry, None before the first
-    round. `extend_mode` is how this kernel extends the bank (`keylime.ima.replay.ExtendMode`), None while
-    unknown. `matched` and `length` count the lines of the last round: those that the quote covered, and all.
-    `kexec` is whether a kexec was measured since the last boot_aggregate.
+    round. `anchored` is whether the list was seen to begin with boot_aggregate: nothing goes on from a
+    checkpoint that does not say so. `extend_mode` is how this kernel extends the bank
+    (`keylime.ima.replay.ExtendMode`), None while unknown. `matched` and `length` count the lines of the last
+    round: those that the quote covered, and all. `kexec` is whether a kexec was measured since the last
+    boot_aggregate.
     """
 
     next_entry: int = 0
+    anchored: bool = False
     pcr: bytes | None = None
     bank: str = ""
     extend_mode: str | None = None
@@ -51,4 +54,4 @@ class ImaCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
 
     def continues(self, bank: HashAlgorithm) -> bool:
         """Whether a round in `bank` can go on from here instead of from entry 0."""
-        return self.bank == bank.label
+        return self.anchored and self.bank == bank.label

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
+from keylime.documents.patterns import full_matcher, parse_pattern
 from keylime.errors import PolicyError
 from keylime.ima.device_mapper import (
     DEVICE_REMOVE,
@@ -21,7 +22,6 @@ from keylime.ima.device_mapper import (
     DeviceMapperEvent,
     Target,
 )
-from keylime.policy.patterns import full_matcher, parse_pattern
 
 _TRUE = frozenset({"y", "yes", "t", "true", "on", "1"})
 _FALSE = frozenset({"n", "no", "f", "false", "off", "0"})
@@ -71,6 +71,8 @@ class DeviceMapperFault:
 @dataclass(frozen=True, slots=True)
 class _Rule:
     name: str
+    required: bool
+    resume_required: bool
     multiple_loads: bool
     removable: bool
     clearable: bool
@@ -115,6 +117,22 @@ class DeviceMapperPolicy:
         if event.kind == DEVICE_RENAME:
             return _rename(state, device, event, rule)
         return state, tuple(_target_faults(event.kind, event.targets, rule))
+
+    def unmet(self, state: DeviceMapperState) -> tuple[DeviceMapperFault, ...]:
+        """What the policy requires and `state` does not have: rules that no device in use is bound to."""
+        in_use = {
+            device.rule
+            for device in state.devices
+            if (rule := self._rules.get(device.rule)) is not None
+            and (device.active or not rule.resume_required)
+        }
+        return tuple(
+            DeviceMapperFault(
+                "required_policy_not_in_use", f"no device is in use that rule {rule.name!r} requires"
+            )
+            for rule in self._rules.values()
+            if rule.required and rule.name not in in_use
+        )
 
     def _load(
         self, state: DeviceMapperState, device: DeviceState | None, event: DeviceMapperEvent, digest: str
@@ -200,6 +218,8 @@ def _compile(name: str, rule: _RuleDocument) -> _Rule:
     keys = ("name", "uuid", "major", "minor", "minor_count", "num_targets")
     return _Rule(
         name,
+        required=rule.required,
+        resume_required=rule.device_resume_required,
         multiple_loads=load.allow_multiple_loads,
         removable=rule.device_remove.allow_removal,
         clearable=rule.allow_clear,

@@ -1,15 +1,18 @@
 """What can be wrong with a measurement list or an entry of it: ids, contexts, explanations, hints."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import assert_never
 
-from keylime.appraisal.findings import Finding, JsonValue, printable
+from keylime.findings.finding import Finding, JsonValue, printable
 from keylime.hashes import HashAlgorithm
 from keylime.ima.device_mapper_policy import DeviceMapperFault
-from keylime.ima.measurement_list import Entry
+from keylime.ima.measurement_list import BOOT_AGGREGATE, Entry
+from keylime.ima.signatures import Misfit, parse_file_signature
 
 NOT_IN_ALLOWLIST = "ima.validation.ima-ng.not_in_allowlist"
 RUNTIME_POLICY_HASH = "ima.validation.ima-ng.runtime_policy_hash"
+SIGNATURE_MISFIT = "does not fit the file"  # part of the explanation
 _MAX_EXPECTED = 16
 
 
@@ -80,7 +83,7 @@ def violation(index: int, entry: Entry) -> Finding:
         entry,
         "ima.validation.tomtou",
         f"{printable(entry.name)} was changed while it was measured, or open for writing meanwhile",
-        hint="leave the path out of the machine's IMA policy, or set ignore_tomtou_errors",
+        hint="exclude the path in the runtime policy, or leave it out of the machine's IMA policy",
     )
 
 
@@ -124,6 +127,36 @@ def wrong_digest(index: int, entry: Entry, allowed: Iterable[bytes], section: st
     )
 
 
+def with_signature(finding: Finding, entry: Entry, misfit: Misfit) -> Finding:
+    """The same about a file whose signature does not vouch for it: why not, and what to do."""
+    signature = parse_file_signature(entry.signature or b"")
+    if signature is None:
+        return finding
+    signed = f"its signature, by key {signature.key_id:08x}"
+    match misfit:
+        case Misfit.UNKNOWN_KEY:
+            text = f"{signed}, is by an unknown key"
+            hint = (
+                f"if key {signature.key_id:08x} is trusted, give its certificate to the verifier "
+                "(keylime_tenant --signature-verification-key)"
+            )
+        case Misfit.OTHER_CONTENT:
+            text = f"{signed}, {SIGNATURE_MISFIT}"
+            hint = (
+                "the file was changed after it was signed, or is another one: restore it, and find out who "
+                "changed it"
+            )
+        case Misfit.UNSUPPORTED:
+            text = f"{signed}, is {misfit.value}"
+            hint = (
+                f"type {signature.type}, version {signature.version}, hash {signature.algorithm}: sign the "
+                "file with the hash that the kernel measures (ima_hash), as evmctl does"
+            )
+        case _:
+            assert_never(misfit)
+    return replace(finding, explanation=f"{finding.explanation}; {text}", hint=f"{text}: {hint}")
+
+
 def misplaced_boot_aggregate(index: int, entry: Entry) -> Finding:
     """A boot_aggregate that neither begins the list nor follows a kexec."""
     return _about(
@@ -136,16 +169,38 @@ def misplaced_boot_aggregate(index: int, entry: Entry) -> Finding:
 
 
 def missing_boot_aggregate(expected: Iterable[str]) -> Finding:
-    """A list that does not begin with boot_aggregate although the boot PCRs are known."""
+    """A list that starts at entry 0 and does not begin with boot_aggregate."""
     return EntryFinding(
-        NOT_IN_ALLOWLIST,
+        "ima.missing_boot_aggregate",
         {"message": "the IMA list does not begin with boot_aggregate"},
         recoverable=True,
         explanation="the IMA list does not begin with boot_aggregate: nothing ties it to the measured boot",
-        path="boot_aggregate",
+        path=BOOT_AGGREGATE,
         log_index=0,
         expected=tuple(sorted(expected)[:_MAX_EXPECTED]),
+        hint="the agent must send the list from its first entry on; was it cut, or written by something else "
+        "than the kernel?",
         mode="Unknown",
+    )
+
+
+def nothing_measured(shown: int) -> Finding:
+    """PCR 10 has its start value: not even boot_aggregate was measured. `shown` lines came all the same."""
+    if shown:
+        message = f"the IMA list shows {shown} lines, but PCR 10 of the TPM is still zero"
+        hint = "is the TPM's driver built into the kernel? One that is a module is loaded too late for IMA"
+    else:
+        message = "the IMA list is empty, and PCR 10 of the TPM is zero"
+        hint = (
+            "boot a kernel that has IMA, with a policy: ima_policy=tcb on its command line, or one of your "
+            "own that is loaded at boot"
+        )
+    return Finding(
+        "ima.nothing_measured",
+        {"message": message},
+        recoverable=True,
+        explanation=f"{message}: nothing shows what the machine runs",
+        hint=hint,
     )
 
 
@@ -172,6 +227,19 @@ def device_mapper(index: int, entry: Entry, fault: DeviceMapperFault) -> Finding
     )
 
 
+def required_device(fault: DeviceMapperFault) -> Finding:
+    """A device that the device-mapper policy requires and that is not there."""
+    return Finding(
+        f"ima.validation.dm.{fault.suffix}",
+        {"message": fault.explanation},
+        recoverable=True,
+        explanation=fault.explanation,
+        rule="ima.dm_policy",
+        hint="is the device set up at boot, and does the kernel measure it (critical_data of the label "
+        "device-mapper)? A device that may be absent is not required",
+    )
+
+
 def no_progress(covered: int, demanded: int) -> Finding:
     """A quote that still does not cover entries that were in the list a round ago."""
     message = f"the quote covers entries up to {covered}, but the last list already had {demanded}"
@@ -182,6 +250,28 @@ def no_progress(covered: int, demanded: int) -> Finding:
         explanation=f"{message}: entries are shown that were never measured into the TPM",
         observed=str(covered),
         expected=(str(demanded),),
+    )
+
+
+def begins_in_the_middle(first: str, asked: int) -> Finding:
+    """A list whose first entries are gone, where nothing known says what they were.
+
+    `first` is its first name, `asked` the entry that was asked for: 0 when nothing is known of this boot.
+    """
+    message = f"the IMA list begins in the middle, with {printable(first)}, and does not lead to PCR 10"
+    if asked:
+        cause = f"the agent does not know that its first line is entry {asked}, which was asked for"
+    else:
+        cause = "its first entries were never shown to this verifier"
+    return Finding(
+        "ima.begins_in_the_middle",
+        {"message": message},
+        recoverable=True,
+        explanation=f"{message}: {cause}",
+        log_index=0,
+        hint="something on the machine deletes entries that the kernel has measured (Linux 7.2 and later, "
+        "CONFIG_IMA_STAGING): reboot it, attest it from its boot on, and let nothing be deleted that the "
+        "verifier has not seen",
     )
 
 

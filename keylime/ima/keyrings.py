@@ -7,7 +7,6 @@ list.
 import base64
 import binascii
 import hashlib
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -26,6 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
+from keylime.documents.strict_json import load_document
 from keylime.errors import PolicyError, UnsuitableKey
 
 VerificationKey: TypeAlias = RSAPublicKey | EllipticCurvePublicKey
@@ -107,13 +107,13 @@ def recognise_key(data: bytes) -> ImaKey | None:
     return None
 
 
-def parse_keyring(text: str) -> Keyring:
+def parse_keyring(text: str, *, is_stored: bool = False) -> Keyring:
     """A keyring document (`verification-keys`): JSON, possibly encoded twice; "", `null` and `[]` are empty.
 
     A single key that cannot be used is left out with a warning. Raises PolicyError for anything that is no
-    keyring.
+    keyring. One that `is_stored` was accepted long ago, perhaps when a member could be given twice.
     """
-    document = _document(text)
+    document = _document(text, is_stored=is_stored)
     if not document:
         return EMPTY_KEYRING
     try:
@@ -176,23 +176,22 @@ class _KeyringDocument(msgspec.Struct):
     meta: _Meta | None = None
 
 
-def _document(text: str) -> object:
+def _document(text: str, *, is_stored: bool) -> object:
     if not text.strip():
         return None
     try:
         document: object = msgspec.json.decode(text)
         if isinstance(document, str):  # converters have encoded it once more since long ago
-            document = msgspec.json.decode(document) if document.strip() else None
+            text = document
+            document = msgspec.json.decode(text) if text.strip() else None
     except msgspec.DecodeError as error:
         raise PolicyError(f"verification-keys is not JSON: {error}") from error
-    return document
+    return document if is_stored or not document else load_document(text, "verification-keys")
 
 
 def _loaded(load: Callable[[], object]) -> object | None:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # deprecated encodings of odd certificates are not our news
-            return load()
+        return load()
     except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion):
         return None
 

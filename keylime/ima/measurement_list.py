@@ -10,6 +10,7 @@ import msgspec
 
 from keylime.errors import MalformedEvidence
 from keylime.hashes import HashAlgorithm
+from keylime.ima.names import has_escapes, name_bytes, name_text
 from keylime.ima.templates import (
     DIGEST_SIZES,
     LEGACY_NAME_SIZE,
@@ -26,7 +27,10 @@ from keylime.ima.templates import (
 
 BOOT_AGGREGATE = "boot_aggregate"
 _MAX_PCR = 23
-_TEMPLATE_HASH_SIZES = frozenset({20, 32, 48, 64})
+_TEMPLATE_HASHES = {
+    algorithm.size: algorithm
+    for algorithm in (HashAlgorithm.SHA1, HashAlgorithm.SHA256, HashAlgorithm.SHA384, HashAlgorithm.SHA512)
+}
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
@@ -34,7 +38,8 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 
     `template_hash` is the digest column as stated; whether it is right is for the appraisal to find out.
     `template_data` are the bytes that are hashed. `signature` and `buffer` are None where the template has no
-    such field, and empty where the field is empty. `digest_kind` is "", "ima" or "verity".
+    such field, and empty where the field is empty. `digest_kind` is "", "ima" or "verity". `name` is the text
+    that stands for the name's bytes, see `keylime.ima.names`.
     """
 
     pcr: int
@@ -69,7 +74,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
         head = self.pcr.to_bytes(4, "little") + self.template_hash + _sized(self.template.encode())
         if self.template != "ima":
             return head + _sized(self.template_data)
-        return head + self.digest + _sized(self.name.encode())
+        return head + self.digest + _sized(name_bytes(self.name.encode()))
 
 
 def split_lines(text: bytes) -> list[bytes]:
@@ -131,7 +136,7 @@ def common_fields(line: bytes) -> CommonFields | None:
                 tail = len(signature).to_bytes(4, "little") + signature
             if not blank or signature_hex != signature_hex.lower():
                 return None
-        if b"\0" in path:
+        if b"\0" in path or path.endswith(b"\r") or has_escapes(path):
             return None
         digest = unhexlify(line[start:end])
         data = b"".join((prefix, digest, _SIZES[len(path) + 1], path, b"\0", tail))
@@ -150,7 +155,42 @@ def parse_line(line: bytes) -> Entry:
 
 
 def parse_line_by_fields(line: bytes) -> Entry:
-    """As `parse_line`, for every template, field by field. Raises MalformedEvidence."""
+    """As `parse_line`, for every template, field by field. Raises MalformedEvidence.
+
+    A line that can be read in several ways is what its template hash says; the plain reading where that says
+    nothing.
+    """
+    readings = _readings(line)
+    if len(readings) == 1:
+        return _read_line(line)
+    entries, failures = [], []
+    for reading in readings:
+        try:
+            entries.append(_read_line(reading))
+        except MalformedEvidence as error:
+            failures.append(error)
+    if not entries:
+        raise failures[0]
+    if entries[0].is_violation:  # which has no hash that would tell
+        return _read_line(line.removesuffix(b"\r"))
+    return next(filter(_is_hash_right, entries), entries[0])
+
+
+def _readings(line: bytes) -> list[bytes]:
+    """What a line may mean: itself, without the CR of a file from another system, with its escapes undone."""
+    readings = [line]
+    if line.endswith(b"\r"):
+        readings.append(line[:-1])
+    if has_escapes(line):
+        readings.extend([name_bytes(reading) for reading in readings])
+    return readings
+
+
+def _is_hash_right(entry: Entry) -> bool:
+    return _TEMPLATE_HASHES[len(entry.template_hash)].digest(entry.template_data) == entry.template_hash
+
+
+def _read_line(line: bytes) -> Entry:
     parts = line.split(b" ", 3)
     if len(parts) != 4:
         raise MalformedEvidence(
@@ -167,7 +207,7 @@ def parse_line_by_fields(line: bytes) -> Entry:
     if template is None:
         raise MalformedEvidence(f"IMA template {name[:40].decode('latin-1')!a} is not supported")
     template_hash = parse_hex(column)
-    if len(template_hash) not in _TEMPLATE_HASH_SIZES:
+    if len(template_hash) not in _TEMPLATE_HASHES:
         raise MalformedEvidence(
             f"IMA line: a template hash of {len(template_hash)} bytes is of no known algorithm"
         )
@@ -205,10 +245,6 @@ def _entry(pcr: int, template_hash: bytes, template: Template, data: bytes) -> E
     values = dict(zip(template.fields, unpack_fields(template, data), strict=True))
     digest_field, name_field = template.fields[:2]
     digest = _digest(digest_field, values[digest_field])
-    try:
-        name = values[name_field].removesuffix(b"\0").decode()
-    except UnicodeDecodeError as error:
-        raise MalformedEvidence("IMA name is not UTF-8") from error
     return Entry(
         pcr,
         template_hash,
@@ -216,7 +252,7 @@ def _entry(pcr: int, template_hash: bytes, template: Template, data: bytes) -> E
         data,
         digest.algorithm,
         digest.value,
-        name,
+        name_text(values[name_field].removesuffix(b"\0")),
         values.get(Field.SIGNATURE),
         values.get(Field.BUFFER),
         digest.kind,

@@ -7,17 +7,18 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from keylime.appraisal.findings import Finding
 from keylime.errors import MalformedEvidence, UnsuitableKey
+from keylime.findings.finding import MAX_SHOWN, Finding
 from keylime.ima import findings
+from keylime.ima.boot_aggregate import BootAggregates
 from keylime.ima.checkpoint import ImaCheckpoint, LearnedKey, LearnedKeyring
 from keylime.ima.device_mapper import EVENT_NAMES, parse_event
 from keylime.ima.device_mapper_policy import DeviceMapperFault, DeviceMapperPolicy, DeviceMapperState
 from keylime.ima.keyrings import ImaKey, Keyring, load_spki, recognise_key
 from keylime.ima.measurement_list import BOOT_AGGREGATE, Entry
-from keylime.ima.memo import MAX_LINE_BYTES, MemoView
-from keylime.ima.signatures import find_signer, parse_file_signature
-from keylime.policy.runtime import DigestMap, RuntimePolicy
+from keylime.ima.memo import EntryMemo, MemoView
+from keylime.ima.runtime_policy import DigestMap, RuntimePolicy
+from keylime.ima.signatures import Misfit, check_signature, parse_file_signature
 
 MAX_FINDINGS = 1000
 _MAX_LEARNED_KEYS = 1000
@@ -52,10 +53,10 @@ class Judge:
 
     policy: RuntimePolicy
     tenant_keys: Keyring
-    boot_aggregates: frozenset[str]
+    boot_aggregates: BootAggregates
     ignore_tomtou: bool
     view: MemoView
-    memo_limit: int  # how many lines of one kind the view may take
+    memo: EntryMemo  # whose view it is
     learned: dict[str, tuple[LearnedKey, ...]]
     device_mapper: DeviceMapperState
     kexec: bool
@@ -91,9 +92,7 @@ class Judge:
             self.fail(findings.wrong_pcr(index, entry))
         if entry.template_hash != pending.replayed_hash:
             if entry.is_violation and len(entry.template_hash) == self.policy.log_hash_alg.size:
-                self.violations += 1
-                if not self.ignore_tomtou:
-                    self.fail(findings.violation(index, entry))
+                self._violation(index, entry)
             else:
                 self.fail(
                     findings.wrong_template_hash(
@@ -106,13 +105,29 @@ class Judge:
             return None
         return entry
 
+    def demand_devices(self) -> None:
+        """Devices that the policy requires must have been set up by the entries so far."""
+        if self.policy.dm_policy is not None:
+            for fault in self.policy.dm_policy.unmet(self.device_mapper):
+                self.fail(findings.required_device(fault))
+
     def fail(self, finding: Finding) -> None:
         """Keep `finding`; of very many only the first ones, and the count."""
         self.failures += 1
         if len(self.findings) < MAX_FINDINGS:
             if finding.rule is not None:
                 finding = replace(finding, policy=self.policy.version)
+            if finding.path is not None and len(finding.path) > MAX_SHOWN:
+                finding = replace(finding, path=finding.path[:MAX_SHOWN])
             self.findings.append(finding)
+
+    def _violation(self, index: int, entry: Entry) -> None:
+        """A path whose content is of no matter may change while it is measured: logs and journals do."""
+        self.violations += 1
+        if entry.name != BOOT_AGGREGATE and self.policy.is_excluded(entry.name):
+            self.excluded += 1
+        elif not self.ignore_tomtou:
+            self.fail(findings.violation(index, entry))
 
     def _boot_aggregate(self, index: int, entry: Entry) -> None:
         if index and not self.kexec:
@@ -120,15 +135,16 @@ class Judge:
             return
         self.kexec = False
         listed = self.policy.digests.get(entry.name, ())
-        if entry.digest in listed or entry.digest.hex() in self.boot_aggregates:
+        right = self.boot_aggregates.at(index)
+        if entry.digest in listed or entry.digest.hex() in right:
             return
-        if self.policy.is_excluded(entry.name):
-            self.excluded += 1
-        elif not listed and not self.boot_aggregates:
-            self.fail(findings.not_listed(index, entry, "digests"))
-        else:
-            known = [*listed, *(bytes.fromhex(digest) for digest in self.boot_aggregates)]
+        if listed or self.boot_aggregates.decide(entry):  # no exclude makes a wrong value right
+            known = [*listed, *(bytes.fromhex(digest) for digest in right)]
             self.fail(findings.wrong_digest(index, entry, known, "digests"))
+        elif self.policy.is_excluded(entry.name):
+            self.excluded += 1
+        else:
+            self.fail(findings.not_listed(index, entry, "digests"))
 
     def _file(self, pending: PendingEntry, entry: Entry) -> None:
         # Every one of these accepts, so the cheapest comes first.
@@ -138,22 +154,22 @@ class Judge:
             self.excluded += 1
             self._remember(self.view.excluded, pending.line, pending.extended)
             return
-        if self._is_signed(pending, entry):
-            return
-        self._digest_failure(pending.index, entry, self.policy.digests, "digests")
-
-    def _is_signed(self, pending: PendingEntry, entry: Entry) -> bool:
         known = self._known_keys()
         if self.view.signed.get(pending.line) in known.fingerprints:
-            return True
-        signer = find_signer(entry, known.keyrings)
-        if signer is None:
-            return False
+            return
+        signer = check_signature(entry, known.keyrings)
+        if isinstance(signer, ImaKey):
+            self._remember_signed(pending, signer)
+            return
+        # Where no key is known nobody relies on signatures.
+        misfit = signer if known.fingerprints else None
+        self._digest_failure(pending.index, entry, self.policy.digests, "digests", misfit)
+
+    def _remember_signed(self, pending: PendingEntry, signer: ImaKey) -> None:
         if signer in self.tenant_keys.keys:
             self._remember(self.view.accepted, pending.line, pending.extended)
         else:
             self._remember(self.view.signed, pending.line, signer.fingerprint)
-        return True
 
     def _buffer(self, pending: PendingEntry, entry: Entry, buffer: bytes) -> None:
         index = pending.index
@@ -209,12 +225,15 @@ class Judge:
         self._digest_failure(index, entry, allowed, section)
         return False
 
-    def _digest_failure(self, index: int, entry: Entry, allowed: DigestMap, section: str) -> None:
+    def _digest_failure(
+        self, index: int, entry: Entry, allowed: DigestMap, section: str, misfit: Misfit | None = None
+    ) -> None:
         listed = allowed.get(entry.name)
         if listed is None:
-            self.fail(findings.not_listed(index, entry, section))
+            finding = findings.not_listed(index, entry, section)
         else:
-            self.fail(findings.wrong_digest(index, entry, listed, section))
+            finding = findings.wrong_digest(index, entry, listed, section)
+        self.fail(finding if misfit is None else findings.with_signature(finding, entry, misfit))
 
     def _known_keys(self) -> _KnownKeys:
         if self._known is None:
@@ -227,19 +246,18 @@ class Judge:
         return self._known
 
     def _remember(self, lines: dict[bytes, bytes], line: bytes, value: bytes) -> None:
-        if len(lines) < self.memo_limit and len(line) <= MAX_LINE_BYTES:
-            lines[line] = value
+        self.memo.remember(self.view, lines, line, value)
 
 
 def starting_judge(
     checkpoint: ImaCheckpoint,
     policy: RuntimePolicy,
     tenant_keys: Keyring,
-    boot_aggregates: frozenset[str],
+    boot_aggregates: BootAggregates,
     *,
     ignore_tomtou: bool,
     view: MemoView,
-    memo_limit: int,
+    memo: EntryMemo,
 ) -> Judge:
     """A judge that goes on from `checkpoint`."""
     return Judge(
@@ -248,7 +266,7 @@ def starting_judge(
         boot_aggregates=boot_aggregates,
         ignore_tomtou=ignore_tomtou,
         view=view,
-        memo_limit=memo_limit,
+        memo=memo,
         learned={keyring.name: keyring.keys for keyring in checkpoint.keyrings},
         device_mapper=checkpoint.device_mapper,
         kexec=checkpoint.kexec,

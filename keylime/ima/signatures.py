@@ -5,6 +5,7 @@ of type, algorithm and digest, so that one kind of digest cannot pass for anothe
 ima_file_id`).
 """
 
+import enum
 import hashlib
 import struct
 from collections.abc import Iterable
@@ -60,22 +61,34 @@ def parse_file_signature(field: bytes) -> FileSignature | None:
     return FileSignature(kind, version, algorithm, key_id, field[_HEADER.size :])
 
 
-def find_signer(entry: Entry, keyrings: Iterable[Keyring]) -> ImaKey | None:
-    """The key whose signature over the entry's file digest verifies; None for every other case.
+class Misfit(enum.Enum):
+    """Why a well-formed signature does not vouch for a file."""
 
-    Keyrings are searched in order and only the first key with the signature's id is tried.
+    UNKNOWN_KEY = "unknown key"
+    OTHER_CONTENT = "does not fit the file"
+    UNSUPPORTED = "of a kind that is not checked"
+
+
+def check_signature(entry: Entry, keyrings: Iterable[Keyring]) -> ImaKey | Misfit | None:
+    """The key whose signature over the entry's file digest verifies, else what is wrong with the signature.
+
+    None where there is none. Keyrings are searched in order; the first key with the signature's id counts.
     """
     signature = parse_file_signature(entry.signature) if entry.signature else None
-    if signature is None or (signature.type, signature.version) not in _VERSIONS:
+    if signature is None:
         return None
+    if (signature.type, signature.version) not in _VERSIONS:
+        return Misfit.UNSUPPORTED
+    key = next((key for keyring in keyrings if (key := keyring.find(signature.key_id)) is not None), None)
+    if key is None:
+        return Misfit.UNKNOWN_KEY
     known = _HASHES.get(signature.algorithm)
     if known is None or known[0] != entry.digest_algorithm:
-        return None
+        return Misfit.UNSUPPORTED
     digest = _signed_digest(entry, signature, known[0])
     if digest is None:
-        return None
-    key = next((key for keyring in keyrings if (key := keyring.find(signature.key_id)) is not None), None)
-    return key if key is not None and _verifies(key, signature.value, digest, known[1]) else None
+        return Misfit.UNSUPPORTED
+    return key if _verifies(key, signature.value, digest, known[1]) else Misfit.OTHER_CONTENT
 
 
 def _signed_digest(entry: Entry, signature: FileSignature, algorithm: str) -> bytes | None:

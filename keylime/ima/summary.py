@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 
-from keylime.appraisal.findings import Finding
+from keylime.findings.finding import Finding
 from keylime.ima.findings import NOT_IN_ALLOWLIST, RUNTIME_POLICY_HASH, EntryFinding
 
 

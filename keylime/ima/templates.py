@@ -60,6 +60,8 @@ class Field(enum.Enum):
 
 
 _DIGEST_FIELDS = (Field.DIGEST, Field.DIGEST_NG, Field.DIGEST_NGV2, Field.DIGEST_MODSIG)
+# Fields that may be empty. Editors and web pages take the blank before an empty last field away.
+_OPTIONAL_FIELDS = (Field.SIGNATURE, Field.BUFFER, Field.DIGEST_MODSIG, Field.MODSIG)
 _INTEGER_SIZES = {Field.UID: 4, Field.GID: 4, Field.MODE: 2}
 
 
@@ -159,11 +161,16 @@ def pack_digest(field: Field, digest: FileDigest) -> bytes:
 
 
 def pack_fields(template: Template, text: bytes) -> bytes:
-    """The template data of `text`, an entry's fields in the ASCII list. Raises MalformedEvidence."""
+    """The template data of `text`, an entry's fields in the ASCII list. Raises MalformedEvidence.
+
+    Optional fields that are absent at the end are empty: the template data are the same.
+    """
     count = len(template.fields)
     parts = text.split(b" ", 1) if template.has_name_last else text.split(b" ")
-    if len(parts) != count:
+    absent = template.fields[len(parts) :]
+    if len(parts) > count or not set(_OPTIONAL_FIELDS).issuperset(absent):
         raise MalformedEvidence(f"IMA template {template.name} has {count} fields, not {len(parts)}")
+    parts.extend(b"" for _ in absent)
     return b"".join(_pack(field, part) for field, part in zip(template.fields, parts, strict=True))
 
 

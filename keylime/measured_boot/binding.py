@@ -10,16 +10,17 @@ from collections.abc import Callable, Mapping
 
 from keylime.measured_boot.event_log import Event
 from keylime.measured_boot.event_types import EventType
-from keylime.measured_boot.events import Text
+from keylime.measured_boot.events import SEPARATOR_SIZE, Separator, Text
 from keylime.measured_boot.replay import is_computable
 from keylime.measured_boot.variables import UefiVariable
 
-# GRUB measures the text behind its prefix, without the NUL. PCR 9, where it measures files, has no prefix.
-GRUB_COMMAND = "grub_cmd: "
-KERNEL_COMMAND_LINE = "kernel_cmdline: "
+# GRUB measures the text behind its prefix, without the NUL; Red Hat's 2.02 has prefixes of its own, and
+# measures commands with the NUL. PCR 9, where GRUB measures files, has no prefix.
+GRUB_COMMANDS = ("grub_cmd: ", "grub_cmd ")
+KERNEL_COMMAND_LINES = ("kernel_cmdline: ", "grub_kernel_cmdline ")
 MODULE_COMMAND_LINE = "module_cmdline: "
-_GRUB_PREFIXES = (GRUB_COMMAND, KERNEL_COMMAND_LINE, MODULE_COMMAND_LINE)
-_GRUB_TEXT_PCR = 8
+_GRUB_PREFIXES = (*GRUB_COMMANDS, *KERNEL_COMMAND_LINES, MODULE_COMMAND_LINE)
+_LOADER_TEXT_PCR = 8
 
 
 class Binding(enum.Enum):
@@ -40,7 +41,7 @@ def data_binding(event: Event) -> Binding:
     for image in images:
         if banks and all(bank.digest(image) == digest for bank, digest in banks.items()):
             return Binding.BOUND
-    return Binding.MISMATCH
+    return Binding.UNBOUND if event.type_code in _SOMETIMES_BOUND else Binding.MISMATCH
 
 
 def _whole_data(event: Event) -> tuple[bytes, ...]:
@@ -54,25 +55,42 @@ def _variable_or_value(event: Event) -> tuple[bytes, ...]:
     return (event.data,)
 
 
-def _grub_text(event: Event) -> tuple[bytes, ...]:
-    if event.pcr != _GRUB_TEXT_PCR or not isinstance(event.decoded, Text):
-        return ()
-    prefix = next((prefix for prefix in _GRUB_PREFIXES if event.decoded.text.startswith(prefix)), None)
-    if prefix is None:
-        return ()
-    return (event.data[len(prefix) :].removesuffix(b"\0"),)
+def _padded_separator(event: Event) -> tuple[bytes, ...]:
+    """A separator is measured with the padding that is logged, or without it."""
+    is_whole = isinstance(event.decoded, Separator)
+    return (event.data, event.data[:SEPARATOR_SIZE]) if is_whole else (event.data,)
 
+
+def _authority(event: Event) -> tuple[bytes, ...]:
+    """Older versions of shim leave the last byte out: the end of a certificate's signature, or a NUL."""
+    return (event.data, event.data[:-1])
+
+
+def _loader_text(event: Event) -> tuple[bytes, ...]:
+    """GRUB's texts, and the command line of systemd-boot before 251, logged without its last byte."""
+    if event.pcr != _LOADER_TEXT_PCR or not isinstance(event.decoded, Text):
+        return ()
+    text = event.decoded.text
+    prefix = next((prefix for prefix in _GRUB_PREFIXES if text.startswith(prefix)), None)
+    if prefix is not None:
+        words = event.data[len(prefix) :].removesuffix(b"\0")
+        return (words, words + b"\0")
+    return (event.data, event.data + b"\0") if b"\0" in event.data[:-1] else ()
+
+
+# Some makers measure something else than they log. No rule rests on these data.
+_SOMETIMES_BOUND = frozenset({EventType.S_CRTM_VERSION})
 
 _MEASURED_IMAGES: Mapping[int, Callable[[Event], tuple[bytes, ...]]] = {
-    EventType.SEPARATOR: _whole_data,
+    EventType.SEPARATOR: _padded_separator,
     EventType.ACTION: _whole_data,
     EventType.EFI_ACTION: _whole_data,
     EventType.S_CRTM_VERSION: _whole_data,
     EventType.OMIT_BOOT_DEVICE_EVENTS: _whole_data,
     EventType.EFI_GPT_EVENT: _whole_data,
     EventType.EFI_VARIABLE_DRIVER_CONFIG: _whole_data,
-    EventType.EFI_VARIABLE_AUTHORITY: _whole_data,
+    EventType.EFI_VARIABLE_AUTHORITY: _authority,
     EventType.EFI_VARIABLE_BOOT: _variable_or_value,
     EventType.EFI_VARIABLE_BOOT2: _whole_data,
-    EventType.IPL: _grub_text,
+    EventType.IPL: _loader_text,
 }

@@ -4,7 +4,7 @@ import uuid
 from collections.abc import Callable, Mapping
 
 from keylime.errors import MalformedEvidence
-from keylime.measured_boot.reader import Reader
+from keylime.measured_boot.reader import EventReader
 
 _END = 0x7F
 _END_ENTIRE = 0xFF
@@ -20,12 +20,12 @@ def render_device_path(data: bytes) -> str | None:
     if not data:
         return ""
     try:
-        return _render(Reader(data))
+        return _render(EventReader(data))
     except MalformedEvidence:
         return None
 
 
-def _render(reader: Reader) -> str:
+def _render(reader: EventReader) -> str:
     text = ""
     separator = ""
     while True:
@@ -47,26 +47,26 @@ def _node(kind: int, subtype: int, body: bytes) -> str:
     renderer = _NODES.get((kind, subtype))
     if renderer is not None:
         try:
-            return renderer(Reader(body))
+            return renderer(EventReader(body))
         except MalformedEvidence:
             pass
     return f"Path({kind},{subtype},{body.hex()})"
 
 
-def _pci(node: Reader) -> str:
+def _pci(node: EventReader) -> str:
     function, device = node.u8("function"), node.u8("device")
     return f"Pci(0x{device:x},0x{function:x})"
 
 
-def _vendor(name: str) -> Callable[[Reader], str]:
-    def render(node: Reader) -> str:
+def _vendor(name: str) -> Callable[[EventReader], str]:
+    def render(node: EventReader) -> str:
         guid, rest = node.guid("vendor"), node.rest()
         return f"{name}({guid},{rest.hex()})" if rest else f"{name}({guid})"
 
     return render
 
 
-def _acpi(node: Reader) -> str:
+def _acpi(node: EventReader) -> str:
     hid, uid = node.u32("HID"), node.u32("UID")
     if hid & 0xFFFF == _EISA_PNP:
         number = hid >> 16
@@ -75,37 +75,37 @@ def _acpi(node: Reader) -> str:
     return f"Acpi(0x{hid:08x},0x{uid:x})"
 
 
-def _scsi(node: Reader) -> str:
+def _scsi(node: EventReader) -> str:
     target, unit = node.u16("target"), node.u16("unit")
     return f"SCSI({target},{unit})"
 
 
-def _usb(node: Reader) -> str:
+def _usb(node: EventReader) -> str:
     port, interface = node.u8("port"), node.u8("interface")
     return f"USB({port},{interface})"
 
 
-def _mac(node: Reader) -> str:
+def _mac(node: EventReader) -> str:
     address, kind = node.take(32, "address"), node.u8("interface type")
     size = 6 if kind in {0, 1} else 32
     return f"MAC({address[:size].hex()},{kind})"
 
 
-def _sata(node: Reader) -> str:
+def _sata(node: EventReader) -> str:
     port, multiplier, unit = node.u16("port"), node.u16("multiplier"), node.u16("unit")
     return f"Sata({port},{multiplier},{unit})"
 
 
-def _nvme(node: Reader) -> str:
+def _nvme(node: EventReader) -> str:
     namespace, eui = node.u32("namespace"), node.take(8, "EUI-64")
     return f"NVMe(0x{namespace:x},{eui.hex('-').upper()})"
 
 
-def _uri(node: Reader) -> str:
+def _uri(node: EventReader) -> str:
     return f"Uri({_printable(node.rest().decode('utf-8', 'backslashreplace'))})"
 
 
-def _hard_drive(node: Reader) -> str:
+def _hard_drive(node: EventReader) -> str:
     partition, start, size = node.u32("partition"), node.u64("start"), node.u64("size")
     signature, _format, kind = node.take(16, "signature"), node.u8("format"), node.u8("signature type")
     if kind == _GPT_DISK:
@@ -115,30 +115,30 @@ def _hard_drive(node: Reader) -> str:
     return f"HD({partition},{kind},{signature.hex()},0x{start:x},0x{size:x})"
 
 
-def _cdrom(node: Reader) -> str:
+def _cdrom(node: EventReader) -> str:
     entry, start, size = node.u32("boot entry"), node.u64("start"), node.u64("size")
     return f"CDROM(0x{entry:x},0x{start:x},0x{size:x})"
 
 
-def _file(node: Reader) -> str:
+def _file(node: EventReader) -> str:
     name = node.utf16(node.remaining, "file name").removesuffix("\0")
     return f"File({_printable(name)})"
 
 
-def _firmware_file(node: Reader) -> str:
+def _firmware_file(node: EventReader) -> str:
     return f"FvFile({node.guid('file')})"
 
 
-def _firmware_volume(node: Reader) -> str:
+def _firmware_volume(node: EventReader) -> str:
     return f"FvVol({node.guid('volume')})"
 
 
-def _offset(node: Reader) -> str:
+def _offset(node: EventReader) -> str:
     _reserved, start, end = node.u32("reserved"), node.u64("start"), node.u64("end")
     return f"Offset(0x{start:x},0x{end:x})"
 
 
-def _memory_mapped(node: Reader) -> str:
+def _memory_mapped(node: EventReader) -> str:
     kind, start, end = node.u32("memory type"), node.u64("start"), node.u64("end")
     return f"MemoryMapped(0x{kind:x},0x{start:x},0x{end:x})"
 
@@ -151,7 +151,7 @@ def _printable(text: str) -> str:
 _EISA_PNP = 0x41D0
 _MBR_DISK, _GPT_DISK = 1, 2
 
-_NODES: Mapping[tuple[int, int], Callable[[Reader], str]] = {
+_NODES: Mapping[tuple[int, int], Callable[[EventReader], str]] = {
     (1, 1): _pci,
     (1, 3): _memory_mapped,
     (1, 4): _vendor("VenHw"),

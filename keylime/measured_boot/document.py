@@ -7,14 +7,14 @@ expect: texts without their terminating NUL, device paths as text, shim's vendor
 
 from collections.abc import Callable, Iterable, Mapping
 
-from keylime.appraisal.findings import JsonValue
 from keylime.errors import MalformedEvidence
+from keylime.findings.finding import JsonValue
 from keylime.hashes import HashAlgorithm
 from keylime.measured_boot.event_log import Event, EventLog, SpecId
 from keylime.measured_boot.event_types import EventType
 from keylime.measured_boot.events import FirmwareBlob, GptTable, ImageLoad, StartupLocality, Text
 from keylime.measured_boot.replay import BOOT_AGGREGATE_SIZES, boot_aggregate, replay_event_log
-from keylime.measured_boot.variables import Signature, SignatureList, UefiVariable
+from keylime.measured_boot.variables import EfiSignature, SignatureList, UefiVariable
 
 _VERSION = 2
 
@@ -237,7 +237,7 @@ def _signature_list(item: SignatureList) -> dict[str, JsonValue]:
     }
 
 
-def _signature(signature: Signature) -> dict[str, JsonValue]:
+def _signature(signature: EfiSignature) -> dict[str, JsonValue]:
     return {"SignatureOwner": str(signature.owner), "SignatureData": signature.data.hex()}
 
 

@@ -11,7 +11,7 @@ from keylime.errors import MalformedEvidence
 from keylime.hashes import HashAlgorithm
 from keylime.measured_boot.event_types import EventType, event_type_name
 from keylime.measured_boot.events import STARTUP_LOCALITIES, EventData, StartupLocality, decode_event_data
-from keylime.measured_boot.reader import Reader
+from keylime.measured_boot.reader import EventReader
 from keylime.tpm.pcr import PCR_COUNT
 
 # Real logs have some hundred events in some ten kilobytes; dbx is the largest of them.
@@ -20,6 +20,14 @@ MAX_EVENTS = 32_768
 
 _SPEC_ID_SIGNATURE = b"Spec ID Event03\0"
 _MAX_BANKS = 16
+
+_CC_TABLE = b"CCEL"  # the ACPI table that points to such a log
+_FIRST_RTMR = 1
+_RTMRS = frozenset(range(_FIRST_RTMR, 5))
+_CC_LOG = (
+    "CC event log (CCEL) of a confidential guest (Intel TDX), which explains the RTMRs of its own quotes "
+    "and no PCR: hand in binary_bios_measurements of a TPM, for a guest that of its virtual TPM"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +69,8 @@ class Event:
 class EventLog:
     """All records in order. `spec_id` is None for a SHA-1 log; otherwise its record is the first of `events`.
 
-    `algorithms` are the banks that every record has a digest for, as far as we know their names.
+    `algorithms` are the banks that every extended record has a digest for, as far as we know their names: a
+    bank that some records lack, because it is switched off, cannot be replayed, and the others can.
     """
 
     events: tuple[Event, ...]
@@ -84,31 +93,48 @@ def parse_event_log(data: bytes) -> EventLog:
     """The log in `data`. Raises MalformedEvidence, which names the record."""
     if not data:
         raise MalformedEvidence("event log is empty")
+    if data.startswith(_CC_TABLE):
+        raise MalformedEvidence(_CC_LOG)
     if len(data) > MAX_LOG_SIZE:
         raise MalformedEvidence(f"event log of {len(data)} bytes, at most {MAX_LOG_SIZE} are read")
-    reader = Reader(data)
+    reader = EventReader(data)
     first = _read_sha1_event(reader, 0)
     if first.type_code == EventType.NO_ACTION and first.data.startswith(_SPEC_ID_SIGNATURE):
         log = _read_crypto_agile(first, reader)
     else:
         log = _read_sha1_only(first, reader)
+    if _is_cc_log(log):
+        raise MalformedEvidence(_CC_LOG)
     _check_startup_locality(log)
     return log
 
 
-def _read_crypto_agile(header: Event, reader: Reader) -> EventLog:
+def _is_cc_log(log: EventLog) -> bool:
+    """Whether the log tells of a TDX guest's registers (UEFI 2.10, 38.4.1): 1 to 4, and one bank.
+
+    Each firmware with a TPM measures into PCR 0 and 7.
+    """
+    registers = {event.pcr for event in log.events if event.is_extended}
+    return bool(registers) and registers <= _RTMRS and log.algorithms == (HashAlgorithm.SHA384,)
+
+
+def _read_crypto_agile(header: Event, reader: EventReader) -> EventLog:
+    spec_id = _parse_spec_id(header.data)
+    if header.pcr == _FIRST_RTMR and [*dict(spec_id.digest_sizes)] == [HashAlgorithm.SHA384]:
+        raise MalformedEvidence(_CC_LOG)
     if header.pcr != 0 or any(header.digests[HashAlgorithm.SHA1]):
         raise MalformedEvidence("event 0: the header must name PCR 0 and a digest of zeros")
-    spec_id = _parse_spec_id(header.data)
     sizes = dict(spec_id.digest_sizes)
     events = [header]
     while reader.remaining:
         events.append(_read_event(reader, _next_number(events), sizes))
-    known = tuple(HashAlgorithm(number) for number in sizes if number in _KNOWN_BANKS)
-    return EventLog(tuple(events), known, spec_id)
+    known = [HashAlgorithm(number) for number in sizes if number in _KNOWN_BANKS]
+    extended = [event for event in events if event.is_extended]
+    whole = tuple(bank for bank in known if all(bank in event.digests for event in extended))
+    return EventLog(tuple(events), whole, spec_id)
 
 
-def _read_sha1_only(first: Event, reader: Reader) -> EventLog:
+def _read_sha1_only(first: Event, reader: EventReader) -> EventLog:
     events = [first]
     while reader.remaining:
         events.append(_read_sha1_event(reader, _next_number(events)))
@@ -122,7 +148,7 @@ def _next_number(events: list[Event]) -> int:
 
 
 def _parse_spec_id(data: bytes) -> SpecId:
-    reader = Reader(data)
+    reader = EventReader(data)
     reader.take(len(_SPEC_ID_SIGNATURE), "header signature")
     platform_class = reader.u32("platform class")
     minor, major, errata, uintn_size = (reader.u8("header version") for _ in range(4))
@@ -149,10 +175,10 @@ def _check_banks(sizes: tuple[tuple[int, int], ...]) -> None:
             raise MalformedEvidence(f"event 0: digests of algorithm 0x{number:04x} are empty")
 
 
-def _read_event(reader: Reader, number: int, sizes: Mapping[int, int]) -> Event:
+def _read_event(reader: EventReader, number: int, sizes: Mapping[int, int]) -> Event:
     where = f"event {number}"
     pcr, type_code, count = (reader.u32(where) for _ in range(3))
-    if count != len(sizes):
+    if count > len(sizes):
         raise MalformedEvidence(f"{where}: {count} digests, the header names {len(sizes)}")
     raw: dict[int, bytes] = {}
     for _ in range(count):
@@ -164,7 +190,7 @@ def _read_event(reader: Reader, number: int, sizes: Mapping[int, int]) -> Event:
     return _make_event(reader, number, pcr, type_code, digests)
 
 
-def _read_sha1_event(reader: Reader, number: int) -> Event:
+def _read_sha1_event(reader: EventReader, number: int) -> Event:
     where = f"event {number}"
     pcr, type_code = reader.u32(where), reader.u32(where)
     return _make_event(
@@ -173,7 +199,7 @@ def _read_sha1_event(reader: Reader, number: int) -> Event:
 
 
 def _make_event(
-    reader: Reader, number: int, pcr: int, type_code: int, digests: Mapping[HashAlgorithm, bytes]
+    reader: EventReader, number: int, pcr: int, type_code: int, digests: Mapping[HashAlgorithm, bytes]
 ) -> Event:
     where = f"event {number}"
     # Records that are never extended may name no PCR at all (0xFFFFFFFF).

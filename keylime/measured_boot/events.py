@@ -13,9 +13,10 @@ from typing import TypeAlias
 from keylime.errors import MalformedEvidence
 from keylime.measured_boot.device_path import render_device_path
 from keylime.measured_boot.event_types import EventType
-from keylime.measured_boot.reader import Reader
+from keylime.measured_boot.reader import EventReader
 from keylime.measured_boot.variables import UefiVariable, parse_variable
 
+SEPARATOR_SIZE = 4  # bytes; what follows is padding
 STARTUP_LOCALITY_SIGNATURE = b"StartupLocality\0"
 
 # The localities from which TPM2_Startup may be called, and 4 for a start by H-CRTM.
@@ -38,7 +39,10 @@ class StartupLocality:
 
 @dataclass(frozen=True, slots=True)
 class Separator:
-    """EV_SEPARATOR: the end of a phase; 0 or 0xFFFFFFFF is a good one, 1 reports an error of the firmware."""
+    """EV_SEPARATOR: the end of a phase; 0 or 0xFFFFFFFF is a good one, 1 reports an error of the firmware.
+
+    Zeros behind the four bytes are padding.
+    """
 
     value: int
 
@@ -156,15 +160,18 @@ def decode_event_data(event_type: int, data: bytes) -> EventData:
 
 
 def _no_action(data: bytes) -> EventData:
-    if data.startswith(STARTUP_LOCALITY_SIGNATURE) and len(data) == len(STARTUP_LOCALITY_SIGNATURE) + 1:
-        return StartupLocality(data[-1])
+    # Some firmware fills its entries up to a fixed size. What is read here is proven by PCR 0 alone.
+    size = len(STARTUP_LOCALITY_SIGNATURE)
+    if data.startswith(STARTUP_LOCALITY_SIGNATURE) and len(data) > size:
+        return StartupLocality(data[size])
     return Opaque(data)
 
 
 def _separator(data: bytes) -> Separator:
-    reader = Reader(data)
+    reader = EventReader(data)
     value = reader.u32("separator")
-    reader.expect_end("separator")
+    if any(reader.rest()):
+        raise MalformedEvidence("separator with something behind it")
     return Separator(value)
 
 
@@ -182,15 +189,20 @@ def _loader_text(data: bytes) -> Text:
     try:
         return _text(data)
     except MalformedEvidence:
-        # systemd-boot and the kernel's EFI stub describe what they measure in UTF-16.
-        text = Reader(data).utf16(len(data), "text").removesuffix("\0")
+        name, nul, stray = data.partition(b"\0")
+        if nul and len(name) > 1 and len(stray) <= _MAX_STRAY and name.isascii():
+            return _text(name)  # old shims log a byte of what happens to lie behind the name
+        # systemd-boot and the kernel's EFI stub describe what they measure in UTF-16; systemd-boot before 251
+        # without the last byte of the NUL.
+        whole = data + bytes(len(data) % 2)
+        text = EventReader(whole).utf16(len(whole), "text").removesuffix("\0")
         if not text.isprintable():
             raise MalformedEvidence("text is neither UTF-8 nor UTF-16") from None
         return Text(text)
 
 
 def _tagged(data: bytes) -> TaggedEvent:
-    reader = Reader(data)
+    reader = EventReader(data)
     tag = reader.u32("tag")
     content = reader.take(reader.u32("tagged data size"), "tagged data")
     reader.expect_end("tagged event")
@@ -198,21 +210,21 @@ def _tagged(data: bytes) -> TaggedEvent:
 
 
 def _blob(data: bytes) -> FirmwareBlob:
-    reader = Reader(data)
+    reader = EventReader(data)
     blob = FirmwareBlob(reader.u64("blob base"), reader.u64("blob length"))
     reader.expect_end("firmware blob")
     return blob
 
 
 def _blob2(data: bytes) -> FirmwareBlob:
-    reader = Reader(data)
+    reader = EventReader(data)
     description = reader.take(reader.u8("description size"), "description")
     blob = FirmwareBlob(reader.u64("blob base"), reader.u64("blob length"), description)
     reader.expect_end("firmware blob")
     return blob
 
 
-def _tables(reader: Reader, description: bytes | None) -> HandoffTables:
+def _tables(reader: EventReader, description: bytes | None) -> HandoffTables:
     count = reader.u64("table count")
     if count * 24 != reader.remaining:
         raise MalformedEvidence(f"{count} hand-off tables announced, {reader.remaining} bytes left")
@@ -221,16 +233,16 @@ def _tables(reader: Reader, description: bytes | None) -> HandoffTables:
 
 
 def _handoff(data: bytes) -> HandoffTables:
-    return _tables(Reader(data), None)
+    return _tables(EventReader(data), None)
 
 
 def _handoff2(data: bytes) -> HandoffTables:
-    reader = Reader(data)
+    reader = EventReader(data)
     return _tables(reader, reader.take(reader.u8("description size"), "description"))
 
 
 def _image(data: bytes) -> ImageLoad:
-    reader = Reader(data)
+    reader = EventReader(data)
     location, length, link_time_address, path_size = reader.u64s(4, "image load")
     image = ImageLoad(location, length, link_time_address, reader.take(path_size, "device path"))
     reader.expect_end("image load event")
@@ -238,7 +250,7 @@ def _image(data: bytes) -> ImageLoad:
 
 
 def _gpt(data: bytes) -> GptTable:
-    reader = Reader(data)
+    reader = EventReader(data)
     signature = reader.take(8, "GPT signature")
     revision, header_size, header_crc32, _reserved = (reader.u32("GPT header") for _ in range(4))
     my_lba, alternate_lba, first_usable_lba, last_usable_lba = reader.u64s(4, "GPT header")
@@ -268,7 +280,7 @@ def _gpt(data: bytes) -> GptTable:
 
 
 def _partition(data: bytes) -> GptPartition:
-    reader = Reader(data)
+    reader = EventReader(data)
     type_guid, unique_guid = reader.guid("partition type"), reader.guid("partition GUID")
     first_lba, last_lba, attributes = reader.u64s(3, "partition")
     name = reader.utf16(72, "partition name").rstrip("\0")
@@ -276,6 +288,7 @@ def _partition(data: bytes) -> GptPartition:
 
 
 _GPT_ENTRY_SIZE = 128
+_MAX_STRAY = 8
 
 _DECODERS: Mapping[int, Callable[[bytes], EventData]] = {
     EventType.NO_ACTION: _no_action,

@@ -1,5 +1,6 @@
 """The reference state of the `example` policy: an operator's JSON document turned into typed values."""
 
+import re
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -8,16 +9,18 @@ from typing import Annotated, Protocol
 import msgspec
 import re2  # type: ignore[import-untyped]  # it has no stubs
 
-from keylime.appraisal.findings import JsonValue
+from keylime.documents.patterns import compile_expression, re2_options
 from keylime.errors import PolicyError
+from keylime.findings.finding import JsonValue
 from keylime.hashes import HashAlgorithm
-from keylime.measured_boot.variables import Signature
-from keylime.policy.patterns import compile_expression, re2_options
+from keylime.measured_boot.variables import EfiSignature
+from keylime.tpm.pcr import PCR_COUNT
 
-_Hex = Annotated[str, msgspec.Meta(pattern="^0x([0-9a-f][0-9a-f])+$")]
+_HEX = re.compile("0x([0-9a-f][0-9a-f])+")
+_Hex = Annotated[str, msgspec.Meta(pattern=f"^{_HEX.pattern}$")]
 
 
-class Pattern(Protocol):
+class CompiledPattern(Protocol):
     """A compiled regular expression."""
 
     def fullmatch(self, text: str, /) -> object | None:
@@ -35,12 +38,20 @@ class _Firmware(msgspec.Struct, frozen=True):
 
 
 class _Kernel(msgspec.Struct, frozen=True):
-    shim_authcode_sha256: _Hex
-    grub_authcode_sha256: _Hex
-    initrd_plain_sha256: _Hex
-    kernel_cmdline: str
+    """Either shim and GRUB, and what they start, or `applications`: all images of another chain, in order.
+
+    An absent member means that nothing of its kind is expected.
+    """
+
+    shim_authcode_sha256: _Hex | None = None
+    grub_authcode_sha256: _Hex | None = None
     kernel_authcode_sha256: _Hex | None = None
-    vmlinuz_plain_sha256: _Hex | None = None
+    applications_authcode_sha256: list[_Hex] | None = None
+    # Checked later: msgspec 0.22 frees the type of such a union with constraints twice.
+    vmlinuz_plain_sha256: str | list[str] | None = None
+    initrd_plain_sha256: str | list[str] | None = None
+    kernel_cmdline: str | None = None
+    load_options_sha256: list[_Hex] = []
 
 
 class _Document(msgspec.Struct, frozen=True):
@@ -56,6 +67,7 @@ class _Document(msgspec.Struct, frozen=True):
     mokxdig: list[dict[str, _Hex]]
     vendor_db: list[_Key] = []
     has_secureboot: bool = True
+    other_events: dict[str, list[_Hex]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +80,18 @@ class GoodFirmware:
 
 @dataclass(frozen=True, slots=True)
 class GoodKernel:
-    """One blessed boot chain. Digests are SHA-256; `applications` are accepted sequences of loaded images.
+    """One blessed boot chain. Digests are SHA-256; `applications` are the loaded images in order.
 
-    `kernel_file` is None where the Authenticode digest of the kernel takes its place (Secure Boot).
+    `kernel_file` is None where one file of any content is expected, because the Authenticode digest of the
+    kernel takes its place (Secure Boot), and empty where none is. `command_line` is None for no such line.
     """
 
-    applications: tuple[tuple[bytes, ...], ...]
-    initrd: bytes
-    kernel_file: bytes | None
-    command_line: Pattern
-    command_line_text: str
+    applications: tuple[bytes, ...]
+    initrds: tuple[bytes, ...]
+    kernel_file: tuple[bytes, ...] | None
+    command_line: CompiledPattern | None
+    command_line_text: str | None
+    load_options: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +101,15 @@ class ExampleReference:
     has_secureboot: bool
     firmware: tuple[GoodFirmware, ...]
     kernels: tuple[GoodKernel, ...]
-    pk: frozenset[Signature]
-    kek: frozenset[Signature]
-    db: frozenset[Signature]
-    dbx: frozenset[Signature]
-    vendor_db: frozenset[Signature]
+    pk: frozenset[EfiSignature]
+    kek: frozenset[EfiSignature]
+    db: frozenset[EfiSignature]
+    dbx: frozenset[EfiSignature]
+    vendor_db: frozenset[EfiSignature]
     mok_list: tuple[Mapping[str, bytes], ...]
     mok_list_x: tuple[Mapping[str, bytes], ...]
+    other_events: Mapping[int, frozenset[bytes]]
+    """SHA-256 digests, by PCR, of events that this kind of machine has beside those that the rules know."""
 
 
 def parse_example_reference(refstate: JsonValue) -> ExampleReference:
@@ -101,7 +117,8 @@ def parse_example_reference(refstate: JsonValue) -> ExampleReference:
     try:
         document = msgspec.convert(refstate, _Document)
     except msgspec.ValidationError as error:
-        raise PolicyError(f"reference state for measured boot: {error}") from error
+        hint = "; it is one of policy `components`" if _is_of_components(refstate) else ""
+        raise PolicyError(f"reference state for measured boot: {error}{hint}") from error
     return ExampleReference(
         has_secureboot=document.has_secureboot,
         firmware=tuple(_good_firmware(firmware) for firmware in document.scrtm_and_bios),
@@ -116,7 +133,12 @@ def parse_example_reference(refstate: JsonValue) -> ExampleReference:
         vendor_db=_keys(document.vendor_db, "vendor_db"),
         mok_list=tuple(_digest(digest) for digest in document.mokdig),
         mok_list_x=tuple(_digest(digest) for digest in document.mokxdig),
+        other_events=_other_events(document.other_events),
     )
+
+
+def _is_of_components(refstate: JsonValue) -> bool:
+    return isinstance(refstate, Mapping) and "components" in refstate
 
 
 def digest_for(digest: Mapping[str, bytes], bank: HashAlgorithm) -> bytes | None:
@@ -131,34 +153,60 @@ def _good_firmware(firmware: _Firmware) -> GoodFirmware:
 
 
 def _good_kernel(kernel: _Kernel, where: str, has_secureboot: bool) -> GoodKernel:
-    loaders = (_bytes(kernel.shim_authcode_sha256), _bytes(kernel.grub_authcode_sha256))
-    if has_secureboot:
-        image = _required(kernel.kernel_authcode_sha256, f"{where}.kernel_authcode_sha256")
-        # Some versions of GRUB and shim load, and so measure, the kernel twice.
-        applications: tuple[tuple[bytes, ...], ...] = ((*loaders, image), (*loaders, image, image))
-        kernel_file = None
+    kernel_file: tuple[bytes, ...] | None
+    if kernel.applications_authcode_sha256 is not None:
+        applications = _all_bytes(kernel.applications_authcode_sha256)
+        kernel_file = _files(kernel.vmlinuz_plain_sha256, f"{where}.vmlinuz_plain_sha256")
     else:
-        applications = (loaders,)
-        kernel_file = _required(kernel.vmlinuz_plain_sha256, f"{where}.vmlinuz_plain_sha256")
+        loaders = tuple(
+            _required(value, f"{where}.{name}")
+            for name, value in (
+                ("shim_authcode_sha256", kernel.shim_authcode_sha256),
+                ("grub_authcode_sha256", kernel.grub_authcode_sha256),
+            )
+        )
+        if has_secureboot:
+            image = _required(kernel.kernel_authcode_sha256, f"{where}.kernel_authcode_sha256")
+            applications, kernel_file = (*loaders, image), None
+        else:
+            applications = loaders
+            kernel_file = _files(kernel.vmlinuz_plain_sha256, f"{where}.vmlinuz_plain_sha256")
+            if not kernel_file:
+                raise _missing(f"{where}.vmlinuz_plain_sha256")
+    text = kernel.kernel_cmdline
     return GoodKernel(
         applications=applications,
-        initrd=_bytes(kernel.initrd_plain_sha256),
+        initrds=_files(kernel.initrd_plain_sha256, f"{where}.initrd_plain_sha256"),
         kernel_file=kernel_file,
-        command_line=_pattern(kernel.kernel_cmdline, f"{where}.kernel_cmdline"),
-        command_line_text=kernel.kernel_cmdline,
+        command_line=None if text is None else _pattern(text, f"{where}.kernel_cmdline"),
+        command_line_text=text,
+        load_options=_all_bytes(kernel.load_options_sha256),
     )
+
+
+def _other_events(events: Mapping[str, Iterable[str]]) -> Mapping[int, frozenset[bytes]]:
+    good = {}
+    for name, digests in events.items():
+        if name not in _PCR_NAMES:
+            raise PolicyError(f"reference state for measured boot: other_events: {name!r} is not a PCR")
+        good[int(name)] = frozenset(_all_bytes(digests))
+    return good
 
 
 def _required(value: str | None, member: str) -> bytes:
     if value is None:
-        raise PolicyError(f"reference state for measured boot: {member} is missing")
+        raise _missing(member)
     return _bytes(value)
 
 
-def _pattern(text: str, member: str) -> Pattern:
+def _missing(member: str) -> PolicyError:
+    return PolicyError(f"reference state for measured boot: {member} is missing")
+
+
+def _pattern(text: str, member: str) -> CompiledPattern:
     """Linear-time matching where the expression permits it: the text it meets comes from the machine."""
     try:
-        linear: Pattern = re2.compile(text, re2_options())
+        linear: CompiledPattern = re2.compile(text, re2_options())
         return linear
     except re2.error:
         pass
@@ -168,9 +216,9 @@ def _pattern(text: str, member: str) -> Pattern:
         raise PolicyError(f"reference state for measured boot: {member}: {error}") from error
 
 
-def _keys(keys: Iterable[_Key], member: str) -> frozenset[Signature]:
+def _keys(keys: Iterable[_Key], member: str) -> frozenset[EfiSignature]:
     try:
-        return frozenset(Signature(uuid.UUID(key.owner), _bytes(key.data)) for key in keys)
+        return frozenset(EfiSignature(uuid.UUID(key.owner), _bytes(key.data)) for key in keys)
     except ValueError as error:
         raise PolicyError(
             f"reference state for measured boot: {member}: SignatureOwner is not a GUID"
@@ -183,3 +231,19 @@ def _digest(digest: Mapping[str, str]) -> Mapping[str, bytes]:
 
 def _bytes(value: str) -> bytes:
     return bytes.fromhex(value.removeprefix("0x"))
+
+
+def _all_bytes(values: Iterable[str]) -> tuple[bytes, ...]:
+    return tuple(_bytes(value) for value in values)
+
+
+def _files(values: str | list[str] | None, member: str) -> tuple[bytes, ...]:
+    """One digest, several, or none."""
+    digests = [values] if isinstance(values, str) else values or []
+    for digest in digests:
+        if not _HEX.fullmatch(digest):
+            raise PolicyError(f"reference state for measured boot: {member}: {digest[:80]!r} is not a digest")
+    return _all_bytes(digests)
+
+
+_PCR_NAMES = frozenset(str(index) for index in range(PCR_COUNT))

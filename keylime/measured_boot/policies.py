@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from keylime.appraisal.findings import JsonValue
 from keylime.errors import ConfigError, PolicyError
+from keylime.findings.finding import JsonValue
 from keylime.hashes import HashAlgorithm
 from keylime.measured_boot.document import event_log_document
 from keylime.measured_boot.event_log import EventLog
 from keylime.measured_boot.rules import AcceptAll, RejectAll, Test
+from keylime.safe_paths import require_safe_module
 
 # A module named in `measured_boot_imports` offers its policies by a function of this name.
 REGISTER_FUNCTION = "register_policies"
@@ -102,6 +103,8 @@ class DocumentRules:
         """A judge that asks the policy. Raises PolicyError when the policy refuses the reference state."""
         try:
             self.policy.refstate_to_test(refstate)
+        except MemoryError:  # ours, and says nothing about the machine
+            raise
         except Exception as error:
             # An operator's code: any exception says that it cannot use the reference state.
             raise PolicyError(f"reference state for measured boot: {_describe(error)}") from error
@@ -110,6 +113,8 @@ class DocumentRules:
             try:
                 # Only the quoted bank's digests: nothing vouches for those of the other banks.
                 reason = self.policy.evaluate(refstate, event_log_document(log, banks=(bank,)))
+            except MemoryError:
+                raise
             except Exception as error:  # noqa: BLE001  an operator's code, and it has not accepted
                 reason = f"policy evaluation failed: {_describe(error)}"
             return (Objection(reason),) if reason else ()
@@ -143,6 +148,14 @@ class PolicyRegistry:
         """All names, sorted."""
         return tuple(sorted(self._policies))
 
+    def rejects_all(self, name: str) -> bool:
+        """Whether no log at all is accepted under `name`, because nothing has that name or it says so."""
+        return isinstance(self._policies.get(name, RejectAllPolicy()), RejectAllPolicy)
+
+    def accepts_all(self, name: str) -> bool:
+        """Whether `name` makes no demand on the content of a log."""
+        return isinstance(self._policies.get(name), AcceptAllPolicy)
+
     def rules(self, name: str) -> ContentRules:
         """The rules named `name`; those that reject everything when nothing has that name."""
         policy = self._policies.get(name, RejectAllPolicy())
@@ -150,8 +163,15 @@ class PolicyRegistry:
 
 
 def load_policy_modules(names: Iterable[str], registry: PolicyRegistry) -> None:
-    """Imports each module and calls its `register_policies(registry)`. Raises ConfigError, naming it."""
+    """Imports each module and calls its `register_policies(registry)`.
+
+    Raises ConfigError, naming it, also for one whose files others may change.
+    """
     for name in names:
+        try:
+            require_safe_module(name)
+        except ConfigError as error:
+            raise ConfigError(f"measured_boot_imports: module {name!r}: {error}") from error
         try:
             register = getattr(importlib.import_module(name), REGISTER_FUNCTION)
             register(registry)

@@ -6,7 +6,7 @@ import uuid
 from keylime.errors import MalformedEvidence
 
 
-class Reader:
+class EventReader:
     """A cursor over `data`. Methods raise MalformedEvidence, naming the field, when the bytes run out."""
 
     __slots__ = ("_data", "_offset")

@@ -1,4 +1,4 @@
-"""What the PCRs hold if an event log is true, and the boot aggregates that IMA can make of them."""
+"""What the PCRs hold if an event log is true, which of them it separates, and what boot_aggregate may be."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,19 +6,25 @@ from dataclasses import dataclass
 from keylime.errors import MalformedEvidence
 from keylime.hashes import HashAlgorithm
 from keylime.measured_boot.event_log import EventLog, parse_event_log
+from keylime.measured_boot.events import SEPARATOR_SIZE, Separator
 from keylime.tpm.pcr import PCR_COUNT, extend, start_value
 
 # IMA hashes PCR 0-7 (SHA-1 bank, older kernels) or PCR 0-9 (all other banks since Linux 5.8).
 BOOT_AGGREGATE_SIZES = (8, 10)
+FIRMWARE_PCRS = frozenset(range(8))  # whose firmware part ends with a separator
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedBootLog:
-    """A log that could be read, with all that depends on its bytes alone: worth keeping while they stay."""
+    """A log that could be read, with all that depends on its bytes alone: worth keeping while they stay.
+
+    `separated` are the PCRs 0-7 that have a separator (`separated_pcrs`).
+    """
 
     log: EventLog
     pcrs: Mapping[HashAlgorithm, Mapping[int, bytes]]
     boot_aggregates: Mapping[HashAlgorithm, frozenset[str]]
+    separated: Mapping[HashAlgorithm, frozenset[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +41,27 @@ def parse_boot_log(data: bytes) -> ParsedBootLog | UnreadableBootLog:
     except MalformedEvidence as error:
         return UnreadableBootLog(str(error))
     pcrs = replay_event_log(log)
-    return ParsedBootLog(log, pcrs, boot_aggregates(pcrs))
+    separated = {bank: separated_pcrs(log, bank) for bank in pcrs}
+    return ParsedBootLog(log, pcrs, boot_aggregates(pcrs), separated)
 
 
 def replay_event_log(log: EventLog) -> Mapping[HashAlgorithm, Mapping[int, bytes]]:
     """For each bank that we can compute, the value of every PCR 0-23; start values without events."""
     return {bank: _replay_bank(log, bank) for bank in log.algorithms if is_computable(bank)}
+
+
+def separated_pcrs(log: EventLog, bank: HashAlgorithm) -> frozenset[int]:
+    """The PCRs 0-7 whose digests in `bank` show that the firmware ended its measurements with a separator.
+
+    The type is a remark; that the digest is the one of a separator's value is what was measured.
+    """
+    return frozenset(
+        event.pcr
+        for event in log.events
+        if isinstance(event.decoded, Separator)
+        and event.pcr in FIRMWARE_PCRS
+        and event.digests.get(bank) in (bank.digest(event.data), bank.digest(event.data[:SEPARATOR_SIZE]))
+    )
 
 
 def boot_aggregates(

@@ -14,7 +14,7 @@ import re
 from collections.abc import Hashable, Iterable, Mapping, MutableMapping
 from typing import TypeAlias
 
-from keylime.appraisal.findings import JsonValue
+from keylime.findings.finding import JsonValue
 
 State: TypeAlias = MutableMapping[Hashable, object]
 _SCALARS = (str, int, float, type(None))

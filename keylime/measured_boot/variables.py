@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from keylime.errors import MalformedEvidence
 from keylime.measured_boot.device_path import render_device_path
-from keylime.measured_boot.reader import Reader
+from keylime.measured_boot.reader import EventReader
 
 GLOBAL_VARIABLE = uuid.UUID("8be4df61-93ca-11d2-aa0d-00e098032b8c")
 IMAGE_SECURITY = uuid.UUID("d719b2cb-3d3a-4596-a3bc-dad00e67656f")
@@ -20,7 +20,7 @@ _BOOT_OPTION_NAME = re.compile(r"Boot[0-9A-Fa-f]{4}")
 
 
 @dataclass(frozen=True, slots=True)
-class Signature:
+class EfiSignature:
     """EFI_SIGNATURE_DATA: who enrolled it, and a certificate or a hash."""
 
     owner: uuid.UUID
@@ -34,7 +34,7 @@ class SignatureList:
     type: uuid.UUID
     header: bytes
     signature_size: int
-    signatures: tuple[Signature, ...]
+    signatures: tuple[EfiSignature, ...]
 
     @property
     def size(self) -> int:
@@ -84,11 +84,11 @@ class UefiVariable:
         """The value of PK, KEK, db, dbx. Raises MalformedEvidence."""
         return parse_signature_lists(self.value)
 
-    def signature(self) -> Signature:
+    def signature(self) -> EfiSignature:
         """The value of an authority event: the signature that allowed an image. Raises MalformedEvidence."""
         return _signature(self.value)
 
-    def vendor_signatures(self) -> tuple[Signature, ...]:
+    def vendor_signatures(self) -> tuple[EfiSignature, ...]:
         """The value of shim's vendor_db: pairs of owner and DER certificate; a rest is ignored.
 
         shim writes them without sizes, with some bytes between owner and certificate in older versions. As
@@ -99,18 +99,18 @@ class UefiVariable:
         while (end := _vendor_signature_end(self.value, start)) is not None:
             owner_end = start + _OWNER_SIZE
             owner = uuid.UUID(bytes_le=self.value[start:owner_end])
-            signatures.append(Signature(owner, self.value[owner_end:end]))
+            signatures.append(EfiSignature(owner, self.value[owner_end:end]))
             start = end
         return tuple(signatures)
 
     def boot_order(self) -> tuple[int, ...]:
         """The value of BootOrder: numbers of boot options, first to last. Raises MalformedEvidence."""
-        reader = Reader(self.value)
+        reader = EventReader(self.value)
         return tuple(reader.u16("boot order") for _ in range(0, len(self.value), 2))
 
     def boot_option(self) -> BootOption:
         """The value of a Boot#### variable. Raises MalformedEvidence."""
-        reader = Reader(self.value)
+        reader = EventReader(self.value)
         attributes = reader.u32("attributes")
         path_size = reader.u16("device path size")
         description = _terminated_utf16(reader)
@@ -120,7 +120,7 @@ class UefiVariable:
 
 def parse_variable(data: bytes) -> UefiVariable:
     """The UEFI_VARIABLE_DATA structure that fills `data`. Raises MalformedEvidence."""
-    reader = Reader(data)
+    reader = EventReader(data)
     guid = reader.guid("variable GUID")
     name_units, value_size = reader.u64s(2, "variable sizes")
     name = reader.utf16(2 * name_units, "variable name")
@@ -131,14 +131,14 @@ def parse_variable(data: bytes) -> UefiVariable:
 
 def parse_signature_lists(value: bytes) -> tuple[SignatureList, ...]:
     """The signature lists that fill `value`, none for no bytes. Raises MalformedEvidence."""
-    reader = Reader(value)
+    reader = EventReader(value)
     lists = []
     while reader.remaining:
         lists.append(_signature_list(reader))
     return tuple(lists)
 
 
-def _signature_list(reader: Reader) -> SignatureList:
+def _signature_list(reader: EventReader) -> SignatureList:
     kind = reader.guid("signature type")
     list_size, header_size, size = (reader.u32("signature list sizes") for _ in range(3))
     body_size = list_size - _LIST_HEADER_SIZE - header_size
@@ -150,9 +150,9 @@ def _signature_list(reader: Reader) -> SignatureList:
     return SignatureList(kind, header, size, signatures)
 
 
-def _signature(data: bytes) -> Signature:
-    reader = Reader(data)
-    return Signature(reader.guid("signature owner"), reader.rest())
+def _signature(data: bytes) -> EfiSignature:
+    reader = EventReader(data)
+    return EfiSignature(reader.guid("signature owner"), reader.rest())
 
 
 def _vendor_signature_end(value: bytes, start: int) -> int | None:
@@ -165,11 +165,11 @@ def _vendor_signature_end(value: bytes, start: int) -> int | None:
     return end if end <= len(value) else None
 
 
-def _terminated_utf16(reader: Reader) -> str:
+def _terminated_utf16(reader: EventReader) -> str:
     units = bytearray()
     while (unit := reader.take(2, "description")) != b"\0\0":
         units += unit
-    return Reader(bytes(units)).utf16(len(units), "description")
+    return EventReader(bytes(units)).utf16(len(units), "description")
 
 
 _OWNER_SIZE = 16

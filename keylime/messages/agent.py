@@ -2,6 +2,9 @@
 
 import msgspec
 
+from keylime.errors import MalformedMessage
+from keylime.messages.envelope import parse_body
+
 
 class QuoteReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Results of an identity or integrity quote, checked for shape but not yet for truth."""
@@ -15,6 +18,50 @@ class QuoteReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ima_measurement_list: str | None = None
     ima_measurement_list_entry: int = 0
     mb_measurement_list: str | None = None  # base64 of the UEFI event log
+    os_measurement_list: str | None = None  # base64 of systemd's log; an extension that others ignore
+
+
+# Of the quote and each field beside it but the logs: some kilobytes, where real ones have less than one.
+MAX_FIELD = 64 << 10
+MAX_BOOT_LOG = 6 << 20  # in base64, of which real ones have some ten kilobytes
+MAX_OS_LOG = 3 << 19  # the same
+_MOST = {"mb_measurement_list": MAX_BOOT_LOG, "os_measurement_list": MAX_OS_LOG}
+
+
+class _RawQuoteReply(msgspec.Struct, frozen=True, kw_only=True):
+    """The same fields, none of them looked at yet."""
+
+    quote: msgspec.Raw
+    hash_alg: msgspec.Raw
+    enc_alg: msgspec.Raw
+    sign_alg: msgspec.Raw
+    pubkey: msgspec.Raw = msgspec.Raw(b"null")
+    boottime: msgspec.Raw = msgspec.Raw(b"0")
+    ima_measurement_list: msgspec.Raw = msgspec.Raw(b"null")
+    ima_measurement_list_entry: msgspec.Raw = msgspec.Raw(b"0")
+    mb_measurement_list: msgspec.Raw = msgspec.Raw(b"null")
+    os_measurement_list: msgspec.Raw = msgspec.Raw(b"null")
+
+
+def parse_quote_reply(results: msgspec.Raw) -> tuple[QuoteReply, msgspec.Raw | None]:
+    """An agent's answer without its IMA list, and that as the JSON string which it is in the answer.
+
+    Agents may be hostile: nothing is decoded before it is known how large it is, and the IMA list, which may
+    be very large, not at all. Raises MalformedMessage.
+    """
+    raw = parse_body(results, _RawQuoteReply)
+    small = []
+    for name in raw.__struct_fields__:
+        value: msgspec.Raw = getattr(raw, name)
+        if name == "ima_measurement_list" and bytes(memoryview(value)[:1]) == b'"':
+            continue
+        size, most = len(memoryview(value)), _MOST.get(name, MAX_FIELD)
+        if size > most:
+            raise MalformedMessage(f"a field of {size} bytes, at most {most} are read - at `$.{name}`")
+        small.append(b'"%s":%s' % (name.encode(), bytes(value)))
+    reply = parse_body(b"{%s}" % b",".join(small), QuoteReply)
+    ima_list = raw.ima_measurement_list
+    return reply, ima_list if bytes(memoryview(ima_list)[:1]) == b'"' else None
 
 
 class PublicKeyReply(msgspec.Struct, frozen=True):

@@ -12,6 +12,8 @@ class TargetSummary(msgspec.Struct, frozen=True, kw_only=True):
     delivered: int
     failed: int
     attempts: int
+    gone: int = 0  # the agent was deleted under way; what waited is dropped with it
+    wrong_key: int = 0  # still to be delivered: whoever answered last did not hold the agent's key
     last_error: str | None = None
     oldest_pending: int | None = None  # when the oldest undelivered revocation was made
 
@@ -24,7 +26,7 @@ class DeliveryStatus(msgspec.Struct, frozen=True, kw_only=True):
     created_at: int
     channel: str
     target: str
-    state: str  # "pending", "delivered" or "failed"
+    state: str  # "pending", "delivered", "failed", "gone" or "wrong_key"
     attempts: int
     last_error: str | None = None
     updated_at: int

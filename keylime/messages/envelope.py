@@ -17,12 +17,27 @@ class Envelope(msgspec.Struct, frozen=True):
     results: msgspec.Raw = msgspec.Raw(b"{}")
 
 
-def parse_envelope(body: bytes) -> Envelope:
-    """The envelope in `body`. Raises MalformedMessage."""
-    return parse_body(body, Envelope)
+MAX_STATUS = 64 << 10  # bytes
 
 
-def parse_body(body: bytes | msgspec.Raw, kind: type[BodyT]) -> BodyT:
+class _RawEnvelope(msgspec.Struct, frozen=True):
+    code: msgspec.Raw
+    status: msgspec.Raw = msgspec.Raw(b'""')
+    results: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+def parse_envelope(body: bytes | bytearray) -> Envelope:
+    """The envelope in `body`, whose results may be as long as they are. Raises MalformedMessage."""
+    raw = parse_body(body, _RawEnvelope)
+    for name in ("code", "status"):
+        size = len(memoryview(getattr(raw, name)))
+        if size > MAX_STATUS:
+            raise MalformedMessage(f"a field of {size} bytes, at most {MAX_STATUS} are read - at `$.{name}`")
+    head = parse_body(b'{"code":%s,"status":%s}' % (bytes(raw.code), bytes(raw.status)), Envelope)
+    return Envelope(head.code, head.status, raw.results)
+
+
+def parse_body(body: bytes | bytearray | msgspec.Raw, kind: type[BodyT]) -> BodyT:
     """`body` as a message of type `kind`. Raises MalformedMessage, whose text names the field."""
     try:
         return msgspec.json.decode(body, type=kind)

@@ -34,7 +34,7 @@ class ActivateRequest(msgspec.Struct, frozen=True):
 
 
 class RegisteredAgents(msgspec.Struct, frozen=True):
-    """Results of `GET /agents/`: a flat list, inactive agents included."""
+    """Results of `GET /agents/`: a flat list of those that have proven themselves."""
 
     uuids: list[str]
 

@@ -3,10 +3,10 @@
 import msgspec
 
 
-class RevocationMessage(msgspec.Struct, frozen=True, kw_only=True):
+class RevocationMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What happened to which agent, in the order of the wire. Three fields are JSON texts inside the JSON."""
 
-    type: str  # "revocation" or "comm_error"
+    type: str  # "revocation", "comm_error" or "cleared"
     ip: str
     agent_id: str
     port: int
@@ -16,6 +16,7 @@ class RevocationMessage(msgspec.Struct, frozen=True, kw_only=True):
     event_id: str
     severity_label: str
     context: str
+    event_timestamp: int | None = None  # epoch seconds; ours, for `event_time` names no time zone
 
 
 class SignedRevocation(msgspec.Struct, frozen=True):

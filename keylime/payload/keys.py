@@ -1,7 +1,7 @@
 """The bootstrap key K and its shares U and V: made, tagged, encrypted for the agent, put together again.
 
 K encrypts the payload. The tenant gives U to the agent and V to the verifier, which passes V on after a good
-quote only, so that nobody but an attested agent ever has both (rest-api 6.1, 6.2).
+quote only, so that nobody but an attested agent ever has both (docs/reference/rest-api.md, 6.1 and 6.2).
 """
 
 import base64

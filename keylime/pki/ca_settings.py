@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from keylime.config.loader import Settings
+from keylime.config.settings import Settings
 from keylime.pki.issuance import CertificateSubject
 
 

@@ -1,13 +1,12 @@
-"""Private keys and certificates as values, and the self-signed identity with which an agent serves HTTPS.
+"""Private keys and certificates as values. Pure.
 
-Which certificates a certificate authority issues is the subject of `authority`.
+Which certificates a certificate authority issues is the subject of `authority`, what is in files that of
+`key_files`.
 """
 
 import ipaddress
 from collections.abc import Iterable
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from datetime import datetime, timedelta
 from typing import TypeAlias
 
 from cryptography import x509
@@ -18,36 +17,25 @@ from cryptography.x509.oid import NameOID
 
 from keylime.errors import ConfigError, CredentialError
 from keylime.identifiers import AgentId
-from keylime.pki.files import read_private_key_file, read_service_file, write_atomically
+from keylime.pki.der import PARSER_ERRORS
 
 PrivateKey: TypeAlias = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 PublicKey: TypeAlias = rsa.RSAPublicKey | ec.EllipticCurvePublicKey
 
-AGENT_CERTIFICATE_DAYS = 365  # rest-api 3.1
-RENEWAL_MARGIN = timedelta(days=30)  # a certificate nearer to its end is made anew at start
+AGENT_CERTIFICATE_DAYS = 365  # docs/reference/rest-api.md, 3.1
 CLOCK_SKEW = timedelta(minutes=5)  # fresh certificates are valid for peers whose clock is this late
 MAX_COMMON_NAME = 64  # characters, X.520 ub-common-name
-
-_RSA_BITS = 2048
-
-
-@dataclass(frozen=True, slots=True)
-class AgentIdentity:
-    """The files an agent serves HTTPS with; `certificate_pem` is what it registers as `mtls_cert`."""
-
-    certificate: Path
-    key: Path
-    certificate_pem: str
 
 
 def parse_certificate(data: bytes) -> x509.Certificate:
     """The certificate in `data`, PEM or DER. Raises CredentialError."""
+    is_pem = b"-----BEGIN" in data
     try:
-        if b"-----BEGIN" in data:
-            return x509.load_pem_x509_certificate(data)
-        return x509.load_der_x509_certificate(data)
-    except (ValueError, TypeError, x509.InvalidVersion) as error:
+        certificate = (x509.load_pem_x509_certificate if is_pem else x509.load_der_x509_certificate)(data)
+        _ = certificate.issuer, certificate.subject, certificate.extensions, certificate.public_key()
+    except PARSER_ERRORS as error:
         raise CredentialError(f"not an X.509 certificate: {error}") from error
+    return certificate
 
 
 def certificate_text(certificate: x509.Certificate) -> str:
@@ -84,37 +72,6 @@ def parse_private_key(data: bytes, password: str | None) -> PrivateKey:
     return key
 
 
-def load_private_key(path: Path, password: str | None) -> PrivateKey:
-    """The private key in the file `path`. Raises ConfigError, also when other users can touch the file."""
-    try:
-        return parse_private_key(read_private_key_file(path), password)
-    except CredentialError as error:
-        raise ConfigError(f"{path}: {error}") from error
-
-
-def load_or_create_ecc_key(path: Path, password: str | None) -> PrivateKey:
-    """The key in `path`, of any type, or a new P-256 key saved there with mode 0600. Raises ConfigError."""
-    if path.exists():
-        return load_private_key(path, password)
-    key = ec.generate_private_key(ec.SECP256R1())
-    write_atomically(path, encode_private_key(key, password), 0o600)
-    return key
-
-
-def load_or_create_rsa_key(path: Path, password: str | None) -> rsa.RSAPrivateKey:
-    """The RSA key in `path`, or a new RSA-2048 key saved there with mode 0600. Raises ConfigError."""
-    if not path.exists():
-        fresh = rsa.generate_private_key(public_exponent=65537, key_size=_RSA_BITS)
-        write_atomically(path, encode_private_key(fresh, password), 0o600)
-        return fresh
-    key = load_private_key(path, password)
-    if not isinstance(key, rsa.RSAPrivateKey):
-        raise ConfigError(
-            f"{path} holds no RSA key, and shares are encrypted with RSA; delete it to get a new one"
-        )
-    return key
-
-
 def alternative_names(texts: Iterable[str]) -> x509.SubjectAlternativeName:
     """A SubjectAlternativeName, sorted, without duplicates: IP addresses as such, the rest as DNS names.
 
@@ -140,7 +97,7 @@ def common_name(text: str) -> x509.NameAttribute[str]:
 def self_signed_certificate(
     key: PrivateKey, agent: AgentId, contact: str | None, now: datetime
 ) -> x509.Certificate:
-    """The certificate an agent registers, per rest-api 3.1: CN = id, names of the host, 365 days from `now`.
+    """The certificate an agent registers: CN = id, names of the host, 365 days from `now`.
 
     It has no basicConstraints and no keyUsage on purpose: peers put it in their trust list, and OpenSSL
     does not take a self-signed certificate whose keyUsage lacks keyCertSign for its own issuer.
@@ -160,43 +117,7 @@ def self_signed_certificate(
     return builder.sign(key, hashes.SHA256())
 
 
-def load_or_create_identity(
-    certificate: Path,
-    key: Path,
-    *,
-    agent: AgentId,
-    contact: str | None = None,
-    key_password: str | None = None,
-    now: datetime | None = None,
-) -> AgentIdentity:
-    """The agent's key and self-signed certificate, made where missing. Raises ConfigError.
-
-    The certificate is made anew, with the same key, when it names another agent or is about to expire.
-    One that somebody else issued stays as it is: the operator put it there.
-    """
-    moment = now or datetime.now(UTC)
-    private_key = load_or_create_ecc_key(key, key_password)
-    existing = _load_own_certificate(certificate) if certificate.exists() else None
-    if existing is None or _is_outdated(existing, agent, moment):
-        existing = self_signed_certificate(private_key, agent, contact, moment)
-        write_atomically(certificate, certificate_text(existing).encode("ascii"), 0o600)
-    elif existing.public_key() != private_key.public_key():
-        raise ConfigError(
-            f"{certificate} does not belong to the key in {key}; delete the certificate to renew it"
-        )
-    return AgentIdentity(certificate, key, certificate_text(existing))
-
-
-def _load_own_certificate(path: Path) -> x509.Certificate:
-    try:
-        return parse_certificate(read_service_file(path))
-    except CredentialError as error:
-        raise ConfigError(f"{path}: {error}") from error
-
-
-def _is_outdated(certificate: x509.Certificate, agent: AgentId, now: datetime) -> bool:
-    if certificate.issuer != certificate.subject:
-        return False
-    if certificate.subject != x509.Name([common_name(agent)]):
-        return True
-    return certificate.not_valid_after_utc - RENEWAL_MARGIN <= now
+def public_key_info(key: PrivateKey) -> bytes:
+    """The SubjectPublicKeyInfo of its public key, DER."""
+    encoding, form = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    return key.public_key().public_bytes(encoding, form)

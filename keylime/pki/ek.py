@@ -1,31 +1,33 @@
-"""Whether an endorsement key is that of a TPM whose vendor the operator trusts (rest-api 6.6).
+"""Whether an endorsement key is that of a TPM whose vendor the operator trusts.
 
 The EK certificate must hold this very EK, and must be signed by a certificate of the operator's trust store.
-`check_ek_certificate` is pure; `load_trust_store` reads the directory.
+Pure: `tpm_cert_store` reads the directory.
 """
 
+import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
-from cryptography.x509.oid import ExtensionOID, ObjectIdentifier
+from cryptography.x509.oid import AuthorityInformationAccessOID, ExtensionOID, ObjectIdentifier
 
-from keylime.errors import ConfigError, MalformedEvidence
+from keylime.errors import MalformedEvidence
 from keylime.pki.certificates import PublicKey
-from keylime.pki.der import TolerantCertificate, read_certificate, read_pem_certificates
-from keylime.pki.files import read_file
+from keylime.pki.der import (
+    TolerantCertificate,
+    read_certificate,
+    strict_ecdsa_signature,
+)
 from keylime.pki.name_constraints import violated_constraint
 from keylime.pki.weak_keys import key_weaknesses
 
 _ExtensionT = TypeVar("_ExtensionT", bound=x509.ExtensionType)
 
-TRUST_STORE_SUFFIXES = frozenset({".pem", ".crt", ".cer", ".der"})
 MAX_CHAIN = 8  # certificates, the EK's included
 
 _EK_CERTIFICATE_USAGE = ObjectIdentifier("2.23.133.8.1")  # tcg-kp-EKCertificate
@@ -50,9 +52,13 @@ _UNDERSTOOD = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class TrustStore:
-    """The certificates of TPM vendors that an operator trusts: roots, intermediates or both."""
+    """The certificates of TPM vendors that an operator trusts: roots, intermediates or both.
+
+    `unreadable` has a sentence about each file that could not be used: its certificates vouch for nobody.
+    """
 
     by_subject: Mapping[bytes, tuple[TolerantCertificate, ...]]
+    unreadable: tuple[str, ...] = ()
 
     def issuers_of(self, certificate: x509.Certificate) -> tuple[TolerantCertificate, ...]:
         """Those whose subject is the issuer of `certificate`."""
@@ -70,37 +76,24 @@ class EkVerdict:
     reason: str = ""
     chain: tuple[str, ...] = ()
     warnings: tuple[str, ...] = field(default=())
+    missing: "MissingIssuer | None" = None
 
 
-def load_trust_store(directory: Path) -> TrustStore:
-    """All certificates in the .pem, .crt, .cer and .der files of `directory`, each PEM (of several) or DER.
+@dataclass(frozen=True, slots=True)
+class MissingIssuer:
+    """The issuer that the store lacks, and where the certificate says that its certificate is published."""
 
-    Raises ConfigError naming the directory or file that cannot be read or holds no certificate.
-    """
-    try:
-        paths = sorted(path for path in directory.iterdir() if path.suffix.lower() in TRUST_STORE_SUFFIXES)
-    except OSError as error:
-        raise ConfigError(
-            f"the TPM certificate store {directory} cannot be read: {error.strerror}"
-        ) from error
-    return trust_store([certificate for path in paths for certificate in _load_certificates(path)])
+    subject: str
+    addresses: tuple[str, ...] = ()
 
 
-def trust_store(certificates: Iterable[TolerantCertificate]) -> TrustStore:
+def trust_store(certificates: Iterable[TolerantCertificate], unreadable: Iterable[str] = ()) -> TrustStore:
     """A store of `certificates`."""
     by_subject: dict[bytes, tuple[TolerantCertificate, ...]] = {}
     for item in certificates:
         subject = item.certificate.subject.public_bytes()
         by_subject[subject] = (*by_subject.get(subject, ()), item)
-    return TrustStore(by_subject)
-
-
-def _load_certificates(path: Path) -> tuple[TolerantCertificate, ...]:
-    data = read_file(path)
-    try:
-        return read_pem_certificates(data) if b"-----BEGIN" in data else (read_certificate(data),)
-    except MalformedEvidence as error:
-        raise ConfigError(f"{path} in the TPM certificate store cannot be used: {error}") from error
+    return TrustStore(by_subject, tuple(unreadable))
 
 
 def check_ek_certificate(
@@ -113,7 +106,8 @@ def check_ek_certificate(
         return EkVerdict(trusted=False, reason=f"the EK certificate cannot be read: {error}")
     warnings = [f"the EK is {weakness}" for weakness in key_weaknesses(ek_public_key)]
     if leaf.normalised:
-        warnings.append("the EK certificate is not strict DER, or something follows it")
+        warnings.append("the EK certificate is not strict DER, or something stands before or after it")
+    warnings.extend(store.unreadable)
     if leaf.certificate.public_key() != ek_public_key:
         reason: str | None = "the EK certificate is for another key than the EK"
     else:
@@ -121,8 +115,8 @@ def check_ek_certificate(
     if reason:
         return EkVerdict(trusted=False, reason=reason, warnings=tuple(warnings))
     found = _find_chain((leaf,), store, now)
-    if isinstance(found, str):
-        return EkVerdict(trusted=False, reason=found, warnings=tuple(warnings))
+    if isinstance(found, _Failure):
+        return EkVerdict(False, found.reason, warnings=tuple(warnings), missing=found.missing)
     if any(isinstance(item.certificate.signature_hash_algorithm, hashes.SHA1) for item in found[:-1]):
         warnings.append("the EK certificate's chain has a SHA-1 signature")
     subjects = tuple(_subject(item.certificate) for item in found)
@@ -132,7 +126,15 @@ def check_ek_certificate(
 _Chain: TypeAlias = tuple[TolerantCertificate, ...]
 
 
-def _find_chain(chain: _Chain, store: TrustStore, now: datetime) -> _Chain | str:
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """Why a chain does not reach the store."""
+
+    reason: str
+    missing: MissingIssuer | None = None
+
+
+def _find_chain(chain: _Chain, store: TrustStore, now: datetime) -> _Chain | _Failure:
     """`chain` (EK certificate first) led as far up as the store goes, or why that fails.
 
     Every certificate of the store is an anchor. One whose own issuer is in the store too must be fit to be
@@ -140,22 +142,45 @@ def _find_chain(chain: _Chain, store: TrustStore, now: datetime) -> _Chain | str
     """
     last = chain[-1]
     candidates = store.issuers_of(last.certificate)
-    issuers = [item for item in candidates if item not in chain and _is_signed_by(last, item)]
+    issuers = [item for item in candidates if item not in chain and is_signed_by(last, item)]
     if len(chain) > 1 and not issuers:
         return chain
-    reason = f"no certificate in the TPM certificate store signed {_subject(last.certificate)!r}"
+    failure = _no_issuer(last.certificate, candidates)
     for issuer in issuers:
         problem = _problem_of_issuer(issuer.certificate, chain, now)
-        if problem is None:
-            longer = _find_chain((*chain, issuer), store, now)
-            if not isinstance(longer, str):
-                return longer
-            problem = longer
-        reason = problem
-    return reason
+        if problem is not None:
+            failure = _Failure(problem)
+            continue
+        longer = _find_chain((*chain, issuer), store, now)
+        if not isinstance(longer, _Failure):
+            return longer
+        failure = longer
+    return failure
 
 
-def _is_signed_by(item: TolerantCertificate, issuer: TolerantCertificate) -> bool:
+def _no_issuer(certificate: x509.Certificate, candidates: tuple[TolerantCertificate, ...]) -> _Failure:
+    issuer = certificate.issuer.rfc4514_string()
+    reason = f"no certificate in the TPM certificate store signed {_subject(certificate)!r}"
+    reason += f": it was issued by {issuer!r}, "
+    reason += "and the store has that name with other keys only" if candidates else "which the store lacks"
+    return _Failure(reason, MissingIssuer(issuer, issuer_addresses(certificate)))
+
+
+def issuer_addresses(certificate: x509.Certificate) -> tuple[str, ...]:
+    """Where `certificate` says that its issuer's is published (authority information access)."""
+    access = _extension(certificate, x509.AuthorityInformationAccess)
+    if access is None:
+        return ()
+    return tuple(
+        one.access_location.value
+        for one in access
+        if one.access_method == AuthorityInformationAccessOID.CA_ISSUERS
+        and isinstance(one.access_location, x509.UniformResourceIdentifier)
+    )
+
+
+def is_signed_by(item: TolerantCertificate, issuer: TolerantCertificate) -> bool:
+    """Whether the key of `issuer` signed the bytes of `item` as its maker wrote them."""
     certificate = item.certificate
     try:
         key, algorithm = issuer.certificate.public_key(), certificate.signature_hash_algorithm
@@ -165,7 +190,7 @@ def _is_signed_by(item: TolerantCertificate, issuer: TolerantCertificate) -> boo
         if isinstance(key, rsa.RSAPublicKey) and isinstance(parameters, padding.PKCS1v15 | padding.PSS):
             key.verify(item.signature, item.signed_bytes, parameters, algorithm)
         elif isinstance(key, ec.EllipticCurvePublicKey) and isinstance(parameters, ec.ECDSA):
-            key.verify(item.signature, item.signed_bytes, parameters)
+            key.verify(strict_ecdsa_signature(item.signature), item.signed_bytes, parameters)
         else:
             return False
     except (InvalidSignature, UnsupportedAlgorithm, ValueError):
@@ -226,3 +251,10 @@ def _extension(certificate: x509.Certificate, kind: type[_ExtensionT]) -> _Exten
 
 def _subject(certificate: x509.Certificate) -> str:
     return certificate.subject.rfc4514_string()
+
+
+def __getattr__(name: str) -> object:
+    """What reads the store was here until 8.0; scripts that look for it in this place find it."""
+    if name in ("load_trust_store", "_load_certificates"):
+        return getattr(importlib.import_module("keylime.pki.tpm_cert_store"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,14 +1,16 @@
-"""Files of the service directories: atomic writes, reads that refuse links, the mode a private key must have.
+"""Files of the service directories: atomic writes, and reads of what nobody else may change.
 
 Every failure is a ConfigError that names the path, because only an operator can mend it.
 """
 
+import contextlib
 import os
 import secrets
 import stat
 from pathlib import Path
 
 from keylime.errors import ConfigError
+from keylime.safe_paths import Owners, require_safe_directory, require_safe_file
 
 MAX_FILE_SIZE = 4 * 1024 * 1024  # bytes; certificates, keys and CRLs are far smaller
 
@@ -17,27 +19,45 @@ _CREATE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOE
 _OTHERS = 0o007
 
 
-def write_atomically(path: Path, data: bytes, mode: int) -> None:
+def replace_keeping_access(path: Path, data: bytes, mode: int) -> None:
+    """Replace `path`, which keeps owner, group and mode; a new one gets `mode`. Raises ConfigError.
+
+    What root writes into a service's directory is the service's, who must be able to read it.
+    """
+    try:
+        status = path.lstat() if path.is_file() and not path.is_symlink() else None
+        place = status or path.parent.stat()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
+    kept = mode if status is None else stat.S_IMODE(status.st_mode)
+    write_atomically(path, data, kept, owner=(place.st_uid, place.st_gid))
+
+
+def write_atomically(path: Path, data: bytes, mode: int, *, owner: tuple[int, int] | None = None) -> None:
     """Replace `path` by a file holding `data` with exactly `mode`, whatever the umask. Raises ConfigError.
 
-    Readers see the old file or the new one; a symbolic link at `path` is replaced, never followed.
+    Readers see the old file or the new one; a symbolic link at `path` is replaced, never followed. It is
+    given to the user and group `owner` as far as that is allowed.
     """
     temporary = f".{path.name}.{secrets.token_hex(8)}"
     try:
         directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            _write_and_rename(directory, temporary, path.name, data, mode)
+            _write_and_rename(directory, temporary, path.name, data, mode, owner)
         finally:
             os.close(directory)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
 
 
-def _write_and_rename(directory: int, temporary: str, name: str, data: bytes, mode: int) -> None:
+def _write_and_rename(
+    directory: int, temporary: str, name: str, data: bytes, mode: int, owner: tuple[int, int] | None
+) -> None:
     descriptor = os.open(temporary, _CREATE_FLAGS, 0o600, dir_fd=directory)
     try:
         with open(descriptor, "wb") as file:
             file.write(data)
+            _give(file.fileno(), owner)
             os.fchmod(file.fileno(), mode)
             file.flush()
             os.fsync(file.fileno())
@@ -48,9 +68,23 @@ def _write_and_rename(directory: int, temporary: str, name: str, data: bytes, mo
     os.fsync(directory)
 
 
-def read_file(path: Path) -> bytes:
-    """The content of a file an operator named; links are followed. Raises ConfigError."""
-    return _read(path, _OPEN_FLAGS, forbidden_mode=0)
+def _give(descriptor: int, owner: tuple[int, int] | None) -> None:
+    status = os.fstat(descriptor)
+    if owner is None or owner == (status.st_uid, status.st_gid):
+        return
+    if os.geteuid() == 0:
+        os.fchown(descriptor, *owner)
+    else:
+        with contextlib.suppress(PermissionError):  # a group that we are not in
+            os.fchown(descriptor, -1, owner[1])
+
+
+def read_file(path: Path, owners: Owners | None = None) -> bytes:
+    """The content of a file an operator named; links are followed.
+
+    Raises ConfigError, also when others than `owners` (by default those of a service) may change it.
+    """
+    return _read(path, _OPEN_FLAGS, forbidden_mode=0, owners=owners)
 
 
 def read_service_file(path: Path) -> bytes:
@@ -63,7 +97,7 @@ def read_private_key_file(path: Path) -> bytes:
     return _read(path, _OPEN_FLAGS, forbidden_mode=_OTHERS)
 
 
-def _read(path: Path, flags: int, forbidden_mode: int) -> bytes:
+def _read(path: Path, flags: int, forbidden_mode: int, owners: Owners | None = None) -> bytes:
     try:
         descriptor = os.open(path, flags)
         with open(descriptor, "rb") as file:
@@ -73,6 +107,7 @@ def _read(path: Path, flags: int, forbidden_mode: int) -> bytes:
             mode = stat.S_IMODE(status.st_mode)
             if mode & forbidden_mode:
                 raise ConfigError(f"{path} has mode {mode:04o}, open to all users; run `chmod 0600 {path}`")
+            require_safe_file(path, owners)
             data = file.read(MAX_FILE_SIZE + 1)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
@@ -82,7 +117,14 @@ def _read(path: Path, flags: int, forbidden_mode: int) -> bytes:
 
 
 def ensure_private_directory(path: Path) -> None:
-    """Make `path` a directory of mode 0700 if there is none. Raises ConfigError, also for a symbolic link."""
+    """Make `path` a directory of mode 0700 if there is none.
+
+    Raises ConfigError as `require_directory` does, and for a symbolic link: nothing is made through one.
+    """
+    if path.is_symlink():
+        raise ConfigError(
+            f"{path} is a symbolic link, and nothing is made through it; name the directory itself"
+        )
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.mkdir(mode=0o700, exist_ok=True)
@@ -92,10 +134,11 @@ def ensure_private_directory(path: Path) -> None:
 
 
 def require_directory(path: Path) -> None:
-    """Raises ConfigError unless `path` itself, not the target of a link, is a directory."""
+    """Raises ConfigError unless `path` is a directory, or a link to one, that nobody else may change."""
     try:
-        status = path.lstat()
+        status = path.stat()
     except OSError as error:
         raise ConfigError(f"directory {path} cannot be used: {error.strerror}") from error
     if not stat.S_ISDIR(status.st_mode):
-        raise ConfigError(f"{path} is not a directory (symbolic links are not followed here)")
+        raise ConfigError(f"{path} is not a directory")
+    require_safe_directory(path)

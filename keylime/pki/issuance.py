@@ -1,6 +1,7 @@
-"""What a Keylime certificate authority signs (rest-api 8.3): its own certificate, leaves, revocation lists.
+"""What a Keylime certificate authority signs: its own certificate, leaves, revocation lists.
 
-Pure: keys, names and times come in as values. Where the files are is the subject of `authority`.
+Pure: keys (but for new ones), names and times come in as values. Where the files are is the
+subject of `authority`.
 
 Leaf certificates follow RFC 5280 strictly: not a CA, and each with the usages of its purpose only. A server
 certificate cannot act as a client, so that the key of a registrar never is an administrator's key.
@@ -13,16 +14,24 @@ from datetime import datetime, timedelta
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
 from keylime.errors import ConfigError
 from keylime.pki.certificates import CLOCK_SKEW, MAX_COMMON_NAME, PrivateKey, PublicKey, alternative_names
+from keylime.pki.roles import (
+    ADMINISTRATOR,
+    CLIENT,
+    COMMENT,
+    IPSEC_IKE,
+    NETSCAPE_COMMENT,
+    NODE,
+    REVOCATION_NOTIFIER,
+    SERVER,
+    extended_usages,
+)
 
-REVOCATION_NOTIFIER = "RevocationNotifier"
-
-_NETSCAPE_COMMENT = ObjectIdentifier("2.16.840.1.113730.1.13")
 _DOCUMENT_SIGNING = ObjectIdentifier("1.3.6.1.5.5.7.3.36")  # RFC 9336
-_IPSEC_IKE = ObjectIdentifier("1.3.6.1.5.5.7.3.17")  # RFC 4945
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +62,14 @@ class CertificateSubject:
         return x509.Name([_attribute(oid, text, option) for oid, text, option in parts if text])
 
 
+def new_key(subject: CertificateSubject) -> rsa.RSAPrivateKey:
+    """A key of the size that `[ca] cert_bits` says. Raises ConfigError."""
+    try:
+        return rsa.generate_private_key(public_exponent=65537, key_size=subject.key_bits)
+    except ValueError as error:
+        raise ConfigError(f"[ca] cert_bits = {subject.key_bits} cannot be used: {error}") from error
+
+
 def _attribute(oid: ObjectIdentifier, text: str, option: str) -> x509.NameAttribute[str]:
     try:
         return x509.NameAttribute(oid, text)
@@ -64,8 +81,10 @@ class Usage(enum.Enum):
     """What a certificate is for."""
 
     SERVER = enum.auto()  # a service listening with TLS
-    CLIENT = enum.auto()  # an administrator's connection
-    NODE = enum.auto()  # delivered to a machine, for whatever its payload does with it: TLS both ways, IPsec
+    CLIENT = enum.auto()  # an administrator's connection, and marked so
+    # Delivered to a machine, for whatever its payload does with it: TLS both ways, IPsec. Marked, so that it
+    # never is an administrator's or a server's, whatever else its authority has signed.
+    NODE = enum.auto()
     NOTIFIER = enum.auto()  # signs revocation messages
 
     @classmethod
@@ -74,11 +93,11 @@ class Usage(enum.Enum):
         return _USAGES_BY_NAME.get(name, cls.NODE)
 
 
-_USAGES_BY_NAME = {"server": Usage.SERVER, "client": Usage.CLIENT, REVOCATION_NOTIFIER: Usage.NOTIFIER}
+_USAGES_BY_NAME = {SERVER: Usage.SERVER, CLIENT: Usage.CLIENT, REVOCATION_NOTIFIER: Usage.NOTIFIER}
 _EXTENDED_USAGES = {
     Usage.SERVER: [ExtendedKeyUsageOID.SERVER_AUTH],
-    Usage.CLIENT: [ExtendedKeyUsageOID.CLIENT_AUTH],
-    Usage.NODE: [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH, _IPSEC_IKE],
+    Usage.CLIENT: [ExtendedKeyUsageOID.CLIENT_AUTH, ADMINISTRATOR],
+    Usage.NODE: [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH, IPSEC_IKE, NODE],
     Usage.NOTIFIER: [_DOCUMENT_SIGNING],
 }
 
@@ -95,6 +114,45 @@ def ca_certificate(key: PrivateKey, subject: CertificateSubject, now: datetime) 
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(public_key), critical=False)
     )
     return _with_crl_url(builder, subject.crl_url).sign(key, hashes.SHA256())
+
+
+def renewed_ca_certificate(
+    old: x509.Certificate, key: PrivateKey, serial: int, subject: CertificateSubject, now: datetime
+) -> x509.Certificate:
+    """The CA certificate `old` with new dates: whatever it signed, or its `key` signs, fits both of them.
+
+    Raises ConfigError for one that is not self-signed.
+    """
+    if old.issuer != old.subject:
+        raise ConfigError(f"the CA certificate was issued by {old.issuer.rfc4514_string()}: renew it there")
+    until = now + timedelta(days=subject.ca_lifetime_days)
+    builder = _builder(old.subject, old.issuer, key.public_key(), serial, now, until)
+    identifier = _authority_key_identifier(old)
+    for extension in old.extensions:
+        # Without the serial number of the old one, which some authorities write into it.
+        is_own = extension.oid == identifier.oid
+        builder = builder.add_extension(
+            identifier if is_own else extension.value, critical=extension.critical
+        )
+    return builder.sign(key, hashes.SHA256())
+
+
+def usage_of(name: str, certificate: x509.Certificate) -> Usage:
+    """What an issued certificate is for. Raises ConfigError where it does not say so, as older ones."""
+    if name in _USAGES_BY_NAME:
+        return _USAGES_BY_NAME[name]
+    try:
+        usages = extended_usages(certificate)
+    except ValueError as error:
+        raise ConfigError(f"the certificate of {name} is damaged: {error}") from error
+    if usages is not None:
+        for usage, wanted in _EXTENDED_USAGES.items():
+            if usages == frozenset(wanted):
+                return usage
+    raise ConfigError(
+        f"the certificate of {name} does not say what it is for: make a new one with `keylime_ca -c create "
+        f"-n {name} --role ROLE`"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,20 +173,18 @@ def leaf_certificate(
     if ca.not_valid_after_utc <= now:
         raise ConfigError(f"the CA certificate expired on {ca.not_valid_after_utc:%Y-%m-%d}; make a new CA")
     until = min(now + timedelta(days=subject.lifetime_days), ca.not_valid_after_utc)
-    names = (
-        alternative_names(request.sans)
-        if request.sans
-        else x509.SubjectAlternativeName([x509.DNSName(request.name)])
-    )
+    if request.sans or request.usage is Usage.SERVER:
+        names = alternative_names(request.sans or (request.name,))
+    else:
+        names = x509.SubjectAlternativeName([x509.DNSName(request.name)])
     # A comment that this CA's certificates have always had; a string in DER, which strict parsers demand.
-    comment = b"SSL Server"
-    encoded_comment = bytes([0x16, len(comment)]) + comment
+    encoded_comment = bytes([0x16, len(COMMENT)]) + COMMENT
     builder = (
         _builder(subject.name(request.name), ca.subject, request.public_key, request.serial, now, until)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(signs_certificates=False, usage=request.usage), critical=True)
         .add_extension(x509.ExtendedKeyUsage(_EXTENDED_USAGES[request.usage]), critical=False)
-        .add_extension(x509.UnrecognizedExtension(_NETSCAPE_COMMENT, encoded_comment), critical=False)
+        .add_extension(x509.UnrecognizedExtension(NETSCAPE_COMMENT, encoded_comment), critical=False)
         .add_extension(names, critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(request.public_key), critical=False)
         .add_extension(_authority_key_identifier(ca), critical=False)

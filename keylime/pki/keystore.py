@@ -1,4 +1,4 @@
-"""`private.yml`: the encrypted file with the private keys of a certificate authority (rest-api 8.2).
+"""`private.yml`: the encrypted file with the private keys of a certificate authority.
 
 Pure: bytes in, bytes out. On disk it is a YAML mapping with `salt` (base64 text that is itself the salt) and
 `priv` (a YAML binary of base64 text of IV, AES-256-GCM ciphertext and tag); inside is a YAML mapping of names
@@ -18,7 +18,11 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from keylime.errors import CredentialError
 
-RESERVED_NAMES = frozenset({"ca", "lastserial", "revoked_keys"})
+# Keys of the authority that will issue, and of the one that did, while it is rolled over.
+NEXT_CA = "ca-next"
+FORMER_CA = "ca-former"
+_OWN_FIELDS = frozenset({"ca", "lastserial", "revoked_keys"})
+RESERVED_NAMES = _OWN_FIELDS | {NEXT_CA, FORMER_CA}
 
 _ITERATIONS = 100_000  # fixed by the format: the file does not record it
 _KEY_SIZE = 32
@@ -39,6 +43,19 @@ class KeyStore:
     def with_key(self, name: str, pem: bytes, serial: int) -> "KeyStore":
         """This store after `serial` was issued to `name`."""
         return replace(self, keys={**self.keys, name: pem}, last_serial=serial)
+
+    def with_next_ca(self, pem: bytes) -> "KeyStore":
+        """This store with the key of the authority that will issue."""
+        return replace(self, keys={**self.keys, NEXT_CA: pem})
+
+    def switched(self) -> "KeyStore":
+        """This store once the next authority issues; the key of the former one is kept. Raises KeyError."""
+        others = {name: pem for name, pem in self.keys.items() if name != NEXT_CA}
+        return replace(self, ca_key=self.keys[NEXT_CA], keys={**others, FORMER_CA: self.ca_key})
+
+    def without_former_ca(self) -> "KeyStore":
+        """This store when the former authority is trusted no more."""
+        return replace(self, keys={name: pem for name, pem in self.keys.items() if name != FORMER_CA})
 
     def with_revoked(self, serial: int) -> "KeyStore":
         """This store with `serial` among the revoked ones."""
@@ -95,7 +112,7 @@ def _parse_inner(data: bytes) -> KeyStore:
     revoked = document.get("revoked_keys") or []
     if ca_key is None or not isinstance(last_serial, int) or not isinstance(revoked, list):
         raise CredentialError("`ca`, `lastserial` or `revoked_keys` is missing")
-    keys = {str(name): _as_pem(value) for name, value in document.items() if name not in RESERVED_NAMES}
+    keys = {str(name): _as_pem(value) for name, value in document.items() if name not in _OWN_FIELDS}
     try:
         serials = tuple(int(serial) for serial in revoked)
     except (TypeError, ValueError) as error:

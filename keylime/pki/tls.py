@@ -1,24 +1,37 @@
 """SSL contexts of servers and clients, and which files they are made of.
 
-Trust comes from the files an operator named and from pinned certificates, never from the system's CA bundle.
+Trust comes from the files an operator named and from pinned keys, never from the system's CA bundle.
 """
 
 import ssl
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from keylime.errors import ConfigError, CredentialError
-from keylime.pki.certificates import load_private_key, parse_certificate
+from keylime.pki.certificates import parse_certificate
+from keylime.pki.file_names import CA_CERTIFICATE
 from keylime.pki.files import read_file
+from keylime.pki.key_files import load_private_key
+from keylime.pki.lifetimes import CertificateFile, Holder, Lifetime
+from keylime.pki.roles import is_nodes
+from keylime.pki.server_names import NameCheck
+from keylime.safe_paths import Owners
 
 # TLS 1.2 with forward secrecy and AEAD only; TLS 1.3 has nothing weaker to begin with.
 _TLS12_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
+
+
+class TlsContext(ssl.SSLContext):
+    """A context that knows its files, so that what goes wrong with it can be explained."""
+
+    own: CertificateFile | None = None
+    trusted: tuple[CertificateFile, ...] = ()
 
 
 def server_context(
@@ -48,9 +61,9 @@ def server_context(
 def client_context(
     *, certificate: Path | None, key: Path | None, key_password: str | None = None, trusted: Sequence[Path]
 ) -> ssl.SSLContext:
-    """A client's context that accepts servers with a certificate from `trusted`, under any name.
+    """A client's context that accepts servers with a certificate from `trusted`. Raises ConfigError.
 
-    Host names are not compared: service certificates are known by their issuer. Raises ConfigError.
+    Host names are compared after the handshake, as far as `check_server_names` says (`http.server_check`).
     """
     context = _context(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
@@ -62,7 +75,7 @@ def client_context(
 def pinned_client_context(
     *, certificate: Path | None, key: Path | None, key_password: str | None = None
 ) -> ssl.SSLContext:
-    """A client's context that verifies nothing: only for connections that compare a pin (`peer_pin`)."""
+    """A client's context that verifies nothing: only for connections that compare a pin (`key_pin`)."""
     context = _context(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -70,13 +83,8 @@ def pinned_client_context(
     return context
 
 
-def peer_pin(pem: str) -> bytes:
-    """The SHA-256 of the DER form of the certificate in `pem`, for a Peer. Raises CredentialError."""
-    return parse_certificate(pem.encode("utf-8")).fingerprint(hashes.SHA256())
-
-
-def _context(protocol: int) -> ssl.SSLContext:
-    context = ssl.SSLContext(protocol)
+def _context(protocol: int) -> TlsContext:
+    context = TlsContext(protocol)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(_TLS12_CIPHERS)
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
@@ -86,7 +94,7 @@ def _context(protocol: int) -> ssl.SSLContext:
 
 
 def _load_client_identity(
-    context: ssl.SSLContext, certificate: Path | None, key: Path | None, password: str | None
+    context: TlsContext, certificate: Path | None, key: Path | None, password: str | None
 ) -> None:
     if (certificate is None) != (key is None):
         raise ConfigError(
@@ -96,7 +104,7 @@ def _load_client_identity(
         _load_identity(context, certificate, key, password)
 
 
-def _load_identity(context: ssl.SSLContext, certificate: Path, key: Path, password: str | None) -> None:
+def _load_identity(context: TlsContext, certificate: Path, key: Path, password: str | None) -> None:
     private_key = load_private_key(key, password)
     try:
         leaf = parse_certificate(read_file(certificate))
@@ -109,17 +117,30 @@ def _load_identity(context: ssl.SSLContext, certificate: Path, key: Path, passwo
         context.load_cert_chain(certificate, key, password=lambda: password or "")
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         raise ConfigError(f"certificate {certificate} with key {key} cannot be used: {error}") from error
+    holder = Holder.SERVER if context.protocol == ssl.PROTOCOL_TLS_SERVER else Holder.CLIENT
+    context.own = _certificate_file(holder, certificate, leaf)
 
 
-def _trust(context: ssl.SSLContext, files: Sequence[Path]) -> None:
+def _trust(context: TlsContext, files: Sequence[Path]) -> None:
     for path in files:
         for certificate in load_trusted_certificates(path):
             context.load_verify_locations(cadata=certificate.public_bytes(Encoding.DER))
+            context.trusted += (_certificate_file(Holder.AUTHORITY, path, certificate),)
 
 
-def load_trusted_certificates(path: Path) -> tuple[x509.Certificate, ...]:
-    """All certificates in the PEM or DER file `path`, at least one. Raises ConfigError."""
-    data = read_file(path)
+def _certificate_file(
+    holder: Holder, path: Path, certificate: x509.Certificate, option: str = ""
+) -> CertificateFile:
+    authority = path.parent if (path.parent / CA_CERTIFICATE).exists() else None
+    return CertificateFile(holder, path, Lifetime.of(certificate), option, authority)
+
+
+def load_trusted_certificates(path: Path, owners: Owners | None = None) -> tuple[x509.Certificate, ...]:
+    """All certificates in the PEM or DER file `path`, at least one.
+
+    Raises ConfigError, also when others than `owners` (by default those of a service) may change it.
+    """
+    data = read_file(path, owners)
     try:
         if b"-----BEGIN" in data:
             return tuple(x509.load_pem_x509_certificates(data))
@@ -158,18 +179,48 @@ class TlsFiles:
     server: TlsSide | None
     client: TlsSide | None
     warnings: tuple[str, ...]
+    name_check: NameCheck = NameCheck.WARN  # of servers that are called
+
+    @property
+    def sides(self) -> tuple[tuple[Holder, TlsSide], ...]:
+        """What this component is: a server, a client, or both."""
+        both = ((Holder.SERVER, self.server), (Holder.CLIENT, self.client))
+        return tuple((holder, side) for holder, side in both if side is not None)
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All files that contexts are made of."""
+        return tuple(
+            dict.fromkeys(
+                path for _, side in self.sides for path in (side.certificate, side.key, *side.trusted)
+            )
+        )
+
+    def certificates(self) -> tuple[CertificateFile, ...]:
+        """The certificates in the files, with their dates. Raises ConfigError."""
+        found: list[CertificateFile] = []
+        for holder, side in self.sides:
+            own = load_trusted_certificates(side.certificate)[0]
+            found.append(_certificate_file(holder, side.certificate, own, side.label))
+            for path in side.trusted:
+                found += (
+                    _certificate_file(Holder.AUTHORITY, path, one, side.trust_label)
+                    for one in load_trusted_certificates(path)
+                )
+        return tuple(dict.fromkeys(found))
 
     def server_context(self, *, require_client: bool) -> ssl.SSLContext:
         """The context to listen with. Raises ConfigError naming option and path."""
         side = _present(self.server, "a server")
         _check_side(side)
-        return server_context(
-            certificate=side.certificate,
-            key=side.key,
-            key_password=side.key_password,
-            client_ca=side.trusted,
-            require_client=require_client and side.verify_peer,
-        )
+        with _blaming(side.label):
+            return server_context(
+                certificate=side.certificate,
+                key=side.key,
+                key_password=side.key_password,
+                client_ca=side.trusted,
+                require_client=require_client and side.verify_peer,
+            )
 
     def client_context(self) -> ssl.SSLContext:
         """The context to call other services with. Raises ConfigError naming option and path."""
@@ -177,16 +228,30 @@ class TlsFiles:
         _check_side(side)
         if not side.verify_peer:
             return self.pinned_client_context()
-        return client_context(
-            certificate=side.certificate, key=side.key, key_password=side.key_password, trusted=side.trusted
-        )
+        with _blaming(side.label):
+            return client_context(
+                certificate=side.certificate,
+                key=side.key,
+                key_password=side.key_password,
+                trusted=side.trusted,
+            )
 
     def pinned_client_context(self) -> ssl.SSLContext:
-        """The context to call agents with, whose certificates are pinned. Raises ConfigError."""
+        """The context to call agents with, whose keys are pinned. Raises ConfigError."""
         side = _present(self.client, "a client")
-        return pinned_client_context(
-            certificate=side.certificate, key=side.key, key_password=side.key_password
-        )
+        with _blaming(side.label):
+            return pinned_client_context(
+                certificate=side.certificate, key=side.key, key_password=side.key_password
+            )
+
+
+@contextmanager
+def _blaming(label: str) -> Iterator[None]:
+    """Puts the options that are at fault before the reason."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{label}: {error}") from error
 
 
 def _present(side: TlsSide | None, role: str) -> TlsSide:
@@ -196,7 +261,7 @@ def _present(side: TlsSide | None, role: str) -> TlsSide:
 
 
 def _check_side(side: TlsSide) -> None:
-    """Loads every file once, for the sake of errors that name the option."""
+    """Reads every certificate, for the sake of errors that name the option; the key is read once, later."""
     for path in side.trusted:
         try:
             load_trusted_certificates(path)
@@ -206,10 +271,16 @@ def _check_side(side: TlsSide) -> None:
                 remedy = "; it is made by keylime_verifier at its first start: copy it from that host"
             raise ConfigError(f"{side.trust_label}: {error}{remedy}") from error
     try:
-        read_file(side.certificate)
-        load_private_key(side.key, side.key_password)
-    except ConfigError as error:
-        raise ConfigError(f"{side.label}: {error}") from error
+        certificate = parse_certificate(read_file(side.certificate))
+        made_for_node = is_nodes(certificate)
+    except (ConfigError, CredentialError, ValueError) as error:
+        where = "" if isinstance(error, ConfigError) else f"{side.certificate}: "
+        raise ConfigError(f"{side.label}: {where}{error}") from error
+    if made_for_node:
+        raise ConfigError(
+            f"{side.label}: {side.certificate} was made for a machine, and peers refuse it: make one on the "
+            "host of the CA, `keylime_ca -c create -n NAME --role server` (or administrator) `-d DIR`"
+        )
 
 
 _VERIFIER_CA = "cv_ca"
@@ -225,10 +296,11 @@ _DEFAULT_NAMES = {
 
 
 def resolve_tls_files(settings: TlsSettings, component: str, work_dir: Path) -> TlsFiles:
-    """The paths behind the TLS options of `component`, keywords replaced (rest-api 8.1, config-and-cli 1.6).
+    """The paths behind the TLS options of `component`, keywords replaced.
 
-    `component` is "agent", "verifier", "registrar" or "tenant". Raises ConfigError naming the option. Whether
-    the files exist is found out when a context is made of them.
+    `component` is "agent", "verifier", "registrar" or "tenant". What the keywords mean stands in
+    docs/reference/rest-api.md, 8.1. Raises ConfigError naming the option. Whether the files exist is found
+    out when a context is made of them.
     """
     tls_dir = settings.text("tls_dir")
     generate = tls_dir == "generate"
@@ -245,7 +317,10 @@ def resolve_tls_files(settings: TlsSettings, component: str, work_dir: Path) -> 
         client = _resolve_side(
             settings, component, ("client", "trusted_server_ca"), directory, work_dir, warnings
         )
-    return TlsFiles(directory, generate, server, client, tuple(warnings))
+    name_check = NameCheck.WARN
+    if component in _CLIENTS:
+        name_check = NameCheck(settings.text("check_server_names"))
+    return TlsFiles(directory, generate, server, client, tuple(warnings), name_check)
 
 
 def _tls_directory(tls_dir: str, component: str, work_dir: Path) -> Path:

@@ -8,8 +8,8 @@ from enum import StrEnum
 
 import msgspec
 
-from keylime.appraisal.findings import Finding
 from keylime.errors import MalformedMessage
+from keylime.findings.finding import Finding
 from keylime.messages.revocation import RevocationMessage, SignedRevocation
 
 
@@ -18,6 +18,23 @@ class RevocationKind(StrEnum):
 
     REVOCATION = "revocation"
     COMM_ERROR = "comm_error"
+    CLEARED = "cleared"  # what was said about the agent is over: it is trusted again
+
+
+BEGINNING_OF_CLEARED = f'{{"type": "{RevocationKind.CLEARED}"'
+"""Where a message that an agent is trusted again begins, as `encode_message` writes it."""
+
+
+class _Typed(msgspec.Struct, frozen=True):
+    type: str = ""
+
+
+def is_cleared(text: str | bytes) -> bool:
+    """Whether a message, as JSON text, says that an agent is trusted again."""
+    try:
+        return msgspec.json.decode(text, type=_Typed).type == RevocationKind.CLEARED
+    except (msgspec.DecodeError, UnicodeEncodeError):
+        return False
 
 
 def build_revocation(
@@ -31,6 +48,7 @@ def build_revocation(
     finding: Finding,
     severity_label: str,
     when: datetime,
+    timestamp: int | None = None,
 ) -> RevocationMessage:
     """The message about `finding`; `tpm_policy` and `meta_data` are JSON texts, `when` is local time."""
     return RevocationMessage(
@@ -44,6 +62,7 @@ def build_revocation(
         event_id=finding.event_id,
         severity_label=severity_label,
         context=finding.context_json,
+        event_timestamp=timestamp,
     )
 
 

@@ -1,15 +1,16 @@
 """The machine's TPM 2.0: the only module that opens one.
 
-Blocking, and for one thread at a time: the agent gives it an executor with a single worker. Keys come back as
-loaded handles that `close` flushes; everything else is bytes and the values of keylime.tpm.
+Blocking, and for one thread at a time: the agent gives it an executor with a single worker. Keys come back
+loaded, `close` flushes them and `reopen` loads them again; everything else is bytes and the values of
+keylime.tpm.
 """
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from tpm2_pytss.constants import (  # type: ignore[import-untyped]  # ships no types
     ESYS_TR,
@@ -21,6 +22,7 @@ from tpm2_pytss.constants import (  # type: ignore[import-untyped]  # ships no t
 from tpm2_pytss.ESAPI import ESAPI  # type: ignore[import-untyped]
 from tpm2_pytss.TSS2_Exception import TSS2_Exception  # type: ignore[import-untyped]
 from tpm2_pytss.types import (  # type: ignore[import-untyped]
+    TPM2B_DATA,
     TPM2B_DIGEST,
     TPM2B_ENCRYPTED_SECRET,
     TPM2B_ID_OBJECT,
@@ -32,15 +34,16 @@ from tpm2_pytss.types import (  # type: ignore[import-untyped]
     TPMS_ATTEST,
     TPMS_PCR_SELECTION,
     TPMT_HA,
+    TPMT_SIG_SCHEME,
     TPMT_SYM_DEF,
     TPMU_HA,
 )
 from tpm2_pytss.utils import NoSuchIndex, create_ek_template  # type: ignore[import-untyped]
 
-from keylime.errors import TpmError
+from keylime.errors import TpmError, TpmLost
 from keylime.hashes import HashAlgorithm
 from keylime.tpm.ek_certificates import EkCertificates, choose_certificates
-from keylime.tpm.pcr import DATA_PCR, PcrSelection, PcrValues, data_pcr_value
+from keylime.tpm.pcr import DATA_PCR, IMA_PCR, PcrSelection, PcrValues, data_pcr_value, quoted_values
 from keylime.tpm.templates import (
     EK_CERTIFICATE_INDICES,
     EK_CHAIN_INDICES,
@@ -49,6 +52,7 @@ from keylime.tpm.templates import (
     key_label,
     policy_branches,
 )
+from keylime.tpm.tss_errors import NotOpen, tpm_command
 
 log = logging.getLogger(__name__)
 
@@ -69,9 +73,8 @@ _PCR_READ_MOST = 8  # TPM2_PCR_Read answers at most eight digests
 
 @dataclass(frozen=True, slots=True)
 class LoadedKey:
-    """A key that this TPM can use now: its ESYS handle and its TPM2B_PUBLIC."""
+    """A key that the `Tpm` which gave it can use, by its TPM2B_PUBLIC."""
 
-    handle: Any  # ESYS_TR
     tpm2b_public: bytes
 
 
@@ -93,6 +96,14 @@ class QuoteParts:
 
 
 @dataclass(frozen=True, slots=True)
+class Certified:
+    """One TPM2_Certify: TPMS_ATTEST and TPMT_SIGNATURE."""
+
+    attest: bytes
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class TpmProperties:
     """Who made the TPM: manufacturer ("IBM"), vendor text ("SW   TPM") and firmware version."""
 
@@ -104,6 +115,16 @@ class TpmProperties:
     def is_emulator(self) -> bool:
         """Whether this is one of the known software TPMs (swtpm, the IBM and Microsoft simulators)."""
         return self.vendor.startswith(("SW", "xCG"))
+
+
+class Measurements(Protocol):
+    """The kernel's list of what it extends PCR 10 by."""
+
+    def mark(self) -> None:
+        """Remembers where the list ends now."""
+
+    def later_values(self, bank: HashAlgorithm, value: bytes) -> Iterable[bytes]:
+        """What PCR 10 may hold by now if it held `value` soon after the mark."""
 
 
 def choose_tcti(environ: Mapping[str, str], exists: Callable[[str], bool] = os.path.exists) -> str:
@@ -120,11 +141,19 @@ def choose_tcti(environ: Mapping[str, str], exists: Callable[[str], bool] = os.p
 
 
 class Tpm:
-    """An open TPM 2.0. Every method raises TpmError, which names the TPM command that failed."""
+    """An open TPM 2.0. Every method raises TpmError, which names the TPM command that failed.
 
-    def __init__(self, esapi: Any) -> None:
-        self._esapi = esapi
+    TpmLost of these, when the connection or a key is gone that `reopen` may bring back.
+    """
+
+    def __init__(self, tcti: str, endorsement_auth: bytes) -> None:
+        """Use `open`."""
+        self._tcti = tcti
+        self._endorsement_auth = endorsement_auth
         self._transient: list[Any] = []
+        self._handles: dict[bytes, Any] = {}  # of the keys, by TPM2B_PUBLIC
+        self._loaders: dict[bytes, Callable[[], LoadedKey]] = {}  # in the order in which they were loaded
+        self._esapi = self._connect()
 
     @classmethod
     def open(cls, tcti: str, *, endorsement_auth: bytes = b"") -> Self:
@@ -132,13 +161,9 @@ class Tpm:
 
         `endorsement_auth` is the authorisation of the endorsement hierarchy, empty unless an owner set one.
         """
+        tpm = cls(tcti, endorsement_auth)
         try:
-            tpm = cls(ESAPI(tcti))
-        except (RuntimeError, ValueError) as error:  # TSS2_Exception is a RuntimeError
-            raise TpmError(f"cannot reach the TPM through {tcti!r}: {error}") from error
-        try:
-            tpm._check_family(tcti)
-            tpm._esapi.tr_set_auth(ESYS_TR.ENDORSEMENT, endorsement_auth or None)
+            tpm._greet()
         except BaseException:
             tpm.close()
             raise
@@ -150,7 +175,25 @@ class Tpm:
             with suppress(TSS2_Exception):  # gone with a TPM that was reset meanwhile
                 self._esapi.flush_context(handle)
         self._transient.clear()
-        self._esapi.close()
+        self._handles.clear()
+        esapi, self._esapi = self._esapi, NotOpen()
+        with suppress(TSS2_Exception):
+            esapi.close()
+
+    def reopen(self) -> None:
+        """Open the TPM anew, and load the keys again that were loaded here: each LoadedKey stays of use.
+
+        TpmError when that does not work, also because it is another TPM. It can be tried again then.
+        """
+        loaders = dict(self._loaders)
+        self.close()
+        self._esapi = self._connect()
+        self._greet()
+        for tpm2b_public, load in loaders.items():
+            if load().tpm2b_public != tpm2b_public:
+                raise TpmError(
+                    f"{self._tcti!r} is another TPM than before: its endorsement key is another one"
+                )
 
     def __enter__(self) -> Self:
         return self
@@ -174,7 +217,7 @@ class Tpm:
 
     def banks(self) -> frozenset[HashAlgorithm]:
         """The PCR banks that are allocated; hashes without a name in Keylime are left out."""
-        with _command("TPM2_GetCapability(PCRS)"):
+        with tpm_command("TPM2_GetCapability(PCRS)"):
             _, capability = self._esapi.get_capability(TPM2_CAP.PCRS, 0, 64)
         known = {int(algorithm) for algorithm in HashAlgorithm}
         return frozenset(
@@ -202,18 +245,19 @@ class Tpm:
             return self._nv_read(index)
 
         _, template = create_ek_template(name, read)
-        with _command(f"TPM2_CreatePrimary({name})"):
+        with tpm_command(f"TPM2_CreatePrimary({name})"):
             handle, public, *_ = self._with_room(
                 lambda: self._esapi.create_primary(None, template, primary_handle=ESYS_TR.ENDORSEMENT)
             )
-        return self._loaded(handle, public)
+        self._transient.append(handle)
+        return self._loaded(handle, public.marshal(), lambda: self.create_ek(encryption_alg))
 
     def persistent_ek(self, handle: int) -> LoadedKey:
         """The EK that an owner made persistent at `handle` (0x81000000 and up); it is never flushed."""
-        with _command(f"TPM2_ReadPublic({handle:#x})"):
+        with tpm_command(f"TPM2_ReadPublic({handle:#x})"):
             loaded = self._esapi.tr_from_tpmpublic(handle)
             public, _, _ = self._esapi.read_public(loaded)
-        return LoadedKey(loaded, public.marshal())
+        return self._loaded(loaded, public.marshal(), lambda: self.persistent_ek(handle))
 
     def ek_certificates(self, ek: LoadedKey) -> EkCertificates:
         """The certificate in NV whose key is `ek`, if there is one, and the certificates above it."""
@@ -230,9 +274,9 @@ class Tpm:
             template = ak_template(signing_alg, encryption_alg, hash_alg)
         except ValueError as error:
             raise TpmError(str(error)) from error
-        with self._authorise(ek) as session, _command("TPM2_Create(AK)"):
+        with self._authorise(ek) as session, tpm_command("TPM2_Create(AK)"):
             private, public, *_ = self._with_room(
-                lambda: self._esapi.create(ek.handle, None, template, session1=session)
+                lambda: self._esapi.create(self._handle(ek), None, template, session1=session)
             )
         return AkBlobs(public.marshal(), private.marshal())
 
@@ -243,14 +287,71 @@ class Tpm:
             private, _ = TPM2B_PRIVATE.unmarshal(blobs.tpm2b_private)
         except (TSS2_Exception, ValueError) as error:
             raise TpmError(f"the stored AK is damaged: {error}") from error
-        with self._authorise(ek) as session, _command("TPM2_Load(AK)"):
-            handle = self._with_room(lambda: self._esapi.load(ek.handle, private, public, session1=session))
-        return self._loaded(handle, public)
+        with self._authorise(ek) as session, tpm_command("TPM2_Load(AK)"):
+            parent = self._handle(ek)
+            handle = self._with_room(lambda: self._esapi.load(parent, private, public, session1=session))
+        self._transient.append(handle)
+        return self._loaded(handle, public.marshal(), lambda: self.load_ak(ek, blobs))
 
     def tpm_handle(self, key: LoadedKey) -> int:
         """The TPM's own number for `key` (0x80... transient, 0x81... persistent)."""
-        with _command("Esys_TR_GetTpmHandle"):
-            return int(self._esapi.tr_get_tpm_handle(key.handle))
+        with tpm_command("Esys_TR_GetTpmHandle"):
+            return int(self._esapi.tr_get_tpm_handle(self._handle(key)))
+
+    @contextmanager
+    def primary_key(self, template: Any, name: str) -> Iterator[LoadedKey]:
+        """The key that `template` gives in the endorsement hierarchy, loaded as long as the block runs."""
+        with tpm_command(f"TPM2_CreatePrimary({name})"):
+            handle, public, *_ = self._with_room(
+                lambda: self._esapi.create_primary(None, template, primary_handle=ESYS_TR.ENDORSEMENT)
+            )
+        self._transient.append(handle)
+        try:
+            with self._for_now(handle, public.marshal()) as key:
+                yield key
+        finally:
+            self._transient.remove(handle)
+            with suppress(TSS2_Exception):
+                self._esapi.flush_context(handle)
+
+    @contextmanager
+    def persistent_key(self, handle: int, authorisation: bytes) -> Iterator[LoadedKey]:
+        """The key that is persistent at `handle`, for use with `authorisation` as long as the block runs."""
+        with tpm_command(f"TPM2_ReadPublic({handle:#x})"):
+            loaded = self._esapi.tr_from_tpmpublic(handle)
+            public, _, _ = self._esapi.read_public(loaded)
+        self._esapi.tr_set_auth(loaded, authorisation or None)
+        try:
+            with self._for_now(loaded, public.marshal()) as key:
+                yield key
+        finally:
+            with suppress(TSS2_Exception):
+                self._esapi.tr_close(loaded)
+
+    def certify(self, key: LoadedKey, signer: LoadedKey, qualifying: bytes) -> Certified:
+        """What `signer` says about `key`: that it is in the same TPM. `qualifying` is signed with it."""
+        with tpm_command("TPM2_Certify"):
+            attest, signature = self._esapi.certify(
+                self._handle(key),
+                self._handle(signer),
+                TPM2B_DATA(qualifying),
+                TPMT_SIG_SCHEME(scheme=TPM2_ALG.NULL),
+                session1=ESYS_TR.PASSWORD,
+                session2=ESYS_TR.PASSWORD,
+            )
+        return Certified(bytes(attest), signature.marshal())
+
+    def nv_contents(self, indices: range) -> list[bytes]:
+        """What the defined ones of `indices` hold, in order; those that may not be read are left out."""
+        contents = []
+        for index in sorted(index for index in self._nv_indices() if index in indices):
+            try:
+                contents.append(self._nv_read(index))
+            except TpmLost:
+                raise
+            except TpmError as error:
+                log.info("NV index %#x is passed over: %s", index, error)
+        return contents
 
     def activate_credential(self, ek: LoadedKey, ak: LoadedKey, id_object: bytes, secret: bytes) -> bytes:
         """The secret that was encrypted to `ek` for `ak`; see credential.parse_credential_blob."""
@@ -259,33 +360,53 @@ class Tpm:
             seed = TPM2B_ENCRYPTED_SECRET(secret=secret)
         except (AttributeError, TypeError, ValueError) as error:  # longer than the structures hold
             raise TpmError(f"TPM2_ActivateCredential: {error}") from error
-        with self._authorise(ek) as session, _command("TPM2_ActivateCredential"):
+        with self._authorise(ek) as session, tpm_command("TPM2_ActivateCredential"):
             return bytes(
                 self._esapi.activate_credential(
-                    ak.handle, ek.handle, sealed, seed, session1=ESYS_TR.PASSWORD, session2=session
+                    self._handle(ak),
+                    self._handle(ek),
+                    sealed,
+                    seed,
+                    session1=ESYS_TR.PASSWORD,
+                    session2=session,
                 )
             )
 
     # PCRs and quotes
 
-    def quote(self, ak: LoadedKey, selection: PcrSelection, nonce: bytes, pubkey_pem: str) -> QuoteParts:
+    def quote(
+        self,
+        ak: LoadedKey,
+        selection: PcrSelection,
+        nonce: bytes,
+        pubkey_pem: str,
+        measurements: Measurements | None = None,
+    ) -> QuoteParts:
         """A quote over `selection` and PCR 16, which holds nothing but the binding of `pubkey_pem`.
 
-        The values are read beside the quote: the kernel may extend PCR 10 in between, and any program PCR 16,
-        so both are done again, up to five times, until they agree.
+        The values are read before the quote, and any program may extend PCR 16 in between: then all is done
+        again, up to five times. The kernel may extend PCR 10 faster than that. Its value in the quote then
+        follows from the value read and from the kernel's list, `measurements`.
         """
         selection = PcrSelection(selection.bank, selection.indices | {DATA_PCR})
         bound = data_pcr_value(selection.bank, pubkey_pem)
-        for _ in range(QUOTE_ATTEMPTS):
+        for attempt in range(QUOTE_ATTEMPTS):
             self._bind(selection.bank, pubkey_pem)
+            # At first, PCR 10 probably does not move, and to look where a long list ends takes its time.
+            moving = measurements if attempt and IMA_PCR in selection.indices else None
+            if moving is not None:
+                moving.mark()
             pcrs = self.read_pcrs(selection)
-            with _command("TPM2_Quote"):
-                quoted, signature = self._esapi.quote(ak.handle, _tpm_selection(selection), nonce)
+            with tpm_command("TPM2_Quote"):
+                quoted, signature = self._esapi.quote(self._handle(ak), _tpm_selection(selection), nonce)
             attest = bytes(quoted)
-            if pcrs.values[DATA_PCR] == bound and _signed_digest(attest) == pcrs.digest(
-                _signature_hash(signature)
-            ):
-                return QuoteParts(attest, signature.marshal(), pcrs)
+            if pcrs.values[DATA_PCR] != bound:
+                continue
+            later = moving.later_values(selection.bank, pcrs.values[IMA_PCR]) if moving is not None else ()
+            signed = _signed_digest(attest)
+            found = quoted_values(pcrs, signed, _signature_hash(signature), later)
+            if found is not None:
+                return QuoteParts(attest, signature.marshal(), found)
         raise TpmError(f"TPM2_Quote: the PCRs changed during each of {QUOTE_ATTEMPTS} attempts")
 
     def read_pcrs(self, selection: PcrSelection) -> PcrValues:
@@ -294,7 +415,7 @@ class Tpm:
         wanted = sorted(selection.indices)
         for start in range(0, len(wanted), _PCR_READ_MOST):
             part = PcrSelection(selection.bank, frozenset(wanted[start : start + _PCR_READ_MOST]))
-            with _command("TPM2_PCR_Read"):
+            with tpm_command("TPM2_PCR_Read"):
                 _, _, digests = self._esapi.pcr_read(_tpm_selection(part))
             if len(digests) != len(part.indices):
                 raise TpmError(f"TPM2_PCR_Read: the {selection.bank.label} bank has no such PCRs")
@@ -307,12 +428,12 @@ class Tpm:
             TPMT_HA(hashAlg=int(bank), digest=TPMU_HA(**{bank.label: digest}))
             for bank, digest in digests.items()
         ]
-        with _command(f"TPM2_PCR_Extend({index})"):
+        with tpm_command(f"TPM2_PCR_Extend({index})"):
             self._esapi.pcr_extend(ESYS_TR(index), TPML_DIGEST_VALUES(entries))
 
     def reset_pcr(self, index: int) -> None:
         """Set a resettable PCR (16 and 23 at locality 0) to its start value."""
-        with _command(f"TPM2_PCR_Reset({index})"):
+        with tpm_command(f"TPM2_PCR_Reset({index})"):
             self._esapi.pcr_reset(ESYS_TR(index))
 
     def _bind(self, bank: HashAlgorithm, pubkey_pem: str) -> None:
@@ -320,6 +441,16 @@ class Tpm:
         self.extend_pcr(DATA_PCR, {bank: bank.digest(pubkey_pem.encode())})
 
     # Inside
+
+    def _connect(self) -> Any:
+        try:
+            return ESAPI(self._tcti)
+        except (RuntimeError, ValueError) as error:  # TSS2_Exception is a RuntimeError
+            raise TpmError(f"cannot reach the TPM through {self._tcti!r}: {error}") from error
+
+    def _greet(self) -> None:
+        self._check_family(self._tcti)
+        self._esapi.tr_set_auth(ESYS_TR.ENDORSEMENT, self._endorsement_auth or None)
 
     def _check_family(self, tcti: str) -> None:
         try:
@@ -332,13 +463,32 @@ class Tpm:
             raise TpmError(f"{tcti!r} is not a TPM 2.0: it names its family {family!r}")
 
     def _fixed_properties(self) -> dict[int, int]:
-        with _command("TPM2_GetCapability(TPM_PROPERTIES)"):
+        with tpm_command("TPM2_GetCapability(TPM_PROPERTIES)"):
             _, capability = self._esapi.get_capability(TPM2_CAP.TPM_PROPERTIES, _FIXED_PROPERTIES, 256)
         return {int(entry.property): int(entry.value) for entry in capability.data.tpmProperties}
 
-    def _loaded(self, handle: Any, public: Any) -> LoadedKey:
-        self._transient.append(handle)
-        return LoadedKey(handle, public.marshal())
+    def _loaded(self, handle: Any, tpm2b_public: bytes, again: Callable[[], LoadedKey]) -> LoadedKey:
+        """A key under `handle`, which `again` loads once more."""
+        self._handles[tpm2b_public], self._loaders[tpm2b_public] = handle, again
+        return LoadedKey(tpm2b_public)
+
+    @contextmanager
+    def _for_now(self, handle: Any, tpm2b_public: bytes) -> Iterator[LoadedKey]:
+        """A key under `handle` that is not loaded again after a loss."""
+        known = self._handles.get(tpm2b_public)
+        self._handles[tpm2b_public] = handle
+        try:
+            yield LoadedKey(tpm2b_public)
+        finally:
+            del self._handles[tpm2b_public]
+            if known is not None:
+                self._handles[tpm2b_public] = known
+
+    def _handle(self, key: LoadedKey) -> Any:
+        handle = self._handles.get(key.tpm2b_public)
+        if handle is None:  # an attempt to open the TPM again failed half way
+            raise TpmLost("the key is not loaded")
+        return handle
 
     def _with_room(self, command: Callable[[], Any]) -> Any:
         """What `command` gives, with the slots of an agent that was killed freed if the TPM is full.
@@ -352,7 +502,7 @@ class Tpm:
             if int(error.rc) != _RC_OBJECT_MEMORY:
                 raise
         ours = {int(self._esapi.tr_get_tpm_handle(handle)) for handle in self._transient}
-        for handle in self._handles(_TRANSIENT_FIRST):
+        for handle in self._tpm_handles(_TRANSIENT_FIRST):
             if handle not in ours:
                 log.warning("the TPM is full: key %#x of an earlier run is flushed", handle)
                 self._esapi.flush_context(self._esapi.tr_from_tpmpublic(handle))
@@ -367,7 +517,7 @@ class Tpm:
         if branches is None:  # an owner's own template behind `ek_handle`
             yield ESYS_TR.PASSWORD
             return
-        with _command("TPM2_StartAuthSession"):
+        with tpm_command("TPM2_StartAuthSession"):
             session = self._esapi.start_auth_session(
                 ESYS_TR.NONE,
                 ESYS_TR.NONE,
@@ -377,10 +527,10 @@ class Tpm:
             )
         try:
             self._esapi.trsess_set_attributes(session, TPMA_SESSION.CONTINUESESSION)
-            with _command("TPM2_PolicySecret(endorsement)"):
+            with tpm_command("TPM2_PolicySecret(endorsement)"):
                 self._esapi.policy_secret(ESYS_TR.ENDORSEMENT, session, b"", b"", b"", 0)
             if branches:
-                with _command("TPM2_PolicyOR"):
+                with tpm_command("TPM2_PolicyOR"):
                     self._esapi.policy_or(session, TPML_DIGEST([TPM2B_DIGEST(branch) for branch in branches]))
             yield session
         finally:
@@ -388,14 +538,14 @@ class Tpm:
                 self._esapi.flush_context(session)
 
     def _nv_indices(self) -> frozenset[int]:
-        return self._handles(_NV_FIRST)
+        return self._tpm_handles(_NV_FIRST)
 
-    def _handles(self, first: int) -> frozenset[int]:
+    def _tpm_handles(self, first: int) -> frozenset[int]:
         """All handles of one kind: of NV indices, or of transient keys."""
         found: set[int] = set()
         more = True
         while more:
-            with _command("TPM2_GetCapability(HANDLES)"):
+            with tpm_command("TPM2_GetCapability(HANDLES)"):
                 more, capability = self._esapi.get_capability(TPM2_CAP.HANDLES, first, 254)
             handles = [int(handle) for handle in capability.data.handles]
             found.update(handles)
@@ -404,7 +554,7 @@ class Tpm:
         return frozenset(found)
 
     def _nv_read(self, index: int) -> bytes:
-        with _command(f"TPM2_NV_Read({index:#x})"):
+        with tpm_command(f"TPM2_NV_Read({index:#x})"):
             handle = self._esapi.tr_from_tpmpublic(index)
             try:
                 public, _ = self._esapi.nv_read_public(handle)
@@ -418,14 +568,6 @@ class Tpm:
 
     def _nv_buffer_max(self) -> int:
         return min(self._fixed_properties().get(_NV_BUFFER_MAX, 512), 1024) or 512
-
-
-@contextmanager
-def _command(name: str) -> Iterator[None]:
-    try:
-        yield
-    except TSS2_Exception as error:
-        raise TpmError(f"{name} failed: {error} ({int(error.rc):#x})") from error
 
 
 def _text(value: int) -> bytes:

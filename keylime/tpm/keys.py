@@ -40,8 +40,8 @@ class SignatureScheme(enum.IntEnum):
 RSA_SCHEMES = frozenset({SignatureScheme.RSASSA, SignatureScheme.RSAPSS})
 
 _RSA_EXPONENT = 65537
-_RSA_BITS = (2048, 3072, 4096)
-_CURVES: dict[int, ec.EllipticCurve] = {  # by TPM_ECC_CURVE
+RSA_SIZES = (2048, 3072, 4096)  # bits
+CURVES: dict[int, ec.EllipticCurve] = {  # by TPM_ECC_CURVE
     0x0003: ec.SECP256R1(),
     0x0004: ec.SECP384R1(),
     0x0005: ec.SECP521R1(),
@@ -212,7 +212,8 @@ def _demand_attributes(
 def _name_of(role: str, area: PublicArea) -> bytes:
     if area.name_alg not in _NAME_HASHES:
         raise UnsuitableKey(
-            f"{role} has name algorithm {area.name_alg.label}, expected sha256, sha384 or sha512"
+            f"{role} has name algorithm {area.name_alg.label}, expected sha256, sha384 or sha512: with a "
+            "weak hash two different keys can have one name"
         )
     return area.name
 
@@ -222,11 +223,17 @@ def _signature_scheme(area: PublicArea) -> SignatureScheme:
         scheme = SignatureScheme(area.parameters.scheme)
     except ValueError:
         raise UnsuitableKey(
-            f"AK has signature scheme {area.parameters.scheme:#06x}, expected rsassa, rsapss or ecdsa"
+            f"AK has signature scheme {_scheme_label(area.parameters.scheme)}, "
+            "expected rsassa, rsapss or ecdsa, which verifiers can check"
         ) from None
     if (scheme in RSA_SCHEMES) is not isinstance(area.parameters, RsaParameters):
         raise MalformedEvidence(f"public area has scheme {scheme.label}, which is not for its type of key")
     return scheme
+
+
+def _scheme_label(scheme: int) -> str:
+    known = {0x001A: "ecdaa", 0x001B: "sm2", 0x001C: "ecschnorr", 0x0010: "null"}
+    return f"{known[scheme]} ({scheme:#06x})" if scheme in known else f"{scheme:#06x}"
 
 
 def _public_key_of(role: str, area: PublicArea) -> PublicKey:
@@ -238,7 +245,7 @@ def _public_key_of(role: str, area: PublicArea) -> PublicKey:
 
 
 def _rsa_key(role: str, parameters: RsaParameters) -> rsa.RSAPublicKey:
-    if parameters.key_bits not in _RSA_BITS:
+    if parameters.key_bits not in RSA_SIZES:
         raise UnsuitableKey(
             f"{role} is an RSA key of {parameters.key_bits} bits, expected 2048, 3072 or 4096"
         )
@@ -256,7 +263,7 @@ def _rsa_key(role: str, parameters: RsaParameters) -> rsa.RSAPublicKey:
 
 
 def _ecc_key(role: str, parameters: EccParameters) -> ec.EllipticCurvePublicKey:
-    curve = _CURVES.get(parameters.curve)
+    curve = CURVES.get(parameters.curve)
     if curve is None:
         raise UnsuitableKey(f"{role} is on curve {parameters.curve:#06x}, expected P-256, P-384 or P-521")
     size, point = coordinate_size(curve), parameters.point

@@ -5,7 +5,7 @@ its canonical form is accepted, so that one set of values has one encoding.
 """
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -86,6 +86,20 @@ class PcrValues:
     def digest(self, algorithm: HashAlgorithm) -> bytes:
         """The pcrDigest of a quote: the hash of the values in ascending order of their indices."""
         return algorithm.digest(b"".join(self.values[index] for index in sorted(self.values)))
+
+
+def quoted_values(
+    read: PcrValues, signed: bytes, signature_hash: HashAlgorithm, later: Iterable[bytes]
+) -> PcrValues | None:
+    """The values whose digest was `signed`: those that were read, or with one of the `later` of PCR 10."""
+    if read.digest(signature_hash) == signed:
+        return read
+    before = b"".join(read.values[index] for index in sorted(read.values) if index < IMA_PCR)
+    after = b"".join(read.values[index] for index in sorted(read.values) if index > IMA_PCR)
+    for value in later:
+        if signature_hash.digest(before + value + after) == signed:
+            return PcrValues(read.bank, {**read.values, IMA_PCR: value})
+    return None
 
 
 def start_value(bank: HashAlgorithm, index: int) -> bytes:

@@ -10,7 +10,7 @@ from typing import TypeAlias
 from keylime.errors import MalformedEvidence
 from keylime.hashes import HashAlgorithm
 from keylime.tpm.pcr import parse_bank
-from keylime.tpm.structures import MAX_DIGEST_SIZE, Reader
+from keylime.tpm.structures import MAX_DIGEST_SIZE, StructureReader
 
 TPM_ALG_NULL = 0x0010
 _TPM_ALG_RSA = 0x0001
@@ -124,7 +124,7 @@ class PublicArea:
 
 def parse_public_area(tpm2b_public: bytes) -> PublicArea:
     """The content of a TPM2B_PUBLIC of an RSA or ECC key. Raises MalformedEvidence."""
-    reader = Reader(tpm2b_public, "TPM2B_PUBLIC")
+    reader = StructureReader(tpm2b_public, "TPM2B_PUBLIC")
     size = reader.u16()
     if size != reader.remaining:
         raise MalformedEvidence(f"TPM2B_PUBLIC claims {size} bytes, {reader.remaining} follow")
@@ -144,7 +144,7 @@ def parse_public_area(tpm2b_public: bytes) -> PublicArea:
     return PublicArea(name_alg, attributes, auth_policy, parameters, encoded)
 
 
-def _parse_rsa_parameters(reader: Reader) -> RsaParameters:
+def _parse_rsa_parameters(reader: StructureReader) -> RsaParameters:
     symmetric = _parse_symmetric(reader)
     scheme, scheme_hash = _parse_scheme(reader)
     return RsaParameters(
@@ -157,7 +157,7 @@ def _parse_rsa_parameters(reader: Reader) -> RsaParameters:
     )
 
 
-def _parse_ecc_parameters(reader: Reader) -> EccParameters:
+def _parse_ecc_parameters(reader: StructureReader) -> EccParameters:
     symmetric = _parse_symmetric(reader)
     scheme, scheme_hash = _parse_scheme(reader)
     curve = reader.u16()
@@ -167,7 +167,7 @@ def _parse_ecc_parameters(reader: Reader) -> EccParameters:
     return EccParameters(symmetric, scheme, scheme_hash, curve, point)
 
 
-def _parse_symmetric(reader: Reader) -> SymmetricCipher | None:
+def _parse_symmetric(reader: StructureReader) -> SymmetricCipher | None:
     algorithm = reader.u16()
     if algorithm == TPM_ALG_NULL:
         return None
@@ -178,7 +178,7 @@ def _parse_symmetric(reader: Reader) -> SymmetricCipher | None:
     return SymmetricCipher(algorithm, key_bits=reader.u16(), mode=reader.u16())
 
 
-def _parse_scheme(reader: Reader) -> tuple[int, HashAlgorithm | None]:
+def _parse_scheme(reader: StructureReader) -> tuple[int, HashAlgorithm | None]:
     scheme = reader.u16()
     if scheme in (TPM_ALG_NULL, _TPM_ALG_RSAES):
         return scheme, None

@@ -15,7 +15,7 @@ from keylime.errors import KeylimeError, MalformedEvidence
 from keylime.hashes import HashAlgorithm
 from keylime.tpm.keys import RSA_SCHEMES, AttestationKey, SignatureScheme, coordinate_size, group_order
 from keylime.tpm.pcr import parse_bank
-from keylime.tpm.structures import Reader
+from keylime.tpm.structures import StructureReader
 
 _MAX_RSA_SIZE = 512  # bytes of a 4096-bit modulus
 _MAX_COORDINATE_SIZE = 66  # bytes of a P-521 number
@@ -61,7 +61,7 @@ class Signature:
 
 def parse_signature(data: bytes) -> Signature:
     """`data` as TPMT_SIGNATURE of scheme RSASSA, RSAPSS or ECDSA. Raises MalformedEvidence."""
-    reader = Reader(data, "TPMT_SIGNATURE")
+    reader = StructureReader(data, "TPMT_SIGNATURE")
     scheme = _verifiable_scheme(reader.u16())
     algorithm = parse_bank(reader.u16())
     value: SignatureValue

@@ -26,7 +26,7 @@ _CLOCK_AND_FIRMWARE = struct.Struct(">QIIBQ")  # TPMS_CLOCK_INFO, firmwareVersio
 _SELECTION = struct.Struct(">HB3s")  # TPMS_PCR_SELECTION with a three-byte bitmap
 
 
-class Reader:
+class StructureReader:
     """Reads `data` from front to back; every read raises MalformedEvidence that names `what` is too short."""
 
     __slots__ = ("_data", "_offset", "_what")
@@ -137,7 +137,7 @@ def parse_attest(data: bytes) -> Attest:
 
     A magic that is not TPM_GENERATED is refused here: such data were not made inside a TPM.
     """
-    reader = Reader(data, "TPMS_ATTEST")
+    reader = StructureReader(data, "TPMS_ATTEST")
     if (magic := reader.u32()) != TPM_GENERATED:
         raise MalformedEvidence(f"TPMS_ATTEST has magic {magic:#010x}, expected TPM_GENERATED")
     kind = _attestation_type(reader.u16())
@@ -167,7 +167,7 @@ def _attestation_type(number: int) -> AttestationType:
         ) from None
 
 
-def _parse_quote_info(reader: Reader) -> QuoteInfo:
+def _parse_quote_info(reader: StructureReader) -> QuoteInfo:
     count = reader.u32()
     if count > MAX_PCR_BANKS:
         raise MalformedEvidence(f"TPMS_ATTEST selects from {count} banks, at most {MAX_PCR_BANKS} expected")
@@ -175,12 +175,12 @@ def _parse_quote_info(reader: Reader) -> QuoteInfo:
     return QuoteInfo(selections, reader.sized(MAX_DIGEST_SIZE))
 
 
-def _parse_selection(reader: Reader) -> PcrSelection:
+def _parse_selection(reader: StructureReader) -> PcrSelection:
     algorithm, size, bitmap = _SELECTION.unpack(reader.take(_SELECTION.size))
     if size != BITMAP_SIZE:
         raise MalformedEvidence(f"PCR bitmap in TPMS_ATTEST has {size} bytes, expected {BITMAP_SIZE}")
     return PcrSelection.from_mask(parse_bank(algorithm), int.from_bytes(bitmap, "little"))
 
 
-def _parse_certify_info(reader: Reader) -> CertifyInfo:
+def _parse_certify_info(reader: StructureReader) -> CertifyInfo:
     return CertifyInfo(reader.sized(MAX_NAME_SIZE), reader.sized(MAX_NAME_SIZE))

@@ -1,6 +1,7 @@
 """What the agent's TPM keys look like: names of EK types, AK templates, the policies that authorise an EK.
 
-Sources: TCG EK Credential Profile 2.5 (appendix B), TPM 2.0 Library part 2. Talks to no TPM: device.py does.
+Sources: TCG EK Credential Profile 2.5 (appendix B), TPM 2.0 Library part 2. Templates of a device's identity
+keys are in device_key_templates.py. Talks to no TPM: device.py does.
 """
 
 from typing import Any
@@ -100,32 +101,42 @@ def ak_template(signing_alg: str, encryption_alg: str, hash_alg: HashAlgorithm) 
     then the name is made with SHA-256.
     """
     label = ak_label(signing_alg, encryption_alg)
+    scheme = {"rsassa": TPM2_ALG.RSASSA, "rsapss": TPM2_ALG.RSAPSS, "ecdsa": TPM2_ALG.ECDSA}[signing_alg]
+    name_alg = HashAlgorithm.SHA256 if hash_alg is HashAlgorithm.SHA1 else hash_alg
+    area = TPMT_PUBLIC(
+        type=key_type(label),
+        nameAlg=int(name_alg),
+        objectAttributes=_AK_ATTRIBUTES,
+        parameters=signing_parameters(label, scheme, hash_alg),
+    )
+    return TPM2B_PUBLIC(publicArea=area)
+
+
+def key_type(label: str) -> int:
+    """TPM_ALG_RSA or TPM_ALG_ECC, by a key's label ("rsa2048", "ecc384")."""
+    return int(TPM2_ALG.RSA if label.startswith("rsa") else TPM2_ALG.ECC)
+
+
+def signing_parameters(label: str, scheme: int, hash_alg: HashAlgorithm) -> Any:
+    """TPMU_PUBLIC_PARMS of a signing key; with TPM_ALG_NULL as its scheme, each signature chooses its own."""
     no_symmetric = TPMT_SYM_DEF_OBJECT(algorithm=TPM2_ALG.NULL)
-    scheme_hash = TPMS_SCHEME_HASH(hashAlg=int(hash_alg))
+    details = TPMU_ASYM_SCHEME(anySig=TPMS_SCHEME_HASH(hashAlg=int(hash_alg)))
     if label.startswith("rsa"):
-        scheme = TPM2_ALG.RSASSA if signing_alg == "rsassa" else TPM2_ALG.RSAPSS
-        parameters = TPMU_PUBLIC_PARMS(
+        return TPMU_PUBLIC_PARMS(
             rsaDetail=TPMS_RSA_PARMS(
                 symmetric=no_symmetric,
-                scheme=TPMT_RSA_SCHEME(scheme=scheme, details=TPMU_ASYM_SCHEME(anySig=scheme_hash)),
+                scheme=TPMT_RSA_SCHEME(scheme=scheme, details=details),
                 keyBits=int(label.removeprefix("rsa")),
             )
         )
-    else:
-        parameters = TPMU_PUBLIC_PARMS(
-            eccDetail=TPMS_ECC_PARMS(
-                symmetric=no_symmetric,
-                scheme=TPMT_ECC_SCHEME(scheme=TPM2_ALG.ECDSA, details=TPMU_ASYM_SCHEME(anySig=scheme_hash)),
-                curveID=_CURVES[label],
-                kdf=TPMT_KDF_SCHEME(scheme=TPM2_ALG.NULL),
-            )
+    return TPMU_PUBLIC_PARMS(
+        eccDetail=TPMS_ECC_PARMS(
+            symmetric=no_symmetric,
+            scheme=TPMT_ECC_SCHEME(scheme=scheme, details=details),
+            curveID=_CURVES[label],
+            kdf=TPMT_KDF_SCHEME(scheme=TPM2_ALG.NULL),
         )
-    kind = TPM2_ALG.RSA if label.startswith("rsa") else TPM2_ALG.ECC
-    name_alg = HashAlgorithm.SHA256 if hash_alg is HashAlgorithm.SHA1 else hash_alg
-    area = TPMT_PUBLIC(
-        type=kind, nameAlg=int(name_alg), objectAttributes=_AK_ATTRIBUTES, parameters=parameters
     )
-    return TPM2B_PUBLIC(publicArea=area)
 
 
 def policy_a(name_alg: HashAlgorithm) -> bytes:

@@ -1,19 +1,25 @@
 """What an activation tag does: which registration it proves, or how a wrong one counts. Pure."""
 
 import hmac
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 
 @dataclass(frozen=True, slots=True)
-class PendingProof:
-    """A registration that waits for its tag; `source` is the address it was sent from."""
+class Own:
+    """The newest registration that waits and came from where the tag comes from; wrong tags came before."""
 
     pending_id: int
-    tag_hash: bytes
-    source: str
     wrong_tags: int
+
+
+@dataclass(frozen=True, slots=True)
+class KnownAgent:
+    """What is known of an agent when a tag comes that is none of those waited for."""
+
+    own: Own | None
+    is_pending: bool  # whether any registration waits, from wherever
+    active_tag: bytes | None  # hash of the one that activated the record
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +31,19 @@ class Proven:
 
 @dataclass(frozen=True, slots=True)
 class AlreadyActive:
-    """The tag with which the active registration was activated, sent again, and nothing else is pending."""
+    """The tag with which the active registration was activated, sent again by who has nothing new pending."""
 
 
 @dataclass(frozen=True, slots=True)
 class WrongTag:
-    """Nobody's tag. `counted` have one wrong tag more, `discarded` have had too many."""
+    """Nobody's tag; `counted` has one wrong tag more."""
 
-    counted: tuple[int, ...]
-    discarded: tuple[int, ...]
+    counted: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TooManyWrongTags:
+    """One wrong tag too many from there. The right one is still welcome."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,32 +51,28 @@ class UnknownAgent:
     """There is nothing under this id."""
 
 
-Outcome: TypeAlias = Proven | AlreadyActive | WrongTag | UnknownAgent
+NotProven: TypeAlias = AlreadyActive | WrongTag | TooManyWrongTags | UnknownAgent
+Outcome: TypeAlias = Proven | NotProven
 
 
-def decide(
-    offered: bytes,
-    *,
-    source: str,
-    pending: Sequence[PendingProof],
-    active_tag: bytes | None,
-    max_wrong_tags: int,
-) -> Outcome:
-    """What follows from the tag with hash `offered`, sent from `source`.
+def decide(offered: bytes, standing: KnownAgent, *, max_wrong_tags: int) -> NotProven:
+    """What follows from the tag with hash `offered`, which no registration waits for.
 
-    A wrong tag counts against the registrations that came from the same address, so that a stranger who sends
-    wrong tags cannot spoil the proof of an agent elsewhere. The active registration never suffers.
+    What strangers do elsewhere makes no difference to an agent: a wrong tag counts for its own source, and
+    ends no registration, neither a pending nor the active one. That guessing leads nowhere is the secret's
+    doing; it is limited so that it is no work either.
     """
-    proven = [proof.pending_id for proof in pending if hmac.compare_digest(proof.tag_hash, offered)]
-    if proven:
-        return Proven(proven[0])
-    if not pending and active_tag is None:
+    if not standing.is_pending and standing.active_tag is None:
         return UnknownAgent()
-    # With something pending, an earlier tag is a replay.
-    if not pending and active_tag is not None and hmac.compare_digest(active_tag, offered):
+    # With something pending from there, an earlier tag is a replay.
+    if (
+        standing.own is None
+        and standing.active_tag is not None
+        and hmac.compare_digest(standing.active_tag, offered)
+    ):
         return AlreadyActive()
-    own = [proof for proof in pending if proof.source == source]
-    return WrongTag(
-        counted=tuple(proof.pending_id for proof in own if proof.wrong_tags + 1 < max_wrong_tags),
-        discarded=tuple(proof.pending_id for proof in own if proof.wrong_tags + 1 >= max_wrong_tags),
-    )
+    if standing.own is None:
+        return WrongTag()
+    if standing.own.wrong_tags >= max_wrong_tags:
+        return TooManyWrongTags()
+    return WrongTag(standing.own.pending_id)

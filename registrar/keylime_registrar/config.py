@@ -6,14 +6,21 @@ from pathlib import Path
 
 from sqlalchemy.engine import URL
 
-from keylime.config.loader import Settings, load_settings, path_below, work_dir
+from keylime.config.loader import load_settings
+from keylime.config.settings import Settings, path_below, work_dir
 from keylime.database.engine import PoolSize, parse_database_url
 from keylime.pki.ca_settings import CaSettings, ca_settings
 from keylime.pki.tls import TlsFiles, resolve_tls_files
-from keylime.supervisor import worker_count
-from keylime_registrar.identity import TpmIdentity
+from keylime.service.supervisor import worker_count
+from keylime.takeover.place import Place
+from keylime_registrar.identity import IdentityDemand
 
-_TPM_IDENTITIES = {"default": TpmIdentity.EK_CERT_OR_IAK_IDEVID, **{kind.value: kind for kind in TpmIdentity}}
+SQLITE_NAME = "reg_data.sqlite"
+
+_TPM_IDENTITIES = {
+    "default": IdentityDemand.EK_CERT_OR_IAK_IDEVID,
+    **{kind.value: kind for kind in IdentityDemand},
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,16 +34,22 @@ class RegistrarConfig:
     tls: TlsFiles
     ca: CaSettings
     server_names: tuple[str, ...]
-    database_url: URL
+    require_admin_role: bool
+    database: Place
     database_pool: PoolSize
     auto_migrate: bool
     workers: int
     max_upload: int
-    tpm_identity: TpmIdentity
+    tpm_identity: IdentityDemand
     malformed_cert_action: str  # warn, reject or ignore
     certificate_store: Path  # of TPM vendors; the tenant's option
     settings: Settings = field(repr=False)  # of registrar.conf: what most of this was made of
     warnings: tuple[str, ...]
+
+    @property
+    def database_url(self) -> URL:
+        """Where our tables are."""
+        return self.database.own
 
 
 def load_config(environ: Mapping[str, str]) -> RegistrarConfig:
@@ -55,8 +68,9 @@ def load_config(environ: Mapping[str, str]) -> RegistrarConfig:
         tls=tls,
         ca=ca_settings(ca),
         server_names=settings.items("cert_subject_alternative_names"),
-        database_url=parse_database_url(
-            settings.text("database_url"), work_dir=base, sqlite_name="reg_data.sqlite"
+        require_admin_role=settings.flag("require_admin_role"),
+        database=Place.of(
+            parse_database_url(settings.text("database_url"), work_dir=base, sqlite_name=SQLITE_NAME)
         ),
         database_pool=PoolSize.parse(settings.text("database_pool_sz_ovfl")),
         auto_migrate=settings.flag("auto_migrate_db"),

@@ -1,26 +1,70 @@
-"""The registrar's HTTP routes (rest-api 2): who may call what, and how each outcome is answered."""
+"""The registrar's HTTP routes: who may call what, and how each outcome is answered.
+
+The protocol is that of docs/reference/rest-api.md, 2.
+"""
 
 import base64
 import functools
 import logging
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from keylime.errors import MalformedMessage
-from keylime.http.server import HttpError, Request, Response, Role, Route
+from keylime.http.exchange import HttpError, Request, Response, Role
+from keylime.http.openapi import Api
+from keylime.http.operation import Operation
+from keylime.http.routing import Route
 from keylime.identifiers import AgentId, parse_agent_id
-from keylime.messages.registrar import ActivateRequest, RegisteredAgents, RegisterReply, RegisterRequest
+from keylime.messages.registrar import (
+    ActivateRequest,
+    RegisteredAgent,
+    RegisteredAgents,
+    RegisterReply,
+    RegisterRequest,
+)
 from keylime.messages.versions import CURRENT_VERSION, SUPPORTED_VERSIONS, ServerVersions
-from keylime_registrar.activation import AlreadyActive, Proven, UnknownAgent, WrongTag
+from keylime_registrar.activation import (
+    AlreadyActive,
+    Outcome,
+    Proven,
+    TooManyWrongTags,
+    UnknownAgent,
+    WrongTag,
+)
 from keylime_registrar.identity import IdentityChanged, RegistrationRefused
-from keylime_registrar.registrations import Registrations, TooManyRequests
-from keylime_registrar.store import RegistrationConflict, TooManyPending
+from keylime_registrar.refusals import RegistrationConflict, TooManyRequests
 
 log = logging.getLogger(__name__)
 
 MAX_AGENT_BODY = 512 << 10  # bytes, for callers that nobody knows; a registration with long chains has 50 KiB
 
+REGISTRAR_API = Api(
+    title="Keylime registrar",
+    versions=SUPPORTED_VERSIONS,
+    unrouted="Calls for administrators are answered with 400 on the port without TLS. "
+    "Answers to unknown paths and methods have no body.",
+    administrators="A client certificate of the authority in `trusted_client_ca`.",
+)
+
 _INVALID = "Could not register agent with invalid data"
 _CHANGED = "Agent re-registration with different TPM identity is forbidden for security reasons"
+
+
+class Registrations(Protocol):
+    """What is done about registrations. Raises what is in `identity` and `refusals`."""
+
+    async def register(self, agent_id: AgentId, request: RegisterRequest, source: str, /) -> bytes: ...
+
+    async def activate(self, agent_id: AgentId, tag: str, source: str, /) -> Outcome: ...
+
+    async def find(self, agent_id: AgentId, /) -> RegisteredAgent | None: ...
+
+    async def is_pending(self, agent_id: AgentId, /) -> bool: ...
+
+    async def agent_ids(self) -> list[str]: ...
+
+    async def delete(self, agent_id: AgentId, administrator: str, /) -> bool: ...
+
 
 _Handler = Callable[["Handlers", Request], Awaitable[Response]]
 
@@ -32,7 +76,7 @@ def _limited(handler: _Handler) -> _Handler:
     async def wrapped(self: "Handlers", request: Request) -> Response:
         try:
             return await handler(self, request)
-        except (TooManyRequests, TooManyPending) as error:
+        except TooManyRequests as error:
             log.warning("%s", error)
             text = "Too many registrations, try again later"
             raise HttpError(429, text, retry_after_s=error.wait_s) from error
@@ -51,16 +95,34 @@ class Handlers:
         agents = functools.partial(Route, role=Role.ANONYMOUS, plain_http=True, max_body=MAX_AGENT_BODY)
         admins = functools.partial(Route, role=Role.ADMIN)
         one = "/agents/{agent_id}"
+        versions = Operation("The API versions of this registrar.", ServerVersions)
+        registers = functools.partial(agents, handler=self.register_agent)
+        activates = functools.partial(agents, handler=self.activate_agent)
         return (
-            agents("GET", "/version", handler=self.read_versions, versioned=False),
-            agents("POST", one, handler=self.register_agent),
-            agents("POST", "/agents", handler=self.register_agent),
-            agents("PUT", one, handler=self.activate_agent),
-            agents("PUT", f"{one}/activate", handler=self.activate_agent),
-            agents("POST", f"{one}/activate", handler=self.activate_agent),
-            admins("GET", "/agents", handler=self.list_agents),
-            admins("GET", one, handler=self.read_agent),
-            admins("DELETE", one, handler=self.delete_agent),
+            agents("GET", "/version", handler=self.read_versions, versioned=False, about=versions),
+            registers("POST", one, about=_registration("Registers the keys of an agent's TPM.")),
+            registers("POST", "/agents", about=_registration("The same, with `agent_id` in the body.")),
+            activates("PUT", one, about=_activation("Proves that the keys live in one TPM.")),
+            activates("PUT", f"{one}/activate", about=_activation("The same as `PUT /agents/{agent_id}`.")),
+            activates("POST", f"{one}/activate", about=_activation("The same as `PUT /agents/{agent_id}`.")),
+            admins(
+                "GET",
+                "/agents",
+                handler=self.list_agents,
+                about=Operation("The ids of all agents that have proven themselves.", RegisteredAgents),
+            ),
+            admins(
+                "GET",
+                one,
+                handler=self.read_agent,
+                about=Operation("The keys and the address of one agent.", RegisteredAgent, refusals=(404,)),
+            ),
+            admins(
+                "DELETE",
+                one,
+                handler=self.delete_agent,
+                about=Operation("Forgets an agent; it may register anew.", refusals=(404,)),
+            ),
         )
 
     async def read_versions(self, _request: Request) -> Response:
@@ -74,7 +136,7 @@ class Handlers:
             blob = await self._registrations.register(agent_id, message, request.caller.address)
         except RegistrationRefused as error:
             log.warning("agent %s: registration from %s refused: %s", agent_id, request.caller.address, error)
-            raise HttpError(400, _INVALID) from error
+            raise HttpError(400, f"{_INVALID}: {error}") from error
         except IdentityChanged as error:
             log.warning("agent %s: registration from %s refused: %s", agent_id, request.caller.address, error)
             raise HttpError(403, _CHANGED) from error
@@ -97,7 +159,7 @@ class Handlers:
         match outcome:
             case Proven() | AlreadyActive():
                 return Response()
-            case WrongTag():
+            case WrongTag() | TooManyWrongTags():
                 # The same words whatever is stored, and never the tag: neither theirs nor ours.
                 raise HttpError(400, f"Auth tag for agent '{agent_id}' does not match expected value")
             case UnknownAgent():
@@ -117,9 +179,17 @@ class Handlers:
 
     async def delete_agent(self, request: Request) -> Response:
         agent_id = _agent_id(request, None)
-        if not await self._registrations.delete(agent_id, request.caller.name or ""):
+        if not await self._registrations.delete(agent_id, str(request.caller)):
             raise _not_found(agent_id)
         return Response()
+
+
+def _registration(summary: str) -> Operation:
+    return Operation(summary, RegisterReply, body=RegisterRequest, refusals=(403,))
+
+
+def _activation(summary: str) -> Operation:
+    return Operation(summary, body=ActivateRequest, refusals=(403, 404))
 
 
 def _agent_id(request: Request, named: str | None) -> AgentId:

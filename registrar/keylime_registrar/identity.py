@@ -1,24 +1,25 @@
 """What a registration must prove before it is answered with a challenge: rules about keys and certificates.
 
 Pure. A registration is judged twice: here by what it says, and at its activation by what its TPM can do.
-Texts of errors are for the registrar's log; the agent only learns that its data are invalid.
+Texts of errors name the field of the registration: the agent is told them, and its operator reads them.
 """
 
 import enum
 import hashlib
 import hmac
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from keylime.errors import KeylimeError, MalformedEvidence, UnsuitableKey
+from keylime.errors import CredentialError, KeylimeError, MalformedEvidence, UnsuitableKey
 from keylime.identifiers import AgentId
-from keylime.pki.der import read_certificate
-from keylime.tpm.credential import activation_tag, make_credential
+from keylime.pki.agent_certificate import PinnedKey, read_agent_tls
+from keylime.pki.der import TolerantCertificate
+from keylime.pki.ek import is_signed_by
+from keylime.tpm.credential import activation_tag
 from keylime.tpm.keys import (
     AttestationKey,
     EndorsementKey,
@@ -34,14 +35,18 @@ _EK_HASH_ID = re.compile(r"[0-9a-f]{64}")
 
 
 class RegistrationRefused(KeylimeError):
-    """A registration whose data contradict themselves or the rules; its text says how, for the log."""
+    """A registration whose data contradict themselves or the rules; its text names the field and says how."""
+
+
+class UnknownIssuer(RegistrationRefused):
+    """A certificate of the device whose issuer is not among the trusted ones."""
 
 
 class IdentityChanged(KeylimeError):
     """A registration under the id of an active agent, but with another EK, AK or EK certificate."""
 
 
-class TpmIdentity(enum.Enum):
+class IdentityDemand(enum.Enum):
     """What the operator accepts as the identity of a TPM (option `tpm_identity`)."""
 
     EK_CERT_OR_IAK_IDEVID = "ek_cert_or_iak_idevid"
@@ -75,11 +80,27 @@ class Certification:
 
 
 @dataclass(frozen=True, slots=True)
-class Challenge:
-    """The credential to send to an agent, and the SHA-256 of the tag that only its TPM can answer with."""
+class Certificates:
+    """The certificates of a registration, as read."""
 
-    blob: bytes
-    tag_hash: bytes
+    ekcert: TolerantCertificate | None = None
+    iak_cert: TolerantCertificate | None = None
+    idevid_cert: TolerantCertificate | None = None
+
+    @property
+    def irregular(self) -> tuple[str, ...]:
+        """The names of those that are not strict DER."""
+        named = (("ekcert", self.ekcert), ("iak_cert", self.iak_cert), ("idevid_cert", self.idevid_cert))
+        return tuple(name for name, read in named if read is not None and read.normalised)
+
+
+@dataclass(frozen=True, slots=True)
+class ChallengedTpm:
+    """What a registration that is in order is challenged with: the EK, and the AK's name."""
+
+    agent_id: AgentId
+    ek: EndorsementKey
+    ak_name: bytes
 
 
 def check_unchanged(new: Registration, active: Registration) -> None:
@@ -93,30 +114,43 @@ def check_unchanged(new: Registration, active: Registration) -> None:
             raise IdentityChanged(f"{name} differs from that of the active registration")
 
 
-def challenge(
+def tls_key_of(registration: Registration) -> str | None:
+    """What callers of the agent pin, in hexadecimal; None where there is nothing to pin."""
+    try:
+        tls = read_agent_tls(registration.mtls_cert)
+    except CredentialError:
+        return None
+    return tls.pin.hex() if isinstance(tls, PinnedKey) else None
+
+
+def judge(
     registration: Registration,
+    certificates: Certificates,
     certification: Certification | None,
     *,
-    demanded: TpmIdentity,
-    anchors: Sequence[x509.Certificate],
-    secret: bytes,
-) -> Challenge:
-    """The challenge for a registration that is in order, sealing `secret`. Raises RegistrationRefused.
+    demanded: IdentityDemand,
+    load_anchors: Callable[[], Sequence[TolerantCertificate]],
+) -> ChallengedTpm:
+    """The TPM of a registration that is in order. Raises RegistrationRefused.
 
-    `anchors` are the certificates that IAK and IDevID certificates must be issued by.
+    `load_anchors` gives the certificates that IAK and IDevID certificates must be issued by.
     """
     try:
-        ek = parse_endorsement_key(registration.ek_tpm)
-        ak = parse_attestation_key(registration.aik_tpm)
-        _check_ek(registration, ek)
-        _check_device_identity(registration, ak, certification, anchors)
-    except (MalformedEvidence, UnsuitableKey, SignatureInvalid) as error:
+        with _about("ek_tpm"):
+            ek = parse_endorsement_key(registration.ek_tpm)
+        with _about("aik_tpm"):
+            ak = parse_attestation_key(registration.aik_tpm)
+        _check_ek(registration, certificates.ekcert, ek)
+        _check_device_identity(registration, certificates, ak, certification, load_anchors)
+    except MalformedEvidence as error:
         raise RegistrationRefused(str(error)) from error
     _check_demands(registration, demanded)
-    return Challenge(
-        blob=make_credential(ek, ak.name, secret),
-        tag_hash=hash_tag(activation_tag(secret, registration.agent_id)),
-    )
+    return ChallengedTpm(registration.agent_id, ek, ak.name)
+
+
+def tag_hash(secret: bytes, agent_id: AgentId) -> bytes:
+    """The hash of the tag that only who knows `secret` can answer with."""
+    return hash_tag(activation_tag(secret, agent_id))
 
 
 def hash_tag(tag: str) -> bytes:
@@ -124,45 +158,65 @@ def hash_tag(tag: str) -> bytes:
     return hashlib.sha256(tag.encode("utf-8", "surrogatepass")).digest()
 
 
-def _check_ek(registration: Registration, ek: EndorsementKey) -> None:
-    if registration.ekcert is not None:
-        _demand_same_key("ek_tpm", ek.public_key, "ekcert", registration.ekcert)
+@contextmanager
+def _about(field: str) -> Iterator[None]:
+    """What is wrong with a TPM structure is a refusal that names the field it came in."""
+    try:
+        yield
+    except (MalformedEvidence, UnsuitableKey, SignatureInvalid) as error:
+        raise RegistrationRefused(f"{field}: {error}") from error
+
+
+def _check_ek(
+    registration: Registration, certificate: TolerantCertificate | None, ek: EndorsementKey
+) -> None:
+    if certificate is not None:
+        _demand_same_key("ek_tpm", ek.public_key, "ekcert", certificate)
     # Such an id says which EK it belongs to (agent option uuid = hash_ek).
     if _EK_HASH_ID.fullmatch(registration.agent_id):
         digest = hashlib.sha256(ek.pem.encode()).hexdigest()
         if digest != registration.agent_id:
-            raise RegistrationRefused(
-                "the agent id has the form of an EK's hash, but is not the hash of this EK"
-            )
+            raise RegistrationRefused("agent_id has the form of an EK's hash, but is not the hash of ek_tpm")
 
 
 def _check_device_identity(
     registration: Registration,
+    certificates: Certificates,
     ak: AttestationKey,
     certification: Certification | None,
-    anchors: Sequence[x509.Certificate],
+    load_anchors: Callable[[], Sequence[TolerantCertificate]],
 ) -> None:
-    parts = (registration.iak_tpm, registration.iak_cert, registration.idevid_tpm, registration.idevid_cert)
-    iak_tpm, iak_cert, idevid_tpm, idevid_cert = parts
+    iak_tpm, iak_cert = registration.iak_tpm, certificates.iak_cert
+    idevid_tpm, idevid_cert = registration.idevid_tpm, certificates.idevid_cert
     if iak_tpm is None or iak_cert is None or idevid_tpm is None or idevid_cert is None:
-        if any(part is not None for part in parts):
-            raise RegistrationRefused("IAK and IDevID need each other, both with key and certificate")
+        parts = {"iak_tpm": iak_tpm, "iak_cert": iak_cert}
+        parts |= {"idevid_tpm": idevid_tpm, "idevid_cert": idevid_cert}
+        missing = [name for name, part in parts.items() if part is None]
+        if len(missing) < len(parts):
+            raise RegistrationRefused(
+                f"{', '.join(missing)} missing: IAK and IDevID need each other, both with key and certificate"
+            )
         return
-    iak = parse_attestation_key(iak_tpm)
+    with _about("iak_tpm"):
+        iak = parse_attestation_key(iak_tpm)
+    with _about("idevid_tpm"):
+        idevid = parse_device_key(idevid_tpm)
     _demand_same_key("iak_tpm", iak.public_key, "iak_cert", iak_cert)
-    _demand_same_key("idevid_tpm", parse_device_key(idevid_tpm), "idevid_cert", idevid_cert)
-    _demand_issuer("iak_cert", iak_cert, anchors)
-    _demand_issuer("idevid_cert", idevid_cert, anchors)
+    _demand_same_key("idevid_tpm", idevid, "idevid_cert", idevid_cert)
     # Always, also when the AK is the known one: else another device's IAK could be put beside it.
     if certification is None:
         raise RegistrationRefused("iak_attest and iak_sign are missing, so nothing ties the IAK to the AK")
     _check_certification(registration.agent_id, ak, iak, certification)
+    anchors = load_anchors()
+    _demand_issuer("idevid_cert", idevid_cert, anchors)  # the first: monitors look for its words
+    _demand_issuer("iak_cert", iak_cert, anchors)
 
 
 def _check_certification(
     agent_id: AgentId, ak: AttestationKey, iak: AttestationKey, certification: Certification
 ) -> None:
-    attest = parse_attest(certification.attest)
+    with _about("iak_attest"):
+        attest = parse_attest(certification.attest)
     if not isinstance(attest.attested, CertifyInfo):
         raise RegistrationRefused("iak_attest is not of TPM2_Certify")
     # Agents before API 2.6 qualify with the id itself.
@@ -171,37 +225,43 @@ def _check_certification(
         raise RegistrationRefused("iak_attest is not qualified with this agent's id")
     if not hmac.compare_digest(attest.attested.name, ak.name):
         raise RegistrationRefused("iak_attest is about another key than this AK")
-    verify_signature(iak, parse_signature(certification.signature), certification.attest)
+    with _about("iak_sign"):
+        verify_signature(iak, parse_signature(certification.signature), certification.attest)
 
 
-def _check_demands(registration: Registration, demanded: TpmIdentity) -> None:
+def _check_demands(registration: Registration, demanded: IdentityDemand) -> None:
     has_ek_cert, has_iak = registration.ekcert is not None, registration.iak_tpm is not None
     match demanded:
-        case TpmIdentity.EK_CERT_OR_IAK_IDEVID:
+        case IdentityDemand.EK_CERT_OR_IAK_IDEVID:
             pass  # the EK is always there; its certificate is the tenant's business
-        case TpmIdentity.EK_CERT if not has_ek_cert:
-            raise RegistrationRefused("tpm_identity = ek_cert demands an EK certificate")
-        case TpmIdentity.IAK_IDEVID if not has_iak:
-            raise RegistrationRefused("tpm_identity = iak_idevid demands IAK and IDevID")
+        case IdentityDemand.EK_CERT if not has_ek_cert:
+            raise RegistrationRefused("ekcert is missing: tpm_identity = ek_cert demands an EK certificate")
+        case IdentityDemand.IAK_IDEVID if not has_iak:
+            raise RegistrationRefused("iak_tpm is missing: tpm_identity = iak_idevid demands IAK and IDevID")
         case _:
             pass
 
 
-def _demand_same_key(key_name: str, key: PublicKey, certificate_name: str, der: bytes) -> None:
-    certified = read_certificate(der).certificate.public_key()
+def _demand_same_key(
+    key_name: str, key: PublicKey, certificate_name: str, certificate: TolerantCertificate
+) -> None:
+    certified = certificate.certificate.public_key()
     if not isinstance(certified, rsa.RSAPublicKey | ec.EllipticCurvePublicKey) or certified != key:
         raise RegistrationRefused(f"{key_name} is not the key in {certificate_name}")
 
 
-def _demand_issuer(name: str, der: bytes, anchors: Sequence[x509.Certificate]) -> None:
-    certificate = read_certificate(der).certificate
+_WORDS = {"iak_cert": "IAK", "idevid_cert": "IDevID"}
+
+
+def _demand_issuer(
+    name: str, certificate: TolerantCertificate, anchors: Sequence[TolerantCertificate]
+) -> None:
     if not any(_is_issued_by(certificate, anchor) for anchor in anchors):
-        raise RegistrationRefused(f"{name} is not issued by a certificate in the TPM certificate store")
+        raise UnknownIssuer(
+            f"No Root CA matched {_WORDS[name]} Certificate: {name} is not issued by a certificate in the "
+            "TPM certificate store ([tenant] tpm_cert_store)"
+        )
 
 
-def _is_issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
-    try:
-        certificate.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
-        return False
-    return True
+def _is_issued_by(certificate: TolerantCertificate, issuer: TolerantCertificate) -> bool:
+    return certificate.certificate.issuer == issuer.certificate.subject and is_signed_by(certificate, issuer)

@@ -2,54 +2,64 @@
 
 import base64
 import logging
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
-from cryptography import x509
-
-from keylime.errors import KeylimeError
+from keylime.http.sources import source_prefixes
 from keylime.identifiers import AgentId
 from keylime.messages.registrar import RegisteredAgent, RegisterRequest
-from keylime.tpm.credential import new_challenge
-from keylime_registrar.activation import AlreadyActive, Outcome, Proven, UnknownAgent, WrongTag
+from keylime.pki.der import TolerantCertificate
+from keylime.tpm.sealing import make_credential
+from keylime_registrar.activation import (
+    AlreadyActive,
+    Outcome,
+    Proven,
+    TooManyWrongTags,
+    UnknownAgent,
+    WrongTag,
+)
 from keylime_registrar.identity import (
+    ChallengedTpm,
+    IdentityDemand,
+    Registration,
     RegistrationRefused,
-    TpmIdentity,
-    challenge,
+    UnknownIssuer,
     check_unchanged,
     hash_tag,
+    judge,
 )
-from keylime_registrar.store import Activation, ActiveRegistration, Store
+from keylime_registrar.refusals import TooManyRequests
+from keylime_registrar.store import Activation, ActiveRegistration, Origin, Store
 from keylime_registrar.submission import read_submission
 from keylime_registrar.throttle import Throttle
+from keylime_registrar.turns import CallTurns, TooManyWaiting
 
 log = logging.getLogger(__name__)
 
-
-class TooManyRequests(KeylimeError):
-    """An address registers more often than it may; in `wait_s` seconds it may again."""
-
-    def __init__(self, address: str, wait_s: float) -> None:
-        super().__init__(f"{address} sends too many registrations and activations")
-        self.wait_s = wait_s
+_REQUEST_COST_S = 0.001  # of HTTP and the database, which is not measured for each request
+_GUESSING_WAIT_S = 60.0
+_QUEUE_WAIT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
     """What the operator demands of registrations. `load_anchors` reads the TPM certificate store."""
 
-    tpm_identity: TpmIdentity
+    tpm_identity: IdentityDemand
     reject_irregular: bool
     warn_of_irregular: bool
-    load_anchors: Callable[[], Sequence[x509.Certificate]]
+    load_anchors: Callable[[], Sequence[TolerantCertificate]]
 
 
 @dataclass(frozen=True, slots=True)
 class Clocks:
-    """Wall clock for what is stored, and one that never runs back for rates; both in seconds."""
+    """Wall clock for what is stored, one that never runs back for rates, and CPU time; all in seconds."""
 
     wall: Callable[[], float]
     steady: Callable[[], float]
+    cpu: Callable[[], float] = time.thread_time
 
 
 class Registrations:
@@ -57,6 +67,7 @@ class Registrations:
 
     def __init__(self, store: Store, rules: Rules, throttle: Throttle, clocks: Clocks) -> None:
         self._store = store
+        self._turns = CallTurns()
         self._rules = rules
         self._throttle = throttle
         self._clocks = clocks
@@ -64,36 +75,29 @@ class Registrations:
     async def register(self, agent_id: AgentId, request: RegisterRequest, source: str) -> bytes:
         """The credential for an agent, which becomes active only when it answers.
 
-        Raises RegistrationRefused, IdentityChanged, TooManyPending or TooManyRequests; an active registration
-        stays what it is in any case.
+        Raises RegistrationRefused, IdentityChanged or TooManyRequests; an active registration stays what it
+        is in any case.
         """
-        self._admit(source)
-        submission = read_submission(agent_id, request)
-        self._report_irregular(agent_id, submission.irregular)
-        registration = submission.registration
-        active = await self._store.active(agent_id)
-        if active is not None:
-            check_unchanged(registration, active.registration)
-        made = challenge(
-            registration,
-            submission.certification,
-            demanded=self._rules.tpm_identity,
-            anchors=self._rules.load_anchors() if registration.iak_cert is not None else (),
-            secret=new_challenge(),
-        )
-        await self._store.add_pending(registration, made.tag_hash, source, self._now())
+        async with self._turn(source) as prefixes:
+            registration, tpm = await self._judged(agent_id, request, prefixes)
+            secret = await self._store.add_pending(registration, Origin.of(prefixes), self._now())
+            with self._charged(prefixes):
+                blob = make_credential(tpm.ek, tpm.ak_name, secret)
         log.info("agent %s: registration from %s waits for its proof", agent_id, source)
-        return made.blob
+        return blob
 
     async def activate(self, agent_id: AgentId, tag: str, source: str) -> Outcome:
         """What came of a tag. Raises IdentityChanged, RegistrationConflict or TooManyRequests."""
-        self._admit(source)
-        activation = await self._store.activate(agent_id, hash_tag(tag), source, self._now())
+        async with self._turn(source) as prefixes:
+            origin = Origin.of(prefixes)
+            activation = await self._store.activate(agent_id, hash_tag(tag), origin, self._now())
         match activation.outcome:
             case Proven():
                 _report_activation(agent_id, activation)
             case WrongTag():
                 log.warning("agent %s: wrong activation tag from %s", agent_id, source)
+            case TooManyWrongTags():
+                raise TooManyRequests(source, _GUESSING_WAIT_S, f"wrong activation tags for agent {agent_id}")
             case AlreadyActive() | UnknownAgent():
                 pass
         return activation.outcome
@@ -108,20 +112,74 @@ class Registrations:
         return await self._store.is_pending(agent_id, self._now())
 
     async def agent_ids(self) -> list[str]:
-        """All ids, active or not."""
-        return await self._store.agent_ids(self._now())
+        """The ids of all agents that have proven themselves."""
+        return await self._store.agent_ids()
 
     async def delete(self, agent_id: AgentId, administrator: str) -> bool:
         """Forgets an agent; False when it was not known."""
         deleted = await self._store.delete(agent_id)
         if deleted:
-            log.info("agent %s: deleted by %r", agent_id, administrator)
+            log.info("agent %s: deleted by %s", agent_id, administrator)
         return deleted
 
-    def _admit(self, source: str) -> None:
-        wait_s = self._throttle.wait_s(source, self._clocks.steady())
+    async def _judged(
+        self, agent_id: AgentId, request: RegisterRequest, prefixes: tuple[str, ...]
+    ) -> tuple[Registration, ChallengedTpm]:
+        with self._charged(prefixes):
+            submission = read_submission(agent_id, request)
+            self._report_irregular(agent_id, submission.certificates.irregular)
+        registration = submission.registration
+        has_device_identity = registration.iak_tpm is not None and registration.idevid_tpm is not None
+        if has_device_identity:
+            log.info("IDevID and IAK received from agent %s", agent_id)
+        try:
+            with self._charged(prefixes):
+                tpm = judge(
+                    registration,
+                    submission.certificates,
+                    submission.certification,
+                    demanded=self._rules.tpm_identity,
+                    load_anchors=self._rules.load_anchors,
+                )
+        except UnknownIssuer as error:
+            log.error("%s (agent %s)", error, agent_id)
+            await self._demand_unchanged(registration)
+            raise
+        except RegistrationRefused:
+            await self._demand_unchanged(registration)  # which, of the two, the agent is told
+            raise
+        if has_device_identity:
+            log.info("AIK verified with IAK of agent %s", agent_id)
+        return registration, tpm
+
+    @asynccontextmanager
+    async def _turn(self, source: str) -> AsyncIterator[tuple[str, ...]]:
+        """A turn for an address that may cause work: its prefixes. Raises TooManyRequests."""
+        prefixes = source_prefixes(source)
+        now = self._clocks.steady()
+        wait_s = self._throttle.wait_s(prefixes, now)
         if wait_s > 0:
             raise TooManyRequests(source, wait_s)
+        self._throttle.charge(prefixes, _REQUEST_COST_S, now)
+        try:
+            async with self._turns.taken(prefixes):
+                yield prefixes
+        except TooManyWaiting as error:
+            raise TooManyRequests(source, _QUEUE_WAIT_S, "registrations and activations at once") from error
+
+    @contextmanager
+    def _charged(self, prefixes: tuple[str, ...]) -> Iterator[None]:
+        """Charges what is computed meanwhile, without a pause, to a source."""
+        began = self._clocks.cpu()
+        try:
+            yield
+        finally:
+            self._throttle.charge(prefixes, max(0.0, self._clocks.cpu() - began), self._clocks.steady())
+
+    async def _demand_unchanged(self, registration: Registration) -> None:
+        active = await self._store.active(registration.agent_id)
+        if active is not None:
+            check_unchanged(registration, active.registration)
 
     def _now(self) -> int:
         return int(self._clocks.wall())
@@ -139,6 +197,14 @@ class Registrations:
 
 def _report_activation(agent_id: AgentId, activation: Activation) -> None:
     log.info("agent %s is active (registration %d)", agent_id, activation.regcount)
+    if activation.new_key is not None:
+        log.warning(
+            "agent %s has a new key for TLS (SHA-256 %s...), proven by its TPM: a verifier takes it up with "
+            "`keylime_tenant -c update -u %s`",
+            agent_id,
+            activation.new_key[:16],
+            agent_id,
+        )
     if activation.same_tpm:
         log.warning("agent %s has the TPM of %s as well", agent_id, ", ".join(activation.same_tpm))
 

@@ -1,45 +1,25 @@
 """The registrar's records: active registrations, and those whose proof is outstanding."""
 
-import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from keylime.database.engine import DatabaseUnavailable
 from keylime.database.transactions import Database
-from keylime.errors import KeylimeError
 from keylime.identifiers import AgentId
-from keylime_registrar.activation import Outcome, PendingProof, Proven, WrongTag, decide
-from keylime_registrar.identity import Registration, check_unchanged
-from keylime_registrar.schema import pending_registrations as pending
+from keylime_registrar import attempts
+from keylime_registrar.activation import KnownAgent, Outcome, Own, Proven, WrongTag, decide
+from keylime_registrar.attempts import IDENTITY, Origin, PendingLimits, Waiting
+from keylime_registrar.identity import Registration, check_unchanged, tls_key_of
+from keylime_registrar.refusals import RegistrationConflict
 from keylime_registrar.schema import registrations
 
-
-class RegistrationConflict(KeylimeError):
-    """Another process activated the same id in the same moment."""
-
-
-class TooManyPending(KeylimeError):
-    """No room for another unproven registration, from this address or at all; in `wait_s` there may be."""
-
-    wait_s = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What registrations without proof may take up. Times in seconds."""
-
-    lifetime_s: int = 600
-    max_wrong_tags: int = 5
-    # For one id, where the oldest makes room: a stranger neither shuts an agent out nor displaces its own.
-    per_agent: int = 8
-    per_agent_and_source: int = 2
-    per_source: int = 2_000
-    total: int = 20_000
+__all__ = ["Activation", "ActiveRegistration", "Origin", "PendingLimits", "Store"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +30,16 @@ class ActiveRegistration:
     regcount: int
 
 
+ResultT = TypeVar("ResultT")
+
 _SHOWN_IDS = 5
-_IDENTITY = tuple(field.name for field in dataclasses.fields(Registration) if field.name != "agent_id")
+_TRIES = 3  # of what another process may get in the way of
+_ROOM_EVERY_S = 60
+_ROOM_EVERY = 64  # times, while the whole capacity is filled
 
 
-# Built once: SQLAlchemy takes longer to build a statement than SQLite to execute it. Names of parameters that
-# are no columns begin with an underscore.
+# Built once, as in `attempts`.
 _BY_AGENT = registrations.c.agent_id == sa.bindparam("_agent_id")
-_PENDING_BY_AGENT = pending.c.agent_id == sa.bindparam("_agent_id")
 _ACTIVE = sa.select(registrations).where(_BY_AGENT)
 _ACTIVE_LOCKED = _ACTIVE.with_for_update()
 _ACTIVE_TAG = sa.select(registrations.c.tag_hash).where(_BY_AGENT)
@@ -67,37 +49,30 @@ _IDS_OF_EK = (
     .where(registrations.c.ek_hash == sa.bindparam("_ek_hash"), ~_BY_AGENT)
     .limit(_SHOWN_IDS)
 )
-_PENDING_LOCKED = (
-    sa.select(pending).where(_PENDING_BY_AGENT, pending.c.expires_at > sa.bindparam("_now")).with_for_update()
-)
-_DELETE_PENDING = sa.delete(pending).where(_PENDING_BY_AGENT)
-_DELETE_EXPIRED = sa.delete(pending).where(pending.c.expires_at <= sa.bindparam("_now"))
-_COUNT = sa.select(sa.func.count()).select_from(pending)
-_COUNTS = sa.select(
-    _COUNT.where(pending.c.source == sa.bindparam("_source")).scalar_subquery(), _COUNT.scalar_subquery()
-)
-_SIBLINGS = (
-    sa.select(pending.c.pending_id, pending.c.source)
-    .where(_PENDING_BY_AGENT)
-    .order_by(pending.c.pending_id.desc())
-)
 
 
 @dataclass(frozen=True, slots=True)
 class Activation:
-    """What a tag did; with Proven, how many times the agent has proven itself, and other ids of its TPM."""
+    """What a tag did; with Proven, how many times the agent has proven itself, and other ids of its TPM.
+
+    `new_key` is the SHA-256 of the key of its TLS certificate if the registration before had another one.
+    """
 
     outcome: Outcome
     regcount: int = 0
     same_tpm: tuple[str, ...] = ()
+    new_key: str | None = None
 
 
 class Store:
     """Reads and writes the registrar's tables. Every method raises DatabaseUnavailable."""
 
-    def __init__(self, database: Database, limits: Limits) -> None:
+    def __init__(self, database: Database, limits: PendingLimits) -> None:
         self._database = database
         self._limits = limits
+        # Room is made by the way: after so many bytes of new attempts, or after so long.
+        self._added = limits.capacity
+        self._room_made_at = 0
 
     async def active(self, agent_id: AgentId) -> ActiveRegistration | None:
         """The active registration of an agent."""
@@ -105,53 +80,56 @@ class Store:
 
     async def is_pending(self, agent_id: AgentId, now: int) -> bool:
         """Whether a registration of this agent waits for its proof."""
-
-        def work(connection: sa.Connection) -> bool:
-            return bool(_pending(connection, agent_id, now))
-
+        work = partial(attempts.is_any, agent_id=agent_id, now=now)
         return await self._database.read("read a registration", work)
 
-    async def agent_ids(self, now: int) -> list[str]:
-        """The ids of all agents, active or not, sorted."""
-        waiting = sa.select(pending.c.agent_id).where(pending.c.expires_at > now)
-        query = sa.select(registrations.c.agent_id).union(waiting)
+    async def agent_ids(self) -> list[str]:
+        """The ids of all agents that have proven themselves, sorted."""
 
         def work(connection: sa.Connection) -> list[str]:
-            return sorted(connection.execute(query).scalars())
+            return sorted(connection.execute(sa.select(registrations.c.agent_id)).scalars())
 
         return await self._database.read("list the registrations", work)
 
-    async def add_pending(self, registration: Registration, tag_hash: bytes, source: str, now: int) -> None:
-        """Keeps a registration until its proof comes or its time is up. Raises TooManyPending."""
-        limits = self._limits
-        row = {
-            **{name: getattr(registration, name) for name in _IDENTITY},
-            "agent_id": registration.agent_id,
-            "tag_hash": tag_hash,
-            "source": source,
-            "wrong_tags": 0,
-            "expires_at": now + limits.lifetime_s,
-        }
+    async def add_pending(self, registration: Registration, origin: Origin, now: int) -> bytes:
+        """The secret to challenge a registration with, which from now on waits for its proof.
 
-        def work(connection: sa.Connection) -> None:
-            connection.execute(_DELETE_EXPIRED, {"_now": now})
-            _make_room(connection, limits, registration.agent_id, source)
-            connection.execute(sa.insert(pending), row)
+        One that waits already, unchanged and from the same source, keeps its secret. Raises IdentityChanged
+        for another TPM under the id of an active agent.
+        """
+        waiting = Waiting.for_proof(registration, origin)
+        must_make_room = (
+            self._added + waiting.size > self._limits.capacity // _ROOM_EVERY
+            or abs(now - self._room_made_at) >= _ROOM_EVERY_S
+        )
 
-        await self._database.write("store a registration", work)
+        def work(connection: sa.Connection) -> bytes | None:
+            active = _active(connection, registration.agent_id)
+            if active is not None:
+                check_unchanged(registration, active.registration)
+            secret = attempts.secret_for(connection, waiting, self._limits, now)
+            if must_make_room and secret is not None:
+                attempts.make_room(connection, self._limits, now)
+            return secret
 
-    async def activate(self, agent_id: AgentId, tag_hash: bytes, source: str, now: int) -> Activation:
+        secret = await self._again_on_conflict("store a registration", work)
+        if must_make_room:
+            self._added, self._room_made_at = 0, now
+        self._added += waiting.size
+        return secret
+
+    async def activate(self, agent_id: AgentId, tag_hash: bytes, origin: Origin, now: int) -> Activation:
         """What the tag with this hash does, done.
 
         Raises IdentityChanged when the proven registration contradicts one that became active meanwhile, and
-        RegistrationConflict when another process was faster.
+        RegistrationConflict when other processes were faster again and again.
         """
 
         def work(connection: sa.Connection) -> Activation:
-            return _activate(connection, agent_id, tag_hash, source, now, self._limits.max_wrong_tags)
+            return _activate(connection, agent_id, tag_hash, origin.source, now, self._limits.max_wrong_tags)
 
         try:
-            return await self._database.write("activate a registration", work)
+            return await self._again_on_conflict("activate a registration", work)
         except DatabaseUnavailable as error:
             if isinstance(error.__cause__, IntegrityError):
                 raise RegistrationConflict(agent_id) from error
@@ -161,68 +139,71 @@ class Store:
         """Removes all that is known of an agent; False when there was nothing."""
 
         def work(connection: sa.Connection) -> bool:
-            deletions = [
-                sa.delete(table).where(table.c.agent_id == agent_id) for table in (pending, registrations)
-            ]
-            return sum(connection.execute(deletion).rowcount for deletion in deletions) > 0
+            # In the order of activations, so that neither waits for the other.
+            deletion = sa.delete(registrations).where(registrations.c.agent_id == agent_id)
+            deleted = connection.execute(deletion).rowcount
+            return deleted + attempts.forget(connection, agent_id) > 0
 
         return await self._database.write("delete a registration", work)
 
-
-def _pending(connection: sa.Connection, agent_id: AgentId, now: int) -> Mapping[int, sa.RowMapping]:
-    rows = connection.execute(_PENDING_LOCKED, {"_agent_id": agent_id, "_now": now}).mappings()
-    return {row["pending_id"]: row for row in rows}
-
-
-def _make_room(connection: sa.Connection, limits: Limits, agent_id: AgentId, source: str) -> None:
-    from_source, total = connection.execute(_COUNTS, {"_source": source}).one()
-    if from_source >= limits.per_source:
-        raise TooManyPending(f"{source} has {limits.per_source} registrations without proof")
-    if total >= limits.total:
-        raise TooManyPending(f"there are {limits.total} registrations without proof")
-    siblings = connection.execute(_SIBLINGS, {"_agent_id": agent_id}).all()
-    own = [row.pending_id for row in siblings if row.source == source]
-    surplus = {row.pending_id for row in siblings[limits.per_agent - 1 :]}
-    surplus.update(own[limits.per_agent_and_source - 1 :])
-    if surplus:
-        connection.execute(sa.delete(pending).where(pending.c.pending_id.in_(surplus)))
+    async def _again_on_conflict(
+        self, action: str, work: Callable[[sa.Connection], ResultT | None]
+    ) -> ResultT:
+        """What the work gives, in another transaction where another process wrote the same in this moment."""
+        for _ in range(_TRIES - 1):
+            try:
+                result = await self._database.write(action, work)
+            except DatabaseUnavailable as error:
+                if not isinstance(error.__cause__, IntegrityError):
+                    raise
+            else:
+                if result is not None:
+                    return result
+        result = await self._database.write(action, work)
+        if result is None:
+            raise DatabaseUnavailable(f"database: cannot {action}: others do the same all the time")
+        return result
 
 
 def _activate(
     connection: sa.Connection, agent_id: AgentId, tag_hash: bytes, source: str, now: int, max_wrong_tags: int
 ) -> Activation:
-    waiting = _pending(connection, agent_id, now)
+    proven = attempts.with_tag(connection, agent_id, tag_hash, now)
+    if proven is not None:
+        activation = _promote(connection, agent_id, proven, now)
+        if activation is not None:
+            return activation
+    own = attempts.newest_from(connection, agent_id, source, now)
     outcome = decide(
         tag_hash,
-        source=source,
-        pending=[
-            PendingProof(row["pending_id"], row["tag_hash"], row["source"], row["wrong_tags"])
-            for row in waiting.values()
-        ],
-        active_tag=connection.execute(_ACTIVE_TAG, {"_agent_id": agent_id}).scalar_one_or_none(),
+        KnownAgent(
+            own=None if own is None else Own(*own),
+            is_pending=own is not None or attempts.is_any(connection, agent_id, now),
+            active_tag=connection.execute(_ACTIVE_TAG, {"_agent_id": agent_id}).scalar_one_or_none(),
+        ),
         max_wrong_tags=max_wrong_tags,
     )
-    match outcome:
-        case Proven(pending_id):
-            return _promote(connection, waiting[pending_id], now, outcome)
-        case WrongTag(counted, discarded):
-            _count_wrong_tag(connection, counted, discarded)
-        case _:
-            pass
+    if isinstance(outcome, WrongTag) and outcome.counted is not None:
+        attempts.count_wrong_tag(connection, outcome.counted)
     return Activation(outcome)
 
 
-def _promote(connection: sa.Connection, row: sa.RowMapping, now: int, outcome: Proven) -> Activation:
-    """Makes a pending registration the active one, in the place of an earlier one of the same TPM."""
-    registration = _registration(row)
-    agent_id = registration.agent_id
+def _promote(connection: sa.Connection, agent_id: AgentId, pending_id: int, now: int) -> Activation | None:
+    """Makes a pending registration the active one, in the place of an earlier one of the same TPM.
+
+    None when another process made one of this id active meanwhile, which ends all others.
+    """
     active = _active(connection, agent_id, lock=True)
+    row = attempts.row_of(connection, agent_id, pending_id, now)
+    if row is None:
+        return None
+    registration = _registration(row)
     if active is not None:
         check_unchanged(registration, active.registration)
     regcount = 1 if active is None else active.regcount + 1
     ek_hash = hashlib.sha256(registration.ek_tpm).digest()
     values = {
-        **{name: row[name] for name in _IDENTITY},
+        **{name: row[name] for name in IDENTITY},
         "tag_hash": row["tag_hash"],
         "ek_hash": ek_hash,
         "regcount": regcount,
@@ -232,16 +213,11 @@ def _promote(connection: sa.Connection, row: sa.RowMapping, now: int, outcome: P
         connection.execute(sa.insert(registrations), {"agent_id": agent_id, **values})
     else:
         connection.execute(_REPLACE_ACTIVE, {"_agent_id": agent_id, **values})
-    connection.execute(_DELETE_PENDING, {"_agent_id": agent_id})
-    return Activation(outcome, regcount, _ids_of_ek(connection, ek_hash, agent_id))
-
-
-def _count_wrong_tag(connection: sa.Connection, counted: tuple[int, ...], discarded: tuple[int, ...]) -> None:
-    if counted:
-        update = sa.update(pending).where(pending.c.pending_id.in_(counted))
-        connection.execute(update.values(wrong_tags=pending.c.wrong_tags + 1))
-    if discarded:
-        connection.execute(sa.delete(pending).where(pending.c.pending_id.in_(discarded)))
+    attempts.forget(connection, agent_id)
+    key = tls_key_of(registration)
+    is_new = active is not None and tls_key_of(active.registration) not in (None, key)
+    same_tpm = _ids_of_ek(connection, ek_hash, agent_id)
+    return Activation(Proven(pending_id), regcount, same_tpm, key if is_new else None)
 
 
 def _active(connection: sa.Connection, agent_id: AgentId, *, lock: bool = False) -> ActiveRegistration | None:
@@ -255,5 +231,5 @@ def _ids_of_ek(connection: sa.Connection, ek_hash: bytes, but: AgentId) -> tuple
 
 
 def _registration(row: sa.RowMapping) -> Registration:
-    values = {name: row[name] for name in _IDENTITY}
+    values = {name: row[name] for name in IDENTITY}
     return Registration(agent_id=AgentId(row["agent_id"]), **values)

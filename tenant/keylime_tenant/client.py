@@ -1,31 +1,48 @@
 """Calls to the three peers: registrar, verifier and agent. Failures say whom, where and what to check."""
 
+import logging
 import ssl
-from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar
 from urllib.parse import quote
 
-import aiohttp
 import msgspec
 
-from keylime.errors import MalformedMessage, PeerUnreachable
-from keylime.http.client import Peer, Reply
+from keylime.errors import (
+    MalformedMessage,
+    OwnCertificateFailed,
+    PeerUnreachable,
+    WrongPeerKey,
+    WrongServerCertificate,
+)
+from keylime.http.agent_connection import AgentConnection as PeerConnection
+from keylime.http.replies import Reply
+from keylime.http.trouble import speaks_plain_http
+from keylime.http.wire import Closed
 from keylime.identifiers import AgentId
 from keylime.messages.agent import KeyVerification, QuoteReply, UKeyRequest
 from keylime.messages.envelope import parse_body
+from keylime.messages.history import AgentHistory, HistoryEvent
 from keylime.messages.registrar import RegisteredAgent
-from keylime.messages.verifier import AddAgentRequest
+from keylime.messages.verifier import AddAgentRequest, UpdateAgentRequest
 from keylime.messages.versions import (
     AGENT_VERSIONS,
     CURRENT_VERSION,
+    SUPPORTED_VERSIONS,
     AgentVersions,
     ServerVersions,
     negotiate,
 )
+from keylime.pki.tls_failures import is_no_tls
+from keylime.tpm.pcr import MEASURED_BOOT_PCRS
 from keylime_tenant.config import Address
 from keylime_tenant.errors import CommandFailed
 
 ResultT = TypeVar("ResultT")
+
+log = logging.getLogger("keylime.tenant")
 
 # What is wrong when the handshake fails, by who is at the other end.
 _SERVER_TRUST = (
@@ -35,7 +52,7 @@ _SERVER_TRUST = (
 )
 _AGENT_TRUST = (
     "the agent's trusted_client_ca must hold the CA of [tenant] client_cert (copy cv_ca/cacert.crt of the "
-    "verifier), and the agent must present the certificate that it registered (restart it to register again)"
+    "verifier), and the agent must hold the key that it registered (restart it to register again)"
 )
 _HANG_UP = (
     "servers hang up on a client certificate that they do not trust: "
@@ -47,14 +64,45 @@ _FORBIDDEN = (
 )
 
 
+Doing: TypeAlias = Callable[[str], AbstractContextManager[None]]
+"""Around what may last: says what is going on when it does."""
+
+
+def _silently(_what: str) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+@dataclass(frozen=True, slots=True)
+class Whereabouts:
+    """Where an address is from, for whoever has to correct it."""
+
+    typed: tuple[str, ...]
+    options: str
+    tls_port: int  # where such a service listens by default
+
+    @property
+    def advice(self) -> str:
+        """What to look at: the flags that were typed, else the options."""
+        return " and ".join(self.typed) or self.options
+
+
 class Service:
     """A registrar or verifier; the API version is negotiated before the first call."""
 
-    def __init__(self, name: str, address: Address, options: str, peer: Peer) -> None:
+    def __init__(
+        self,
+        name: str,
+        address: Address,
+        peer: PeerConnection,
+        *,
+        where: Whereabouts,
+        doing: Doing = _silently,
+    ) -> None:
         self.name = name
         self.address = address
-        self._options = options
+        self._where = where
         self._peer = peer
+        self._doing = doing
         self._version: str | None = None
 
     @property
@@ -74,6 +122,10 @@ class Service:
         if self._version is None:
             self._version = await self._negotiate()
         return await self._request(method, f"/v{self._version}{path}", query=query, body=body)
+
+    async def probe(self, path: str) -> Reply:
+        """The answer to a question outside of the versions. Raises PeerUnreachable."""
+        return await self._request("GET", path)
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -95,8 +147,10 @@ class Service:
         version = negotiate((*offered.supported_versions, offered.current_version))
         if version is None:
             raise CommandFailed(
-                f"{self.place} speaks none of our API versions, only {offered.supported_versions}"
+                f"{self.place} has no compatible API version: it speaks "
+                f"{', '.join(offered.supported_versions)}, the tenant {', '.join(SUPPORTED_VERSIONS)}"
             )
+        log.info("Using API version %s for %s communication", version, self.name)
         return version
 
     async def _request(
@@ -108,21 +162,41 @@ class Service:
         body: msgspec.Struct | None = None,
     ) -> Reply:
         try:
-            return await self._peer.request(method, path, query=query, body=body)
+            with self._doing(f"waiting for the answer of {self.place}"):
+                return await self._peer.request(method, path, query=query, body=body)
         except PeerUnreachable as error:
-            reason = f"check {self._options}"
-            if is_tls_failure(error):
-                reason = _SERVER_TRUST
-            elif is_hang_up(error):
-                reason = f"{_HANG_UP}; also {reason}"
-            raise PeerUnreachable(f"cannot reach {self.place}: {error} ({reason})") from error
+            raise await self._unreachable(error) from error
+
+    async def _unreachable(self, error: PeerUnreachable) -> PeerUnreachable:
+        cause, check = without_address(error, self.address.url()), self._where.advice
+        if is_no_tls(cause) or (
+            is_hang_up(error) and await speaks_plain_http(self.address.host, self.address.port)
+        ):
+            return PeerUnreachable(
+                f"{self.place} does not speak TLS; its TLS port is {self._where.tls_port} unless it was "
+                f"configured otherwise: check {check}"
+            )
+        if error.is_explained or isinstance(error, OwnCertificateFailed):
+            option = "trusted_server_ca" if "CERTIFICATE_VERIFY_FAILED" in cause else "client_cert"
+            return PeerUnreachable(f"cannot reach {self.place}: {cause} ([tenant] {option})")
+        if is_tls_failure(error):
+            check = _SERVER_TRUST
+        elif is_hang_up(error):
+            check = f"{_HANG_UP}; also check {check}"
+        else:
+            check = f"check that it is running, and {check}"
+        return PeerUnreachable(f"cannot reach {self.place}: {cause} ({check})")
 
 
-class Registrar(Service):
+class RegistrarClient(Service):
     """The registrar's administrative API."""
 
-    def __init__(self, address: Address, peer: Peer) -> None:
-        super().__init__("registrar", address, "-r/-rp, or [tenant] registrar_ip and registrar_port", peer)
+    def __init__(
+        self, address: Address, peer: PeerConnection, typed: Sequence[str] = (), doing: Doing = _silently
+    ) -> None:
+        """`typed` are the flags of the command line that the address is from."""
+        where = Whereabouts(tuple(typed), "[tenant] registrar_ip and registrar_port (-r, -rp)", 8891)
+        super().__init__("registrar", address, peer, where=where, doing=doing)
 
     async def agent(self, agent_id: AgentId) -> tuple[RegisteredAgent, Reply] | None:
         """The record of an active agent, typed and as sent; None when the registrar has none."""
@@ -142,11 +216,15 @@ class Registrar(Service):
         return await self.call("DELETE", f"/agents/{agent_id}")
 
 
-class Verifier(Service):
+class VerifierClient(Service):
     """The verifier's administrative API."""
 
-    def __init__(self, address: Address, peer: Peer) -> None:
-        super().__init__("verifier", address, "-v/-vp, or [tenant] verifier_ip and verifier_port", peer)
+    def __init__(
+        self, address: Address, peer: PeerConnection, typed: Sequence[str] = (), doing: Doing = _silently
+    ) -> None:
+        """`typed` are the flags of the command line that the address is from."""
+        where = Whereabouts(tuple(typed), "[tenant] verifier_ip and verifier_port (-v, -vp)", 8881)
+        super().__init__("verifier", address, peer, where=where, doing=doing)
 
     async def status(self, agent_id: AgentId) -> dict[str, Any] | None:
         """The status of an agent, with all fields that were sent; None when the id is not known."""
@@ -166,6 +244,10 @@ class Verifier(Service):
         """The answer to an added agent."""
         return await self.call("POST", f"/agents/{agent_id}", body=request)
 
+    async def update(self, agent_id: AgentId, request: UpdateAgentRequest) -> Reply:
+        """The answer to a change of an enrolment, from verifiers that can change one."""
+        return await self.call("PUT", f"/agents/{agent_id}", body=request)
+
     async def delete(self, agent_id: AgentId) -> Reply:
         """The answer to a deletion: 200 done, 202 later, 404 not there."""
         return await self.call("DELETE", f"/agents/{agent_id}")
@@ -174,21 +256,47 @@ class Verifier(Service):
         """The answer to "reactivate" or "stop"."""
         return await self.call("PUT", f"/agents/{agent_id}/{action}")
 
+    async def history(self, agent_id: AgentId) -> list[HistoryEvent]:
+        """What happened to an agent, oldest first, also to one that is gone. Raises CommandFailed."""
+        events: list[HistoryEvent] = []
+        while True:
+            query = {"after": str(events[-1].id if events else 0)}
+            reply = await self.call("GET", f"/agents/{agent_id}/history", query=query)
+            if reply.code == 404 and reply.status == "agent id not found":
+                raise CommandFailed(f"{self.place} knows nothing of agent {agent_id}, now or before")
+            if reply.code == 404:
+                raise CommandFailed(f"{self.place} keeps no history: its release is older")
+            if reply.code != 200:
+                raise self.refusal(reply, f"tell what happened to agent {agent_id}")
+            found = read_results(reply, AgentHistory, self.place)
+            events.extend(found.events)
+            if not found.more or not found.events:
+                return events
+
     async def revocations(self, agent_id: AgentId | None) -> Reply:
         """The answer to what became of revocations: those about one agent, or all."""
         return await self.call("GET", "/revocations", query=None if agent_id is None else {"agent": agent_id})
+
+    @staticmethod
+    def policy_path(kind: str, name: str, *below: str) -> str:
+        """The path of a policy of `kind` ("allowlists", "mbpolicies"), or of what is below it."""
+        return "/".join(("", kind, quote(name, safe=""), *below))
 
     async def policy(self, method: str, kind: str, name: str, body: msgspec.Struct | None = None) -> Reply:
         """The answer to `method` on a policy of `kind` ("allowlists", "mbpolicies"); no name: the list."""
         return await self.call(method, f"/{kind}/{quote(name, safe='')}", body=body)
 
 
-class AgentClient:
+class AgentConnection:
     """The agent's API, for the time of one enrolment."""
 
-    def __init__(self, address: Address, peer: Peer, *, scheme: str = "https") -> None:
-        self._place = f"the agent at {address.url(scheme)}"
+    def __init__(
+        self, address: Address, peer: PeerConnection, *, scheme: str = "https", doing: Doing = _silently
+    ) -> None:
+        self._url = address.url(scheme)
+        self._place = f"the agent at {self._url}"
         self._peer = peer
+        self._doing = doing
 
     async def negotiate(self) -> str:
         """The API version to use; ours when the agent tells none. Raises CommandFailed, PeerUnreachable."""
@@ -202,17 +310,33 @@ class AgentClient:
         remote = offered.supported_versions or [offered.supported_version]
         version = negotiate(remote, AGENT_VERSIONS)
         if version is None:
-            raise CommandFailed(f"{self._place} speaks none of our API versions, only {', '.join(remote)}")
+            raise CommandFailed(
+                f"{self._place} has no compatible API version: it speaks {', '.join(remote)}, the tenant "
+                f"{', '.join(AGENT_VERSIONS)}"
+            )
+        log.info("Using API version %s for agent communication", version)
         return version
 
-    async def identity_quote(self, version: str, nonce: str) -> tuple[QuoteReply, Reply]:
+    async def identity_quote(self, version: str, nonce: str) -> QuoteReply:
         """An identity quote over `nonce`, not yet checked. Raises PeerUnreachable also for 503 and 504."""
         reply = await self._request("GET", f"/v{version}/quotes/identity", query={"nonce": nonce})
         if reply.code in (503, 504):
             raise PeerUnreachable(f"{self._place} is not ready: {reply.code} {reply.status}")
         if reply.code != 200:
             raise self._refusal(reply, "give an identity quote")
-        return read_results(reply, QuoteReply, self._place), reply
+        return read_results(reply, QuoteReply, self._place)
+
+    async def sends_boot_log(self, version: str, nonce: str) -> bool | None:
+        """Whether the agent has a boot event log to send; None when that cannot be told now."""
+        mask = sum(1 << index for index in MEASURED_BOOT_PCRS)
+        query = {"nonce": nonce, "mask": hex(mask), "partial": "1", "ima_ml_entry": "0"}
+        try:
+            reply = await self._request("GET", f"/v{version}/quotes/integrity", query=query)
+            if reply.code != 200:
+                return None
+            return bool(read_results(reply, QuoteReply, self._place).mb_measurement_list)
+        except (PeerUnreachable, MalformedMessage):
+            return None
 
     async def send_u(self, version: str, request: UKeyRequest) -> None:
         """Hands over U and the encrypted payload. Raises CommandFailed, PeerUnreachable."""
@@ -241,26 +365,39 @@ class AgentClient:
         body: msgspec.Struct | None = None,
     ) -> Reply:
         try:
-            return await self._peer.request(method, path, query=query, body=body)
+            with self._doing(f"waiting for the answer of {self._place}"):
+                return await self._peer.request(method, path, query=query, body=body)
         except PeerUnreachable as error:
+            cause = without_address(error, self._url)
+            if is_no_tls(cause):
+                raise CommandFailed(
+                    f"{self._place} does not speak TLS: check -t and -tp, and [agent] enable_agent_mtls there"
+                ) from error
+            if isinstance(error, OwnCertificateFailed):
+                raise CommandFailed(f"no trust between us and {self._place}: {cause}") from error
             if is_tls_failure(error):
                 # Another try cannot help: not a PeerUnreachable.
                 raise CommandFailed(
-                    f"no trust between us and {self._place}: {error} ({_AGENT_TRUST})"
+                    f"no trust between us and {self._place}: {cause} ({_AGENT_TRUST})"
                 ) from error
             reason = _HANG_UP if is_hang_up(error) else "check -t/-tp and that the agent is running"
-            raise PeerUnreachable(f"cannot reach {self._place}: {error} ({reason})") from error
+            raise PeerUnreachable(f"cannot reach {self._place}: {cause} ({reason})") from error
+
+
+def without_address(error: PeerUnreachable, url: str) -> str:
+    """What went wrong, without the address that stands in front, and in our message already."""
+    return str(error).removeprefix(f"{url}: ")
 
 
 def is_tls_failure(error: BaseException) -> bool:
     """Whether certificates, not the network, are the reason of `error`."""
-    kinds = (ssl.SSLError, aiohttp.ClientSSLError, aiohttp.ServerFingerprintMismatch)
-    return any(isinstance(cause, kinds) for cause in _causes(error))
+    kinds = (ssl.SSLError, WrongPeerKey, WrongServerCertificate)
+    return not is_hang_up(error) and any(isinstance(cause, kinds) for cause in _causes(error))
 
 
 def is_hang_up(error: BaseException) -> bool:
     """Whether the peer took the connection and dropped it: in TLS 1.3 a refused certificate looks so."""
-    kinds = (aiohttp.ServerDisconnectedError, ConnectionResetError, BrokenPipeError)
+    kinds = (Closed, ConnectionResetError, BrokenPipeError, ssl.SSLEOFError)
     return any(isinstance(cause, kinds) for cause in _causes(error))
 
 

@@ -4,9 +4,26 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from keylime.config.loader import Settings, load_settings, path_below, work_dir
+from keylime.config.options import TABLES
+from keylime.config.settings import Settings, path_below, work_dir
 from keylime.errors import ConfigError
 from keylime_tenant.arguments import Arguments
+
+# Words that the options take, as they do elsewhere.
+_POINTLESS = (
+    (
+        "accept_tpm_signing_algs",
+        "ecschnorr",
+        "ecschnorr is accepted to no avail: no verifier here can check such quotes, and the registrar "
+        "refuses attestation keys of that scheme",
+    ),
+    (
+        "accept_tpm_hash_algs",
+        "sha1",
+        "quotes of SHA-1 can be forged by whoever finds collisions; attestation keys that are named with "
+        "SHA-1 are refused by the registrar all the same",
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +43,7 @@ class Address:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
+class RetryPolicy:
     """How long the tenant keeps asking a peer that is not there yet."""
 
     interval_s: float
@@ -41,7 +58,7 @@ class Patience:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AcceptedAlgorithms:
+class AllowedAlgorithms:
     """What an agent may use, in the names of the wire."""
 
     hashes: tuple[str, ...]
@@ -66,17 +83,23 @@ class TenantConfig:
     verifier: Address
     registrar: Address
     enable_agent_mtls: bool
-    accepted: AcceptedAlgorithms
-    patience: Patience
+    accepted: AllowedAlgorithms
+    patience: RetryPolicy
     request_timeout_s: float
     max_payload_size: int
     ek: EkRules
     mb_refstate: str  # empty: `--mb-policy default` cannot be used
 
 
-def load_tenant_settings(environ: Mapping[str, str]) -> Settings:
-    """tenant.conf with its overrides. Raises ConfigError."""
-    return load_settings("tenant", environ=environ)
+def pointless_algorithms(settings: Settings) -> tuple[str, ...]:
+    """A warning for each word an operator added to the accepted algorithms that lets nobody in."""
+    warnings = []
+    for option, word, reason in _POINTLESS:
+        default = next(one.default for one in TABLES["tenant"].options if one.name == option)
+        accepted = settings.items(option)
+        if word in accepted and accepted != default:
+            warnings.append(f"[tenant] {option} ({settings.source(option)}): {reason} (docs/hardware.md)")
+    return tuple(warnings)
 
 
 def tenant_config(settings: Settings, arguments: Arguments, environ: Mapping[str, str]) -> TenantConfig:
@@ -93,7 +116,7 @@ def tenant_config(settings: Settings, arguments: Arguments, environ: Mapping[str
             arguments.registrar_port or settings.integer("registrar_port"),
         ),
         enable_agent_mtls=settings.flag("enable_agent_mtls"),
-        accepted=AcceptedAlgorithms(
+        accepted=AllowedAlgorithms(
             hashes=settings.items("accept_tpm_hash_algs"),
             encryption=settings.items("accept_tpm_encryption_algs"),
             signing=settings.items("accept_tpm_signing_algs"),
@@ -110,8 +133,8 @@ def tenant_config(settings: Settings, arguments: Arguments, environ: Mapping[str
     )
 
 
-def _patience(settings: Settings) -> Patience:
-    return Patience(
+def _patience(settings: Settings) -> RetryPolicy:
+    return RetryPolicy(
         interval_s=settings.number("retry_interval"),
         exponential=settings.flag("exponential_backoff"),
         max_retries=settings.integer("max_retries"),

@@ -8,20 +8,26 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import aiohttp
+import yarl
 
 from keylime.errors import ConfigError, KeylimeError, PeerUnreachable
+from keylime.http.server_check import ServerCheck
+from keylime.pki.server_names import NameCheck
+from keylime.safe_paths import require_safe_file
 from keylime_tenant.arguments import Arguments
 from keylime_tenant.config import TenantConfig
-from keylime_tenant.payload import read_file
+from keylime_tenant.payload_sources import read_file
 from keylime_tenant.policies import PolicyDocuments
 
 _MAX_DOWNLOAD = 100 << 20  # bytes: what verifiers take
 _CONFIGURED = "default"
 
 
-async def read_documents(arguments: Arguments, config: TenantConfig, tls: ssl.SSLContext) -> PolicyDocuments:
+async def read_documents(
+    arguments: Arguments, config: TenantConfig, tls: ssl.SSLContext, names: NameCheck = NameCheck.WARN
+) -> PolicyDocuments:
     """Everything that the policy flags refer to. Raises ConfigError naming the flag, PeerUnreachable."""
-    downloads = Downloads(tls, config.request_timeout_s)
+    downloads = Downloads(tls, config.request_timeout_s, names)
     allowlist = _optional_file("--allowlist", arguments.allowlist)
     if arguments.allowlist_url:
         # Nothing else protects an allowlist on its way.
@@ -42,8 +48,9 @@ async def read_documents(arguments: Arguments, config: TenantConfig, tls: ssl.SS
 class Downloads:
     """Files from web servers: no redirects, bounded time and size, certificates of the configured CA only."""
 
-    def __init__(self, tls: ssl.SSLContext, timeout_s: float) -> None:
+    def __init__(self, tls: ssl.SSLContext, timeout_s: float, names: NameCheck = NameCheck.WARN) -> None:
         self._tls = tls
+        self._names = names
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
 
     async def fetch(self, flag: str, url: str, *, plain: bool) -> bytes:
@@ -51,9 +58,10 @@ class Downloads:
         scheme = urlsplit(url).scheme
         if scheme not in (("http", "https") if plain else ("https",)):
             raise ConfigError(f"{flag}: expected {'http or ' if plain else ''}https, not {url}")
+        connector = aiohttp.TCPConnector(ssl=ServerCheck(yarl.URL(url).raw_host or "", self._names))
         try:
             async with (
-                aiohttp.ClientSession(trust_env=False, timeout=self._timeout) as session,
+                aiohttp.ClientSession(connector=connector, trust_env=False, timeout=self._timeout) as session,
                 session.get(url, ssl=self._tls, allow_redirects=False) as response,
             ):
                 if response.status != 200:
@@ -81,6 +89,10 @@ def _reference_state(flag: str | None, configured: str) -> bytes | None:
         return _optional_file("--mb-policy", flag)
     if not configured:
         raise ConfigError("--mb-policy default: [tenant] mb_refstate names no file")
+    try:
+        require_safe_file(Path(configured))
+    except ConfigError as error:
+        raise ConfigError(f"[tenant] mb_refstate: {error}") from error
     return read_file("[tenant] mb_refstate", configured)
 
 

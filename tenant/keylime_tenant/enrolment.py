@@ -6,19 +6,21 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from keylime.addresses import means_own_host
 from keylime.errors import MalformedEvidence, UnsuitableKey
 from keylime.hashes import HashAlgorithm
 from keylime.identifiers import AgentId
 from keylime.messages.agent import QuoteReply
 from keylime.messages.registrar import RegisteredAgent
 from keylime.messages.verifier import AddAgentRequest
+from keylime.pki.agent_certificate import DISABLED, AgentTls, read_agent_tls
 from keylime.tpm.keys import AttestationKey, parse_attestation_key
 from keylime.tpm.pcr import DATA_PCR, PcrSelection, data_pcr_value
 from keylime.tpm.quote import QuoteRejected, parse_quote, verify_quote
 from keylime_tenant.arguments import Arguments
-from keylime_tenant.config import AcceptedAlgorithms, Address
+from keylime_tenant.config import Address, AllowedAlgorithms
 from keylime_tenant.errors import AgentRejected, CommandFailed
-from keylime_tenant.payload import Delivery
+from keylime_tenant.payload import PayloadDelivery
 from keylime_tenant.policies import AgentPolicies
 
 # Two names for the same key type; which one an agent sends depends on its API version.
@@ -26,9 +28,6 @@ _SAME_ALGORITHM = {"rsa": "rsa2048", "ecc": "ecc256"}
 
 # Host names and IP addresses: nothing that could become another part of a URL.
 _HOST = re.compile(r"[A-Za-z0-9:][A-Za-z0-9._:-]{0,254}")
-
-# Registered in place of a certificate by an agent that serves plain HTTP.
-MTLS_DISABLED = "disabled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +44,14 @@ class Candidate:
     verifier_contact: Address  # as the verifier reaches it
 
     @property
+    def tls(self) -> AgentTls:
+        """How the agent is spoken to. Raises CredentialError for a certificate that is none."""
+        return read_agent_tls(self.mtls_certificate)
+
+    @property
     def serves_tls(self) -> bool:
         """Whether the agent registered a certificate."""
-        return self.mtls_certificate != MTLS_DISABLED
+        return self.mtls_certificate != DISABLED
 
 
 def make_candidate(agent_id: AgentId, record: RegisteredAgent, arguments: Arguments) -> Candidate:
@@ -84,7 +88,18 @@ def make_candidate(agent_id: AgentId, record: RegisteredAgent, arguments: Argume
     )
 
 
-def check_identity(candidate: Candidate, reply: QuoteReply, nonce: str, accepted: AcceptedAlgorithms) -> str:
+def contact_remark(candidate: Candidate) -> str | None:
+    """What to tell about an address that leads to whoever uses it, here and at the verifier."""
+    if not means_own_host(candidate.verifier_contact.host):
+        return None
+    return (
+        f"agent {candidate.agent_id} is looked for at {candidate.verifier_contact}, where the verifier finds "
+        "only agents of its own machine; if it is on another one, name its address with -t, or set [agent] "
+        "contact_ip there and restart it"
+    )
+
+
+def check_identity(candidate: Candidate, reply: QuoteReply, nonce: str, accepted: AllowedAlgorithms) -> str:
     """The payload key (PEM) that the agent's TPM vouches for. Raises AgentRejected.
 
     The quote must be fresh (`nonce`), signed by the registered AK, its data PCR bound to that payload key.
@@ -95,7 +110,8 @@ def check_identity(candidate: Candidate, reply: QuoteReply, nonce: str, accepted
     try:
         bank = HashAlgorithm.from_label(reply.hash_alg)
         quote = parse_quote(reply.quote)
-        selection = PcrSelection(bank, frozenset({DATA_PCR}))
+        # Agents before Keylime 7 always quote PCR 0 as well. Whatever else is quoted is signed, and not used.
+        selection = PcrSelection(bank, quote.pcrs.selection.indices | {DATA_PCR})
         verified = verify_quote(quote, candidate.ak, nonce.encode("ascii"), selection)
     except (MalformedEvidence, QuoteRejected, ValueError) as error:
         raise AgentRejected(f"the identity quote of {who} is not valid: {error}") from error
@@ -124,8 +140,8 @@ def add_request(
     *,
     version: str,
     policies: AgentPolicies,
-    delivery: Delivery,
-    accepted: AcceptedAlgorithms,
+    delivery: PayloadDelivery,
+    accepted: AllowedAlgorithms,
     verifier: Address,
 ) -> AddAgentRequest:
     """What the verifier is told about a candidate whose identity holds."""
@@ -138,6 +154,7 @@ def add_request(
         tpm_policy=policies.tpm_policy,
         runtime_policy=policies.runtime_policy,
         runtime_policy_name=policies.runtime_policy_name,
+        runtime_policies=policies.runtime_policies,
         runtime_policy_key=policies.runtime_policy_key,
         mb_policy=policies.mb_policy,
         mb_policy_name=policies.mb_policy_name,

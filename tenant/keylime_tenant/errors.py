@@ -9,3 +9,7 @@ class CommandFailed(KeylimeError):
 
 class AgentRejected(CommandFailed):
     """The agent's identity was not accepted: nothing was sent to it or to the verifier."""
+
+
+class Unjudged(CommandFailed):
+    """An agent is neither attested nor failed, which the exit status tells."""

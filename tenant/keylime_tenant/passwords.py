@@ -10,6 +10,9 @@ from keylime.errors import ConfigError
 ASK = "default"
 
 PROMPT = "Please enter the password to decrypt your keystore: "
+NEW_PROMPT = "Please choose a password for the keystore of the new CA: "
+AGAIN_PROMPT = "Please enter it again: "
+_REMEDY = "Set [ca] password in ca.conf, or KEYLIME_CA_PASSWORD"
 
 
 def has_terminal() -> bool:
@@ -25,17 +28,43 @@ def keystore_password(
 ) -> str:
     """The configured password, or the answer on the terminal. Raises ConfigError without either."""
     if configured != ASK:
-        password = configured
-    elif is_terminal():
-        try:
-            password = ask(PROMPT)
-        except EOFError:
-            password = ""
-    else:
+        return _given(configured)
+    _demand_terminal(is_terminal)
+    return _given(_answer(ask, PROMPT))
+
+
+def new_keystore_password(
+    configured: str,
+    *,
+    is_terminal: Callable[[], bool] = has_terminal,
+    ask: Callable[[str], str] = getpass.getpass,
+) -> str:
+    """The same for a key store that is made now: whoever types it does so twice. Raises ConfigError."""
+    if configured != ASK:
+        return _given(configured)
+    _demand_terminal(is_terminal)
+    password = _given(_answer(ask, NEW_PROMPT))
+    if _answer(ask, AGAIN_PROMPT) != password:
+        raise ConfigError("the two passwords differ: no CA is made")
+    return password
+
+
+def _demand_terminal(is_terminal: Callable[[], bool]) -> None:
+    if not is_terminal():
         raise ConfigError(
             "the CA's key store needs a password and there is no terminal to ask on: "
             "set [ca] password in ca.conf, or KEYLIME_CA_PASSWORD"
         )
+
+
+def _answer(ask: Callable[[str], str], question: str) -> str:
+    try:
+        return ask(question)
+    except EOFError:
+        return ""
+
+
+def _given(password: str) -> str:
     if not password:
-        raise ConfigError("You must specify a password! Set [ca] password in ca.conf, or KEYLIME_CA_PASSWORD")
+        raise ConfigError(f"You must specify a password! {_REMEDY}")
     return password

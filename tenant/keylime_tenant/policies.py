@@ -3,18 +3,28 @@
 import base64
 import hashlib
 import hmac
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+from msgspec import UNSET, UnsetType
+
+from keylime.documents.dsse import is_envelope, verify_envelope
+from keylime.documents.strict_json import load_document
 from keylime.errors import ConfigError, CredentialError, PolicyError
+from keylime.ima.allowlist import convert_allowlist, read_excludes
+from keylime.ima.excludes import compile_excludes
 from keylime.ima.keyrings import keyring_of
-from keylime.policy.allowlist import convert_allowlist
-from keylime.policy.dsse import is_envelope, verify_envelope
-from keylime.policy.runtime import parse_runtime_policy
-from keylime.policy.tpm_policy import TpmPolicy
+from keylime.ima.runtime_policy import parse_runtime_policy
+from keylime.messages.verifier import NOTHING_JUDGED, PolicyPart
 from keylime.tpm.pcr import IMA_PCR, MEASURED_BOOT_PCRS
+from keylime.tpm.tpm_policy import TpmPolicy
 from keylime_tenant.arguments import Arguments
+
+NO_DEMAND = (
+    f"attested, {NOTHING_JUDGED}: no policy makes a demand of the agent. "
+    "Give --runtime-policy, --mb-policy or --tpm_policy"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,17 +62,27 @@ class AgentPolicies:
     mb_policy_name: str
     ima_keyring: str
     warnings: tuple[str, ...] = ()
+    runtime_policies: list[PolicyPart] | UnsetType = UNSET  # several, of which `runtime_policy_name` is one
+
+    @property
+    def names_boot_policy(self) -> bool:
+        """Whether there is a measured boot policy that may demand something."""
+        return bool(self.mb_policy_name) or self.mb_policy not in (None, "", "{}")
 
 
 def compose(arguments: Arguments, documents: PolicyDocuments) -> AgentPolicies:
     """The policies that flags and documents make. Raises ConfigError and PolicyError."""
     operator = operator_policy(arguments.tpm_policy)
     runtime = runtime_policy(arguments, documents)
-    refstate = reference_state(documents)
+    with blaming(arguments.flag("mb_policy", "--mb-policy"), arguments.mb_policy):
+        refstate = reference_state(documents)
     uses_ima = bool(runtime.policy or arguments.policy_name or documents.ima_keys)
     uses_boot = bool(refstate is not None or arguments.mb_policy_name)
     _demand_unused(operator, {IMA_PCR} if uses_ima else (), "IMA")
     _demand_unused(operator, MEASURED_BOOT_PCRS if uses_boot else (), "measured boot")
+    warnings = runtime.warnings
+    if not (uses_ima or uses_boot or operator.values):
+        warnings = (*warnings, NO_DEMAND)
     whole = operator.with_mask({IMA_PCR} if uses_ima else ())
     whole = whole.with_mask(MEASURED_BOOT_PCRS if uses_boot else ())
     return AgentPolicies(
@@ -75,7 +95,8 @@ def compose(arguments: Arguments, documents: PolicyDocuments) -> AgentPolicies:
         mb_policy=refstate,
         mb_policy_name=arguments.mb_policy_name or "",
         ima_keyring=ima_keyring(documents.ima_keys),
-        warnings=runtime.warnings,
+        warnings=warnings,
+        runtime_policies=[PolicyPart(*part) for part in arguments.runtime_policies] or UNSET,
     )
 
 
@@ -93,7 +114,7 @@ def runtime_policy(arguments: Arguments, documents: PolicyDocuments) -> RuntimeP
     Raises ConfigError, PolicyError.
     """
     if documents.allowlist is not None:
-        text = converted_allowlist(documents.allowlist, documents.excludes)
+        text = converted_allowlist(arguments, documents.allowlist, documents.excludes)
         return RuntimePolicyText(policy=_base64(text.encode()), warnings=parse_runtime_policy(text).warnings)
     content = documents.runtime_policy
     if content is None:
@@ -102,7 +123,8 @@ def runtime_policy(arguments: Arguments, documents: PolicyDocuments) -> RuntimeP
     key = documents.runtime_policy_key
     is_signed = key is not None or is_envelope(content)
     payload = _verified_payload(content, key) if is_signed else content
-    warnings = parse_runtime_policy(payload).warnings
+    with blaming(*_runtime_source(arguments)):
+        warnings = parse_runtime_policy(payload).warnings
     if is_signed and key is None:
         warnings = (
             *warnings,
@@ -111,22 +133,52 @@ def runtime_policy(arguments: Arguments, documents: PolicyDocuments) -> RuntimeP
     return RuntimePolicyText(policy=_base64(content), key=_base64(key or b""), warnings=warnings)
 
 
-def converted_allowlist(allowlist: bytes, excludes: bytes | None) -> str:
+def encoded_key(documents: PolicyDocuments) -> str:
+    """The key of `--runtime-policy-sig-key` as it is sent, empty without one."""
+    return _base64(documents.runtime_policy_key or b"")
+
+
+def converted_allowlist(arguments: Arguments, allowlist: bytes, excludes: bytes | None) -> str:
     """The runtime policy that means the same as an old allowlist and exclude list. Raises PolicyError."""
-    return convert_allowlist(_utf8("--allowlist", allowlist), _utf8("--exclude", excludes or b""))
+    text = _utf8("--exclude", excludes or b"")
+    with blaming("--exclude", arguments.exclude):
+        _check_excludes(text)
+    with blaming("--allowlist", arguments.allowlist or arguments.allowlist_url):
+        return convert_allowlist(_utf8("--allowlist", allowlist), text)
+
+
+def _check_excludes(text: str) -> None:
+    """Raises PolicyError, which names the line of the first expression that is none."""
+    for number, line in enumerate(text.splitlines(), start=1):
+        for expression in read_excludes(line):
+            try:
+                compile_excludes([expression])
+            except PolicyError as error:
+                raise PolicyError(f"line {number}: {str(error).removeprefix('excludes[0]: ')}") from error
+
+
+def _runtime_source(arguments: Arguments) -> tuple[str, str | None]:
+    if arguments.runtime_policy is not None:
+        return arguments.flag("runtime_policy", "--runtime-policy"), arguments.runtime_policy
+    return "--runtime-policy-url", arguments.runtime_policy_url
+
+
+@contextmanager
+def blaming(flag: str, source: str | None) -> Iterator[None]:
+    """Puts the flag and the file that are at fault before the reason of a PolicyError."""
+    try:
+        yield
+    except PolicyError as error:
+        raise PolicyError(f"{flag} {source}: {error}" if source else f"{flag}: {error}") from error
 
 
 def reference_state(documents: PolicyDocuments) -> str | None:
-    """The measured boot reference state as text; `{}` asks for the replay alone. Raises ConfigError."""
+    """The measured boot reference state as text; `{}` asks for the replay alone. Raises PolicyError."""
     if documents.reference_state is None:
         return None
     text = _utf8("--mb-policy", documents.reference_state)
-    try:
-        state = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"--mb-policy: not JSON: {error}") from error
-    if not isinstance(state, dict):
-        raise ConfigError(f"--mb-policy: expected a JSON object, not {type(state).__name__}")
+    if not isinstance(load_document(text, "the reference state"), dict):
+        raise PolicyError("expected a JSON object")
     return text
 
 
@@ -143,7 +195,7 @@ def _verified_payload(content: bytes, key: bytes | None) -> bytes:
         return verify_envelope(content, key)
     except (PolicyError, CredentialError) as error:
         raise PolicyError(
-            f"the runtime policy's signature: {error} (see --runtime-policy-sig-key)"
+            f"the runtime policy failed DSSE signature verification: {error} (see --runtime-policy-sig-key)"
         ) from error
 
 
@@ -153,7 +205,8 @@ def _check_digest(content: bytes, expected: str | None) -> None:
     actual = hashlib.sha256(content).hexdigest()
     if not hmac.compare_digest(actual.encode(), expected.strip().lower().encode()):
         raise PolicyError(
-            f"the runtime policy has SHA-256 {actual}, not the one of --runtime-policy-checksum"
+            f"Checksum of runtime policy does not match! It has SHA-256 {actual}, not the one of "
+            "--runtime-policy-checksum"
         )
 
 

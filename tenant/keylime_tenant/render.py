@@ -1,150 +1,191 @@
-"""What an operator sees: lines that scripts search, a JSON document for programs, a table for people."""
+"""The one place that writes for the operator, in the form that was asked for."""
 
 import json
 import logging
+import os
 import sys
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TextIO
 
-import msgspec
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
-from keylime.appraisal.explain import terminal_lines
-from keylime.appraisal.findings import printable
-from keylime.messages.verifier import FindingSummary, OperationalState
+from keylime_tenant.forms import Form
+from keylime_tenant.terminal import Terminal, wants_colours
 
 JsonObject = Mapping[str, Any]
 
-_SHOWN_FINDINGS = 5
-
 
 class Output:
-    """The one place that writes for the operator.
+    """Lines that scripts search, lines for people, or a document for programs.
 
-    Without `as_json`, results go through the `keylime.tenant` logger to stdout, in lines that existing
-    scripts search, and a table to stderr when that is a terminal. With it, stdout gets one JSON document.
+    In `Form.SCRIPT` results go through the `keylime.tenant` logger to stdout, in the words that existing
+    scripts search. For people stdout has the results, and stderr what happens on the way. For programs stdout
+    gets the document and nothing else.
     """
 
     def __init__(
         self,
         log: logging.Logger,
+        form: Form,
         *,
-        as_json: bool,
         stdout: TextIO | None = None,
         stderr: TextIO | None = None,
+        environ: Mapping[str, str] = os.environ,
     ) -> None:
+        self.form = form
         self._log = log
-        self._as_json = as_json
         self._stdout = stdout or sys.stdout
-        self._console = Console(file=stderr or sys.stderr, highlight=False)
+        self._stderr = stderr or sys.stderr
+        self.terminal = _terminal(self._stdout, environ, is_wide=form is Form.WIDE)
+        self._error_terminal = _terminal(self._stderr, environ)
         self._document: object = None
+        self._rows: Sequence[object] | None = None
+        self._names: Sequence[str] = ()
+        self._has_passing_line = False
+        self._is_held = False
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """While the screen belongs to somebody else, nothing is written on it."""
+        self._clear()
+        self._is_held = True
+        try:
+            yield
+        finally:
+            self._is_held = False
 
     def info(self, message: str, *values: object) -> None:
-        """One line of the log at INFO."""
-        self._log.info(message, *values)
+        """One line of the log at INFO, which people do not miss."""
+        if not self.form.is_for_people:
+            self._log.info(message, *values)
+
+    def said(self, message: str, *values: object) -> None:
+        """One line of the log at INFO that people want to read, too."""
+        if self.form.is_for_people:
+            self.lines([message % values if values else message])
+        else:
+            self._log.info(message, *values)
+
+    def waiting(self, message: str, *values: object) -> None:
+        """What is being waited for: a line that passes on a terminal, and stays elsewhere."""
+        if not self.form.is_for_people:
+            self._log.info(message, *values)
+            return
+        text = message % values if values else message
+        if self._is_held:
+            return
+        self._clear()
+        # A line that wraps could not be taken back.
+        passes = self._error_terminal.width is not None and len(text) < self._error_terminal.width
+        print(text, end="" if passes else "\n", file=self._stderr, flush=True)
+        self._has_passing_line = passes
 
     def warning(self, message: str, *values: object) -> None:
         """One line of the log at WARNING."""
-        self._log.warning(message, *values)
+        if not self.form.is_for_people:
+            self._log.warning(message, *values)
+            return
+        if self._is_held:
+            return
+        self._clear()
+        head = self._error_terminal.paint("warning:", "doubtful")
+        print(f"{head} {message % values if values else message}", file=self._stderr, flush=True)
 
-    def result(self, document: object) -> None:
-        """The result of the command for `--json`; a later one replaces it, `finish` prints it."""
-        self._document = document
+    def error(self, message: str, *values: object) -> None:
+        """One line of the log at ERROR."""
+        self._log.error(message, *values)
+
+    def result(
+        self, document: object, *, rows: Sequence[object] | None = None, names: Sequence[str] | None = None
+    ) -> None:
+        """The result for programs; a later one replaces it, `finish` prints it.
+
+        `rows` are its parts, one for each line of JSON Lines, and `names` the names of what it is about.
+        """
+        self._document, self._rows = document, rows
+        if names is not None:
+            self._names = names
+
+    def about(self, name: str) -> None:
+        """What the command is about, whose name is the answer where only names are wanted."""
+        self._names = (name,)
 
     def failed(self, reason: str) -> None:
         """Makes `reason` the result when the command ended before it had one."""
+        self._clear()
+        self._names = ()
         if self._document is None:
             self._document = {"error": reason}
 
     def literal(self, value: object) -> None:
         """`value` on stdout, outside the log: JSON after its heading, answers as the text of a dictionary."""
-        if not self._as_json:
+        if self.form is Form.SCRIPT:
             print(value, file=self._stdout, flush=True)
 
-    def listing(self, heading: str, document: JsonObject) -> None:
-        """`heading` and, on the next line, `document` as JSON; it is also the result."""
-        self._log.info("%s", heading)
+    def listing(
+        self,
+        heading: str,
+        document: JsonObject,
+        *,
+        rows: Sequence[object] | None = None,
+        names: Sequence[str] | None = None,
+    ) -> None:
+        """`heading` and, on the next line, `document` as JSON, for scripts; it is also the result."""
+        self.info("%s", heading)
         self.literal(json.dumps(document))
-        self.result(document)
+        self.result(document, rows=rows, names=names)
 
-    def table(self, table: Table) -> None:
-        """`table` for a person; nothing where stderr is not a terminal or a program reads stdout."""
-        if self._console.is_terminal and not self._as_json:
-            self._console.print(table)
+    def show(self, make: Callable[[Terminal], Iterable[str]]) -> None:
+        """The lines that `make` makes for a person; nothing for programs."""
+        if self.form.is_for_people:
+            self.lines(make(self.terminal))
+
+    def lines(self, lines: Iterable[str]) -> None:
+        """`lines` on stdout."""
+        if self._is_held:
+            return
+        self._clear()
+        for line in lines:
+            print(line, file=self._stdout)
+        self._stdout.flush()
 
     def finish(self) -> None:
-        """The JSON document, when it was asked for."""
-        if self._as_json:
-            print(json.dumps({} if self._document is None else self._document), file=self._stdout)
+        """The document for programs."""
+        self._clear()
+        document = {} if self._document is None else self._document
+        if self.form is Form.JSON:
+            print(json.dumps(document), file=self._stdout)
+        elif self.form is Form.JSONL:
+            for row in [document] if self._rows is None else self._rows:
+                print(json.dumps(row), file=self._stdout)
+        elif self.form is Form.NAME:
+            for name in self._names:
+                print(name, file=self._stdout)
+
+    def _clear(self) -> None:
+        if self._has_passing_line:
+            print("\r\x1b[K", end="", file=self._stderr, flush=True)
+            self._has_passing_line = False
 
 
-def worded_status(status: JsonObject) -> dict[str, Any]:
-    """A verifier's status object with the operational state in words, other fields untouched."""
-    return {**status, "operational_state": state_text(status.get("operational_state"))}
+class OutputHandler(logging.Handler):
+    """Warnings of the libraries in the words that people get of us."""
+
+    def __init__(self, output: Output) -> None:
+        super().__init__(logging.WARNING)
+        self._output = output
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._output.warning("%s", record.getMessage())
 
 
-def state_text(state: object) -> object:
-    """The words for `state`; anything that is not a known number is returned as it is."""
-    if isinstance(state, int) and state in OperationalState.__members__.values():
-        return OperationalState(state).text
-    return state
-
-
-def agents_table(statuses: Mapping[str, JsonObject]) -> Table:
-    """One line for each agent, and the reasons of the last rejection below those that have some."""
-    table = Table("agent", "state", "passed", "last pass", "address", "remarks")
-    for agent_id, status in statuses.items():
-        table.add_row(
-            Text(agent_id),
-            Text(str(state_text(status.get("operational_state")))),
-            Text(str(status.get("attestation_count", "?"))),
-            Text(moment(status.get("last_successful_attestation"))),
-            Text(f"{status.get('ip')}:{status.get('port')}"),
-            Text("\n".join(remarks(status))),
-        )
-    return table
-
-
-def remarks(status: JsonObject) -> list[str]:
-    """What a person should know about an agent's status: silence, findings with their reasons, reboots."""
-    lines = []
-    if status.get("unreachable_since"):
-        lines.append(f"unreachable since {moment(status['unreachable_since'])}")
-    given = status.get("last_findings")
-    findings = given if isinstance(given, list) else []
-    for finding in findings[:_SHOWN_FINDINGS]:
-        lines.extend(_finding_lines(finding))
-    if len(findings) > _SHOWN_FINDINGS:
-        lines.append(f"and {len(findings) - _SHOWN_FINDINGS} more findings: --json shows them")
-    if not findings and status.get("last_event_id"):
-        lines.append(f"last failure: {status['last_event_id']}")
-    if status.get("reboots"):
-        lines.append(f"rebooted {status['reboots']} times")
-    return lines
-
-
-def _finding_lines(finding: object) -> list[str]:
+def _terminal(stream: TextIO, environ: Mapping[str, str], *, is_wide: bool = False) -> Terminal:
+    if not stream.isatty():
+        return Terminal(is_wide=is_wide)
     try:
-        summary = msgspec.convert(finding, FindingSummary)
-    except msgspec.ValidationError:  # of a verifier that tells it in another form
-        return [printable(json.dumps(finding))]
-    title = f"{printable(summary.event_id)} ({printable(summary.severity)})"
-    return [title, *(f"  {line}" for line in terminal_lines(summary))]
-
-
-def names_table(title: str, names: Sequence[str]) -> Table:
-    """A table of one column."""
-    table = Table(title)
-    for name in names:
-        table.add_row(Text(name))
-    return table
-
-
-def moment(epoch_s: object) -> str:
-    """`epoch_s` in UTC for people; "never" for 0, null or nonsense."""
-    if not isinstance(epoch_s, int | float) or epoch_s <= 0 or epoch_s > 253402300799:
-        return "never"
-    return datetime.fromtimestamp(epoch_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        columns = os.get_terminal_size(stream.fileno()).columns
+    except (OSError, ValueError):
+        columns = 0
+    given = environ.get("COLUMNS", "")
+    if given.isascii() and given.isdigit():
+        columns = int(given)
+    return Terminal(columns or 80, wants_colours(environ, is_terminal=True), is_wide)

@@ -2,17 +2,18 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from keylime.identifiers import AgentId
 from keylime_tenant.arguments import Arguments
-from keylime_tenant.certificate_revocation import CertificateRevocation
-from keylime_tenant.client import AgentClient, Registrar, Verifier
+from keylime_tenant.client import AgentConnection, RegistrarClient, VerifierClient
 from keylime_tenant.config import Address, TenantConfig
-from keylime_tenant.ek_check import EkCheck
-from keylime_tenant.enrolment import Candidate
-from keylime_tenant.payload import Delivery
-from keylime_tenant.policies import PolicyDocuments
 from keylime_tenant.render import Output
+
+if TYPE_CHECKING:  # what only some commands need costs the others nothing
+    from keylime_tenant.enrolment import Candidate
+    from keylime_tenant.payload import PayloadDelivery
+    from keylime_tenant.policies import PolicyDocuments
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,14 +24,16 @@ class Session:
     config: TenantConfig
     agent_id: AgentId
     output: Output
-    registrar: Registrar
-    verifier: Verifier
-    connect_verifier: Callable[[Address], Verifier]
-    connect_agent: Callable[[Candidate], AgentClient]
-    read_policies: Callable[[], Awaitable[PolicyDocuments]]
-    prepare_delivery: Callable[[AgentId], Delivery]
-    certificates: CertificateRevocation
-    check_ek: EkCheck
+    registrar: RegistrarClient
+    verifier: VerifierClient
+    connect_verifier: Callable[[Address], VerifierClient]
+    connect_agent: "Callable[[Candidate], AgentConnection]"
+    read_policies: "Callable[[], Awaitable[PolicyDocuments]]"
+    prepare_delivery: "Callable[[AgentId], PayloadDelivery]"
+    revoke_certificate: Callable[[AgentId, int], None]  # by its serial number
+    check_ek: "Callable[[Candidate], Awaitable[tuple[str, ...]]]"
+    download: Callable[[str], Awaitable[bytes]]
+    ask: Callable[[str], str] | None  # None: there is nobody to ask
     sleep: Callable[[float], Awaitable[None]]
 
     async def retry(self, what: str, attempt: Callable[[], Awaitable[bool]]) -> int | None:
@@ -42,6 +45,6 @@ class Session:
         for tries, delay_s in enumerate(delays, start=1):
             if await attempt():
                 return tries
-            self.output.info("%s: try %d of %d, next in %g s", what, tries, len(delays) + 1, delay_s)
+            self.output.waiting("%s: try %d of %d, next in %g s", what, tries, len(delays) + 1, delay_s)
             await self.sleep(delay_s)
         return len(delays) + 1 if await attempt() else None

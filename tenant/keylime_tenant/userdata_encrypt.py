@@ -5,8 +5,9 @@ import os
 import sys
 from pathlib import Path
 
-from keylime.payload.bundle import encrypt_payload
+from keylime.payload.encryption import encrypt_payload
 from keylime.payload.keys import render_key_file, split_key
+from keylime.version import add_version
 
 KEYS_FILE = "content_keys.txt"
 PAYLOAD_FILE = "content_payload.txt"
@@ -20,6 +21,7 @@ def main() -> None:
         prog="keylime_userdata_encrypt",
         description="Encrypt a payload; keys and ciphertext go to this directory.",
     )
+    add_version(parser)
     parser.add_argument("file", nargs="?", metavar="FILE", help="what to encrypt")
     path = parser.parse_args().file
     if path is None:
@@ -30,6 +32,8 @@ def main() -> None:
     except OSError as error:
         print(f"keylime_userdata_encrypt: error: {error.filename}: {error.strerror}", file=sys.stderr)
         sys.exit(_FAILED)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def encrypt_file(source: Path, directory: Path) -> None:

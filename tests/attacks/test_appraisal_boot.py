@@ -1,4 +1,4 @@
-"""Attacks on the boot log, M1 to M13 of the attack catalogue, judged as whole rounds.
+"""Attacks on the boot log, M1 to M13, M26 and M28 of the attack catalogue, judged as whole rounds.
 
 The rules of the example policy are tested event by event in `test_measured_boot_attacks`; here counts what
 the agent's verdict is, with a quote beside the log.
@@ -9,24 +9,26 @@ import functools
 import hashlib
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from keylime.appraisal.verdict import Accepted
+from keylime.appraisal.verdict import Accepted, Rejected
 from keylime.hashes import HashAlgorithm
+from keylime.measured_boot.boot_policy import MeasuredBootPolicy
 from keylime.measured_boot.event_log import parse_event_log
 from keylime.measured_boot.event_types import EventType
-from keylime.measured_boot.replay import replay_event_log
+from keylime.measured_boot.learning import learn_components, to_json
+from keylime.measured_boot.replay import boot_aggregate, replay_event_log
 from keylime.measured_boot.variables import GLOBAL_VARIABLE, IMAGE_SECURITY, X509_SIGNATURES
-from keylime.policy.measured_boot import MeasuredBootPolicy
 from keylime.tpm.keys import SignatureScheme
 from keylime.tpm.pcr import PcrValues
 from tests.appraisal_rounds import NOT_LISTED, QUOTE, Watch, events, quoted_values
 from tests.captures import capture
 from tests.evidence import SoftwareMachine, policy_of, reference
+from tests.fakes.boots import Boot, reread
 from tests.fakes.event_logs import Record, build_log, header, record, spans, take_apart, variable
 from tests.fakes.measured_boot import (
     Records,
@@ -177,6 +179,30 @@ def test_m5_missing_doubled_and_moved_separators_fail() -> None:
     assert booted([separator, *moved]) == [CONTENT]
 
 
+@pytest.mark.parametrize("judged_by", [NO_DEMANDS, policy({"a": 1}, "accept-all")], ids=["{}", "accept-all"])
+@pytest.mark.parametrize(
+    "keep",
+    [lambda _item: False, lambda item: item.type_code != EventType.SEPARATOR],
+    ids=["nothing", "no separators"],
+)
+def test_m5_a_boot_without_separators_fails_whatever_the_policy(
+    judged_by: MeasuredBootPolicy, keep: Callable[[Record], bool]
+) -> None:
+    """The TPM holds what the log says: also nothing at all, where the firmware does not measure."""
+    records = [item for item in grub_records() if keep(item)]
+    watch = machine_with(build_log(records), pcrs_after(records), judged_by)
+    for _ in range(3):
+        assert events(watch.round()) == ["measured_boot.no_boot"]
+
+
+def test_m5_a_reboot_into_firmware_that_does_not_measure_fails() -> None:
+    watch = machine_with(LOG, grub_pcrs(), NO_DEMANDS)
+    watch.accept()
+    watch.machine.reset_count += 1
+    watch.machine.boot_log, watch.machine.pcrs = build_log([]), dict(pcrs_after([]))
+    assert events(watch.round()) == ["measured_boot.no_boot"]
+
+
 @pytest.mark.parametrize("locality", [*range(6), 255])
 def test_m6_a_forged_startup_locality_fails(locality: int) -> None:
     forged = [record(0, EventType.NO_ACTION, b"StartupLocality\0" + bytes([locality])), *grub_records()]
@@ -187,7 +213,6 @@ def test_m6_a_forged_startup_locality_fails(locality: int) -> None:
 @pytest.mark.parametrize(
     "log",
     [
-        b"",
         LOG[:-1],
         LOG[: spans(LOG)[-1].data - 4] + struct.pack("<I", 0) + LOG[spans(LOG)[-1].data :],
         LOG[: spans(LOG)[-1].data - 4] + struct.pack("<I", 0xFFFFFFFF) + b"x",
@@ -196,7 +221,7 @@ def test_m6_a_forged_startup_locality_fails(locality: int) -> None:
         LOG[: spans(LOG)[0].start] + build_log([record(0, EventType.SEPARATOR, b"")] * 40_000)[65:],
         bytes(8_000_000),
     ],
-    ids=["empty", "cut", "size 0", "size 4 G", "120,000 events", "two logs", "40,000 events", "zeros"],
+    ids=["cut", "size 0", "size 4 G", "120,000 events", "two logs", "40,000 events", "zeros"],
 )
 def test_m7_bad_sizes_and_counts_fail_soon(log: bytes) -> None:
     started = time.process_time()
@@ -270,11 +295,12 @@ def test_m11_an_older_boot_loader_fails(position: int) -> None:
     assert booted(older) == [CONTENT]
 
 
+@pytest.mark.parametrize("log", [None, b""], ids=["none", "empty"])
 @pytest.mark.parametrize("judged_by", [NO_DEMANDS, EXAMPLE], ids=["no demands", "example"])
 def test_m12_a_missing_log_fails_although_the_policy_demands_nothing_of_it(
-    judged_by: MeasuredBootPolicy,
+    judged_by: MeasuredBootPolicy, log: bytes | None
 ) -> None:
-    found = events(machine_with(None, grub_pcrs(), judged_by).round())
+    found = events(machine_with(log, grub_pcrs(), judged_by).round())
     assert found == [f"pcr_validation.unused_pcr_{index}" for index in sorted(judged_by.required_pcrs)]
 
 
@@ -283,6 +309,14 @@ def test_m12_a_log_that_nobody_asked_for_is_ignored_with_a_warning() -> None:
     verdict = Watch(machine, reference(AK.tpm2b_public)).round()
     assert isinstance(verdict, Accepted)
     assert any("is ignored" in note for note in verdict.notes)
+
+
+def test_m12_an_empty_log_is_not_called_damaged_or_forged() -> None:
+    verdict = machine_with(b"", grub_pcrs(), NO_DEMANDS).round()
+    assert isinstance(verdict, Rejected)
+    for finding in verdict.findings:
+        assert "forged" not in finding.explanation
+        assert "firmware" in str(finding.hint)
 
 
 def test_m12_a_log_that_is_missing_only_later_fails_too() -> None:
@@ -353,3 +387,53 @@ def test_m13_the_command_line_of_a_kexec_is_held_to_the_policy() -> None:
         kernel.add(line)
     watch.machine.ima_list, watch.machine.pcrs[10] = kernel.text(), kernel.pcr
     assert events(watch.round()) == ["ima.validation.ima-ng.runtime_policy_hash"]
+
+
+def chain_machine(records: Records, blessed: Boot, ima: Kernel | None = None) -> Watch:
+    """A machine with this log, held to what was learned from a blessed boot, and with `ima` to its files."""
+    known = reference(
+        AK.tpm2b_public, measured_boot=policy(to_json(learn_components(blessed.log())), "components")
+    )
+    machine = SoftwareMachine(ak=AK, pcrs=dict(pcrs_after(records)), boot_log=build_log(records))
+    if ima is not None:
+        machine.ima_list, machine.pcrs[10] = ima.text(), ima.pcr
+        known = replace(known, runtime_policy=policy_of([ima.lines[-1]]))
+    return Watch(machine, known)
+
+
+BLESSED = replace(Boot("shim-grub"), secure_boot=False)
+ORDINARY = "initrd /boot/initrd.img-6.1.0-1"
+
+
+def test_m26_a_blessed_boot_by_chain_passes() -> None:
+    """Without this, the refusals could have another reason."""
+    chain_machine(BLESSED.records(), BLESSED).accept()
+
+
+@pytest.mark.parametrize("evil", [replace(BLESSED, kernel=b"evil"), replace(BLESSED, initrd=b"evil")])
+@pytest.mark.parametrize("commands", [(f"{ORDINARY} /boot/vmlinuz-6.1.0-1",), ("load_env", ORDINARY)])
+def test_m26_blessed_files_that_grub_reads_last_hide_nothing(evil: Boot, commands: tuple[str, ...]) -> None:
+    verdict = chain_machine(reread(evil, *commands), BLESSED).round()
+    assert set(events(verdict)) == {"measured_boot.policy_components"}
+
+
+def test_m26_an_initrd_under_a_tag_of_no_known_kind_is_seen() -> None:
+    stub = Boot("efi-stub")
+    records = [*stub.records(), record(9, EventType.EVENT_TAG, struct.pack("<II", 1, 4) + b"evil", b"evil")]
+    assert events(chain_machine(records, stub).round()) == ["measured_boot.policy_components"]
+
+
+def test_m28_what_the_running_system_adds_to_pcrs_of_the_boot_is_in_no_boot_aggregate() -> None:
+    def ima(booted: Boot) -> Kernel:
+        began = boot_aggregate(HashAlgorithm.SHA256, pcrs_after(booted.records()), 10)
+        kernel = Kernel()
+        kernel.add(line_of("ima-ng", f"sha256:{began} boot_aggregate"))
+        kernel.run("/bin/true", "true")
+        return kernel
+
+    chain_machine(BLESSED.records(), BLESSED, ima(BLESSED)).accept()
+    evil = replace(BLESSED, initrd=b"evil")
+    chain_machine(reread(evil, ORDINARY), BLESSED).accept()  # the residual that docs/policies.md names
+    found = events(chain_machine(reread(evil, ORDINARY), BLESSED, ima(evil)).round())
+    assert len(found) == 1
+    assert found[0].startswith("ima.")

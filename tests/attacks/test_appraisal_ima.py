@@ -14,22 +14,26 @@ from typing import Any
 import msgspec
 import pytest
 
-from keylime.appraisal.checkpoint import Checkpoint
+from keylime.appraisal.checkpoint import Checkpoint, decode_checkpoint, encode_checkpoint
 from keylime.appraisal.reference import Reference
-from keylime.appraisal.verdict import Accepted, Incomplete, Verdict
+from keylime.appraisal.verdict import Accepted, Incomplete, Rejected, Verdict
 from keylime.errors import PolicyError
 from keylime.hashes import HashAlgorithm
-from keylime.http.server import Limits
 from keylime.ima.keyrings import keyring_of
-from keylime.ima.measurement_list import parse_line, split_lines
+from keylime.ima.measurement_list import parse_line, split_lines, violation_line
+from keylime.ima.names import list_text
 from keylime.ima.replay import ExtendMode
-from keylime.policy.runtime import EMPTY_POLICY, RuntimePolicy, parse_runtime_policy
+from keylime.ima.runtime_policy import EMPTY_POLICY, RuntimePolicy, parse_runtime_policy
+from keylime.measured_boot.boot_policy import MeasuredBootPolicy
 from keylime.tpm.keys import SignatureScheme
+from keylime.tpm.tpm_policy import TpmPolicy
+from keylime_verifier.agent_client import MAX_ANSWER
+from keylime_verifier.polling.answer_budget import LONG_ANSWERS, ORDINARY_ANSWER
 from tests.appraisal_rounds import MISMATCH, NOT_LISTED, WRONG_DIGEST, Watch, events
 from tests.captures import IMA_KEYS_DIRECTORY, capture
 from tests.evidence import SoftwareMachine, boot_policy, policy_of, reference
 from tests.fakes.software_ak import SoftwareAk
-from tests.ima_rounds import Kernel, file_digest, line_of, values_of
+from tests.ima_rounds import BOOT_DIGEST, BOOTED, Kernel, file_digest, line_of, values_of
 
 AK = SoftwareAk.generate("ecc256", SignatureScheme.ECDSA)
 CLEAN = capture("direct-efistub").stage("s1-clean")
@@ -39,9 +43,12 @@ EVIL = line_of("ima-ng", f"{file_digest('evil')} /usr/bin/evil")
 
 
 def policy(**changes: object) -> RuntimePolicy:
+    """A policy that lists the boot of `Kernel.booted`."""
     document = json.loads(EMPTY_POLICY)
     document["meta"]["generator"] = 3
-    return parse_runtime_policy(json.dumps({**document, **changes}))
+    document |= changes
+    document["digests"] = {"boot_aggregate": [BOOT_DIGEST], **document["digests"]}
+    return parse_runtime_policy(json.dumps(document))
 
 
 def text_of(lines: list[bytes]) -> bytes:
@@ -68,7 +75,7 @@ def update(watch: Watch, kernel: Kernel) -> None:
 
 
 def verdict_on(rules: RuntimePolicy, *files: tuple[str, str], **changes: object) -> Verdict:
-    kernel = Kernel()
+    kernel = Kernel.booted()
     for path, content in files:
         kernel.run(path, content)
     return running(kernel, rules, **changes).round()
@@ -101,7 +108,7 @@ def test_i1_a_cut_list_is_named_beside_what_else_is_wrong() -> None:
 
 
 def test_i1_an_unlisted_file_and_a_new_payload_key_are_named_together() -> None:
-    kernel = Kernel()
+    kernel = Kernel.booted()
     kernel.run("/a", "1")
     watch = running(kernel, policy(digests={"/a": [file_digest("1")]}))
     watch.accept()
@@ -112,7 +119,7 @@ def test_i1_an_unlisted_file_and_a_new_payload_key_are_named_together() -> None:
 
 
 def test_i1_a_list_cut_off_in_a_later_round_fails_after_one_more_try() -> None:
-    kernel = Kernel()
+    kernel = Kernel.booted()
     kernel.run("/a", "1")
     watch = running(kernel, policy(digests={"/a": [file_digest("1")]}))
     watch.accept()
@@ -180,9 +187,9 @@ def test_i8_an_altered_entry_with_a_right_template_hash_fails_by_pcr_10() -> Non
 
 
 def test_i9_a_violation_fails_unless_the_operator_accepts_them_and_then_is_counted() -> None:
-    kernel = Kernel()
+    kernel = Kernel.booted()
     kernel.violate("/usr/bin/bash")
-    rules = policy(digests={"/usr/bin/bash": ["ab" * 32]}, excludes=["/usr/"])
+    rules = policy(digests={"/usr/bin/bash": ["ab" * 32]}, excludes=["/usr/share/"])
     assert events(running(kernel, rules).round()) == ["ima.validation.tomtou"]
     verdict = running(kernel, rules, ignore_tomtou=True).accept()
     assert verdict.quote.ima_violations == 1
@@ -200,10 +207,10 @@ def test_i9_the_captured_violations_are_reported_each() -> None:
 
 
 def test_i10_a_measured_entry_cannot_be_shown_as_a_violation() -> None:
-    kernel = Kernel()
+    kernel = Kernel.booted()
     kernel.run("/usr/bin/evil", "evil")
     watch = running(kernel, policy(), ignore_tomtou=True)
-    watch.machine.ima_list = b"10 " + b"00" * 20 + kernel.lines[0][43:] + b"\n"
+    watch.machine.ima_list = text_of([BOOTED, b"10 " + b"00" * 20 + kernel.lines[1][43:]])
     assert retried(watch) == [MISMATCH]
 
 
@@ -226,13 +233,46 @@ def test_i11_no_name_becomes_two_entries_or_another_name(name: str) -> None:
         assert finding.explanation.isprintable(), "what an operator reads is escaped"
 
 
-def test_i11_a_name_that_is_no_utf8_fails() -> None:
-    """JSON cannot carry it, so an agent that means well sends a replacement: the hash no longer fits."""
+def test_i11_a_replaced_name_fails() -> None:
+    """Agents that cannot send a name as it is send a replacement: the hash no longer fits."""
     watch = captured()
     watch.machine.ima_list = text_of(
         [*LINES[:30], LINES[30].replace(b"/usr", "/\ufffdsr".encode()), *LINES[31:]]
     )
     assert "ima.validation.ima_hash" in events(watch.round())
+
+
+NOT_UTF8 = b"/srv/caf\xe9/10\x80\\351"
+
+
+def machine_with(name: bytes) -> SoftwareMachine:
+    """Measures boot_aggregate and one good file with a name of any bytes."""
+    packed = b"\x28\0\0\0sha256:\0" + hashlib.sha256(b"good").digest()
+    packed += (len(name) + 1).to_bytes(4, "little") + name + b"\0"
+    column = HashAlgorithm.SHA1.digest(packed).hex()
+    first = line_of("ima-ng", f"{file_digest('aggregate')} boot_aggregate")
+    second = f"10 {column} ima-ng {file_digest('good')} ".encode() + name
+    pcr = bytes(32)
+    for data in (parse_line(first).template_data, packed):
+        pcr = HashAlgorithm.SHA256.digest(pcr + HashAlgorithm.SHA256.digest(data))
+    return SoftwareMachine(ak=AK, pcrs={10: pcr}, ima_list=list_text(text_of([first, second])).encode())
+
+
+@pytest.mark.parametrize("listed", ["by its name", "by an exclude"])
+def test_i11_a_name_that_is_no_utf8_is_judged_like_others(listed: str) -> None:
+    machine = machine_with(NOT_UTF8)
+    name = r"/srv/caf\351/10\200\134351"
+    aggregate = {"boot_aggregate": [file_digest("aggregate")]}
+    known = (
+        policy(digests={**aggregate, name: [file_digest("good")]})
+        if listed == "by its name"
+        else policy(digests=aggregate, excludes=["/srv/caf.+/10"])
+    )
+    assert isinstance(Watch(machine, reference(AK.tpm2b_public, runtime_policy=known)).round(), Accepted)
+    stranger = Watch(machine, reference(AK.tpm2b_public, runtime_policy=policy(digests=aggregate)))
+    verdict = stranger.round()
+    assert isinstance(verdict, Rejected)
+    assert [finding.path for finding in verdict.findings] == [name]
 
 
 @pytest.mark.parametrize(
@@ -309,33 +349,190 @@ def aggregate_line(content: bytes, algorithm: str = "sha256") -> bytes:
     return line_of("ima-ng", f"{algorithm}:{hashlib.new(algorithm, content).hexdigest()} boot_aggregate")
 
 
-@pytest.mark.parametrize("case", ["right", "of the sha1 bank", "forged", "missing", "second", "late"])
-def test_i19_boot_aggregate_must_agree_with_the_quoted_boot_pcrs(case: str) -> None:
-    pcrs = CLEAN.pcrs("sha256")
-    right = aggregate_line(b"".join(pcrs[index] for index in range(10)))
-    # The kernel may have hashed a bank that is not quoted: then the boot log, which agrees, vouches for it.
-    sha1 = aggregate_line(b"".join(CLEAN.pcrs("sha1")[index] for index in range(8)), "sha1")
-    other = line_of("ima-ng", f"{file_digest('1')} /a")
-    digests = {"/a": [file_digest("1")]}
+NO_AGGREGATE = "ima.missing_boot_aggregate"
+NOTHING = "ima.nothing_measured"
+OTHER = line_of("ima-ng", f"{file_digest('1')} /a")
+RIGHT = aggregate_line(b"".join(CLEAN.pcrs("sha256")[index] for index in range(10)))
+FORGED = aggregate_line(b"forged")
+
+
+def machine_of(lines: list[bytes], **changes: object) -> Watch:
+    """The captured machine with another list, held to a policy that lists `/a` and to its boot log."""
     kernel = Kernel()
-    for line in {
-        "right": [right, other],
-        "forged": [aggregate_line(b"forged"), other],
-        "missing": [other],
-        "second": [right, other, right],
-        "late": [other, right],
-        "of the sha1 bank": [sha1, other],
-    }[case]:
+    for line in lines:
         kernel.add(line)
     machine = SoftwareMachine.of_stage(CLEAN)
     machine.ak = AK
     machine.pcrs[10], machine.ima_list = kernel.pcr, kernel.text()
-    known = reference(AK.tpm2b_public, measured_boot=boot_policy(), runtime_policy=policy(digests=digests))
-    verdict = Watch(machine, known).round()
-    if case in ("right", "of the sha1 bank"):
-        assert isinstance(verdict, Accepted)
-    else:
-        assert set(events(verdict)) <= {NOT_LISTED, WRONG_DIGEST}
+    own = {"measured_boot": boot_policy(), "runtime_policy": policy(digests={"/a": [file_digest("1")]})}
+    return Watch(machine, reference(AK.tpm2b_public, **{**own, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        pytest.param([RIGHT, OTHER], [], id="right"),
+        # The kernel may have hashed a bank that is not quoted: the boot log, which agrees, vouches for it.
+        pytest.param(
+            [aggregate_line(b"".join(CLEAN.pcrs("sha1")[index] for index in range(8)), "sha1"), OTHER],
+            [],
+            id="of the sha1 bank",
+        ),
+        pytest.param([FORGED, OTHER], [WRONG_DIGEST], id="forged"),
+        pytest.param([aggregate_line(b"forged", "sha1"), OTHER], [WRONG_DIGEST], id="forged, sha1"),
+        pytest.param([OTHER], [NO_AGGREGATE], id="missing"),
+        pytest.param([RIGHT, OTHER, RIGHT], [NOT_LISTED], id="second"),
+        pytest.param([OTHER, RIGHT], [NO_AGGREGATE, NOT_LISTED], id="late"),
+        pytest.param([violation_line("boot_aggregate"), OTHER], [NO_AGGREGATE], id="a violation of its name"),
+    ],
+)
+@pytest.mark.parametrize("excludes", [[], ["boot_aggregate", "/a"], [".*"]], ids=["", "named", "everything"])
+def test_i19_boot_aggregate_must_agree_with_the_quoted_boot_pcrs(
+    lines: list[bytes], expected: list[str], excludes: list[str]
+) -> None:
+    rules = policy(digests={"/a": [file_digest("1")]}, excludes=excludes)
+    verdict = machine_of(lines, runtime_policy=rules, ignore_tomtou=True).round()
+    assert ([] if isinstance(verdict, Accepted) else events(verdict)) == expected
+
+
+@pytest.mark.parametrize(
+    ("mask", "line", "accepted"),
+    [
+        ("0x3ff", RIGHT, True),
+        ("0x3ff", FORGED, False),
+        # A kernel before 5.8 hashes PCR 0-7; whether this one does, these alone do not tell.
+        ("0xff", aggregate_line(b"".join(CLEAN.pcrs("sha256")[index] for index in range(8))), True),
+        ("0xff", RIGHT, True),
+        ("0x0", RIGHT, True),
+        ("0x0", FORGED, True),
+    ],
+)
+def test_i19_the_quoted_boot_pcrs_decide_where_no_log_is_asked_for(
+    mask: str, line: bytes, accepted: bool
+) -> None:
+    """An operator who excludes it has its value judged wherever the quote tells it."""
+    quoted = TpmPolicy.from_wire(json.dumps({"mask": mask}))
+    document = policy(digests={"/a": [file_digest("1")]}, excludes=["^boot_aggregate$"]).to_document()
+    del document["digests"]["boot_aggregate"]
+    rules = parse_runtime_policy(json.dumps(document))
+    verdict = machine_of([line, OTHER], measured_boot=None, tpm_policy=quoted, runtime_policy=rules).round()
+    assert isinstance(verdict, Accepted) == accepted
+    if not accepted:
+        assert events(verdict) == [WRONG_DIGEST]
+
+
+@pytest.mark.parametrize("algorithm", ["sha1", "sha256"])
+def test_i19_the_old_template_has_a_sha1_boot_aggregate(algorithm: str) -> None:
+    values = b"".join(CLEAN.pcrs("sha1")[index] for index in range(8))
+    for content, expected in ((values, []), (b"forged", [WRONG_DIGEST])):
+        digest = hashlib.sha1(content).hexdigest()  # noqa: S324  what the template holds
+        watch = machine_of([line_of("ima", f"{digest} boot_aggregate"), OTHER])
+        if algorithm == "sha1":  # the quoted bank itself
+            kernel = Kernel(HashAlgorithm.SHA1)
+            for line in split_lines(watch.machine.ima_list):
+                kernel.add(line)
+            watch.machine.bank = HashAlgorithm.SHA1
+            watch.machine.pcrs = {**CLEAN.pcrs("sha1"), 10: kernel.pcr}
+        verdict = watch.round()
+        assert ([] if isinstance(verdict, Accepted) else events(verdict)) == expected
+
+
+def switch_ima_off(watch: Watch) -> None:
+    """The machine reboots into a kernel that measures nothing."""
+    watch.machine.reset_count += 1
+    watch.machine.pcrs[10], watch.machine.ima_list = bytes(32), b""
+
+
+@pytest.mark.parametrize("excludes", [[], [".*"]])
+@pytest.mark.parametrize("measured_boot", [None, boot_policy()], ids=["no log", "log"])
+def test_i19_a_machine_that_measures_nothing_fails_at_first_contact(
+    excludes: list[str], measured_boot: MeasuredBootPolicy | None
+) -> None:
+    rules = policy(digests={"/a": [file_digest("1")]}, excludes=excludes)
+    watch = machine_of([], measured_boot=measured_boot, runtime_policy=rules)
+    for _ in range(3):
+        assert events(watch.round()) == [NOTHING]
+    assert events(watch.round(ima_measurement_list="\n\n")) == [NOTHING]
+    assert events(watch.round(ima_measurement_list=None)) == ["pcr_validation.unused_pcr_10"]
+
+
+def test_i19_a_machine_that_measures_nothing_any_more_fails_after_its_reboot() -> None:
+    watch = captured()
+    watch.accept()
+    at = watch.checkpoint
+    switch_ima_off(watch)
+    assert events(watch.round()) == [NOTHING], "it starts over by itself"
+    watch.checkpoint = at
+    asked = {"ima_measurement_list": "", "ima_measurement_list_entry": at.ima.next_entry}
+    watch.incomplete(**asked)  # "nothing new" is said of another boot
+    assert events(watch.round()) == [NOTHING]
+    watch.checkpoint = at
+    assert events(watch.round(ima_measurement_list=None)) == ["pcr_validation.unused_pcr_10"]
+
+
+def test_i19_a_machine_whose_tpm_forgot_its_boot_fails() -> None:
+    """PCR 10 back at zero without a reset that the TPM counted, and a list that says "nothing new"."""
+    watch = captured()
+    watch.accept()
+    watch.machine.pcrs[10] = bytes(32)
+    assert retried(watch) == [NOTHING]
+
+
+def test_i19_a_list_that_nothing_covers_is_never_accepted() -> None:
+    """Entries are shown as if they had been measured a moment after the quote, round after round."""
+    watch = machine_of([])
+    watch.machine.ima_list = text_of([RIGHT, EVIL])
+    watch.incomplete()
+    assert events(watch.round()) == [NOTHING]
+    watch.machine.ima_list = b""
+    assert events(watch.round()) == [NOTHING]
+    watch.machine.ima_list = text_of([RIGHT, EVIL])
+    watch.incomplete()
+    watch.machine.ima_list = b""
+    assert events(watch.round()) == [NOTHING]
+
+
+def test_i19_a_first_quote_just_before_boot_aggregate_is_asked_for_once_more() -> None:
+    """An emulator writes the line before it extends the PCR."""
+    watch = machine_of([])
+    watch.machine.ima_list = text_of([RIGHT])
+    watch.incomplete()
+    kernel = Kernel()
+    kernel.add(RIGHT)
+    update(watch, kernel)
+    assert watch.accept().quote.ima_entries == 1
+
+
+def test_i19_nothing_new_is_accepted_where_the_checkpoint_has_seen_boot_aggregate() -> None:
+    watch = captured()
+    watch.accept()
+    assert isinstance(watch.round(ima_measurement_list="", ima_measurement_list_entry=len(LINES)), Accepted)
+
+
+def test_i19_a_checkpoint_that_does_not_say_how_the_list_began_is_not_gone_on_from() -> None:
+    """Written by an earlier version, which took lists that begin with anything."""
+    watch = machine_of([RIGHT, OTHER])
+    watch.accept()
+    ima = msgspec.structs.replace(watch.checkpoint.ima, anchored=False)
+    watch.checkpoint = decode_checkpoint(
+        encode_checkpoint(msgspec.structs.replace(watch.checkpoint, ima=ima))
+    )
+    assert watch.challenge().ima_entry == 0
+    at = watch.checkpoint
+    assert watch.accept().quote.ima_entries == 2
+    watch.checkpoint = at
+    kernel = Kernel()
+    kernel.add(OTHER)
+    update(watch, kernel)
+    assert events(watch.round()) == [NO_AGGREGATE]
+
+
+def test_i19_entries_that_were_ahead_of_a_quote_cannot_be_withdrawn() -> None:
+    watch = captured()
+    watch.machine.ima_list = text_of([*LINES, EVIL])
+    watch.accept()
+    watch.machine.ima_list = text_of(LINES)
+    assert events(watch.round()) == ["ima.quote_progress"]
 
 
 @pytest.mark.parametrize("stated", [-1, 1, len(LINES) - 1, len(LINES) + 1, 2**63])
@@ -362,7 +559,7 @@ def test_i20_a_restart_from_entry_0_is_a_full_appraisal() -> None:
 def test_i21_the_list_of_the_boot_before_fails() -> None:
     watch = captured()
     watch.accept()
-    kernel = Kernel()
+    kernel = Kernel.booted()
     kernel.run("/usr/bin/evil", "evil")
     watch.machine.reset_count += 1
     watch.machine.pcrs[10] = kernel.pcr
@@ -388,7 +585,11 @@ def test_i23_an_unknown_template_fails_by_name(template: str) -> None:
 
 
 def test_i23_a_template_with_missing_or_more_fields_fails() -> None:
-    for altered in (LINES[30].rstrip(b" "), LINES[30] + b" 00", LINES[30].replace(b"ima-sig", b"ima-ng")):
+    for altered in (
+        LINES[30].rsplit(b" ", 2)[0],
+        LINES[30] + b" 00",
+        LINES[30].replace(b"ima-sig", b"ima-ng"),
+    ):
         watch = captured()
         watch.machine.ima_list = text_of([*LINES[:30], altered, *LINES[31:]])
         assert events(watch.round())
@@ -399,7 +600,7 @@ def test_i23_a_template_with_missing_or_more_fields_fails() -> None:
     ["sha256:" + "ab" * 20, "md4:" + "ab" * 16, "none:" + "ab" * 32, "ab" * 32, "sha256:", "sha256:zz"],
 )
 def test_i24_a_digest_without_a_known_algorithm_of_its_length_fails(digest: str) -> None:
-    kernel = Kernel()
+    kernel = Kernel.booted()
     kernel.run("/a", "1")
     watch = running(kernel, policy(digests={"/a": [file_digest("1")]}))
     watch.machine.ima_list += b"10 " + b"ab" * 20 + b" ima-ng " + digest.encode() + b" /x\n"
@@ -410,7 +611,7 @@ def test_i24_a_digest_without_a_known_algorithm_of_its_length_fails(digest: str)
 
 
 def test_i25_a_sha1_digest_passes_only_where_the_policy_lists_it() -> None:
-    kernel = Kernel()
+    kernel = Kernel.booted()
     kernel.add(line_of("ima", "ab" * 20 + " /x"))
     assert events(running(kernel, policy(digests={"/x": ["cd" * 32]})).round()) == [WRONG_DIGEST]
     running(kernel, policy(digests={"/x": ["ab" * 20]})).accept()
@@ -438,7 +639,7 @@ def key_line(name: str, key: bytes) -> bytes:
 def test_i27_a_key_is_learned_only_when_listed_and_only_for_this_boot() -> None:
     key = (IMA_KEYS_DIRECTORY / "ima-rsa.crt.der").read_bytes()
     signed = next(line for line in map(parse_line, LINES) if line.name.endswith("signed-rsa.sh"))
-    kernel = Kernel()
+    kernel = Kernel.booted()
     kernel.add(key_line(".ima", key))
     kernel.add(signed.to_line())
     poisoned = running(kernel, policy(excludes=[r"\.ima$"])).round()
@@ -448,7 +649,7 @@ def test_i27_a_key_is_learned_only_when_listed_and_only_for_this_boot() -> None:
     assert watch.accept().checkpoint.ima.keyrings
     # After a reboot the key must be measured again before it vouches for anything.
     watch.machine.reset_count += 1
-    kernel = Kernel()
+    kernel = Kernel.booted()
     kernel.add(signed.to_line())
     update(watch, kernel)
     watch.round()
@@ -457,17 +658,17 @@ def test_i27_a_key_is_learned_only_when_listed_and_only_for_this_boot() -> None:
 
 @pytest.mark.parametrize("buffer", ["0", "zz", "00 00", "30820"])
 def test_i28_a_buffer_of_broken_hex_fails(buffer: str) -> None:
-    kernel = Kernel()
+    kernel = Kernel.booted()
     kernel.run("/a", "1")
     watch = running(kernel, policy(digests={"/a": [file_digest("1")]}))
-    broken = b"10 " + b"ab" * 20 + f" ima-buf {file_digest('1')} dm_table_load {buffer}\n".encode()
-    watch.machine.ima_list = broken + kernel.text()
+    broken = b"10 " + b"ab" * 20 + f" ima-buf {file_digest('1')} dm_table_load {buffer}".encode()
+    watch.machine.ima_list = text_of([BOOTED, broken, *kernel.lines[1:]])
     assert events(watch.round()) == ["ima.parser.entry"]
 
 
 def test_i28_i29_a_line_of_ten_megabytes_is_judged_like_any_other() -> None:
     data = bytes(5_000_000)
-    kernel = Kernel()
+    kernel = Kernel.booted()
     kernel.add(line_of("ima-buf", f"sha256:{hashlib.sha256(data).hexdigest()} dm_table_load {data.hex()}"))
     watch = running(kernel, policy())
     started = time.process_time()
@@ -476,9 +677,10 @@ def test_i28_i29_a_line_of_ten_megabytes_is_judged_like_any_other() -> None:
     assert len(watch.memo.ima) == 0, "long lines are not kept in memory"
 
 
-def test_i29_an_answer_of_a_hundred_megabytes_exceeds_what_the_verifier_reads() -> None:
+def test_i29_an_answer_of_more_than_a_hundred_megabytes_exceeds_what_the_verifier_reads() -> None:
     """Decided where bodies are read (tests/integration/test_http_client): here only that there is a bound."""
-    assert 0 < Limits().max_body < 100 << 20
+    assert 20 << 20 < MAX_ANSWER <= 100 << 20
+    assert ORDINARY_ANSWER < MAX_ANSWER <= LONG_ANSWERS
 
 
 def test_i30_a_trimmed_list_fails_on_first_contact_and_goes_on_with_a_checkpoint() -> None:
@@ -493,8 +695,20 @@ def test_i30_a_trimmed_list_fails_on_first_contact_and_goes_on_with_a_checkpoint
     assert isinstance(watch.round(**trimmed), Accepted)
 
 
+def test_i30_a_list_that_begins_in_the_middle_has_a_reason_of_its_own() -> None:
+    """Nobody knows the number of its first line, so that its agent calls it the whole list."""
+    watch = captured()
+    trimmed = {"ima_measurement_list": text_of(LINES[50:]).decode()}
+    assert isinstance(watch.round(**trimmed), Incomplete)  # as any list that does not reach PCR 10
+    verdict = watch.round(**trimmed)
+    assert events(verdict) == ["ima.begins_in_the_middle", MISMATCH]
+    assert isinstance(verdict, Rejected)
+    assert verdict.recoverable
+    assert "deletes entries" in (verdict.findings[0].hint or "")
+
+
 def test_i31_a_machine_that_measures_all_the_time_is_accepted_and_makes_progress() -> None:
-    kernel = Kernel()
+    kernel = Kernel.booted()
     watch = running(kernel, policy(digests={f"/file-{n}": [file_digest("x")] for n in range(400)}))
     number = 0
     for _ in range(20):
@@ -507,7 +721,7 @@ def test_i31_a_machine_that_measures_all_the_time_is_accepted_and_makes_progress
             number += 1
         watch.machine.ima_list = kernel.text()
         watch.accept()
-    assert watch.checkpoint.ima.next_entry == number - 7
+    assert watch.checkpoint.ima.next_entry == len(kernel.lines) - 7
 
 
 def test_i32_a_pcr_10_extended_by_hand_fails() -> None:
@@ -554,7 +768,7 @@ def test_rounds_without_verdict_never_come_in_a_row() -> None:
 
 
 def test_a_padded_bank_is_not_taken_for_a_native_one_later() -> None:
-    native = Kernel(HashAlgorithm.SHA384, ExtendMode.NATIVE)
+    native = Kernel.booted(HashAlgorithm.SHA384)
     native.run("/a", "1")
     watch = running(native, policy(digests={"/a": [file_digest("1")]}))
     watch.accept()

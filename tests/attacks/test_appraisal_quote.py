@@ -24,10 +24,10 @@ from keylime.appraisal.verdict import Accepted, Incomplete, Rejected
 from keylime.errors import UnsuitableKey
 from keylime.hashes import HashAlgorithm
 from keylime.nonce import new_nonce
-from keylime.policy.tpm_policy import TpmPolicy
 from keylime.tpm.keys import SignatureScheme, group_order, parse_attestation_key
 from keylime.tpm.pcr import DATA_PCR, PcrValues, data_pcr_value, encode_pcr_blob, extend
 from keylime.tpm.quote import encode_quote
+from keylime.tpm.tpm_policy import TpmPolicy
 from tests.appraisal_rounds import QUOTE, Watch, events, forged_quote, quoted_values
 from tests.captures import AK_LABELS, capture
 from tests.evidence import (
@@ -232,12 +232,13 @@ def test_q8_an_old_quote_does_not_answer_a_new_nonce(watch: Watch) -> None:
     assert events(watch.judge(recorded, watch.challenge())) == [QUOTE]
 
 
-def test_q9_a_second_submission_of_one_answer_fails_even_for_the_same_nonce(watch: Watch) -> None:
-    """Nonces are never issued twice; should one be, the TPM's clock still tells."""
-    challenge = watch.challenge()
-    reply = watch.machine.answer(challenge)
-    assert isinstance(watch.judge(reply, challenge), Accepted)
-    assert QUOTE in events(watch.judge(reply, challenge))
+def test_q9_a_second_submission_of_one_answer_fails(watch: Watch) -> None:
+    """The nonce tells, drawn for each challenge: the TPM's clock may stand still between two quotes."""
+    challenges = [watch.challenge() for _ in range(64)]
+    assert len({challenge.nonce for challenge in challenges}) == len(challenges)
+    reply = watch.machine.answer(challenges[0])
+    assert isinstance(watch.judge(reply, challenges[0]), Accepted)
+    assert [events(watch.judge(reply, later)) for later in challenges[1:]] == [[QUOTE]] * 63
 
 
 def test_q10_the_nonce_of_another_agent_or_session_fails(watch: Watch) -> None:
@@ -457,6 +458,12 @@ def test_q26_a_clock_that_goes_back_fails_when_safe_and_is_noted_when_not(watch:
     assert any("clock is not safe" in note for note in verdict.notes)
 
 
+def test_q26_a_clock_that_stands_still_between_two_fresh_quotes_is_no_finding(watch: Watch) -> None:
+    assert isinstance(watch.forge(clock=77), Accepted)
+    assert isinstance(watch.forge(clock=77), Accepted)
+    assert QUOTE in events(watch.forge(clock=76))
+
+
 def test_q27_a_changed_firmware_version_is_noted(watch: Watch) -> None:
     assert watch.accept().notes == ()
     assert watch.accept().notes == (), "nothing to note while it stays"
@@ -483,15 +490,22 @@ def test_q29_a_data_pcr_that_was_not_reset_fails(watch: Watch) -> None:
         assert events(watch.forge(attested=data_pcr(watch, value))) == ["pcr_validation.invalid_pcr_16"]
 
 
-def test_q29_the_key_explains_the_data_pcr_whatever_the_tpm_policy_says() -> None:
+def test_q29_no_pin_of_the_data_pcr_takes_the_place_of_the_key() -> None:
+    """A verifier refuses such a policy; one that was stored before holds beside the key, never instead."""
     machine = SoftwareMachine(ak=ECDSA)
-    theirs = data_pcr_value(SHA256, "another key").hex()
-    known = reference(ECDSA.tpm2b_public, tpm_policy=TpmPolicy.from_wire(f'{{"16": "{theirs}"}}'))
-    watch = Watch(machine, known)
+    theirs, own = (data_pcr_value(SHA256, key) for key in ("another key", machine.public_key))
+
+    def pinned(value: bytes) -> Watch:
+        policy = TpmPolicy.from_wire(f'{{"16": "{value.hex()}"}}')
+        return Watch(machine, reference(ECDSA.tpm2b_public, tpm_policy=policy))
+
+    assert events(pinned(theirs).round()) == ["pcr_validation.invalid_pcr_16"]
+    forged = pinned(theirs)
+    assert events(forged.forge(attested=data_pcr(forged, theirs))) == ["pcr_validation.invalid_pcr_16"]
+    watch = pinned(own)
     watch.accept()
-    attested = data_pcr(watch, bytes.fromhex(theirs))
-    assert isinstance(watch.forge(attested=attested), Incomplete), "it may have a new key: it is asked"
-    assert events(watch.forge(attested=attested)) == ["pcr_validation.invalid_pcr_16"]
+    attested = data_pcr(watch, theirs)
+    assert set(events(watch.forge(attested=attested))) == {"pcr_validation.invalid_pcr_16"}
 
 
 def test_q30_another_public_key_than_the_quote_binds_fails(watch: Watch) -> None:

@@ -16,11 +16,12 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from keylime.appraisal.findings import Finding
 from keylime.errors import CredentialError
+from keylime.findings.finding import Finding
 from keylime.messages.agent import UKeyRequest, VKeyRequest
 from keylime.messages.revocation import SignedRevocation
-from keylime.payload.bundle import PayloadRefused, encrypt_payload, pack_archive
+from keylime.payload.archive import PayloadRefused, pack_archive
+from keylime.payload.encryption import encrypt_payload
 from keylime.payload.keys import DerivedKey, auth_tag, encrypt_share, split_key
 from keylime.pki.certificates import encode_private_key, public_key_text
 from keylime.revocation.message import RevocationKind, build_revocation

@@ -18,17 +18,19 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from keylime.database.engine import parse_database_url
 from keylime.database.migrate import prepare_schema
 from keylime.database.transactions import open_database
+from keylime.http.sources import source_prefixes
 from keylime.identifiers import AgentId
 from keylime.messages.registrar import RegisterRequest
 from keylime.pki.der import read_certificate
 from keylime.pki.ek import check_ek_certificate, trust_store
 from keylime.tpm.keys import SignatureScheme
 from keylime_registrar.activation import Proven
-from keylime_registrar.identity import IdentityChanged, Registration, TpmIdentity, hash_tag
-from keylime_registrar.registrations import Clocks, Registrations, Rules, TooManyRequests
+from keylime_registrar.identity import IdentityChanged, IdentityDemand, Registration, hash_tag, tag_hash
+from keylime_registrar.refusals import TooManyRequests
+from keylime_registrar.registrations import Clocks, Registrations, Rules
 from keylime_registrar.schema import SCHEMA
-from keylime_registrar.store import Limits, Store, TooManyPending
-from keylime_registrar.throttle import Throttle
+from keylime_registrar.store import Origin, PendingLimits, Store
+from keylime_registrar.throttle import Allowance, Throttle
 from tests.fakes.running_registrar import Answer, RunningRegistrar, running_registrar
 from tests.fakes.software_ak import AK_ATTRIBUTES, SoftwareAk
 from tests.fakes.software_identity import SoftwareIdentity, b64, certify, certify_attest, name_of
@@ -72,7 +74,7 @@ def with_active_victim(directory: Path, act: Callable[[RunningRegistrar], Awaita
 
 
 def refused(answer: Answer) -> bool:
-    return (answer.code, answer.status) == (400, "Could not register agent with invalid data")
+    return answer.code == 400 and answer.status.startswith("Could not register agent with invalid data: ")
 
 
 def test_r1_an_ek_beside_another_eks_certificate(tmp_path: Path) -> None:
@@ -175,13 +177,20 @@ def test_r8_a_tag_that_is_too_long_or_no_text(tmp_path: Path) -> None:
     with_active_victim(tmp_path, act)
 
 
-def test_r8_guessing_ends_with_the_registration(tmp_path: Path) -> None:
+def test_r8_guessing_is_limited_and_locks_nobody_out(tmp_path: Path) -> None:
+    """Also for an agent that shares its address with who guesses."""
+
     async def act(registrar: RunningRegistrar) -> None:
+        async def guess(count: int) -> list[int]:
+            answers = [await registrar.plain("PUT", PATH, {"auth_tag": f"{n:096x}"}) for n in range(count)]
+            return [answer.code for answer in answers]
+
         registered = await registrar.plain("POST", PATH, victim().registration())
-        codes = [(await registrar.plain("PUT", PATH, {"auth_tag": f"{n:096x}"})).code for n in range(6)]
-        assert codes == [400, 400, 400, 400, 400, 404]
+        assert await guess(8) == [400, 400, 400, 400, 400, 429, 429, 429]
+        await registrar.plain("POST", PATH, victim().registration(ip="10.6.6.6"))
+        assert await guess(2) == [429, 429], "another registration does not start the count anew"
         tag = victim().answer(registered.results["blob"], VICTIM)
-        assert (await registrar.plain("PUT", PATH, {"auth_tag": tag})).code == 404
+        assert (await registrar.plain("PUT", PATH, {"auth_tag": tag})).code == 200
 
     with_registrar(tmp_path, act)
 
@@ -217,6 +226,47 @@ def test_r10_an_earlier_tag_is_no_proof_for_a_later_registration(tmp_path: Path)
         assert second.results["blob"] != first.results["blob"]
         assert (await registrar.plain("PUT", PATH, {"auth_tag": tag})).code == 400
         assert (await registrar.admin("GET", PATH)).results["ip"] == "10.0.0.1"
+
+    with_registrar(tmp_path, act)
+
+
+def secret_in(answer: Answer) -> bytes:
+    """What the victim's TPM finds in a registrar's answer."""
+    return victim().open(base64.b64decode(answer.results["blob"]))
+
+
+def test_r10_the_same_registration_is_challenged_afresh_after_each_proof(tmp_path: Path) -> None:
+    async def act(registrar: RunningRegistrar) -> None:
+        spent: list[tuple[bytes, str]] = []
+        for _ in range(3):
+            registered = await registrar.plain("POST", PATH, victim().registration())
+            assert secret_in(registered) not in [secret for secret, _ in spent]
+            for _, tag in spent:
+                assert (await registrar.plain("PUT", PATH, {"auth_tag": tag})).code == 400
+            tag = victim().answer(registered.results["blob"], VICTIM)
+            spent.append((secret_in(registered), tag))
+            assert (await registrar.plain("PUT", PATH, {"auth_tag": tag})).code == 200
+        assert (await registrar.admin("GET", PATH)).results["regcount"] == 3
+        assert (await registrar.admin("DELETE", PATH)).code == 200
+        again = await registrar.plain("POST", PATH, victim().registration())
+        assert secret_in(again) not in [secret for secret, _ in spent]
+        for _, tag in spent:
+            assert (await registrar.plain("PUT", PATH, {"auth_tag": tag})).code in (400, 429)
+        assert (await registrar.admin("GET", PATH)).code == 404
+
+    with_registrar(tmp_path, act)
+
+
+def test_r10_a_repeated_registration_leaves_the_one_under_way_valid(tmp_path: Path) -> None:
+    async def act(registrar: RunningRegistrar) -> None:
+        first = await registrar.plain("POST", PATH, victim().registration())
+        others = [await registrar.plain("POST", PATH, victim().registration()) for _ in range(40)]
+        assert {secret_in(other) for other in others} == {secret_in(first)}
+        changed = await registrar.plain("POST", PATH, victim().registration(ip="10.0.0.9"))
+        assert secret_in(changed) != secret_in(first)
+        tag = victim().answer(first.results["blob"], VICTIM)
+        assert (await registrar.plain("PUT", PATH, {"auth_tag": tag})).code == 200
+        assert (await registrar.admin("GET", PATH)).results["ip"] is None
 
     with_registrar(tmp_path, act)
 
@@ -291,17 +341,18 @@ def test_r14_a_registration_judged_before_another_tpm_became_active(tmp_path: Pa
 
     async def act(store: Store, _registrations: Registrations, clock: SteppedClock) -> None:
         now, agent_id = int(clock()), AgentId(VICTIM)
-        await store.add_pending(waiting(VICTIM), b"victim", "192.0.2.1", now)
-        assert isinstance((await store.activate(agent_id, b"victim", "192.0.2.1", now)).outcome, Proven)
+        tag = await added(store, waiting(VICTIM), "192.0.2.1", now)
         late = Registration(agent_id, attacker().ek_public, attacker().ak.tpm2b_public)
-        await store.add_pending(late, b"attacker", "192.0.2.66", now)
+        other = await added(store, late, "192.0.2.66", now)
+        assert await proves(store, VICTIM, tag, "192.0.2.1", now)
         with pytest.raises(IdentityChanged):
-            await store.activate(agent_id, b"attacker", "192.0.2.66", now)
+            await store.add_pending(late, origin("192.0.2.66"), now)
+        assert not await proves(store, VICTIM, other, "192.0.2.66", now)
         active = await store.active(agent_id)
         assert active is not None
         assert (active.registration, active.regcount) == (waiting(VICTIM), 1)
 
-    with_store(tmp_path, Limits(), act)
+    with_store(tmp_path, PendingLimits(), act)
 
 
 def test_r15_failed_activations_of_an_active_agent_followed_by_a_takeover(tmp_path: Path) -> None:
@@ -430,14 +481,17 @@ class SteppedClock:
 
 
 def with_store(
-    directory: Path, limits: Limits, act: Callable[[Store, Registrations, SteppedClock], Awaitable[None]]
+    directory: Path,
+    limits: PendingLimits,
+    act: Callable[[Store, Registrations, SteppedClock], Awaitable[None]],
 ) -> None:
     async def scenario() -> None:
         database = open_database(parse_database_url("sqlite", work_dir=directory, sqlite_name="r.sqlite"))
         await prepare_schema(database, SCHEMA, migrate=True)
         store, clock = Store(database, limits), SteppedClock()
-        rules = Rules(TpmIdentity.EK_CERT_OR_IAK_IDEVID, False, True, lambda: ())
-        registrations = Registrations(store, rules, Throttle(rate=1.0, burst=10), Clocks(clock, clock))
+        rules = Rules(IdentityDemand.EK_CERT_OR_IAK_IDEVID, False, True, lambda: ())
+        throttle = Throttle(Allowance(burst=0.0095, rate=0.001))
+        registrations = Registrations(store, rules, throttle, Clocks(clock, clock, cpu=lambda: 0.0))
         try:
             await act(store, registrations, clock)
         finally:
@@ -448,6 +502,25 @@ def with_store(
 
 def waiting(agent_id: str) -> Registration:
     return Registration(AgentId(agent_id), victim().ek_public, victim().ak.tpm2b_public)
+
+
+def origin(address: str) -> Origin:
+    return Origin.of(source_prefixes(address))
+
+
+async def added(store: Store, registration: Registration, address: str, now: int) -> bytes:
+    """The hash of the tag that a registration waits for from now on."""
+    return tag_hash(await store.add_pending(registration, origin(address), now), registration.agent_id)
+
+
+async def proves(store: Store, agent_id: str, tag: bytes, address: str, now: int) -> bool:
+    outcome = (await store.activate(AgentId(agent_id), tag, origin(address), now)).outcome
+    return isinstance(outcome, Proven)
+
+
+def strangers_registration(agent_id: str, number: int) -> Registration:
+    """What costs a stranger nothing: no TPM is behind it."""
+    return Registration(AgentId(agent_id), b"EK %d" % number, b"AK %d" % number, mtls_cert="x" * 1000)
 
 
 def test_r20_an_address_that_floods_is_slowed_down_alone(tmp_path: Path) -> None:
@@ -461,42 +534,147 @@ def test_r20_an_address_that_floods_is_slowed_down_alone(tmp_path: Path) -> None
         clock.now += 2
         await registrations.register(AgentId("later"), request, "192.0.2.66")
 
-    with_store(tmp_path, Limits(), act)
+    with_store(tmp_path, PendingLimits(), act)
 
 
-def test_r20_registrations_without_proof_are_bounded_and_expire(tmp_path: Path) -> None:
+def test_r20_registrations_without_proof_are_listed_nowhere_and_expire(tmp_path: Path) -> None:
     async def act(store: Store, _registrations: Registrations, clock: SteppedClock) -> None:
         now = int(clock())
-        for number in range(3):
-            await store.add_pending(waiting(f"a{number}"), b"t", "192.0.2.66", now)
-        with pytest.raises(TooManyPending, match=r"192\.0\.2\.66"):
-            await store.add_pending(waiting("a9"), b"t", "192.0.2.66", now)
-        for number in range(2):
-            await store.add_pending(waiting(f"b{number}"), b"t", "192.0.2.1", now)
-        with pytest.raises(TooManyPending):
-            await store.add_pending(waiting("c"), b"t", "192.0.2.2", now)
-        assert len(await store.agent_ids(now)) == 5
-        later = now + 61
-        assert await store.agent_ids(later) == []
-        assert not isinstance(
-            (await store.activate(AgentId("a0"), b"t", "192.0.2.66", later)).outcome, Proven
-        )
-        await store.add_pending(waiting("c"), b"t", "192.0.2.66", later)
+        tag = await added(store, waiting("a0"), "192.0.2.66", now)
+        assert await store.agent_ids() == []
+        assert await store.is_pending(AgentId("a0"), now + 59)
+        assert not await store.is_pending(AgentId("a0"), now + 60)
+        assert not await proves(store, "a0", tag, "192.0.2.66", now + 60)
+        assert await added(store, waiting("a0"), "192.0.2.66", now + 61) != tag
+        assert not await proves(store, "a0", tag, "192.0.2.66", now + 61)
 
-    with_store(tmp_path, Limits(lifetime_s=60, per_source=3, total=5), act)
+    with_store(tmp_path, PendingLimits(lifetime_s=60), act)
 
 
-def test_r20_strangers_do_not_displace_an_agents_own_registration(tmp_path: Path) -> None:
+def rows_in(directory: Path) -> list[tuple[str, str, int]]:
+    connection = sqlite3.connect(directory / "r.sqlite")
+    try:
+        query = "SELECT agent_id, source, size FROM pending_registrations ORDER BY pending_id"
+        return connection.execute(query).fetchall()
+    finally:
+        connection.close()
+
+
+def test_r20_a_flood_from_64_prefixes_is_bounded_and_displaces_itself_alone(tmp_path: Path) -> None:
+    limits = PendingLimits(capacity=1 << 20)
+
     async def act(store: Store, _registrations: Registrations, clock: SteppedClock) -> None:
         now = int(clock())
-        await store.add_pending(waiting(VICTIM), b"right", "192.0.2.1", now)
-        for number in range(50):
-            await store.add_pending(waiting(VICTIM), b"%d" % number, "192.0.2.66", now)
+        honest = {
+            f"honest-{number}": await added(store, waiting(f"honest-{number}"), f"192.0.2.{number}", now)
+            for number in range(3)
+        }
+        for number in range(1500):
+            address = f"198.51.{number % 64}.{number % 7}"
+            await added(store, strangers_registration(f"id-{number}", number), address, now + 1)
+        assert sum(size for *_, size in rows_in(tmp_path)) <= limits.capacity * (1 + 1 / 32)
+        newcomer = await added(store, waiting("newcomer"), "203.0.113.1", now + 2)
+        for number in range(1500, 2000):
+            address = f"198.51.{number % 64}.{number % 7}"
+            await added(store, strangers_registration(f"id-{number}", number), address, now + 3)
+        for agent_id, tag in honest.items():
+            assert await proves(store, agent_id, tag, "192.0.2.1", now + 4)
+        assert await proves(store, "newcomer", newcomer, "203.0.113.1", now + 4)
+
+    with_store(tmp_path, limits, act)
+
+
+def test_r20_r14_strangers_pile_up_registrations_of_one_id(tmp_path: Path) -> None:
+    """With keys of their own, or with the agent's and every address there is."""
+    limits = PendingLimits(per_agent=1 << 20)
+
+    async def act(store: Store, _registrations: Registrations, clock: SteppedClock) -> None:
+        now = int(clock())
+        right = await added(store, waiting(VICTIM), "192.0.2.1", now)
+        for number in range(1500):
+            address = f"198.51.{number % 64}.1"
+            copied = replace(waiting(VICTIM), ip=f"10.0.0.{number}") if number % 2 else waiting(VICTIM)
+            other = strangers_registration(VICTIM, number)
+            await added(store, other if number % 3 else copied, address, now + 1)
+            if number % 50 == 0:
+                assert not await proves(store, VICTIM, b"wrong", address, now + 1)
+        assert sum(size for *_, size in rows_in(tmp_path)) <= limits.per_agent + limits.capacity // 32
+        sources = [source for _, source, _ in rows_in(tmp_path)]
+        assert max(map(sources.count, sources)) <= 32
+        assert await proves(store, VICTIM, right, "192.0.2.1", now + 2)
+
+    with_store(tmp_path, limits, act)
+
+
+def test_r22_a_stranger_who_repeats_the_victims_own_words_shares_nothing_with_it(tmp_path: Path) -> None:
+    """Neither its row, nor its secret, nor the wrong tags that he sends."""
+
+    async def act(store: Store, _registrations: Registrations, clock: SteppedClock) -> None:
+        now = int(clock())
+        copied = await added(store, waiting(VICTIM), "192.0.2.66", now)
+        right = await added(store, waiting(VICTIM), "192.0.2.1", now)
+        assert copied != right
         for _ in range(50):
-            await store.activate(AgentId(VICTIM), b"wrong", "192.0.2.66", now)
-        assert isinstance((await store.activate(AgentId(VICTIM), b"right", "192.0.2.1", now)).outcome, Proven)
+            assert not await proves(store, VICTIM, b"wrong", "192.0.2.66", now)
+        assert await added(store, waiting(VICTIM), "192.0.2.1", now + 1) == right
+        assert await proves(store, VICTIM, right, "192.0.2.1", now + 1)
+        assert not await proves(store, VICTIM, copied, "192.0.2.66", now + 1), "ended by the proof"
 
-    with_store(tmp_path, Limits(), act)
+    with_store(tmp_path, PendingLimits(), act)
+
+
+def test_r20_a_registration_that_is_repeated_for_ever_gets_another_secret_in_time(tmp_path: Path) -> None:
+    async def act(store: Store, _registrations: Registrations, clock: SteppedClock) -> None:
+        now = int(clock())
+        seen: list[bytes] = []
+        for elapsed in range(0, 1800, 20):
+            tag = await added(store, waiting(VICTIM), "192.0.2.1", now + elapsed)
+            if tag not in seen:
+                seen.append(tag)
+            if elapsed >= 20:
+                # The one before is valid until its own time is up.
+                assert await store.is_pending(AgentId(VICTIM), now + elapsed + 599)
+        assert len(seen) in (6, 7)
+        assert not await proves(store, VICTIM, seen[0], "192.0.2.1", now + 1800)
+        assert await proves(store, VICTIM, seen[-1], "192.0.2.1", now + 1800)
+
+    with_store(tmp_path, PendingLimits(lifetime_s=600), act)
+
+
+def test_r9_the_key_of_challenges_is_replaced_and_shown_nowhere(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+
+    def keys() -> list[tuple[int, bytes]]:
+        connection = sqlite3.connect(tmp_path / "r.sqlite")
+        try:
+            query = "SELECT key_id, secret FROM challenge_keys ORDER BY key_id"
+            return connection.execute(query).fetchall()
+        finally:
+            connection.close()
+
+    async def act(store: Store, _registrations: Registrations, clock: SteppedClock) -> None:
+        now, day = int(clock()), 86_400
+        assert keys() == []
+        await added(store, waiting("a"), "192.0.2.1", now)
+        first = keys()
+        await added(store, waiting("b"), "192.0.2.1", now + day - 1)
+        assert keys() == first
+        under_way = await added(store, waiting("c"), "192.0.2.1", now + day - 1)
+        await added(store, waiting("d"), "192.0.2.1", now + day)
+        assert [key_id for key_id, _ in keys()] == [1, 2]
+        assert await added(store, waiting("c"), "192.0.2.1", now + day) == under_way, "of the key before"
+        assert await proves(store, "c", under_way, "192.0.2.1", now + day)
+        await added(store, waiting("e"), "192.0.2.1", now + 2 * day)
+        assert [key_id for key_id, _ in keys()] == [2, 3]
+        assert len({secret for _, secret in (*first, *keys())}) == 3
+        for _, secret in (*first, *keys()):
+            assert len(secret) == 32
+            for text in (secret.hex(), repr(secret), base64.b64encode(secret).decode()):
+                assert text not in caplog.text
+
+    with_store(tmp_path, PendingLimits(), act)
 
 
 def test_s11_one_bad_row_neither_stops_the_list_nor_passes_for_an_agent(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from rich.console import Console
 from keylime.errors import KeylimeError
 from tests.captures import capture
 from tests.demo import fence
-from tests.demo.report import Report
+from tests.demo.report import Report, Seen, conclusion
 from tests.demo.scenario import Scenario
 from tests.lab.installation import Options, open_lab
 from tests.lab.network import enter_user_namespace, open_network
@@ -33,19 +33,18 @@ def main() -> int:
     enter_user_namespace()
     os.umask(0o077)
     console = Console(soft_wrap=not sys.stdout.isatty())
-    complete = _main_part(console, keep=arguments.keep)
+    parts: list[Seen | None] = [_main_part(console, keep=arguments.keep)]
     console.rule("Fencing off a hacked machine")
     try:
-        complete = fence.demonstrate(console, keep=arguments.keep) and complete
+        parts.append(fence.demonstrate(console, keep=arguments.keep))
     except NotPermittedError as error:
         console.print(f"Left out, {error}.", highlight=False, markup=False)
-    console.print(
-        "[green]Every step was seen.[/green]" if complete else "[red]Not every step was seen.[/red]"
-    )
-    return 0 if complete else 1
+        parts.append(None)
+    console.print(conclusion(*parts))
+    return 1 if Seen.PARTLY in parts else 0
 
 
-def _main_part(console: Console, *, keep: bool) -> bool:
+def _main_part(console: Console, *, keep: bool) -> Seen:
     report = Report(console)
     directory = Path(tempfile.mkdtemp(prefix="keylime-demo-"))
     try:
@@ -63,8 +62,12 @@ def _main_part(console: Console, *, keep: bool) -> bool:
         else:
             shutil.rmtree(directory, ignore_errors=True)
     console.print(report.summary())
-    return report.is_complete(Scenario.STEPS)
+    return Seen.ALL if report.is_complete(Scenario.STEPS) else Seen.PARTLY
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("ended", file=sys.stderr)
+        sys.exit(130)

@@ -21,7 +21,7 @@ from tests.demo.fence_nodes import QUOTE_INTERVAL_S, open_site
 from tests.demo.fence_python import PythonAct
 from tests.demo.fence_shell import ShellAct
 from tests.demo.fence_stage import Response, Stage
-from tests.demo.report import Report
+from tests.demo.report import Report, Seen, conclusion
 from tests.lab.network import enter_user_namespace, open_network
 from tests.lab.private_root import NotPermittedError, missing_programs
 
@@ -41,6 +41,7 @@ _PROGRAMS = (
     "swtpm_setup",
 )
 _SETGROUPS = Path("/proc/self/setgroups")
+_LIMIT_S = QUOTE_INTERVAL_S + RESPONSE_S
 
 
 def main() -> int:
@@ -51,14 +52,16 @@ def main() -> int:
     enter_user_namespace()
     console = Console(soft_wrap=not sys.stdout.isatty())
     try:
-        return 0 if demonstrate(console, keep=arguments.keep) else 1
+        seen = demonstrate(console, keep=arguments.keep)
+        console.print(conclusion(seen))
+        return 1 if seen is Seen.PARTLY else 0
     except NotPermittedError as error:
         print(f"error: no nodes with a network and files of their own: {error}", file=sys.stderr)
         return 1
 
 
-def demonstrate(console: Console, *, keep: bool = False) -> bool:
-    """Both acts and their summary; whether every step was seen. Raises NotPermittedError before the first."""
+def demonstrate(console: Console, *, keep: bool = False) -> Seen:
+    """Both acts and their summary; what was seen of it. Raises NotPermittedError before the first."""
     check_environment()
     os.umask(0o077)
     report = Report(console)
@@ -77,7 +80,9 @@ def demonstrate(console: Console, *, keep: bool = False) -> bool:
             shutil.rmtree(directory, ignore_errors=True)
     console.print(report.summary())
     console.print(times(responses))
-    return report.is_complete(STEPS)
+    if not report.is_complete(STEPS):
+        return Seen.PARTLY
+    return Seen.ALL if all(is_in_time(response) for response in responses) else Seen.LATE
 
 
 def check_environment() -> None:
@@ -108,22 +113,33 @@ def perform(
 
 def times(responses: list[Response]) -> Table:
     """How fast the two acts went, against one quote interval and a second for the rest."""
-    limit_s = QUOTE_INTERVAL_S + RESPONSE_S
-    table = Table(title=f"From the bad entry in the IMA list, in seconds; at most {limit_s:.2f} are aimed at")
+    table = Table(
+        title=f"From the bad entry in the IMA list, in seconds; at most {_LIMIT_S:.2f} are aimed at"
+    )
     table.add_column("action")
     for column in ("detected", "executed on node1", "executed on node2"):
         table.add_column(column, justify="right")
     table.add_column("")
     for response in responses:
-        executed = (response.executed.get(name) for name in ("node1", "node2"))
-        moments = [response.detected or None, *executed]
-        shown = ("-" if moment is None else f"{moment:.2f}" for moment in moments)
-        is_in_time = all(moment is not None and moment <= limit_s for moment in moments)
+        shown = ("-" if moment is None else f"{moment:.2f}" for moment in _moments(response))
         # A slow machine is no failure of the demonstration.
-        mark = "[green]in time[/green]" if is_in_time else "[yellow]late[/yellow]"
+        mark = "[green]in time[/green]" if is_in_time(response) else "[yellow]late[/yellow]"
         table.add_row(response.act, *shown, mark)
     return table
 
 
+def is_in_time(response: Response) -> bool:
+    """Whether the act was detected and answered as fast as is aimed at."""
+    return all(moment is not None and moment <= _LIMIT_S for moment in _moments(response))
+
+
+def _moments(response: Response) -> list[float | None]:
+    return [response.detected or None, *(response.executed.get(name) for name in ("node1", "node2"))]
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("ended", file=sys.stderr)
+        sys.exit(130)

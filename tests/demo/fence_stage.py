@@ -14,6 +14,7 @@ import msgspec
 
 from keylime.messages.revocation import SignedRevocation
 from keylime.messages.verifier import OperationalState
+from keylime.revocation.message import RevocationKind
 from tests.demo.fence_nodes import SECURE, Host, Site
 from tests.lab.daemon import program
 from tests.lab.waiting import await_value
@@ -28,7 +29,7 @@ SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=2")
 _READ_REVOCATIONS = """\
 import json, sqlite3
 database = sqlite3.connect("/var/lib/keylime/cv_data.sqlite")
-print(json.dumps(database.execute("SELECT message, signature FROM revocations").fetchall()))
+print(json.dumps(database.execute("SELECT message, signature FROM revocations ORDER BY number").fetchall()))
 """
 
 
@@ -119,10 +120,11 @@ class Stage:
             self.site.client.request(host.node.ip, 9002, "POST", "/v2.5/notifications/revocation", body)
 
     def sent_revocation(self) -> SignedRevocation:
-        """The genuine message that the verifier keeps of the first act."""
-        stored = self.site.node.run(program("python"), "-c", _READ_REVOCATIONS).stdout
-        ((message, signature),) = json.loads(stored)
-        return SignedRevocation(message, signature)
+        """The genuine revocation that the verifier keeps of the first act; an all-clear follows it."""
+        stored = json.loads(self.site.node.run(program("python"), "-c", _READ_REVOCATIONS).stdout)
+        kinds = [json.loads(message)["type"] for message, _ in stored]
+        expect("messages about the first act", kinds, [RevocationKind.REVOCATION, RevocationKind.CLEARED])
+        return SignedRevocation(*stored[0])
 
     def state(self, host: Host) -> tuple[str, int]:
         """operational_state and attestation_count at the verifier."""

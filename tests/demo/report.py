@@ -1,5 +1,6 @@
 """What a demonstration says while it runs and when it is over."""
 
+import enum
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from rich.table import Table
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class Step:
     """One step that was carried out: what was seen, and how long it took."""
 
     title: str
@@ -18,12 +19,30 @@ class Seen:
     succeeded: bool
 
 
+class Seen(enum.Enum):
+    """What was seen of a demonstration, or of a part of it."""
+
+    ALL = enum.auto()
+    LATE = enum.auto()  # all of it, but not as fast as is aimed at
+    PARTLY = enum.auto()
+
+
+def conclusion(*parts: Seen | None) -> str:
+    """The last line, in the markup of rich: what was seen of each part, None where one was left out."""
+    if Seen.PARTLY in parts:
+        return "[red]Not every step was seen.[/red]"
+    scope = " of the first part; the second was left out" if None in parts else ""
+    late = ", some of them late" if Seen.LATE in parts else ""
+    colour = "yellow" if scope or late else "green"
+    return f"[{colour}]Every step was seen{late}{scope}.[/{colour}]"
+
+
 @dataclass(slots=True)
 class Report:
     """Runs steps one after the other, tells each as it happens, and sums up at the end."""
 
     console: Console
-    seen: list[Seen] = field(default_factory=list)
+    seen: list[Step] = field(default_factory=list)
 
     def step(self, title: str, work: Callable[[], str]) -> None:
         """Carries out `work`, which returns what it saw or raises. A failed step ends the demonstration."""
@@ -42,7 +61,7 @@ class Report:
 
     def _note(self, title: str, observation: str, started: float, *, succeeded: bool) -> None:
         seconds = time.monotonic() - started
-        self.seen.append(Seen(title, observation, seconds, succeeded))
+        self.seen.append(Step(title, observation, seconds, succeeded))
         colour = "green" if succeeded else "red"
         # What programs said may look like markup.
         self.console.print(
@@ -58,6 +77,6 @@ class Report:
         table.add_column("")
         for seen in self.seen:
             mark = "[green]ok[/green]" if seen.succeeded else "[red]failed[/red]"
-            observation = seen.observation.partition("\n")[0].replace("[", r"\[")
+            observation = seen.observation.partition("\n")[0].rstrip(";").replace("[", r"\[")
             table.add_row(seen.title, observation, f"{seen.seconds:.2f}", mark)
         return table

@@ -27,7 +27,13 @@ def new_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def site(new_directory: Path, subnets: Iterator[str]) -> Iterator[Site]:
+def forks() -> bool:
+    """Whether programs are forked from a process that has imported them: a module may want the scripts."""
+    return True
+
+
+@pytest.fixture(scope="module")
+def site(new_directory: Path, subnets: Iterator[str], forks: bool) -> Iterator[Site]:
     """Verifier, registrar and tenant, polling often."""
-    with open_site(new_directory, next(subnets), QUICK) as opened:
+    with open_site(new_directory, next(subnets), QUICK, forks=forks) as opened:
         yield opened

@@ -3,6 +3,8 @@
 import hashlib
 import re
 
+import pytest
+
 from keylime.hashes import HashAlgorithm
 from keylime.messages.verifier import OperationalState
 from keylime.tpm.device import Tpm
@@ -10,6 +12,12 @@ from tests.lab.installation import Machine
 from tests.lab.site import Site, errors_of, script
 
 ZEROS = "0" * 64
+
+
+@pytest.fixture(scope="module")
+def forks() -> bool:
+    """Here, all are the scripts that were installed."""
+    return False
 
 
 def test_a_tampered_file_is_detected_and_named(site: Site) -> None:
@@ -84,7 +92,9 @@ def test_a_payload_waits_for_the_first_pass(site: Site) -> None:
     assert not unzipped.exists()
     assert not ran.exists()
 
-    site.control.tenant("-c", "update", "-u", machine.agent_id, *package, "--verify")
+    # An update keeps what it does not name: the policy that failed has to be taken away.
+    update = ("-c", "update", "-u", machine.agent_id)
+    site.control.tenant(*update, *package, "--no-tpm-policy", "--verify")
     site.await_passes(machine)
     machine.agent.wait_for("payload installed")
     machine.agent.wait_for(r"payload script autorun.sh: exit status 0")
@@ -95,3 +105,27 @@ def test_a_payload_waits_for_the_first_pass(site: Site) -> None:
 
     assert machine.agent.stop() == 0
     assert not unzipped.exists(), "the secure directory is emptied when the agent stops"
+
+
+def test_an_update_brings_another_payload_or_keeps_the_one_that_is_there(site: Site) -> None:
+    machine = site.running_machine()
+    include = site.control.node.disk / "changing"
+    secret, unzipped = script(include / "secret.txt", "the first"), machine.secure / "unzipped"
+    package = ("--cert", "default", "--include", include)
+    site.add(machine, *package, "--verify")
+    machine.agent.wait_for("payload installed")
+    site.await_passes(machine)
+
+    secret.write_text("the second")
+    since = machine.agent.mark()
+    done = site.control.tenant("-c", "update", "-u", machine.agent_id, *package, "--verify")
+    assert "Key derivation successful" in done.stdout + done.stderr
+    machine.agent.wait_for("payload installed", since=since)
+    assert (unzipped / "secret.txt").read_text() == "the second"
+
+    since = machine.agent.mark()
+    site.control.tenant("-c", "update", "-u", machine.agent_id, "--tpm_policy", f'{{"23": "{ZEROS}"}}')
+    site.await_passes(machine)
+    assert "U key received" not in machine.agent.text(since)
+    assert "payload installed" not in machine.agent.text(since)
+    assert (unzipped / "secret.txt").read_text() == "the second"

@@ -4,7 +4,7 @@ The peer lives in a virtual environment of its own, made like this and named by 
 
     python3 -m venv DIR && DIR/bin/pip install keylime==7.14.3
     DIR/bin/pip install alembic cryptography gpg jinja2 jsonschema lark packaging psutil pyasn1 \\
-        pyasn1-modules pyyaml pyzmq requests 'sqlalchemy<2.1' tornado typing-extensions
+        pyasn1-modules pymysql pyyaml pyzmq requests 'sqlalchemy<2.1' tornado typing-extensions
     KEYLIME_REFERENCE_PEER=DIR pytest tests/e2e/test_reference_peer.py
 
 The package itself names no requirements. `gpg` is built against GPGME (Debian: libgpgme-dev and swig), or is
@@ -16,6 +16,7 @@ import ast
 import configparser
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -24,6 +25,7 @@ from pathlib import Path
 import pytest
 
 from keylime.messages.verifier import OperationalState
+from tests.fakes.mariadb import running_mariadb
 from tests.lab.daemon import PROGRAMS, Daemon
 from tests.lab.installation import CA_PASSWORD, Control, Machine
 from tests.lab.network import Node, loopback_nodes
@@ -52,15 +54,15 @@ def whole_config(name: str, directory: Path, changes: Mapping[str, Mapping[str, 
     return path
 
 
-def environment(node: Node) -> dict[str, str]:
+def environment(node: Node, databases: Mapping[str, str]) -> dict[str, str]:
     """Where each program of the control node, ours or the peer's, finds its configuration."""
     quick = {"quote_interval": "0.3", "retry_interval": "0.5", "max_retries": "20"}
     changes: dict[str, Mapping[str, Mapping[str, str]]] = {
         "verifier": {
-            "verifier": {"ip": node.ip, **quick},
+            "verifier": {"ip": node.ip, "database_url": databases.get("verifier", "sqlite"), **quick},
             "revocations": {"enabled_revocation_notifications": "['agent']", "zmq_ip": node.ip},
         },
-        "registrar": {"registrar": {"ip": node.ip}},
+        "registrar": {"registrar": {"ip": node.ip, "database_url": databases.get("registrar", "sqlite")}},
         "tenant": {
             "tenant": {
                 "verifier_ip": node.ip,
@@ -81,14 +83,20 @@ def environment(node: Node) -> dict[str, str]:
 
 @contextmanager
 def mixed_site(
-    directory: Path, subnet: str, *, verifier: Path, registrar: Path, tenant: Path
+    directory: Path,
+    subnet: str,
+    *,
+    verifier: Path,
+    registrar: Path,
+    tenant: Path,
+    databases: Mapping[str, str] = {},
 ) -> Iterator[Site]:
     """A site whose control node runs programs of these directories; agents are ours."""
     (node,) = loopback_nodes(directory, ("control",), subnet)
     # Not in test mode, which means something else to the peer.
     node = replace(node, environment={})
     node.work_dir.mkdir(parents=True, mode=0o700)
-    variables = environment(node)
+    variables = environment(node, databases)
     with ExitStack() as stack:
         control = Control(
             node,
@@ -132,8 +140,7 @@ def all_theirs(tmp_path_factory: pytest.TempPathFactory, subnets: Iterator[str])
 def tenant_theirs(tmp_path_factory: pytest.TempPathFactory, subnets: Iterator[str]) -> Iterator[Site]:
     """Our registrar and verifier, the peer's tenant."""
     directory = tmp_path_factory.mktemp("ours")
-    programs = {"verifier": PROGRAMS, "registrar": PROGRAMS, "tenant": peer()}
-    with mixed_site(directory, next(subnets), **programs) as opened:
+    with mixed_site(directory, next(subnets), verifier=PROGRAMS, registrar=PROGRAMS, tenant=peer()) as opened:
         yield opened
 
 
@@ -258,3 +265,46 @@ def test_their_tenant_and_named_policies_at_our_verifier(tenant_theirs: Site) ->
     tenant("-c", "delete", "-u", machine.agent_id)
     tenant("-c", "deleteruntimepolicy", "--runtime-policy-name", "web")
     tenant("-c", "deletembpolicy", "--mb-policy-name", "boot")
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "mariadb"])
+def test_our_services_go_on_where_theirs_were_stopped(
+    tmp_path: Path, subnets: Iterator[str], kind: str
+) -> None:
+    """On the same database, with the same configuration; the agent notices nothing."""
+    with ExitStack() as stack:
+        databases = {}
+        if kind == "mariadb":
+            server = stack.enter_context(running_mariadb())
+            databases = {name: server.new_database() for name in ("verifier", "registrar")}
+        site = stack.enter_context(
+            mixed_site(
+                tmp_path, next(subnets), verifier=peer(), registrar=peer(), tenant=peer(), databases=databases
+            )
+        )
+        machine = enrol(site, site.control)
+        bystander = enrol(site, site.control)
+        pids = [one.agent.pid for one in (machine, bystander)]
+        keys = [site.registration(one)["aik_tpm"] for one in (machine, bystander)]
+        theirs = site.control
+        theirs.verifier.stop_all()
+        theirs.registrar.stop_all()
+        ours = replace(
+            theirs,
+            verifier=Daemon(theirs.node, "keylime_verifier", theirs.verifier.environment),
+            registrar=Daemon(theirs.node, "keylime_registrar", theirs.registrar.environment),
+            programs=PROGRAMS,
+        )
+        site.control = ours
+        for daemon in (ours.verifier, ours.registrar):
+            stack.callback(daemon.stop_all)
+            since = daemon.mark()
+            daemon.start().wait_for("Listening on", since=since, limit_s=100)
+            assert re.search(r"taken over|takes over|took over", daemon.text(since)), daemon.text(since)
+        for one in (machine, bystander):
+            site.await_passes(one, more=3)
+        assert [site.registration(one)["aik_tpm"] for one in (machine, bystander)] == keys
+        fall_from_grace(site, machine)
+        assert site.await_passes(bystander)["operational_state"] == OperationalState.GET_QUOTE
+        assert [one.agent.pid for one in (machine, bystander)] == pids
+        assert all(one.agent.is_running for one in (machine, bystander))

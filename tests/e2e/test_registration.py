@@ -8,6 +8,7 @@ import pytest
 from keylime.hashes import HashAlgorithm
 from keylime.tpm.credential import activation_tag, parse_credential_blob
 from keylime.tpm.device import Tpm
+from keylime_agent.main import FORBIDDEN
 from keylime_agent.tpm_identity import TpmAlgorithms, load_tpm_identity
 from tests.lab.installation import Machine, start_agent
 from tests.lab.rest import Answer
@@ -112,7 +113,7 @@ def test_another_tpm_does_not_get_an_id_that_is_taken(site: Site) -> None:
     before = site.registration(rightful)
     intruder = site.machine(agent_id=rightful.agent_id)
     intruder.agent.start()
-    assert intruder.agent.wait(20) == 1
+    assert intruder.agent.wait(100) == FORBIDDEN
     log = intruder.agent.text()
     (reason,) = [line for line in log.splitlines() if line.startswith("keylime_agent: error:")]
     assert "different TPM identity is forbidden" in reason

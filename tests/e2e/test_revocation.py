@@ -53,7 +53,7 @@ class Repeater:
 
     def say(self, data: bytes) -> None:
         """Publishes one frame once the agent listens."""
-        assert self._subscribed.wait(20)
+        assert self._subscribed.wait(100)
         self._to_say.append(data)
 
     def _run(self) -> None:

@@ -64,7 +64,7 @@ def test_delete_removes_from_the_verifier_only_and_may_be_repeated(site: Site) -
 )
 def test_wrong_usage_ends_with_2(site: Site, arguments: tuple[str, ...]) -> None:
     done = site.control.tenant(*arguments, check=False)
-    assert "usage: keylime_tenant" in done.stderr
+    assert "usage: " not in done.stderr
     refusal(done, status=2)
 
 

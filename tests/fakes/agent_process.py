@@ -4,7 +4,9 @@ import asyncio
 import base64
 import os
 import signal
-import sys
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -12,10 +14,13 @@ from typing import Self
 from keylime.http.server import Request, Response, Role, Route, Server
 from keylime.messages.registrar import ActivateRequest, RegisterReply, RegisterRequest
 from keylime.messages.versions import ServerVersions
-from keylime.tpm.credential import activation_tag, make_credential, new_challenge
+from keylime.nonce import random_text
+from keylime.tpm.credential import activation_tag
 from keylime.tpm.keys import parse_attestation_key, parse_endorsement_key
+from keylime.tpm.sealing import make_credential
+from tests.fakes.forked_programs import ForkedProcess, Order, start
 
-_LIMIT_S = 30.0
+_LIMIT_S = 100.0
 
 
 @dataclass
@@ -30,7 +35,7 @@ class Registrar:
     paths: list[str] = field(default_factory=list)
     _tags: dict[str, str] = field(default_factory=dict)
 
-    def serve(self, port: int = 0) -> tuple[Server, int]:
+    def serve(self, port: int = 0, tls: ssl.SSLContext | None = None) -> tuple[Server, int]:
         server = Server(
             [
                 Route("GET", "/version", Role.ANONYMOUS, self._version, plain_http=True, versioned=False),
@@ -38,7 +43,7 @@ class Registrar:
                 Route("PUT", "/agents/{agent_id}", Role.ANONYMOUS, self._activate, plain_http=True),
             ]
         )
-        return server, server.listen("127.0.0.1", port)
+        return server, server.listen("127.0.0.1", port, tls)
 
     async def _version(self, _request: Request) -> Response:
         if self.versions is None:
@@ -55,7 +60,7 @@ class Registrar:
             return Response(404, empty=True)
         body = request.json(RegisterRequest)
         self.requests.append(body)
-        secret = new_challenge()
+        secret = random_text(32).encode()
         agent_id = request.parameters["agent_id"]
         self._tags[agent_id] = activation_tag(secret, agent_id)
         ek = parse_endorsement_key(base64.b64decode(body.ek_tpm or ""))
@@ -72,6 +77,19 @@ class Registrar:
         return Response()
 
 
+@asynccontextmanager
+async def _reader_of(pipe: int) -> AsyncIterator[asyncio.StreamReader]:
+    """The lines that come out of a pipe, which is closed at the end."""
+    reader = asyncio.StreamReader()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(pipe, "rb")
+    )
+    try:
+        yield reader
+    finally:
+        transport.close()
+
+
 class AgentProcess:
     """The console program with options from the environment; its output is collected line by line."""
 
@@ -79,6 +97,7 @@ class AgentProcess:
         self.work_dir = work_dir
         self.lines: list[str] = []
         self.errors = ""
+        self.stopped_in_s = 0.0
         self.environment = {
             "PATH": os.environ["PATH"],
             "TCTI": tcti,
@@ -91,24 +110,22 @@ class AgentProcess:
             "KEYLIME_AGENT_EXPONENTIAL_BACKOFF_INITIAL_DELAY": "200",
         }
         self.environment |= {f"KEYLIME_AGENT_{name.upper()}": str(value) for name, value in options.items()}
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: ForkedProcess | None = None
         self._reader: asyncio.Task[None] | None = None
         self._grown = asyncio.Condition()
 
     async def __aenter__(self) -> Self:
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "keylime_agent.main",
-            env=self.environment,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        self._reader = asyncio.create_task(self._read())
+        (output, stdout), (errors, stderr) = os.pipe(), os.pipe()
+        try:
+            self._process = start(Order("keylime_agent", (), self.environment), stdout=stdout, stderr=stderr)
+        finally:
+            os.close(stdout)
+            os.close(stderr)
+        self._reader = asyncio.create_task(self._read(output, errors))
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._process is not None and self._process.returncode is None:
+        if self._process is not None:
             self._process.kill()
         await self.ended()
 
@@ -131,9 +148,9 @@ class AgentProcess:
             self._process.send_signal(signal.SIGHUP)
 
     async def stop(self, number: int = signal.SIGTERM) -> int:
-        """Its exit status after the signal."""
+        """Its exit status after the signal; `stopped_in_s` is how long it took for itself."""
         if self._process is not None:
-            self._process.send_signal(number)
+            _, self.stopped_in_s = await asyncio.to_thread(self._process.stop, number)
         return await self.ended()
 
     async def ended(self) -> int:
@@ -142,19 +159,18 @@ class AgentProcess:
             raise AssertionError("not started")
         async with asyncio.timeout(_LIMIT_S):
             await self._reader
-            return await self._process.wait()
+            return await asyncio.to_thread(self._process.wait, _LIMIT_S)
 
     def __str__(self) -> str:
         return "\n".join([*self.lines, self.errors])
 
-    async def _read(self) -> None:
-        if self._process is None or self._process.stdout is None or self._process.stderr is None:
-            raise AssertionError("not started")
-        errors = asyncio.create_task(self._process.stderr.read())
-        async for line in self._process.stdout:
-            await self._tell(line.decode().rstrip("\n"))
-        self.errors = (await errors).decode()
-        await self._tell("")
+    async def _read(self, output: int, errors: int) -> None:
+        async with _reader_of(output) as said, _reader_of(errors) as complained:
+            rest = asyncio.create_task(complained.read())
+            async for line in said:
+                await self._tell(line.decode().rstrip("\n"))
+            self.errors = (await rest).decode()
+            await self._tell("")
 
     async def _tell(self, line: str) -> None:
         async with self._grown:

@@ -20,15 +20,15 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from keylime.hashes import HashAlgorithm
 from keylime.http.server import Request, Response, Role, Route, Server
 from keylime.ima.measurement_list import ima_ng_line
+from keylime.ima.runtime_policy import EMPTY_POLICY
 from keylime.ima.templates import FileDigest
 from keylime.messages.agent import VKeyRequest
 from keylime.messages.revocation import SignedRevocation
 from keylime.payload.keys import decrypt_share
-from keylime.policy.runtime import EMPTY_POLICY
 from keylime.tpm.keys import SignatureScheme
 from keylime.tpm.pcr import PcrValues
 from tests.fakes.software_ak import SoftwareAk
-from tests.fakes.tls_material import Authority, self_signed
+from tests.fakes.tls_material import Authority, Issued, self_signed
 
 BANK = HashAlgorithm.SHA256
 
@@ -207,11 +207,20 @@ class AttestingAgent:
             Route("POST", "/notifications/revocation", Role.ANONYMOUS, self._take_revocation),
         ]
         self._server = Server(routes, versions=self.versions, unrouted=self._unrouted)
+        self.port = self._server.listen(self.ip, self.port, self._context())
+
+    def show(self, identity: Issued) -> None:
+        """Shows another certificate from now on, without a pause."""
+        self.identity = identity
+        if self._server is not None:
+            self._server.renew(tls=self._context(), max_body=self._server.limits.max_body)
+
+    def _context(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.identity.load_into(context)
         self._authority.trusted_by(context)
         context.verify_mode = ssl.CERT_REQUIRED
-        self.port = self._server.listen(self.ip, self.port, context)
+        return context
 
     async def stop(self) -> None:
         """Falls silent: the port is closed."""

@@ -7,15 +7,19 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from keylime.appraisal.findings import Finding
+from keylime.findings.finding import Finding
 from keylime.hashes import HashAlgorithm
 from keylime.measured_boot.appraisal import BootResult, appraise_boot_log
+from keylime.measured_boot.boot_policy import (
+    MeasuredBootPolicy,
+    built_in_policies,
+    compile_measured_boot_policy,
+)
 from keylime.measured_boot.event_log import parse_event_log
 from keylime.measured_boot.event_types import EventType
 from keylime.measured_boot.reference_state import create_reference_state
 from keylime.measured_boot.replay import replay_event_log
 from keylime.measured_boot.variables import GLOBAL_VARIABLE
-from keylime.policy.measured_boot import MeasuredBootPolicy, built_in_policies, compile_measured_boot_policy
 from tests.captures import capture
 from tests.fakes.event_logs import Record, build_log, take_apart, variable
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-_LIMIT_S = 30.0
+_LIMIT_S = 100.0
 
 
 class NotifySocket:

@@ -1,5 +1,6 @@
 """A PostgreSQL server of a test's own: a throw-away cluster on a loopback port, without a password."""
 
+import contextlib
 import itertools
 import os
 import pwd
@@ -15,6 +16,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from tests.fakes.stopped import stop_still
+
 _USERS = ("postgres", "nobody")
 _DIRECTORIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 
@@ -22,7 +25,10 @@ _DIRECTORIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 class PostgresServer:
     """Runs while the fixture lasts; tests may stop it in any way and start it again."""
 
-    def __init__(self, home: Path, user: str | None, addresses: tuple[str, ...]) -> None:
+    def __init__(
+        self, home: Path, user: str | None, addresses: tuple[str, ...], primary_port: int | None = None
+    ) -> None:
+        """A new cluster, or a standby of the one behind `primary_port`."""
         self._home = home
         self._user = user
         self._addresses = addresses
@@ -31,7 +37,11 @@ class PostgresServer:
             self.port: int = probe.getsockname()[1]
         if user is not None:
             shutil.chown(home, user)
-        self._run("initdb", "-A", "trust", "-U", "postgres", "-E", "UTF8", "--no-sync")
+        if primary_port is None:
+            self._run("initdb", "-A", "trust", "-U", "postgres", "-E", "UTF8", "--no-sync")
+        else:
+            source = ("-h", "127.0.0.1", "-p", str(primary_port), "-U", "postgres")
+            self._run("pg_basebackup", *source, "--write-recovery-conf", "--checkpoint=fast", "--no-sync")
         if addresses:
             with (home / "data/pg_hba.conf").open("a") as access:
                 access.write("host all all samenet trust\n")
@@ -62,6 +72,45 @@ class PostgresServer:
         """Ends all connections; `immediate` is a crash, with recovery at the next start."""
         self._run("pg_ctl", "-w", "-m", mode, "stop")
 
+    @contextmanager
+    def holding(self, url: str, *statements: str) -> Iterator[int]:
+        """A session of an operator, by its number, that keeps the locks of these statements."""
+        with psycopg.connect(url, application_name="psql") as connection:
+            for statement in statements:
+                connection.execute(statement.encode())
+            yield connection.info.backend_pid
+            connection.rollback()
+
+    def lock_table(self, name: str, *, for_writers: bool = False) -> str:
+        """The statement that locks a table, for all or only for those who write."""
+        return f"LOCK TABLE {name} IN {'SHARE' if for_writers else 'ACCESS EXCLUSIVE'} MODE"
+
+    def promote(self) -> None:
+        """Makes a primary of a standby, with what has reached it."""
+        self._run("pg_ctl", "-w", "promote")
+
+    def freeze(self) -> None:
+        """Stops all its processes where they are: connections stay, and nothing answers."""
+        self._signal_all(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """They go on."""
+        self._signal_all(signal.SIGCONT)
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        postmaster = int((self._home / "data/postmaster.pid").read_text().splitlines()[0])
+        if number == signal.SIGSTOP:
+            stop_still(postmaster)  # before it can have more children
+        children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()
+        for child in map(int, children):
+            with contextlib.suppress(ProcessLookupError):
+                if number == signal.SIGSTOP:
+                    stop_still(child)
+                else:
+                    os.kill(child, number)
+        if number != signal.SIGSTOP:
+            os.kill(postmaster, number)
+
     def kill(self) -> None:
         """For the end: whatever is left of it goes."""
         pid_file = self._home / "data/postmaster.pid"
@@ -79,8 +128,8 @@ def _groups(user: str) -> list[str]:
 
 
 @contextmanager
-def running_postgresql(*addresses: str) -> Iterator[PostgresServer]:
-    """A server on loopback and on `addresses`; skips the test where it cannot be had."""
+def running_postgresql(*addresses: str, primary_port: int | None = None) -> Iterator[PostgresServer]:
+    """A server on loopback and on `addresses`, or a standby; skips the test where it cannot be had."""
     if not _DIRECTORIES:
         pytest.skip("needs PostgreSQL (Debian package postgresql)")
     user = None
@@ -90,7 +139,11 @@ def running_postgresql(*addresses: str) -> Iterator[PostgresServer]:
         known = {entry.pw_name for entry in pwd.getpwall()}
         user = next(name for name in _USERS if name in known)
     home = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
-    server = PostgresServer(home, user, addresses)
+    try:
+        server = PostgresServer(home, user, addresses, primary_port)
+    except BaseException:
+        shutil.rmtree(home, ignore_errors=True)
+        raise
     try:
         server.start()
         yield server

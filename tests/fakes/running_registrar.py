@@ -10,8 +10,8 @@ from typing import Any
 import aiohttp
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from keylime_registrar.assembly import prepare, running
 from keylime_registrar.config import load_config
-from keylime_registrar.main import prepare, running
 from tests.fakes.software_identity import SoftwareIdentity
 from tests.fakes.tls_material import SERVER_AUTH, Authority, client_context
 

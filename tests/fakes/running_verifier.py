@@ -18,13 +18,14 @@ import aiohttp
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from keylime_verifier.assembly import Verifier, prepare_database, running
+from keylime_verifier.assembly.tables import prepare_database
+from keylime_verifier.assembly.verifier import Verifier, running
 from keylime_verifier.config import VerifierConfig, load_config
 from tests.fakes.attesting_agent import AttestingAgent, policy_of
 from tests.fakes.tls_material import SERVER_AUTH, Authority, Issued, client_context
 
 V_SHARE = bytes(range(32))
-LIMIT_S = 15.0  # for things that take milliseconds on an idle machine
+LIMIT_S = 100.0  # for things that take milliseconds on an idle machine
 FAST = {
     "KEYLIME_VERIFIER_PORT": "0",
     "KEYLIME_VERIFIER_NUM_WORKERS": "1",
@@ -166,8 +167,12 @@ class RunningVerifier:
             raise TimeoutError(f"the last status was {last}") from error
 
     async def until_state(self, agent: AttestingAgent, state: int) -> dict[str, Any]:
-        """The first status of `agent` in this operational state."""
+        """The first status of `agent` in this operational state, which may still have to be written."""
         return await self.until(agent, lambda status: status["operational_state"] == state)
+
+    async def until_failed(self, agent: AttestingAgent) -> dict[str, Any]:
+        """The first status of `agent` after a rejection that is written."""
+        return await self.until(agent, lambda status: status["attestation_status"] == "FAIL")
 
     async def until_passing(self, agent: AttestingAgent, rounds: int = 1) -> dict[str, Any]:
         """The first status of `agent` that is a pass after `rounds` successful rounds more than now."""
@@ -209,6 +214,9 @@ NOT_TOLD = (
     "WHERE through < (SELECT coalesce(max(number), 0) FROM revocations))"
 )
 """How many deliveries are pending or given up, and how many agents have a backlog."""
+
+TOLD = "SELECT agent_id FROM recipients WHERE told_at IS NOT NULL ORDER BY agent_id"
+"""The agents that have taken a revocation. When they have, it has no row of `deliveries`."""
 
 
 def install_certificates(work_dir: Path) -> None:

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import hmac
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives import hashes, serialization
@@ -34,6 +35,7 @@ class ScriptedAgent:
     hash_alg: HashAlgorithm = HashAlgorithm.SHA256
     bound_pem: str | None = None
     busy_rounds: int = 0  # how often a quote is answered with 503 first
+    boot_log: str | None = None  # base64, of integrity quotes; None: gives no such quotes
 
     def __post_init__(self) -> None:
         self.server = ScriptedServer(self.answer, self.tls)
@@ -41,6 +43,8 @@ class ScriptedAgent:
         self.payload: str | None = None
         self.tag: str | None = None
         self.key: bytes | None = None
+        self.proofs = 0  # how often the key was to be proven
+        self.on_proof: Callable[[int], None] = lambda _proofs: None  # before each, with their number
 
     @property
     def pubkey(self) -> str:
@@ -79,10 +83,15 @@ class ScriptedAgent:
                     self.busy_rounds -= 1
                     return Answer(503, "busy")
                 return Answer(results=self.identity_quote(call.query["nonce"]))
+            case "GET", ["quotes", "integrity"] if self.boot_log is not None:
+                log = {"mb_measurement_list": self.boot_log} if self.boot_log else {}
+                return Answer(results=self.identity_quote(call.query["nonce"]) | log)
             case "POST", ["keys", "ukey"]:
                 self._receive_u(call.body)
                 return Answer(results=None)
             case "GET", ["keys", "verify"]:
+                self.proofs += 1
+                self.on_proof(self.proofs)
                 if self.key is None:
                     return Answer(400, "Bootstrap key not yet available.")
                 proof = hmac.new(self.key, call.query["challenge"].encode(), hashlib.sha384).hexdigest()

@@ -4,6 +4,7 @@ Written from the wire's description, independently of the servers and of the cli
 """
 
 import asyncio
+import base64
 import json
 import ssl
 import threading
@@ -126,6 +127,8 @@ class ScriptedVerifier:
         self.agents: dict[str, dict[str, Any]] = {}
         self.policies: dict[str, dict[str, str]] = {"allowlists": {}, "mbpolicies": {}}
         self.delete_rounds = 0
+        self.can_update = False  # as our own can, and those of the field cannot
+        self.refusals: list[Answer] = []  # of the next requests that add or change an agent
         self.on_add: Callable[[str, dict[str, Any]], None] = lambda _agent, _body: None
         self._leaving: dict[str, int] = {}
         self.server = ScriptedServer(self.answer, tls)
@@ -151,10 +154,19 @@ class ScriptedVerifier:
         return Answer(404, raw=b"")
 
     def _agent(self, method: str, agent: str, body: Any) -> Answer:
+        if method in ("POST", "PUT") and self.refusals:
+            return self.refusals.pop(0)
+        if method == "PUT":
+            return self._update(agent, body)
         if method == "POST":
             if agent in self.agents:
                 return Answer(409, f"Agent of uuid {agent} already exists. Please use delete or update.")
             self.agents[agent] = status_of(body)
+            if self.can_update:
+                self.agents[agent] |= {"mb_policy_name": None, "runtime_policy_name": agent}
+            elif body["runtime_policy"] and not body["runtime_policy_name"]:
+                text = base64.b64decode(body["runtime_policy"]).decode()
+                self.policies["allowlists"][agent] = text
             self.on_add(agent, body)
             return Answer()
         if self._leaving.get(agent) == 0:
@@ -168,8 +180,19 @@ class ScriptedVerifier:
                 self._leaving[agent] = self.delete_rounds
                 return Answer(202, "Accepted")
             del self.agents[agent]
+            self.policies["allowlists"].pop(agent, None)
             return Answer()
         return Answer(results=self.agents[agent])
+
+    def _update(self, agent: str, body: Any) -> Answer:
+        if not self.can_update or agent not in self.agents:
+            return Answer(400, "uri not supported")
+        before = summary_of(self.agents[agent])
+        names = {"cloudagent_ip": "ip", "cloudagent_port": "port"}
+        for name, value in {**body, **body.get("payload", {})}.items():
+            if names.get(name, name) in self.agents[agent]:
+                self.agents[agent][names.get(name, name)] = value
+        return Answer(results={"before": before, "after": summary_of(self.agents[agent])})
 
     def _policy(self, method: str, kind: str, name: str, body: Any) -> Answer:
         stored = self.policies[kind]
@@ -211,4 +234,21 @@ def status_of(body: dict[str, Any]) -> dict[str, Any]:
         "attestation_count": 0,
         "last_received_quote": 0,
         "last_successful_attestation": 0,
+    }
+
+
+def summary_of(status: dict[str, Any]) -> dict[str, Any]:
+    """What an update tells of an agent with this status."""
+    algorithms = ("accept_tpm_hash_algs", "accept_tpm_encryption_algs", "accept_tpm_signing_algs")
+    return {
+        **{name: status[name] for name in ("ip", "port", "meta_data", *algorithms)},
+        "tpm_policy": status["tpm_policy"] or "{}",
+        "mtls_cert_hash": None,
+        "ak_hash": "00",
+        "runtime_policy": status.get("runtime_policy_name"),
+        "runtime_policy_hash": None,
+        "mb_policy": status.get("mb_policy_name"),
+        "mb_policy_hash": None,
+        "ima_sign_verification_keys_hash": None,
+        "has_payload": status["v"] is not None,
     }

@@ -1,4 +1,8 @@
-"""A registrar or verifier as the process that a service manager starts: environment, log, signals."""
+"""A registrar or verifier as the process that a service manager starts: environment, log, signals.
+
+It is a fork of a process that has imported it, or the installed script where a fork would not be the
+same: words come before the command, a library is loaded before others, the network is another one.
+"""
 
 import os
 import re
@@ -11,7 +15,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-LIMIT_S = 60.0  # a start costs a second and a half of CPU time
+from tests.fakes.forked_programs import ForkedProcess, Order, has_own_network, start
+from tests.fakes.stopped import stop_still
+
+LIMIT_S = 100.0  # a start costs a second and a half of CPU time
 
 
 class ServerProcess:
@@ -42,10 +49,11 @@ class ServerProcess:
         }
         if component == "REGISTRAR":
             self._environ.setdefault("KEYLIME_REGISTRAR_TLS_PORT", "0")
-        self._command = [*prefix, str(Path(sys.executable).with_name(program)), *arguments]
-        self._log = work_dir / f"{self.name}.log"
+        self._order = Order(program, arguments, self._environ)
+        self._prefix = prefix
+        self.log = work_dir / f"{self.name}.log"
         self._log_began = 0
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | ForkedProcess | None = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -58,11 +66,16 @@ class ServerProcess:
 
     def start(self) -> None:
         """Starts the program; `ports` tells when it serves."""
-        with self._log.open("ab") as log:
+        with self.log.open("ab") as log:
             self._log_began = log.tell()
-            self._process = subprocess.Popen(  # noqa: S603
-                self._command, env=self._environ, stdout=log, stderr=subprocess.STDOUT
-            )
+            if self._prefix or "LD_PRELOAD" in self._environ or not has_own_network():
+                script = str(Path(sys.executable).with_name(self._order.program))
+                command = [*self._prefix, script, *self._order.arguments]
+                self._process = subprocess.Popen(  # noqa: S603
+                    command, env=self._environ, stdout=log, stderr=subprocess.STDOUT
+                )
+            else:
+                self._process = start(self._order, stdout=log.fileno(), stderr=log.fileno())
 
     def kill(self) -> None:
         """For the end of a test, whatever has become of it; a worker that is stopped would stay."""
@@ -91,7 +104,7 @@ class ServerProcess:
     @property
     def text(self) -> str:
         """All that it has said since the last start."""
-        return self._log.read_bytes()[self._log_began :].decode(errors="replace")
+        return self.log.read_bytes()[self._log_began :].decode(errors="replace")
 
     def line(self, pattern: str, *, count: int = 1) -> re.Match[str]:
         """Match number `count` of `pattern` in what it says."""
@@ -110,15 +123,20 @@ class ServerProcess:
         return tuple(int(port) for port in found.split("/"))
 
     def send(self, number: signal.Signals) -> None:
-        """Sends a signal."""
-        self._started.send_signal(number)
+        """Sends a signal; returns from SIGSTOP when the process stands still."""
+        if number == signal.SIGSTOP:
+            stop_still(self._started.pid)
+        else:
+            self._started.send_signal(number)
 
     def hang_up(self) -> None:
         """Sends SIGHUP."""
         self.send(signal.SIGHUP)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, float]:
-        """Exit status after the signal, and how many seconds it took."""
+        """Exit status after the signal, and the seconds that it took for itself, however busy the machine."""
+        if isinstance(self._started, ForkedProcess):
+            return self._started.stop(number)
         began = time.monotonic()
         self.send(number)
         return self.ended(), time.monotonic() - began
@@ -128,7 +146,7 @@ class ServerProcess:
         return self._started.wait(LIMIT_S)
 
     @property
-    def _started(self) -> subprocess.Popen[bytes]:
+    def _started(self) -> subprocess.Popen[bytes] | ForkedProcess:
         if self._process is None:
             raise RuntimeError("not started")
         return self._process

@@ -7,14 +7,15 @@ Several TPMs may share a `ca_directory`: machines of one manufacturer.
 """
 
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
 from pathlib import Path
 from typing import Self
 
-_SETUP_LIMIT_S = 60
-_START_LIMIT_S = 10
+_SETUP_LIMIT_S = 100
+_START_LIMIT_S = 100
 
 _LOCALCA_CONF = """\
 statedir = {ca}
@@ -109,7 +110,7 @@ class SoftwareTpm:
             stderr=subprocess.DEVNULL,
         )
         deadline = time.monotonic() + _START_LIMIT_S
-        while not (self._socket.exists() and Path(f"{self._socket}.ctrl").exists()):
+        while not (_listens(self._socket) and _listens(Path(f"{self._socket}.ctrl"))):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError("swtpm did not start")
             time.sleep(0.01)
@@ -118,7 +119,7 @@ class SoftwareTpm:
         """Power off without an orderly shutdown."""
         if self._process is not None:
             self._process.terminate()
-            self._process.wait(timeout=10)
+            self._process.wait(timeout=100)
             self._process = None
         for path in self._sockets.glob("tpm*"):
             path.unlink()
@@ -141,6 +142,12 @@ class SoftwareTpm:
     def __exit__(self, *_: object) -> None:
         self.stop()
         shutil.rmtree(self._sockets, ignore_errors=True)
+
+
+def _listens(path: Path) -> bool:
+    """Whether somebody accepts connections there: the file is there some time before."""
+    with socket.socket(socket.AF_UNIX) as one:
+        return one.connect_ex(str(path)) == 0
 
 
 def _program(name: str) -> str:

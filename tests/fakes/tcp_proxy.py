@@ -3,13 +3,15 @@
 import asyncio
 from typing import Self
 
+_LAST_TURNS = 5
+
 
 class TcpProxy:
     """Forwards to a port. While it is cut, connections stay open and silent; healing resets them."""
 
     def __init__(self, target_port: int) -> None:
         self._target_port = target_port
-        self._open = asyncio.Event()
+        self._open = asyncio.Event()  # of the connections that are made from now on
         self._open.set()
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
@@ -24,16 +26,28 @@ class TcpProxy:
     async def __aexit__(self, *_exc_info: object) -> None:
         if self._server is not None:
             self._server.close()
-        self._reset()
-        serving = list(self._serving)
-        for task in serving:
-            task.cancel()
-        await asyncio.gather(*serving, return_exceptions=True)
-        await asyncio.sleep(0)  # aborted transports close their sockets in the loop's next turn
+        for _ in range(_LAST_TURNS):
+            # Connections that were just being accepted are served, and aborted ones closed, in the next turn.
+            await asyncio.sleep(0)
+            self._reset()
+            serving = list(self._serving)
+            for task in serving:
+                task.cancel()
+            await asyncio.gather(*serving, return_exceptions=True)
 
     def cut(self) -> None:
         """From here on nothing gets through in either direction."""
         self._open.clear()
+
+    def lead_to(self, target_port: int) -> None:
+        """From now on it forwards to another port; connections that are there are reset."""
+        self._target_port = target_port
+        self._reset()
+
+    def go_on_with_new_ones(self) -> None:
+        """New connections get through again; those that were there stay open and silent."""
+        self._open = asyncio.Event()
+        self._open.set()
 
     def heal(self) -> None:
         """New connections get through again; those that were there are reset."""
@@ -51,13 +65,14 @@ class TcpProxy:
             self._serving.add(task)
             task.add_done_callback(self._serving.discard)
         further: asyncio.StreamWriter | None = None
+        is_open = self._open
         try:
-            await self._open.wait()
+            await is_open.wait()
             answers, further = await asyncio.open_connection("127.0.0.1", self._target_port)
             self._writers.add(further)
             ways = [
-                asyncio.create_task(self._forward(reader, further)),
-                asyncio.create_task(self._forward(answers, writer)),
+                asyncio.create_task(self._forward(reader, further, is_open)),
+                asyncio.create_task(self._forward(answers, writer, is_open)),
             ]
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
             for way in ways:
@@ -71,8 +86,10 @@ class TcpProxy:
                     end.transport.abort()
                     self._writers.discard(end)
 
-    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _forward(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, is_open: asyncio.Event
+    ) -> None:
         while data := await reader.read(65536):
-            await self._open.wait()
+            await is_open.wait()
             writer.write(data)
             await writer.drain()

@@ -11,8 +11,9 @@ from typing import Self
 import aiohttp
 import sqlalchemy as sa
 
-from keylime_verifier.ownership import shard_of
+from keylime_verifier.agents.shards import shard_of
 from tests.fakes.attesting_agent import AttestingAgent
+from tests.fakes.databases import engine_for
 from tests.fakes.running_verifier import (
     FAST,
     RunningVerifier,
@@ -32,7 +33,9 @@ class VerifierProcess(ServerProcess):
         self, work_dir: Path, name: str, environ: Mapping[str, str], *, prefix: Sequence[str] = ()
     ) -> None:
         """See `ServerProcess`."""
-        super().__init__("keylime_verifier", work_dir, name=name, prefix=prefix, **{**FAST, **environ})
+        options = {**FAST, **environ}
+        super().__init__("keylime_verifier", work_dir, name=name, prefix=prefix, **options)
+        self.members = int(options["KEYLIME_VERIFIER_NUM_WORKERS"])
 
     async def listening(self) -> int:
         """The port that it serves on, as soon as it does."""
@@ -51,7 +54,7 @@ class Verifiers:
     def __init__(self, work_dir: Path, url: str, processes: list[VerifierProcess]) -> None:
         self.processes = processes
         self._work_dir = work_dir
-        self._engine = sa.create_engine(url, poolclass=sa.NullPool)  # the server may be restarted
+        self._engine = engine_for(url)
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -74,6 +77,20 @@ class Verifiers:
         """Rows of the database."""
         with self._engine.connect() as connection:
             return [tuple(row) for row in connection.execute(sa.text(query))]
+
+    def follow(self, url: str) -> None:
+        """From now on `query` and `change` go to another server."""
+        self._engine.dispose()
+        self._engine = engine_for(url)
+
+    def change(self, *statements: str) -> None:
+        """Changes the database beside the verifiers, in one transaction."""
+        with self._engine.connect() as connection:
+            if self._engine.dialect.name == "sqlite":
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            for statement in statements:
+                connection.execute(sa.text(statement))
+            connection.commit()
 
     async def pause(self, process: VerifierProcess) -> None:
         """Stops a process as a debugger would; not in the middle of a write to SQLite, which blocks all."""
@@ -106,14 +123,19 @@ class Verifiers:
         return owner, next(process for process in self.processes if process is not owner)
 
     async def until_shared(self, count: int | None = None, *, limit_s: float = 15.0) -> float:
-        """Seconds until `count` processes have their fair shares of the shards (None: all)."""
+        """Seconds until `count` members have their fair shares of the shards (None: all there are).
+
+        None is left without an owner: what was given up for a member is not yet that member's.
+        """
         began = time.monotonic()
-        shares = "SELECT count(*) FROM shards GROUP BY owner"
-        wanted = len(self.processes) if count is None else count
+        shares = "SELECT owner, count(*) FROM shards GROUP BY owner"
+        wanted = sum(process.members for process in self.processes) if count is None else count
 
         def is_fair() -> bool:
-            owned = [int(str(number)) for (number,) in self.query(shares)]
-            return len(owned) == wanted and max(owned) - min(owned) <= 1
+            owned = {owner: int(str(number)) for owner, number in self.query(shares)}
+            return (
+                None not in owned and len(owned) == wanted and max(owned.values()) - min(owned.values()) <= 1
+            )
 
         await eventually(is_fair, limit_s=limit_s)
         return time.monotonic() - began
@@ -121,28 +143,33 @@ class Verifiers:
 
 @asynccontextmanager
 async def verifiers(
-    work_dir: Path, url: str | None, environ: Mapping[str, str], *each: Mapping[str, str]
+    work_dir: Path,
+    url: str | None,
+    environ: Mapping[str, str],
+    *each: Mapping[str, str],
+    members: int | None = None,
 ) -> AsyncIterator[Verifiers]:
     """Processes that serve and share the agents of one database (None: a SQLite file).
 
-    As many as there are environments in `each`, to which the options that all have are added.
+    As many as there are environments in `each`, to which the options that all have are added. `members` is
+    how many have shards, if they have several workers.
     """
     options = {} if url is None else {"KEYLIME_VERIFIER_DATABASE_URL": url}
     processes = [
         VerifierProcess(work_dir, f"v{number}", {**options, **environ, **own})
         for number, own in enumerate(each, 1)
     ]
-    async with sharing(work_dir, url, processes) as site:
+    async with sharing(work_dir, url, processes, members) as site:
         yield site
 
 
 @asynccontextmanager
 async def sharing(
-    work_dir: Path, url: str | None, processes: list[VerifierProcess]
+    work_dir: Path, url: str | None, processes: list[VerifierProcess], members: int | None = None
 ) -> AsyncIterator[Verifiers]:
     """The same with processes that have not been started yet; `url` is how the test reaches the database."""
     install_certificates(work_dir)
-    place = f"sqlite:///{work_dir / 'cv_data.sqlite'}" if url is None else url.replace("://", "+psycopg://")
+    place = f"sqlite:///{work_dir / 'cv_data.sqlite'}" if url is None else url
     async with AsyncExitStack() as stack:
         for process in processes:
             stack.callback(process.kill)
@@ -150,5 +177,5 @@ async def sharing(
         for process in processes:
             await process.listening()
         site = await stack.enter_async_context(Verifiers(work_dir, place, processes))
-        await site.until_shared()
+        await site.until_shared(members)
         yield site

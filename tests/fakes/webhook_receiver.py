@@ -1,6 +1,8 @@
 """A receiver of webhooks on loopback, with TLS or without, that remembers and misbehaves as it is told."""
 
 import asyncio
+import contextlib
+import socket
 import ssl
 from typing import Any, Self
 
@@ -8,6 +10,7 @@ from aiohttp import web
 
 from keylime.messages.envelope import parse_body
 from keylime.messages.revocation import SignedRevocation
+from tests.fakes.running_verifier import eventually
 
 
 class WebhookReceiver:
@@ -48,8 +51,18 @@ class WebhookReceiver:
     async def stop(self) -> None:
         """Closes the port."""
         runner, self._runner = self._runner, None
-        if runner is not None:
-            await runner.cleanup()
+        if runner is None or runner.server is None:
+            return
+        for site in list(runner.sites):
+            await site.stop()
+        connections = [one.transport for one in runner.server.connections if one.transport is not None]
+        lines = [one.get_extra_info("socket") for one in connections]
+        await runner.cleanup()
+        # With TLS they would wait for a last word of clients that may be stopped, or dying.
+        for line in lines:
+            with contextlib.suppress(OSError):
+                line.shutdown(socket.SHUT_RDWR)
+        await eventually(lambda: all(line.fileno() < 0 for line in lines))
 
     async def _take(self, request: web.Request) -> web.Response:
         assert request.query_string == "token=SECRET"

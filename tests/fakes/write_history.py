@@ -1,51 +1,82 @@
-"""PostgreSQL remembers every write of polling, with who wrote it and who owned the shard at that moment."""
+"""The database remembers every write of polling; a server with who wrote it, and who owned the shard."""
+
+import contextlib
+import sqlite3
+from contextlib import closing
 
 import psycopg
+import sqlalchemy as sa
 
 from keylime.messages.verifier import OperationalState
+from tests.fakes.databases import engine_for
 from tests.fakes.verifier_process import Verifiers
+from tests.truth.history import Written
 
-_TRIGGER = """
-CREATE TABLE history (id bigserial, agent_id text, incarnation text, writer text, owner text, epoch int,
-                      state int, count int);
+# Whoever recalls an agent says nothing of it; who rejects it for another owner changes its state before.
+_POSTGRESQL = """
+CREATE TABLE history (id bigserial, agent_id text, incarnation text, state int, count int, writer text,
+                      owner text);
 CREATE FUNCTION remember() RETURNS trigger AS $$
 BEGIN
   IF OLD.incarnation = NEW.incarnation THEN
-    INSERT INTO history (agent_id, incarnation, writer, owner, epoch, state, count)
-    SELECT NEW.agent_id, NEW.incarnation, current_setting('application_name'), members.name, shards.epoch,
-           NEW.operational_state, NEW.attestation_count
-    FROM shards LEFT JOIN members ON members.member_id = shards.owner
-    WHERE shards.verifier_id = NEW.verifier_id AND shards.shard = NEW.shard;
+    INSERT INTO history (agent_id, incarnation, state, count, writer, owner)
+    SELECT NEW.agent_id, NEW.incarnation, agents.operational_state, NEW.attestation_count,
+           current_setting('application_name'), members.name
+    FROM agents
+    JOIN shards ON shards.verifier_id = agents.verifier_id AND shards.shard = agents.shard
+    LEFT JOIN members ON members.member_id = shards.owner
+    WHERE agents.agent_id = NEW.agent_id
+      AND (OLD.recalls = NEW.recalls OR agents.operational_state = %(rejected)s);
   END IF;
   RETURN NULL;
 END $$ LANGUAGE plpgsql;
-CREATE TRIGGER remember AFTER UPDATE ON agents FOR EACH ROW EXECUTE FUNCTION remember();
+CREATE TRIGGER remember AFTER UPDATE ON progress FOR EACH ROW EXECUTE FUNCTION remember();
 """
+_SQLITE = """
+CREATE TABLE history (id INTEGER PRIMARY KEY, agent_id, incarnation, state, count, writer, owner);
+CREATE TRIGGER remember AFTER UPDATE ON progress WHEN OLD.incarnation = NEW.incarnation
+BEGIN
+  INSERT INTO history (agent_id, incarnation, state, count)
+  SELECT NEW.agent_id, NEW.incarnation, agents.operational_state, NEW.attestation_count
+  FROM agents
+  WHERE agents.agent_id = NEW.agent_id
+    AND (OLD.recalls = NEW.recalls OR agents.operational_state = %(rejected)s);
+END;
+"""
+_MARIADB = (
+    "CREATE TABLE history (id bigint AUTO_INCREMENT PRIMARY KEY, agent_id text, incarnation text, state int, "
+    "count int, writer text, owner text) CHARACTER SET utf8mb4",
+    """
+CREATE TRIGGER remember AFTER UPDATE ON progress FOR EACH ROW
+  INSERT INTO history (agent_id, incarnation, state, count, writer, owner)
+  SELECT NEW.agent_id, NEW.incarnation, agents.operational_state, NEW.attestation_count,
+         (SELECT attr_value FROM performance_schema.session_connect_attrs
+          WHERE processlist_id = connection_id() AND attr_name = 'program_name'), members.name
+  FROM agents
+  JOIN shards ON shards.verifier_id = agents.verifier_id AND shards.shard = agents.shard
+  LEFT JOIN members ON members.member_id = shards.owner
+  WHERE agents.agent_id = NEW.agent_id AND OLD.incarnation = NEW.incarnation
+    AND (OLD.recalls = NEW.recalls OR agents.operational_state = %(rejected)s)
+""",
+)
 
 
 def remember_writes(url: str) -> None:
     """Begins the history of a verifier's database."""
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(_TRIGGER)
+    values = {"rejected": int(OperationalState.INVALID_QUOTE)}
+    if url.startswith("sqlite"):
+        with closing(sqlite3.connect(url.removeprefix("sqlite:///"), timeout=60)) as file:
+            file.executescript(_SQLITE % values)
+    elif url.startswith("mysql"):
+        with contextlib.closing(engine_for(url).connect()) as server:
+            for statement in _MARIADB:
+                server.execute(sa.text(statement % values))
+    else:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(_POSTGRESQL % values)
 
 
-def wrong_writes(site: Verifiers) -> tuple[list[str], int]:
-    """What should not have been written, in words, and how many writes there were in all."""
-    faults: list[str] = []
-    rows = site.query("SELECT agent_id, writer, owner, state, count, epoch FROM history ORDER BY id")
-    last: dict[object, tuple[int, int]] = {}
-    for agent_id, writer, owner, state, count, epoch in rows:
-        if _pid_of(owner) != _pid_of(writer):
-            faults.append(f"{agent_id}: written by {writer} in epoch {epoch} of {owner}")
-        before = last.get(agent_id, (0, int(OperationalState.GET_QUOTE)))
-        if int(str(count)) < before[0]:
-            faults.append(f"{agent_id}: its count went back from {before[0]} to {count}")
-        if before[1] == OperationalState.INVALID_QUOTE:
-            faults.append(f"{agent_id}: written again after its last verdict")
-        last[agent_id] = int(str(count)), int(str(state))
-    return faults, len(rows)
-
-
-def _pid_of(name: object) -> str:
-    """Both the owner's name and the writer's end in the process id."""
-    return str(name).rpartition(":")[2]
+def writes(site: Verifiers) -> tuple[Written, ...]:
+    """What has been written since, in order."""
+    rows = site.query("SELECT agent_id, incarnation, state, count, writer, owner FROM history ORDER BY id")
+    return tuple(Written(*row) for row in rows)  # type: ignore[arg-type]  # as the columns are

@@ -14,25 +14,29 @@ from keylime.hashes import HashAlgorithm
 from keylime.ima.checkpoint import ImaCheckpoint
 from keylime.ima.device_mapper import EVENT_NAMES, parse_event
 from keylime.ima.device_mapper_policy import DeviceMapperState, parse_device_mapper_policy
-from keylime.ima.keyrings import keyring_of, recognise_key
+from keylime.ima.keyrings import ImaKey, keyring_of, recognise_key
 from keylime.ima.measurement_list import parse_binary_list, parse_line, parse_line_by_fields, split_lines
 from keylime.ima.replay import replay
-from keylime.ima.signatures import find_signer, parse_file_signature
+from keylime.ima.signatures import check_signature, parse_file_signature
 from keylime.measured_boot.appraisal import appraise_boot_log
 from keylime.measured_boot.binding import data_binding
 from keylime.measured_boot.document import event_log_document
 from keylime.measured_boot.event_log import parse_event_log
 from keylime.measured_boot.event_types import EventType
 from keylime.measured_boot.events import decode_event_data
+from keylime.measured_boot.learning import learn_components, to_json
+from keylime.measured_boot.os_measurements import OsMeasurements
 from keylime.measured_boot.reference_state import create_reference_state
-from keylime.measured_boot.replay import replay_event_log
+from keylime.measured_boot.replay import parse_boot_log, replay_event_log
+from keylime.measured_boot.user_space_log import parse_user_space_log, whole_records
 from keylime.messages.agent import QuoteReply
 from keylime.messages.envelope import parse_body
 from tests.captures import IMA_KEYS_DIRECTORY, capture, captures, stages
 from tests.evidence import boot_policy, captured_challenge, captured_reply, policy_of, reference
 from tests.fakes.measured_boot import grub_pcrs, policy, reference_state
 from tests.fuzz.target import Target, Targets, of_unknown_version, together
-from tests.ima_rounds import Verifier, values_of
+from tests.ima_rounds import Verifier, is_spelling, values_of
+from tests.os_logs import UNIFIED, firmware_log, held, os_log, os_record, put_together
 
 SHA256 = HashAlgorithm.SHA256
 _STAGE = capture("seabios-no-uefi").stage("s1-clean")
@@ -51,6 +55,8 @@ _SIGNED = next(
 _DM_POLICY = parse_device_mapper_policy({"version": 1, "match_on": "name", "rules": {"any": {}}})
 _DM_EVENTS = sorted(EVENT_NAMES)
 _EVENT_TYPES = sorted(EventType)
+_UNIFIED = parse_boot_log(firmware_log("sdboot-uki"))
+_EXPLAIN_ALL = policy({"explained_pcrs": "all"}, "accept-all")
 _REPLY = captured_reply(_STAGE, "ecdsa", "sha256")
 _KNOWN = reference(
     capture(_STAGE.capture).ak_public("ecdsa"), measured_boot=boot_policy(), runtime_policy=_IMA_POLICY
@@ -60,12 +66,13 @@ _KNOWN = reference(
 def _line(data: bytes) -> None:
     entry = parse_line(data)
     assert entry == parse_line_by_fields(data), "the quick way and the long one read the same"
-    assert entry.to_line() == data
+    assert parse_line(entry.to_line()) == entry
+    assert is_spelling(data, entry)
     replay([entry], SHA256)
 
 
 def _list(data: bytes) -> None:
-    result = Verifier(_IMA_POLICY, ignore_tomtou=True).appraise(data, _QUOTED, stated=0)
+    result = Verifier(_IMA_POLICY, ignore_tomtou=True).at_first_contact().appraise(data, _QUOTED, stated=0)
     stored = msgspec.json.decode(msgspec.json.encode(result.checkpoint), type=ImaCheckpoint)
     assert stored == result.checkpoint
     if result.pcr_matched:
@@ -82,9 +89,9 @@ def _binary_list(data: bytes) -> None:
 
 def _file_signature(data: bytes) -> None:
     signature = parse_file_signature(data)
-    signer = find_signer(msgspec.structs.replace(_SIGNED, signature=data), [_KEYS])
+    found = check_signature(msgspec.structs.replace(_SIGNED, signature=data), [_KEYS])
     # The header is not signed: only the template hash keeps it.
-    assert signer is None or data[9:] == (_SIGNED.signature or b"")[9:]
+    assert not isinstance(found, ImaKey) or data[9:] == (_SIGNED.signature or b"")[9:]
     if signature is not None:
         assert signature.value == data[9:]
 
@@ -112,6 +119,8 @@ def _event_log(data: bytes) -> None:
         appraise_boot_log(data, bank=bank, quoted=pcrs, policy=_BOOT_POLICY, evaluate_content=True)
     json.dumps(event_log_document(log))
     create_reference_state(log)
+    learned = json.dumps(to_json(learn_components(log)))
+    boot_policy(learned, "components")
 
 
 def _boot_appraisal(data: bytes) -> None:
@@ -121,6 +130,28 @@ def _boot_appraisal(data: bytes) -> None:
     for finding in result.findings:
         assert finding.context_json
         assert finding.explanation.isprintable()
+
+
+def _os_log(data: bytes) -> None:
+    log = parse_user_space_log(data)
+    assert parse_user_space_log(whole_records(data)).records == log.records
+    result = appraise_boot_log(
+        _UNIFIED,
+        bank=SHA256,
+        quoted=held("sdboot-uki"),
+        policy=_EXPLAIN_ALL,
+        evaluate_content=True,
+        measurements=OsMeasurements(log),
+    )
+    true = parse_user_space_log(os_log("sdboot-uki") or b"")
+    for finding in result.findings:
+        assert finding.context_json
+        assert finding.explanation.isprintable()
+    if not result.findings:
+        for index in (*range(10), *range(11, 16)):  # nothing else hashes to it
+            extended = [record.digests for record in true.of_pcr(index, SHA256)]
+            shown = [record.digests for record in log.of_pcr(index, SHA256)]
+            assert [one[SHA256] for one in shown[: len(extended)]] == [one[SHA256] for one in extended]
 
 
 def _event_data(data: bytes) -> None:
@@ -203,6 +234,14 @@ def _reply_seeds() -> Iterator[bytes]:
     )
 
 
+def _os_logs() -> Iterator[bytes]:
+    for boot in UNIFIED:
+        yield os_log(boot) or b""
+    log = os_log("sdboot-uki") or b""
+    yield log[:700]
+    yield put_together([os_record(11, "a\\\\303", "phase"), os_record(15, "x", "volume-key")])
+
+
 TARGETS: Targets = {
     "ima-line": Target(_line, (MalformedEvidence,), _line_seeds),
     "ima-list": Target(_list, (), lambda: (_LIST, _LIST[:-1], b"\n".join(_LINES[:3]))),
@@ -213,6 +252,7 @@ TARGETS: Targets = {
     "event-log": together(
         Target(_event_log, (MalformedEvidence,), _boot_logs), Target(_boot_appraisal, (), _boot_logs)
     ),
+    "os-log": Target(_os_log, (MalformedEvidence,), _os_logs),
     "event-data": Target(_event_data, (), _event_data_seeds),
     "quote-reply": Target(_reply, (MalformedMessage,), _reply_seeds),
 }

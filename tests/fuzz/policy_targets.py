@@ -9,14 +9,8 @@ from datetime import UTC, datetime
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from keylime.appraisal.severity import SeverityPolicy
 from keylime.config.reader import parse_file
-from keylime.errors import ConfigError, CredentialError, PolicyError
-from keylime.hashes import HashAlgorithm
-from keylime.ima.keyrings import parse_keyring
-from keylime.measured_boot.appraisal import appraise_boot_log
-from keylime.policy.allowlist import convert_allowlist, read_excludes, upgrade_runtime_policy
-from keylime.policy.dsse import (
+from keylime.documents.dsse import (
     certificate_key_id,
     is_envelope,
     key_id_of,
@@ -25,13 +19,26 @@ from keylime.policy.dsse import (
     sign_policy,
     verify_envelope,
 )
-from keylime.policy.excludes import compile_excludes
-from keylime.policy.measured_boot import built_in_policies, compile_measured_boot_policy
-from keylime.policy.runtime import EMPTY_POLICY, diff, merge, parse_runtime_policy
-from keylime.policy.tpm_policy import TpmPolicy
+from keylime.errors import ConfigError, CredentialError, MalformedEvidence, PolicyError
+from keylime.findings.severity import SeverityPolicy
+from keylime.hashes import HashAlgorithm
+from keylime.ima.allowlist import convert_allowlist, read_excludes, upgrade_runtime_policy
+from keylime.ima.excludes import compile_excludes
+from keylime.ima.keyrings import parse_keyring
+from keylime.ima.runtime_policy import EMPTY_POLICY, diff, merge, parse_runtime_policy
+from keylime.measured_boot.appraisal import appraise_boot_log
+from keylime.measured_boot.authenticode import authenticode_digest, pe_section
+from keylime.measured_boot.boot_policy import built_in_policies, compile_measured_boot_policy
+from keylime.measured_boot.component_changes import merge as merge_components
+from keylime.measured_boot.components import parse_document
+from keylime.measured_boot.learning import learn_components, to_json
+from keylime.measured_boot.unproven import unproven
+from keylime.tpm.tpm_policy import TpmPolicy
 from tests.captures import DATA, IMA_KEYS_DIRECTORY, capture
 from tests.evidence import policy_of
+from tests.fakes.boots import CHAINS, Boot
 from tests.fakes.measured_boot import grub_pcrs, reference_state
+from tests.fakes.pe_images import pe_image
 from tests.fuzz.target import Target, Targets, of_unknown_version, text_of, together
 
 _KEY = ec.generate_private_key(ec.SECP256R1())
@@ -51,6 +58,26 @@ def _runtime_policy(data: bytes) -> None:
     policy.is_excluded("/usr/bin/bash")
     policy.ignores_keyring(".ima")
     merge(policy, parse_runtime_policy(EMPTY_POLICY))
+
+
+def _components(data: bytes) -> None:
+    text = data.decode("utf-8", "replace")
+    registry = built_in_policies()
+    policy = compile_measured_boot_policy(text, policy_name="components", registry=registry)
+    if policy is None:
+        return
+    appraise_boot_log(
+        _LOG, bank=HashAlgorithm.SHA256, quoted=grub_pcrs(), policy=policy, evaluate_content=True
+    )
+    document = parse_document(json.loads(text))
+    assert parse_document(to_json(document)) == document
+    assert merge_components(document, document).components.boot == document.components.boot
+    unproven(document)
+
+
+def _pe_image(data: bytes) -> None:
+    authenticode_digest(data)
+    pe_section(data, ".linux")
 
 
 def _allowlist(data: bytes) -> None:
@@ -83,13 +110,13 @@ def _reference_state(data: bytes) -> None:
 
 
 def _tpm_policy(data: bytes) -> None:
-    for read in (TpmPolicy.from_operator, TpmPolicy.from_wire):
+    for read in (TpmPolicy.from_operator, TpmPolicy.from_client, TpmPolicy.from_wire):
         try:
             policy = read(text_of(data))
         except PolicyError:
             continue
         assert TpmPolicy.from_wire(policy.to_wire()) == policy
-        policy.evaluate({0: bytes(32)}, frozenset())
+        policy.evaluate({0: bytes(32)})
 
 
 def _envelope(data: bytes) -> None:
@@ -188,6 +215,12 @@ TARGETS: Targets = {
         (PolicyError,),
         lambda: (json.dumps(reference_state()).encode(), b"{}", b"null", b'{"a": 1}'),
     ),
+    "components": Target(
+        _components,
+        (PolicyError,),
+        lambda: tuple(json.dumps(to_json(learn_components(Boot(chain).log()))).encode() for chain in CHAINS),
+    ),
+    "pe-image": Target(_pe_image, (MalformedEvidence,), lambda: (pe_image({".linux": b"kernel"}),)),
     "tpm-policy": Target(
         _tpm_policy,
         (PolicyError,),

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from keylime.tpm.credential import make_credential, new_challenge
+from keylime.nonce import random_text
 from keylime.tpm.keys import parse_attestation_key, parse_endorsement_key
+from keylime.tpm.sealing import make_credential
 from tests.captures import VM_DEBIAN12, Capture, captures
 from tests.fakes.swtpm import SoftwareTpm
 
@@ -29,7 +30,7 @@ class Tools:
                 env=self._environment,
                 check=True,
                 capture_output=True,
-                timeout=30,
+                timeout=100,
             )
 
     def authorised(self, tool: str, *arguments: str) -> None:
@@ -80,7 +81,7 @@ def test_a_tpm_opens_the_credential_for_its_ek_and_ak(
     tools.run("createak", "-C", "ek.ctx", "-G", algorithm, "-g", "sha256", "-s", scheme, *ak_files)
     key = parse_attestation_key(tools.read("ak.pub"))
     assert key.name == tools.read("ak.name")
-    secret = new_challenge()
+    secret = random_text(32).encode()
     blob = make_credential(parse_endorsement_key(tools.read("ek.pub")), key.name, secret)
     # The larger templates of the EK profile set userWithAuth, with an empty value.
     assert tools.activate(blob, ek_has_auth_value=ek == "ecc384") == secret

@@ -1,24 +1,53 @@
 """The HTTP client against servers that behave, misbehave, or are somebody else."""
 
 import asyncio
-import hashlib
 import http.cookies
+import inspect
+import ipaddress
 import json
+import re
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import msgspec
 import pytest
+from cryptography import x509
 
-from keylime.errors import MalformedMessage, PeerRefused, PeerUnreachable
-from keylime.http.client import Peer, Reply, peer_url, printable
-from keylime.http.server import Limits, Request, Response, Role, Route, Server
+from keylime import request_id
+from keylime.errors import (
+    AnswerPutOff,
+    MalformedMessage,
+    PeerRefused,
+    PeerUnreachable,
+    UnusableAnswer,
+    WrongPeerKey,
+)
+from keylime.http.agent_connection import AgentConnection
+from keylime.http.client import Peer
+from keylime.http.peer_text import printable
+from keylime.http.replies import Reply, peer_url
+from keylime.http.server import Request, Response, Role, Route, Server, ServerLimits
+from keylime.log_lines import LineFormatter
 from keylime.messages.agent import PublicKeyReply
 from keylime.messages.registrar import ActivateRequest
-from tests.fakes.tls_material import Authority, Issued, client_context, self_signed, server_context
+from keylime.pki.roles import NODE
+from keylime.pki.server_names import NameCheck
+from tests.fakes.tls_material import (
+    CLIENT_AUTH,
+    SERVER_AUTH,
+    Authority,
+    Issued,
+    client_context,
+    plain_leaf,
+    self_signed,
+    server_context,
+    unmarked_node,
+)
 
+AGENT = "d432fbb3-d2f1-4a97-9ef7-75bd81c0aaaa"
 CA = Authority()
 
 
@@ -76,28 +105,100 @@ def envelope(results: object, code: int = 200) -> bytes:
     return b"HTTP/1.1 %d OK\r\nContent-Length: %d\r\n\r\n%b" % (code, len(body), body)
 
 
-def ask(
-    answer: bytes, act: Callable[[Peer], Awaitable[object]], *, max_body: int = 10_000, timeout_s: float = 2.0
-) -> object:
-    async def scenario() -> object:
-        async with raw(answer) as server:
-            url = peer_url("127.0.0.1", server.port, tls=False)
-            async with Peer(url, tls=None, timeout_s=timeout_s, max_body=max_body) as peer:
-                return await act(peer)
-
-    return asyncio.run(scenario())
+Client = Peer | AgentConnection
 
 
-def get(peer: Peer) -> Awaitable[Reply]:
-    return peer.request("GET", "/x")
+class Make(Protocol):
+    """A client of a port of this machine."""
+
+    def __call__(
+        self,
+        port: int,
+        *,
+        host: str = "127.0.0.1",
+        tls: ssl.SSLContext | None = None,
+        pin: bytes | None = None,
+        timeout_s: float = 20.0,
+        max_body: int = 10_000_000,
+    ) -> Client: ...
 
 
-def test_results_are_read_as_their_type() -> None:
+def make_peer(
+    port: int,
+    *,
+    host: str = "127.0.0.1",
+    tls: ssl.SSLContext | None = None,
+    pin: bytes | None = None,
+    timeout_s: float = 20.0,
+    max_body: int = 10_000_000,
+) -> Peer:
+    url = peer_url(host, port, tls=tls is not None)
+    return Peer(url, tls=tls, pin=pin, timeout_s=timeout_s, max_body=max_body)
+
+
+def make_agent_connection(
+    port: int,
+    *,
+    host: str = "127.0.0.1",
+    tls: ssl.SSLContext | None = None,
+    pin: bytes | None = None,
+    timeout_s: float = 20.0,
+    max_body: int = 10_000_000,
+) -> AgentConnection:
+    return AgentConnection(host, port, tls=tls, pin=pin, timeout_s=timeout_s, max_body=max_body)
+
+
+@pytest.fixture(params=[make_peer, make_agent_connection], ids=["peer", "agent-connection"])
+def make(request: pytest.FixtureRequest) -> Make:
+    """Both clients keep the same promises, as far as agents are called."""
+    made: Make = request.param
+    return made
+
+
+class Ask(Protocol):
+    """What comes of something that is done with a client of a server that answers so."""
+
+    def __call__(
+        self,
+        answer: bytes,
+        act: Callable[[Client], Awaitable[object]],
+        *,
+        max_body: int = 10_000,
+        timeout_s: float = 2.0,
+    ) -> object: ...
+
+
+@pytest.fixture
+def ask(make: Make) -> Ask:
+    def ask_with(
+        answer: bytes,
+        act: Callable[[Client], Awaitable[object]],
+        *,
+        max_body: int = 10_000,
+        timeout_s: float = 2.0,
+    ) -> object:
+        async def scenario() -> object:
+            async with (
+                raw(answer) as server,
+                make(server.port, timeout_s=timeout_s, max_body=max_body) as client,
+            ):
+                return await act(client)
+
+        return asyncio.run(scenario())
+
+    return ask_with
+
+
+def get(client: Client) -> Awaitable[Reply]:
+    return client.request("GET", "/x")
+
+
+def test_results_are_read_as_their_type(ask: Ask) -> None:
     reply = ask(envelope({"pubkey": "pem"}), lambda peer: peer.fetch(PublicKeyReply, "GET", "/keys/pubkey"))
     assert reply == PublicKeyReply("pem")
 
 
-def test_a_success_without_a_body_has_no_results() -> None:
+def test_a_success_without_a_body_has_no_results(ask: Ask) -> None:
     reply = ask(b"HTTP/1.1 204 No Content\r\n\r\n", get)
     assert isinstance(reply, Reply)
     assert (reply.code, bytes(reply.results)) == (204, b"{}")
@@ -108,12 +209,12 @@ def test_a_success_without_a_body_has_no_results() -> None:
         )
 
 
-def test_results_of_another_type_are_malformed() -> None:
+def test_results_of_another_type_are_malformed(ask: Ask) -> None:
     with pytest.raises(MalformedMessage, match="pubkey"):
         ask(envelope({"pubkey": 1}), lambda peer: peer.fetch(PublicKeyReply, "GET", "/keys/pubkey"))
 
 
-def test_null_results_count_as_none() -> None:
+def test_null_results_count_as_none(ask: Ask) -> None:
     reply = ask(envelope(None), get)
     assert isinstance(reply, Reply)
     assert bytes(reply.results) == b"{}"
@@ -140,7 +241,7 @@ def test_null_results_count_as_none() -> None:
         ),
     ],
 )
-def test_a_refusal_carries_code_and_a_printable_text(answer: bytes, code: int, status: str) -> None:
+def test_a_refusal_carries_code_and_a_printable_text(ask: Ask, answer: bytes, code: int, status: str) -> None:
     head, _, body = answer.partition(b"\r\n\r\n")
     start = head.split(b"\r\n")[0]
     answer = start + b"\r\nContent-Length: %d\r\n\r\n" % len(body) + body
@@ -167,19 +268,102 @@ def test_a_refusal_carries_code_and_a_printable_text(answer: bytes, code: int, s
         b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 1_000_000,
     ],
 )
-def test_an_answer_that_cannot_be_used_counts_as_no_answer(answer: bytes) -> None:
+def test_an_answer_that_cannot_be_used_counts_as_no_answer(ask: Ask, answer: bytes) -> None:
     with pytest.raises(PeerUnreachable):
         ask(answer, get)
 
 
-def test_a_redirect_is_not_followed() -> None:
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (b"garbage\r\n\r\n", "Bad status line"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", "not an envelope"),
+        (b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n", "redirect"),
+        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}", "compressed"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 10001\r\n\r\n", "larger than 10000 bytes"),
+        (b"HTTP/1.1 500 E\r\nContent-Length: 10001\r\n\r\n", "larger than 10000 bytes"),
+        (
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+            + (b"1000\r\n" + b"x" * 4096 + b"\r\n") * 3,
+            "larger than 10000 bytes",
+        ),
+        (b"HTTP/1.1 200 OK\r\n" + b"".join(b"X-%d: y\r\n" % n for n in range(10_000)) + b"\r\n", "headers"),
+    ],
+)
+def test_n12_a_peer_that_answers_is_told_apart_from_one_that_does_not(
+    ask: Ask, answer: bytes, reason: str
+) -> None:
+    with pytest.raises(UnusableAnswer, match=reason):
+        ask(answer, get, timeout_s=1)
+
+
+def test_n12_a_body_that_does_not_end_in_time_is_an_answer_all_the_same(make: Make) -> None:
+    async def begin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{")
+        try:
+            with suppress(ConnectionError):
+                while await reader.read(1000):
+                    pass
+                writer.close()
+                await writer.wait_closed()
+        finally:
+            ended.set()
+
+    async def stuck() -> None:
+        server = await asyncio.start_server(begin, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        try:
+            async with make(port, timeout_s=2) as peer:
+                await get(peer)
+        finally:
+            server.close()
+            await ended.wait()
+
+    ended = asyncio.Event()
+    with pytest.raises(UnusableAnswer, match=r"not complete within 2 s"):
+        asyncio.run(stuck())
+
+
+def chunked(body: bytes) -> bytes:
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    pieces = (body[at : at + 1000] for at in range(0, len(body), 1000))
+    return head + b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize("form", ["length", "chunked"])
+def test_n12_whether_an_answer_may_be_read_now_is_asked_before_it_is(ask: Ask, form: str) -> None:
+    whole = envelope("x" * 5000)
+    answer = whole if form == "length" else chunked(whole.partition(b"\r\n\r\n")[2])
+    asked: list[int] = []
+
+    def admit(size: int) -> bool:
+        asked.append(size)
+        return size <= most
+
+    most = 10_000
+    assert ask(answer, lambda peer: peer.request("GET", "/x", admit=admit))
+    assert asked[-1] >= 5000
+    assert len(asked) < 15
+    most = 4000
+    with pytest.raises(AnswerPutOff) as caught:
+        ask(answer, lambda peer: peer.request("GET", "/x", admit=admit))
+    assert 4000 < caught.value.size <= 10_000
+
+
+def test_n12_the_limit_of_one_answer_may_differ_from_the_peers(ask: Ask) -> None:
+    assert ask(envelope("x" * 5000), lambda peer: peer.request("GET", "/x", max_body=10_000), max_body=100)
+    with pytest.raises(UnusableAnswer, match="larger than 100 bytes"):
+        ask(envelope("x" * 5000), get, max_body=100)
+
+
+def test_a_redirect_is_not_followed(make: Make) -> None:
     async def scenario() -> int:
         async with raw(envelope({})) as target:
             location = f"http://127.0.0.1:{target.port}/".encode()
             redirect = b"HTTP/1.1 302 Found\r\nLocation: " + location + b"\r\nContent-Length: 0\r\n\r\n"
             async with (
                 raw(redirect) as server,
-                Peer(f"http://127.0.0.1:{server.port}", tls=None, timeout_s=2) as peer,
+                make(server.port, timeout_s=2) as peer,
             ):
                 with pytest.raises(PeerUnreachable, match="redirect"):
                     await peer.request("GET", "/")
@@ -188,7 +372,46 @@ def test_a_redirect_is_not_followed() -> None:
     assert asyncio.run(scenario()) == 0
 
 
-def test_silence_ends_with_the_time_out_that_is_named() -> None:
+def test_each_call_has_an_id_that_is_logged_and_an_errand_has_one(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", "keylime.http.client")
+    caplog.set_level("DEBUG", "keylime.http.agent_connection")
+    caplog.handler.setFormatter(LineFormatter("%(levelname)s %(message)s"))
+    sent: list[str] = []
+
+    async def echo(request: Request) -> Response:
+        sent.append(request.headers[request_id.HEADER])
+        return Response(400 if "fail" in request.query else 200)
+
+    async def scenario() -> None:
+        routes = [
+            Route(method, "/x", Role.ANONYMOUS, echo, plain_http=True, versioned=False)
+            for method in ("GET", "PUT")
+        ]
+        server = Server(routes)
+        port = server.listen("127.0.0.1", 0)
+        async with make(port, timeout_s=9) as peer:
+            await peer.request("GET", "/x")
+            await peer.request("GET", "/x", query={"fail": "canary"})
+            request_id.begin_errand()
+            await peer.request("PUT", "/x")
+            await peer.request("PUT", "/x")
+            request_id.handle("of_another_peer")
+            await peer.request("PUT", "/x")
+            await peer.request("PUT", "/x", is_routine=True)
+        await server.stop()
+
+    asyncio.run(scenario())
+    assert len(set(sent[:4])) == 3
+    assert sent[2] == sent[3]
+    assert sent[4] == "of_another_peer"
+    levels = ("DEBUG GET /x 200", "INFO GET /x 400", *["INFO PUT /x 200"] * 3, "DEBUG PUT /x 200")
+    told = [re.sub(r"http://[^/]*|returned ", "", line) for line in caplog.text.splitlines()]
+    assert told == [f"{line} (reqid={one})" for line, one in zip(levels, sent, strict=True)]
+
+
+def test_silence_ends_with_the_time_out_that_is_named(make: Make) -> None:
     async def scenario() -> None:
         async def silent(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await asyncio.sleep(0.5)
@@ -197,7 +420,7 @@ def test_silence_ends_with_the_time_out_that_is_named() -> None:
         server = await asyncio.start_server(silent, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         try:
-            async with Peer(peer_url("127.0.0.1", port, tls=False), tls=None, timeout_s=0.2) as peer:
+            async with make(port, timeout_s=0.2) as peer:
                 await peer.request("GET", "/")
         finally:
             server.close()
@@ -207,25 +430,23 @@ def test_silence_ends_with_the_time_out_that_is_named() -> None:
         asyncio.run(scenario())
 
 
-def test_nobody_listening_is_unreachable() -> None:
+def test_nobody_listening_is_unreachable(make: Make) -> None:
     async def scenario() -> None:
         async with raw(b"") as server:
             port = server.port
-        async with Peer(f"http://127.0.0.1:{port}", tls=None, timeout_s=2) as peer:
+        async with make(port, timeout_s=2) as peer:
             await peer.request("GET", "/")
 
     with pytest.raises(PeerUnreachable):
         asyncio.run(scenario())
 
 
-def test_with_a_wrong_pin_no_byte_of_the_request_is_sent() -> None:
+def test_with_a_wrong_pin_no_byte_of_the_request_is_sent(make: Make) -> None:
     async def scenario() -> bytes:
         identity, other = self_signed("agent"), self_signed("agent")
         async with raw(envelope({}), with_certificate(identity)) as server:
-            url = peer_url("127.0.0.1", server.port, tls=True)
-            pin = hashlib.sha256(other.der).digest()
-            async with Peer(url, tls=unverifying(), pin=pin, timeout_s=2) as peer:
-                with pytest.raises(PeerUnreachable, match="not the pinned one"):
+            async with make(server.port, tls=unverifying(), pin=other.key_pin, timeout_s=2) as peer:
+                with pytest.raises(WrongPeerKey, match=r"another key .* than the pinned one"):
                     await peer.request("POST", "/secret", body=ActivateRequest("canary"))
             await asyncio.sleep(0.05)
             assert server.connections == 1
@@ -234,14 +455,14 @@ def test_with_a_wrong_pin_no_byte_of_the_request_is_sent() -> None:
     assert asyncio.run(scenario()) == b""
 
 
-def test_the_pinned_certificate_is_enough() -> None:
+def test_the_pinned_certificate_is_enough(make: Make) -> None:
     async def scenario() -> int:
         identity = self_signed("agent")
-        async with raw(envelope({}), with_certificate(identity)) as server:
-            url = peer_url("127.0.0.1", server.port, tls=True)
-            pin = hashlib.sha256(identity.der).digest()
-            async with Peer(url, tls=unverifying(), pin=pin, timeout_s=2) as peer:
-                return (await peer.request("GET", "/")).code
+        async with (
+            raw(envelope({}), with_certificate(identity)) as server,
+            make(server.port, tls=unverifying(), pin=identity.key_pin, timeout_s=2) as peer,
+        ):
+            return (await peer.request("GET", "/")).code
 
     assert asyncio.run(scenario()) == 200
 
@@ -256,6 +477,103 @@ def test_a_server_of_another_ca_is_refused() -> None:
             return bytes(server.received)
 
     assert asyncio.run(scenario()) == b""
+
+
+@dataclass
+class Met:
+    """What came of calls to a server that presents a certificate."""
+
+    codes: list[int]
+    error: str
+    received: bytes
+    warnings: list[str]
+
+
+def meet(
+    leaf: Issued, check: NameCheck, caplog: pytest.LogCaptureFixture, host: str = "127.0.0.1", calls: int = 3
+) -> Met:
+    """Calls it again and again, each time over a new connection."""
+
+    async def scenario() -> Met:
+        codes, error = [], ""
+        async with raw(envelope({}), with_certificate(leaf)) as server:
+            url = peer_url(host, server.port, tls=True)
+            async with Peer(url, tls=client_context(CA), names=check, timeout_s=20) as peer:
+                for _ in range(calls):
+                    try:
+                        reply = await peer.request("POST", "/x", body=ActivateRequest("canary"))
+                        codes.append(reply.code)
+                    except PeerUnreachable as caught:
+                        error = str(caught)
+                    await peer.close()
+            warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+            return Met(codes, error, bytes(server.received), warnings)
+
+    return asyncio.run(scenario())
+
+
+def named(*names: x509.GeneralName) -> Issued:
+    return CA.issue("127.0.0.1", usages=(SERVER_AUTH,), names=names)
+
+
+RIGHT = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+WRONG = x509.DNSName("registrar.example.com")
+
+
+def test_n4_strict_refuses_another_name_before_a_byte_is_sent(caplog: pytest.LogCaptureFixture) -> None:
+    met = meet(named(WRONG), NameCheck.STRICT, caplog)
+    assert (met.codes, met.received) == ([], b"")
+    assert "its certificate is for registrar.example.com and not for 127.0.0.1; call it by" in met.error
+
+
+def test_n4_strict_refuses_a_certificate_without_names_and_says_what_to_do(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    met = meet(named(), NameCheck.STRICT, caplog)
+    assert (met.codes, met.received) == ([], b"")
+    assert "no subject alternative names" in met.error
+    assert "give it a certificate with its names" in met.error
+
+
+def test_n4_warn_says_it_once_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    met = meet(named(WRONG), NameCheck.WARN, caplog)
+    assert met.codes == [200] * 3
+    (warning,) = met.warnings
+    assert warning.startswith("the server at 127.0.0.1:")
+    assert "registrar.example.com and not for 127.0.0.1" in warning
+
+
+def test_n4_warn_is_the_default_and_off_is_silent(caplog: pytest.LogCaptureFixture) -> None:
+    assert meet(named(WRONG), NameCheck.OFF, caplog).warnings == []
+    assert inspect.signature(Peer).parameters["names"].default is NameCheck.WARN
+
+
+@pytest.mark.parametrize("check", NameCheck)
+def test_n4_the_right_name_is_no_news(check: NameCheck, caplog: pytest.LogCaptureFixture) -> None:
+    met = meet(named(WRONG, RIGHT), check, caplog)
+    assert (met.codes, met.warnings) == ([200] * 3, [])
+
+
+def test_n4_a_wildcard_and_a_host_name(caplog: pytest.LogCaptureFixture) -> None:
+    met = meet(named(x509.DNSName("localhost")), NameCheck.STRICT, caplog, host="localhost")
+    assert met.codes == [200] * 3
+    assert meet(named(x509.DNSName("*")), NameCheck.STRICT, caplog, host="localhost").codes == []
+
+
+def test_n4_where_there_are_no_names_warn_has_nothing_to_compare(caplog: pytest.LogCaptureFixture) -> None:
+    met = meet(named(), NameCheck.WARN, caplog)
+    assert (met.codes, met.warnings) == ([200] * 3, [])
+
+
+@pytest.mark.parametrize("check", NameCheck)
+def test_n3_a_machines_certificate_is_no_servers_before_a_byte_is_sent(
+    check: NameCheck, caplog: pytest.LogCaptureFixture
+) -> None:
+    marked = CA.issue("127.0.0.1", usages=(SERVER_AUTH, CLIENT_AUTH, NODE))
+    for machine in (marked, unmarked_node(CA, "127.0.0.1"), plain_leaf(CA, AGENT)):
+        met = meet(machine, check, caplog, calls=1)
+        assert (met.codes, met.received) == ([], b"")
+        assert "made for a machine" in met.error
 
 
 def test_a_peer_that_could_not_be_checked_is_not_made() -> None:
@@ -277,7 +595,7 @@ async def _answer(request: Request) -> Response:
     )
 
 
-def test_connections_are_kept_and_many_peers_share_one_context() -> None:
+def test_connections_are_kept_and_many_peers_share_one_context(make: Make) -> None:
     """Ten calls of each of three peers with their own pins: three connections, three handshakes."""
 
     async def scenario() -> tuple[int, int]:
@@ -287,12 +605,7 @@ def test_connections_are_kept_and_many_peers_share_one_context() -> None:
         ports = [server.listen("127.0.0.1", 0, context) for context in contexts]
         shared = unverifying()
         peers = [
-            Peer(
-                peer_url("127.0.0.1", port, tls=True),
-                tls=shared,
-                pin=hashlib.sha256(identity.der).digest(),
-                timeout_s=5,
-            )
+            make(port, tls=shared, pin=identity.key_pin, timeout_s=5)
             for port, identity in zip(ports, identities, strict=True)
         ]
         for _ in range(10):
@@ -309,7 +622,7 @@ def test_connections_are_kept_and_many_peers_share_one_context() -> None:
 
 
 def test_query_and_body_arrive_as_given_and_nothing_comes_from_the_environment(
-    monkeypatch: pytest.MonkeyPatch,
+    make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
@@ -317,7 +630,7 @@ def test_query_and_body_arrive_as_given_and_nothing_comes_from_the_environment(
     async def scenario() -> dict[str, dict[str, str]]:
         server = Server([Route("POST", "/x", Role.ANONYMOUS, _answer, plain_http=True)])
         port = server.listen("127.0.0.1", 0)
-        async with Peer(peer_url("127.0.0.1", port, tls=False), tls=None, timeout_s=5) as peer:
+        async with make(port, timeout_s=5) as peer:
             reply = await peer.request(
                 "POST", "/v2/x", query={"nonce": "a b&c=/", "mask": 1}, body=ActivateRequest("t")
             )
@@ -343,7 +656,7 @@ def test_a_connection_that_carried_a_large_answer_is_not_kept_for_its_buffers() 
         identity = self_signed("agent")
         context = with_certificate(identity)
         port = server.listen("127.0.0.1", 0, context)
-        pin = hashlib.sha256(identity.der).digest()
+        pin = identity.key_pin
         handshakes = []
         url = peer_url("127.0.0.1", port, tls=True)
         async with Peer(url, tls=unverifying(), pin=pin, timeout_s=5) as peer:
@@ -360,13 +673,14 @@ def test_a_connection_that_carried_a_large_answer_is_not_kept_for_its_buffers() 
     assert asyncio.run(scenario()) == [1, 1, 1, 2, 2]
 
 
-def test_a_large_body_is_sent() -> None:
+def test_a_large_body_is_sent(make: Make) -> None:
     async def scenario() -> int:
         server = Server(
-            [Route("POST", "/x", Role.ANONYMOUS, _answer, plain_http=True)], limits=Limits(max_body=5_000_000)
+            [Route("POST", "/x", Role.ANONYMOUS, _answer, plain_http=True)],
+            limits=ServerLimits(max_body=5_000_000),
         )
         port = server.listen("127.0.0.1", 0)
-        async with Peer(peer_url("127.0.0.1", port, tls=False), tls=None, timeout_s=5) as peer:
+        async with make(port, timeout_s=5) as peer:
             reply = await peer.request("POST", "/v2/x", body=ActivateRequest("t" * 3_000_000))
         await server.stop(1)
         return reply.code
@@ -374,7 +688,7 @@ def test_a_large_body_is_sent() -> None:
     assert asyncio.run(scenario()) == 200
 
 
-def test_cookies_are_not_kept() -> None:
+def test_cookies_are_not_kept(make: Make) -> None:
     async def scenario() -> dict[str, str]:
         async def set_cookie(request: Request) -> Response:
             cookie = http.cookies.SimpleCookie({"a": "b"})["a"].OutputString()
@@ -382,7 +696,7 @@ def test_cookies_are_not_kept() -> None:
 
         server = Server([Route("GET", "/x", Role.ANONYMOUS, set_cookie, plain_http=True)])
         port = server.listen("127.0.0.1", 0)
-        async with Peer(peer_url("127.0.0.1", port, tls=False), tls=None, timeout_s=5) as peer:
+        async with make(port, timeout_s=5) as peer:
             await peer.request("GET", "/v2/x")
             headers = await peer.fetch(dict, "GET", "/v2/x")
         await server.stop(1)
@@ -391,14 +705,14 @@ def test_cookies_are_not_kept() -> None:
     assert "Cookie" not in asyncio.run(scenario())
 
 
-def test_ipv6_hosts_are_bracketed_and_reached() -> None:
+def test_ipv6_hosts_are_bracketed_and_reached(make: Make) -> None:
     assert peer_url("::1", 8881, tls=True) == "https://[::1]:8881"
     assert peer_url("[::1]", 8881, tls=False) == "http://[::1]:8881"
 
     async def scenario() -> int:
         async with (
             raw(envelope({}), host="::1") as server,
-            Peer(peer_url("::1", server.port, tls=False), tls=None, timeout_s=2) as peer,
+            make(server.port, host="::1", timeout_s=2) as peer,
         ):
             return (await peer.request("GET", "/")).code
 

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from keylime.ima.replay import replay
 from keylime.tpm.device import Tpm
 from keylime.tpm.pcr import IMA_PCR, PcrSelection
 from tests.captures import VM_DEBIAN12
+from tests.fakes.forked_programs import Order, run
 from tests.fakes.swtpm import SoftwareTpm
 
 LIST = VM_DEBIAN12 / "direct-ima-ng" / "s1-clean" / "ascii_runtime_measurements"
@@ -27,11 +27,8 @@ def machine(tmp_path: Path) -> Iterator[SoftwareTpm]:
 
 
 def emulate(machine: SoftwareTpm, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "keylime_agent.ima_emulator", *map(str, arguments)]
     environment = {"TCTI": machine.tcti, "PATH": os.environ["PATH"]}
-    return subprocess.run(  # noqa: S603
-        command, env=environment, capture_output=True, text=True, timeout=60, check=False
-    )
+    return run(Order("keylime_ima_emulator", tuple(map(str, arguments)), environment))
 
 
 def pcr10(machine: SoftwareTpm, bank: HashAlgorithm) -> bytes:
@@ -52,6 +49,14 @@ def test_a_kernels_list_is_followed_to_its_end_and_on(machine: SoftwareTpm, tmp_
         assert (result.returncode, result.stderr) == (0, "")
         for bank in (HashAlgorithm.SHA1, HashAlgorithm.SHA256):
             assert pcr10(machine, bank) == replayed(path, bank)
+
+
+def test_a_list_that_verifiers_would_refuse_is_warned_of(machine: SoftwareTpm, tmp_path: Path) -> None:
+    path = tmp_path / "list"
+    path.write_bytes(b"".join(LIST.read_bytes().splitlines(keepends=True)[1:4]))
+    result = emulate(machine, "-f", path, "--once")
+    assert result.returncode == 0
+    assert "does not begin with boot_aggregate" in result.stderr
 
 
 def test_measured_files_are_listed_and_extended(machine: SoftwareTpm, tmp_path: Path) -> None:

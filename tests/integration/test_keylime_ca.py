@@ -1,11 +1,10 @@
 """The program keylime_ca: an authority from its making to a revocation list that other programs check."""
 
 import os
-import signal
+import shutil
 import socket
 import stat
 import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -27,10 +26,12 @@ from keylime.pki.authority import Authority
 from keylime.pki.certificates import PrivateKey, parse_private_key
 from keylime.pki.issuance import revocation_list
 from keylime.pki.keystore import unseal
+from keylime.pki.roles import ADMINISTRATOR
+from keylime.pki.service_certificates import ensure_service_certificates
 from keylime.revocation.signing import sign_revocation
+from tests.fakes.forked_programs import ForkedProcess, Order, run, start
 
-PROGRAM = Path(sys.executable).parent / "keylime_ca"
-LIMIT_S = 30.0
+LIMIT_S = 100.0
 OPENSSL = "/usr/bin/openssl"
 
 
@@ -39,15 +40,7 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def keylime_ca(home: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(  # noqa: S603 - our own program
-        [PROGRAM, *arguments],
-        env={**environment(home), **more},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-        check=False,
-    )
+    return run(Order("keylime_ca", arguments, {**environment(home), **more}))
 
 
 def openssl_verify(ca: Path, name: str) -> subprocess.CompletedProcess[str]:
@@ -98,6 +91,91 @@ def test_the_life_of_an_authority_as_other_programs_see_it(tmp_path: Path) -> No
     assert keylime_ca(tmp_path, "-c", "revoke", "-n", "node1").returncode == 0
     assert "certificate revoked" in openssl_verify(ca, "node1").stderr
     assert openssl_verify(ca, "node2").returncode == 0
+
+
+def usages(ca: Path, name: str) -> set[str]:
+    certificate = x509.load_pem_x509_certificate((ca / f"{name}-cert.crt").read_bytes())
+    found = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    return {usage.dotted_string for usage in found}
+
+
+def test_n3_where_daemons_are_served_there_are_administrators_and_no_machines(tmp_path: Path) -> None:
+    cv_ca = tmp_path / "cv_ca"
+    ensure_service_certificates(cv_ca, "a password", server_sans=("localhost",), client=True)
+    for command in ("create", "pkg"):
+        done = keylime_ca(tmp_path, "-c", command, "-n", "node1", "-d", str(cv_ca))
+        assert done.returncode == 1
+        last = done.stderr.splitlines()[-1]
+        assert last.startswith(f"keylime_ca: error: the CA in {cv_ca} serves daemons")
+        assert "use another directory" in last
+    assert not list(cv_ca.glob("node1*"))
+    for name, role in (("alice", ("--role", "administrator")), ("client", ())):
+        assert keylime_ca(tmp_path, "-c", "create", "-n", name, "-d", str(cv_ca), *role).returncode == 0
+        assert openssl_verify(cv_ca, name).returncode == 0
+        assert usages(cv_ca, name) == {"1.3.6.1.5.5.7.3.2", ADMINISTRATOR.dotted_string}
+        assert keylime_ca(tmp_path, "-c", "revoke", "-n", name, "-d", str(cv_ca)).returncode == 0
+        assert "certificate revoked" in openssl_verify(cv_ca, name).stderr
+
+
+def chains(name: str, directory: Path, trusted: Path) -> bool:
+    """Whether another implementation takes the certificate of `name` for one of a trusted authority."""
+    command = [
+        OPENSSL,
+        "verify",
+        "-x509_strict",
+        "-CAfile",
+        str(trusted),
+        str(directory / f"{name}-cert.crt"),
+    ]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0  # noqa: S603
+
+
+def test_an_authority_is_rolled_over_in_steps_that_strand_nobody(tmp_path: Path) -> None:
+    cv_ca = tmp_path / "cv_ca"
+    ensure_service_certificates(cv_ca, "a password", server_sans=("localhost",), client=True)
+
+    def ca(*arguments: str) -> str:
+        done = keylime_ca(tmp_path, "-c", *arguments, "-d", str(cv_ca))
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def copy(name: str) -> Path:
+        return Path(shutil.copy(cv_ca / "cacert.crt", tmp_path / name))
+
+    listed = ca("list").splitlines()
+    assert [line.split()[0] for line in listed] == ["NAME", "ca", "client", "server"]
+    assert all(line.split()[3] in ("364", "3649") and "good" in line for line in listed[1:])
+    assert ca("renew").startswith("Nothing in ")
+    before = (cv_ca / "client-cert.crt").read_bytes()
+    assert ca("renew", "-n", "client").startswith("Renewed the certificate of client, until ")
+    assert (cv_ca / "client-cert.crt").read_bytes() != before
+
+    old = copy("old.crt")
+    assert "roll --switch" in ca("roll")
+    both = copy("both.crt")
+    assert both.read_text().count("BEGIN CERTIFICATE") == 2
+    assert all(chains("client", cv_ca, trusted) for trusted in (old, both))  # whoever has which
+    shutil.copytree(cv_ca, tmp_path / "before")
+    assert "renewed by it: client, server" in ca("roll", "--switch")
+    assert chains("client", cv_ca, both)
+    assert not chains("client", cv_ca, old)
+    assert chains("client", tmp_path / "before", cv_ca / "cacert.crt")  # one that was not renewed yet
+    assert ca("list").count("also trusted") == 1
+    assert "Dropped 1 former CA" in ca("roll", "--drop")
+    new = copy("new.crt")
+    assert chains("client", cv_ca, new)
+    assert chains("server", cv_ca, new)
+    assert not chains("client", tmp_path / "before", new)
+
+    done = keylime_ca(tmp_path, "-c", "roll", "--switch", "-d", str(cv_ca))
+    assert done.returncode == 1
+    assert "there is no next CA" in done.stderr
+    assert "the next step is `keylime_ca -c roll -d " in done.stderr
+
+
+def test_the_role_is_one_of_three(tmp_path: Path) -> None:
+    done = keylime_ca(tmp_path, "-c", "create", "-n", "x", "--role", "god")
+    assert (done.returncode, "invalid choice: 'god'" in done.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -175,27 +253,18 @@ class Listening:
 
 
 @contextmanager
-def listening(home: Path, *arguments: str) -> Iterator[tuple[Listening, "subprocess.Popen[str]"]]:
+def listening(home: Path, *arguments: str) -> Iterator[tuple[Listening, ForkedProcess]]:
     """A CA with a notifier and two machines, and the program at work."""
     context = zmq.Context[zmq.Socket[bytes]]()
     publisher = context.socket(zmq.XPUB)
     zmq_port = publisher.bind_to_random_port("tcp://127.0.0.1")
     port = free_port()
-    command: list[str | Path] = [
-        PROGRAM,
-        "-c",
-        "listen",
-        "--zmq-port",
-        str(zmq_port),
-        "--crl-port",
-        str(port),
-        *arguments,
-    ]
-    process = subprocess.Popen(  # noqa: S603 - our own program
-        command, env=environment(home), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    words = ("-c", "listen", "--zmq-port", str(zmq_port), "--crl-port", str(port), *arguments)
+    output, written = os.pipe()
+    process = start(Order("keylime_ca", words, environment(home)), stdout=written, stderr=written)
+    os.close(written)
     scene = Listening(home, publisher, port)
-    reader = threading.Thread(target=_read, args=(process, scene.lines))
+    reader = threading.Thread(target=_read, args=(output, scene.lines))
     reader.start()
     try:
         assert publisher.poll(int(LIMIT_S * 1000)), "nobody subscribed"
@@ -204,15 +273,14 @@ def listening(home: Path, *arguments: str) -> Iterator[tuple[Listening, "subproc
         process.kill()
         process.wait()
         reader.join()
-        if process.stdout is not None:
-            process.stdout.close()
         publisher.close(0)
         context.term()
 
 
-def _read(process: "subprocess.Popen[str]", lines: list[str]) -> None:
-    for line in process.stdout or ():
-        lines.append(line.rstrip())
+def _read(output: int, lines: list[str]) -> None:
+    with os.fdopen(output) as file:
+        for line in file:
+            lines.append(line.rstrip())
 
 
 @pytest.fixture
@@ -239,10 +307,8 @@ def test_a_genuine_message_puts_the_serial_on_the_list_that_is_served(home: Path
         here.until(lambda: here.revoked() == {node1, here.serial("node2")})
         now = here.crl().extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
         assert now == number + 1
-        began = time.monotonic()
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(LIMIT_S) == 0
-        assert time.monotonic() - began < 5
+        status, took_s = process.stop()
+        assert (status, took_s < 5) == (0, True)
 
 
 def test_forgeries_silence_and_senseless_serials_revoke_nothing(home: Path) -> None:

@@ -4,40 +4,32 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from keylime.ima.measurement_list import split_lines
+from keylime.measured_boot.event_types import EventType
 from tests.captures import Capture, capture, captures
+from tests.fakes import forked_programs
+from tests.fakes.event_logs import build_log, take_apart
+from tests.fakes.forked_programs import Order
+from tests.fakes.pe_images import pe_image
 
 ONE = capture("direct-efistub")
 CLEAN, TAMPERED = ONE.stage("s1-clean"), ONE.stage("s2-tampered")
 LIST = CLEAN.path / "ascii_runtime_measurements"
 BOOT_LOG = ONE.path / "binary_bios_measurements"
+BIOS_LOG = capture("seabios-no-uefi").path / "binary_bios_measurements"
 SECURE_BOOT_LOG = capture("grub-secureboot").path / "binary_bios_measurements"
-PROGRAMS = {
-    "keylime-policy": "main",
-    "keylime_convert_runtime_policy": "convert",
-    "keylime_create_policy": "create_policy",
-    "keylime_sign_runtime_policy": "sign_runtime_policy",
-}
 
 
 def run(
     program: str, *arguments: str | Path, cwd: Path | None = None, status: int = 0
 ) -> subprocess.CompletedProcess[str]:
-    code = f"from keylime_tenant.policy_tool.{PROGRAMS[program]} import main; main()"
-    done = subprocess.run(  # noqa: S603 - our own program
-        [sys.executable, "-c", code, *map(str, arguments)],
-        cwd=cwd,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+    done = forked_programs.run(
+        Order(program, tuple(map(str, arguments)), os.environ.copy(), str(cwd or Path.cwd()))
     )
     assert done.returncode == status, (done.stdout, done.stderr)
     assert "Traceback" not in done.stderr
@@ -116,6 +108,23 @@ def test_every_form_of_quote_and_key_gives_the_same_answer(own: Path, tmp_path: 
     assert "attributes" in more.pop()
 
 
+def test_a_rejected_machine_is_answered_by_an_update_of_its_policy(own: Path, tmp_path: Path) -> None:
+    """From findings to a policy that accepts, and what is different then, in each form."""
+    log = ("--ima-log", TAMPERED.path / "ascii_runtime_measurements")
+    failure, new, merged = tmp_path / "failure.json", tmp_path / "new.json", tmp_path / "merged.json"
+    failure.write_text(json.dumps(check(*log, "--runtime-policy", own, status=1)))
+    done = run("keylime-policy", "update", own, "--from-failure", failure, "-o", new)
+    assert "/usr/local/bin/hello.sh" in done.stderr
+    assert f"written to {new}" in done.stderr.splitlines()[-1]
+    assert check(*log, "--runtime-policy", new, status=0)["verdict"] == "accepted"
+    shown = policy("diff", own, new, status=1)
+    assert {line[0] for line in shown.splitlines()} == {"+"}
+    policy("merge", own, new, "-o", merged)
+    assert policy("diff", new, merged) == ""
+    assert shown.splitlines()[0].removeprefix("+ ") in policy("show", merged)
+    policy("lint", merged)
+
+
 def test_people_get_blocks_and_a_summary(own: Path) -> None:
     shown = policy(
         "check", "--ima-log", TAMPERED.path / "ascii_runtime_measurements", "--runtime-policy", own, status=1
@@ -183,7 +192,53 @@ def test_a_reference_state_is_made_and_holds(tmp_path: Path) -> None:
     assert "--without-secureboot" in text
     made = run("keylime-policy", "create", "measured-boot", "-e", BOOT_LOG, "-i")
     assert json.loads(made.stdout)["has_secureboot"] is False
-    assert "no kernels" in made.stderr
+    assert made.stderr == ""
+    bios = run("keylime-policy", "create", "measured-boot", "-e", BIOS_LOG, "-i")
+    assert "no initrd is measured" in bios.stderr
+
+
+def test_the_next_boot_is_added_to_a_policy_by_boot_chain(tmp_path: Path) -> None:
+    state, kernel = tmp_path / "refstate.json", tmp_path / "kernel"
+    made = run(
+        "keylime-policy",
+        "create",
+        "measured-boot",
+        "--policy",
+        "shim-grub",
+        "-e",
+        SECURE_BOOT_LOG,
+        "-o",
+        state,
+    )
+    assert "boot chain shim-grub" in made.stderr
+    kernel.write_bytes(pe_image({".text": b"next"}))
+    line = "/boot/vmlinuz-6.1.0-57-amd64 ro"
+    files = ("--kernel", kernel, "--initrd", kernel, "--command-line", line, "--name", "57")
+    text = policy("update-reference", state, *files)
+    assert list(json.loads(text)["components"]["boot"]) == ["6.1.0-56-amd64", "57"]
+    state.write_text(text)
+    rules = ("--mb-policy", state, "--mb-policy-name")
+    assert check("--boot-log", SECURE_BOOT_LOG, *rules, "components", status=0)["verdict"] == "accepted"
+    other = check("--boot-log", BOOT_LOG, *rules, "shim-grub", status=1)
+    assert [finding["event_id"] for finding in other["findings"]] == ["measured_boot.policy_shim-grub"]
+    assert "nothing to do" in refused("keylime-policy", "update-reference", state, status=2)
+
+
+def test_a_policy_that_does_not_accept_its_source_is_made_with_a_status_of_its_own(tmp_path: Path) -> None:
+    records = take_apart(SECURE_BOOT_LOG.read_bytes())
+    log, state = tmp_path / "log", tmp_path / "refstate.json"
+    log.write_bytes(
+        build_log([item for item in records if (item.pcr, item.type_code) != (3, EventType.SEPARATOR)])
+    )
+    done = run("keylime-policy", "create", "measured-boot", "-e", log, "-o", state, status=3)
+    assert "PCR 3 has no separator" in done.stderr
+    rules = ("--mb-policy", state, "--mb-policy-name", "example")
+    assert check("--boot-log", log, *rules, status=1)["verdict"] == "rejected"
+    lines = LIST.read_bytes().splitlines(keepends=True)
+    (tmp_path / "list").write_bytes(b"".join((*lines[:5], lines[5].replace(b"/", b"//", 1), *lines[6:])))
+    done = run("keylime-policy", "create", "runtime", "-m", tmp_path / "list", status=3)
+    assert "the template hash" in done.stderr
+    assert json.loads(done.stdout)["digests"]
 
 
 def test_the_older_program_makes_the_same_policy(own: Path, tmp_path: Path) -> None:
@@ -218,9 +273,11 @@ def test_files_of_a_tree_and_the_algorithm_asked_for(tmp_path: Path) -> None:
         (("check", "--ima-log", "/nowhere"), "--ima-log /nowhere: No such file or directory"),
         (("check", "--ima-log", LIST, "--runtime-policy", LIST), "--runtime-policy .*not valid JSON"),
         (("check", "--ima-log", LIST, "--ima-key", LIST), "--ima-key .*holds no certificate"),
-        (("check", "--boot-log", BOOT_LOG, "--mb-policy", LIST), "--mb-policy .*not JSON"),
+        (("check", "--boot-log", BOOT_LOG, "--mb-policy", LIST), "--mb-policy .*not valid JSON"),
         (("check", "--boot-log", BOOT_LOG, "--mb-policy-name", "x", "--mb-policy", LIST), "invalid choice"),
         (("create",), "required"),
+        (("diff", LIST, "/nowhere"), "OLD .*not valid JSON"),
+        (("lint", "/nowhere"), "No such file"),
         (("sign", "runtime", "-r", LIST, "-b", "x509"), "--cert-outfile"),
         (("sign", "runtime", "-r", LIST, "-k", LIST, "-p", LIST), "not allowed with"),
     ],
@@ -243,6 +300,7 @@ def test_a_tpm_policy_that_is_none_is_unusable() -> None:
     ("program", "arguments", "status"),
     [
         ("keylime-policy", ("create", "runtime", "-a", "/nowhere"), 1),
+        ("keylime-policy", ("create", "runtime"), 1),
         ("keylime_convert_runtime_policy", ("-o", "/dev/null"), 1),
         ("keylime_convert_runtime_policy", ("-a", LIST, "-r", LIST, "-o", "/dev/null"), 1),
         ("keylime_convert_runtime_policy", ("-a", LIST), 2),
@@ -259,3 +317,10 @@ def test_failures_are_one_line(program: str, arguments: tuple[str | Path, ...], 
 def test_without_arguments_there_is_help() -> None:
     for program in ("keylime-policy", "keylime_convert_runtime_policy"):
         assert run(program).stdout.startswith("usage: ")
+    groups = policy().split("\n\n")
+    assert [group.split(":")[0] for group in groups[2:6]] == [
+        "make a policy",
+        "change one",
+        "look at one",
+        "try one",
+    ]

@@ -61,7 +61,7 @@ def test_a_machine_in_a_chroot_writes_neither_there_nor_outside(tmp_path: Path) 
         [*enter, "env", f"--chdir={REPOSITORY}", sys.executable, "-c", code, str(tmp_path / "nodes")],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=False,
     )
     if done.stderr.startswith("unshare:"):

@@ -7,8 +7,6 @@ import os
 import signal
 import socket
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TypeAlias
@@ -27,6 +25,7 @@ from tests.fakes.running_registrar import (
     registrar_authority,
     running_registrar,
 )
+from tests.fakes.server_process import ServerProcess
 from tests.fakes.software_identity import SoftwareIdentity, b64
 from tests.fakes.swtpm import SoftwareTpm
 from tests.fakes.tls_material import SERVER_AUTH, Authority, client_context, self_signed
@@ -59,12 +58,13 @@ def test_an_agent_registers_activates_and_is_shown(tmp_path: Path) -> None:
         body = machine().registration(ip="10.1.2.3", port="9002", mtls_cert=own.pem, ekcert=b64(ekcert))
         registered = await registrar.plain("POST", path, body)
         assert (registered.code, registered.status, list(registered.results)) == (200, "Success", ["blob"])
-        assert (await registrar.admin("GET", "/v2/agents/")).results == {"uuids": [AGENT]}
+        assert (await registrar.admin("GET", "/v2/agents/")).results == {"uuids": []}
         hidden = await registrar.admin("GET", path)
         assert (hidden.code, hidden.status) == (404, f"Agent with ID '{AGENT}' has not been activated")
         tag = machine().answer(registered.results["blob"], AGENT)
         activated = await registrar.plain("PUT", path, {"auth_tag": tag})
         assert activated.body == {"code": 200, "status": "Success", "results": {}}
+        assert (await registrar.admin("GET", "/v2/agents/")).results == {"uuids": [AGENT]}
         shown = await registrar.admin("GET", path)
         assert list(shown.results.items()) == [
             ("agent_id", AGENT),
@@ -170,7 +170,7 @@ def test_records_survive_a_restart_and_the_file_is_private(tmp_path: Path) -> No
     [
         ({}, "/v2/agents/a"),
         ({"ek_tpm": "x", "aik_tpm": "y"}, "/v2/agents/a"),
-        ({"ekcert": "emulator"}, "/v2/agents/a"),
+        ({"ekcert": "emulators"}, "/v2/agents/a"),
         ({"mtls_cert": "x"}, "/v2/agents/a"),
         ({"ip": "a b"}, "/v2/agents/a"),
         ({"iak_tpm": "AAEC"}, "/v2/agents/a"),
@@ -180,7 +180,8 @@ def test_invalid_data_are_refused_with_one_text(tmp_path: Path, body: dict[str, 
     async def act(registrar: RunningRegistrar) -> None:
         sent = body if not body or "ek_tpm" in body else machine().registration(**body)
         answer = await registrar.plain("POST", path, sent)
-        assert (answer.code, answer.status) == (400, "Could not register agent with invalid data")
+        assert answer.code == 400
+        assert answer.status.startswith("Could not register agent with invalid data: ")
 
     with_registrar(tmp_path, act)
 
@@ -294,31 +295,9 @@ def test_a_database_of_another_implementation_is_left_alone(tmp_path: Path) -> N
     assert "made by another implementation" in output
 
 
-def environment(directory: Path, **changes: str) -> dict[str, str]:
-    return {
-        **os.environ,
-        "KEYLIME_DIR": str(directory),
-        "KEYLIME_REGISTRAR_PORT": "0",
-        "KEYLIME_REGISTRAR_TLS_PORT": "0",
-        **changes,
-    }
-
-
-def start(directory: Path, **changes: str) -> subprocess.Popen[str]:
-    program = str(Path(sys.executable).with_name("keylime_registrar"))
-    return subprocess.Popen(  # noqa: S603
-        [program],
-        env=environment(directory, **changes),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
 def start_and_wait(directory: Path, **changes: str) -> tuple[int, str]:
-    process = start(directory, **changes)
-    output, _ = process.communicate(timeout=40)
-    return process.returncode, output
+    with ServerProcess("keylime_registrar", directory, **changes) as process:
+        return process.ended(), process.text
 
 
 def test_without_the_verifiers_certificates_it_waits_and_then_says_what_is_missing(tmp_path: Path) -> None:
@@ -331,34 +310,18 @@ def test_without_the_verifiers_certificates_it_waits_and_then_says_what_is_missi
 
 
 def test_it_starts_as_soon_as_the_certificates_appear_and_stops_on_a_signal(tmp_path: Path) -> None:
-    process = start(tmp_path)
-    assert process.stdout is not None
-    try:
-        for line in process.stdout:
-            if "Waiting for keylime_verifier" in line:
-                install_certificates(tmp_path)
-            if "Listening on 127.0.0.1:" in line:
-                assert "(HTTP/S)" in line
-                break
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=10) == 0
-    finally:
-        process.kill()
-        process.communicate()
+    with ServerProcess("keylime_registrar", tmp_path) as process:
+        process.line("Waiting for keylime_verifier")
+        install_certificates(tmp_path)
+        process.line(r"Listening on 127\.0\.0\.1:.*\(HTTP/S\)")
+        assert process.stop()[0] == 0
 
 
 def test_a_signal_while_it_waits_ends_it_cleanly(tmp_path: Path) -> None:
-    process = start(tmp_path)
-    assert process.stdout is not None
-    try:
-        for line in process.stdout:
-            if "Waiting for keylime_verifier" in line:
-                break
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=5) == 0
-    finally:
-        process.kill()
-        process.communicate()
+    with ServerProcess("keylime_registrar", tmp_path) as process:
+        process.line("Waiting for keylime_verifier")
+        status, took_s = process.stop(signal.SIGINT)
+        assert (status, took_s < 5) == (0, True)
 
 
 @pytest.mark.parametrize(
@@ -397,15 +360,9 @@ def test_with_generate_it_makes_its_own_certificate_and_still_trusts_the_verifie
     tmp_path: Path,
 ) -> None:
     install_certificates(tmp_path)
-    process = start(tmp_path, KEYLIME_REGISTRAR_TLS_DIR="generate", KEYLIME_CA_PASSWORD="test")  # noqa: S106
-    assert process.stdout is not None
-    try:
-        lines = iter(process.stdout)
-        assert any("Listening on" in line for line in lines)
+    with ServerProcess("keylime_registrar", tmp_path, KEYLIME_REGISTRAR_TLS_DIR="generate") as process:
+        process.ports()
         names = {path.name for path in (tmp_path / "reg_ca").iterdir()}
         assert {"cacert.crt", "server-cert.crt", "server-private.pem"} <= names
         assert "client-cert.crt" not in names
-    finally:
-        process.terminate()
-        process.communicate(timeout=10)
-    assert process.returncode == 0
+        assert process.stop()[0] == 0

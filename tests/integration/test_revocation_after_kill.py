@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import socket
-import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,9 +12,13 @@ from pathlib import Path
 import aiohttp
 
 from keylime.http.server import Response
+from keylime.revocation.channel import RevocationSubscriber
+from keylime.revocation.publication import endpoint
 from tests.fakes.attesting_agent import AttestingAgent
+from tests.fakes.forked_programs import ForkedProcess, Order, start
 from tests.fakes.running_verifier import (
     FAST,
+    TOLD,
     RunningVerifier,
     eventually,
     install_certificates,
@@ -26,7 +29,6 @@ from tests.fakes.running_verifier import (
 from tests.fakes.tls_material import client_context, server_context
 from tests.fakes.webhook_receiver import WebhookReceiver
 
-PROGRAM = Path(sys.executable).parent / "keylime_verifier"
 STATES = "SELECT channel, target, state FROM deliveries ORDER BY channel, target"
 
 
@@ -39,16 +41,12 @@ def free_port() -> int:
 @asynccontextmanager
 async def verifier_process(
     work_dir: Path, environ: Mapping[str, str]
-) -> AsyncIterator[tuple[asyncio.subprocess.Process, RunningVerifier]]:
+) -> AsyncIterator[tuple[ForkedProcess, RunningVerifier]]:
     """The real program with its files in `work_dir`; killed at the end."""
     install_certificates(work_dir)
     options = {**FAST, **environ, "KEYLIME_DIR": str(work_dir), "KEYLIME_VERIFIER_PORT": str(free_port())}
-    process = await asyncio.create_subprocess_exec(
-        PROGRAM,
-        env={"PATH": os.environ["PATH"], **options},
-        stdout=asyncio.subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    order = Order("keylime_verifier", (), {"PATH": os.environ["PATH"], **options}, is_leader=True)
+    process = start(order)
     administrators = client_context(verifier_authority(), verifier_authority().issue("operator"))
     try:
         async with aiohttp.ClientSession() as session:
@@ -59,7 +57,7 @@ async def verifier_process(
                 try:
                     return (await verifier.admin("GET", "/v2.5/agents/")).code == 200
                 except aiohttp.ClientError:
-                    assert process.returncode is None, "it has ended by itself"
+                    assert process.poll() is None, "it has ended by itself"
                     return False
 
             await eventually(answers)
@@ -68,11 +66,39 @@ async def verifier_process(
         await kill(process)
 
 
-async def kill(process: asyncio.subprocess.Process) -> None:
+async def kill(process: ForkedProcess) -> None:
     """SIGKILL for the program and all its workers, as when a machine loses power."""
-    if process.returncode is None:
+    if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
-        assert await process.wait() == -signal.SIGKILL
+        assert await asyncio.to_thread(process.wait, 100) == -signal.SIGKILL
+
+
+def test_a_subscriber_gets_what_was_published_before_all_workers_were_killed(tmp_path: Path) -> None:
+    zmq_port = free_port()
+
+    async def play() -> None:
+        async with AttestingAgent("agent-1", verifier_authority()) as failed:
+            environ = {
+                "KEYLIME_VERIFIER_REVOCATIONS_ENABLED_REVOCATION_NOTIFICATIONS": "['zeromq']",
+                "KEYLIME_VERIFIER_REVOCATIONS_ZMQ_PORT": str(zmq_port),
+                "KEYLIME_VERIFIER_NUM_WORKERS": "2",
+            }
+            async with verifier_process(tmp_path, environ) as (process, verifier):
+                await verifier.add(failed)
+                await verifier.until_passing(failed)
+                failed.tamper()
+                published = "SELECT state FROM deliveries"
+                await eventually(lambda: query_database(tmp_path, published) == [("delivered",)])
+                await kill(process)
+            async with verifier_process(tmp_path, environ):
+                subscriber = RevocationSubscriber([endpoint("127.0.0.1", zmq_port)])
+                try:
+                    async with asyncio.timeout(60):
+                        assert json.loads((await anext(subscriber)).msg)["agent_id"] == "agent-1"
+                finally:
+                    subscriber.close()
+
+    asyncio.run(play())
 
 
 def test_v5_a_killed_verifier_delivers_after_its_start_what_it_had_decided(tmp_path: Path) -> None:
@@ -100,7 +126,6 @@ def test_v5_a_killed_verifier_delivers_after_its_start_what_it_had_decided(tmp_p
                 await eventually(lambda: query_database(tmp_path, STATES))
                 await kill(process)
             webhook = f"https://127.0.0.1:{receiver.port}"
-            targets = [("agent", "agent-1"), ("agent", "agent-2"), ("webhook", webhook)]
             assert {state for _, _, state in query_database(tmp_path, STATES)} == {"pending"}
             assert failed.revocations == other.revocations == []
 
@@ -109,7 +134,10 @@ def test_v5_a_killed_verifier_delivers_after_its_start_what_it_had_decided(tmp_p
             failed.answer_revocation = None
             other.start()
             async with verifier_process(tmp_path, environ) as (_, verifier):
-                delivered = [(*target, "delivered") for target in targets]
+                delivered = [("webhook", webhook, "delivered")]
+                # Each target is told by itself, and none waits for the others.
+                told = [("agent-1",), ("agent-2",)]
+                await eventually(lambda: query_database(tmp_path, TOLD) == told)
                 await eventually(lambda: query_database(tmp_path, STATES) == delivered)
                 (signed,) = set(failed.revocations)
                 assert set(other.revocations) == set(receiver.received) == {signed}

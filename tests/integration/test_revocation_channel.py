@@ -11,12 +11,9 @@ import zmq.asyncio
 
 from keylime.errors import ConfigError
 from keylime.messages.revocation import SignedRevocation
-from keylime.revocation.channel import (
-    MAX_MESSAGE_SIZE,
-    RevocationPublisher,
-    RevocationSubscriber,
-    endpoint,
-)
+from keylime.revocation.channel import MAX_MESSAGE_SIZE, RevocationSubscriber
+from keylime.revocation.publication import endpoint
+from keylime.revocation.publisher import RevocationPublisher
 
 T = TypeVar("T")
 HELLO = SignedRevocation(msg="hello", signature="")
@@ -48,7 +45,7 @@ def revocation(number: int) -> SignedRevocation:
 
 def test_every_subscriber_gets_every_message_in_order() -> None:
     async def scenario() -> list[list[SignedRevocation]]:
-        publisher = RevocationPublisher("127.0.0.1", 0)
+        publisher = await RevocationPublisher.bound("127.0.0.1", 0)
         subscribers = [RevocationSubscriber([endpoint("127.0.0.1", publisher.port)]) for _ in range(3)]
         for subscriber in subscribers:
             await connected(publisher, subscriber)
@@ -65,7 +62,7 @@ def test_every_subscriber_gets_every_message_in_order() -> None:
 
 def test_one_subscriber_listens_to_several_verifiers() -> None:
     async def scenario() -> set[str]:
-        publishers = [RevocationPublisher("127.0.0.1", 0) for _ in range(2)]
+        publishers = [await RevocationPublisher.bound("127.0.0.1", 0) for _ in range(2)]
         subscriber = RevocationSubscriber([endpoint("127.0.0.1", item.port) for item in publishers])
         received = set()
         for number, publisher in enumerate(publishers):
@@ -82,7 +79,7 @@ def test_one_subscriber_listens_to_several_verifiers() -> None:
 
 def test_the_frame_is_one_json_envelope_without_topic() -> None:
     async def scenario() -> list[bytes]:
-        publisher = RevocationPublisher("127.0.0.1", 0)
+        publisher = await RevocationPublisher.bound("127.0.0.1", 0)
         context = zmq.asyncio.Context()
         peer = context.socket(zmq.SUB)
         peer.setsockopt(zmq.SUBSCRIBE, b"")
@@ -169,7 +166,7 @@ def test_a_port_that_speaks_another_protocol_is_dialled_again() -> None:
         await answered.wait()
         listener.close()
         await listener.wait_closed()
-        publisher = RevocationPublisher("127.0.0.1", port)
+        publisher = await RevocationPublisher.bound("127.0.0.1", port)
         while not waiting.done():
             await publisher.publish(revocation(1))
             await asyncio.wait([waiting], timeout=0.02)
@@ -210,7 +207,7 @@ def test_a_reader_can_be_cancelled() -> None:
 
 def test_a_message_without_subscribers_is_no_error_and_closing_is_prompt() -> None:
     async def scenario() -> None:
-        publisher = RevocationPublisher("127.0.0.1", 0)
+        publisher = await RevocationPublisher.bound("127.0.0.1", 0)
         await publisher.publish(revocation(1))
         await publisher.close()
 
@@ -219,10 +216,10 @@ def test_a_message_without_subscribers_is_no_error_and_closing_is_prompt() -> No
 
 def test_a_port_in_use_is_a_configuration_error() -> None:
     async def scenario() -> None:
-        publisher = RevocationPublisher("127.0.0.1", 0)
+        publisher = await RevocationPublisher.bound("127.0.0.1", 0)
         try:
             with pytest.raises(ConfigError, match=f"zmq_ip, zmq_port = 127.0.0.1, {publisher.port}"):
-                RevocationPublisher("127.0.0.1", publisher.port)
+                await RevocationPublisher.bound("127.0.0.1", publisher.port)
         finally:
             await publisher.close()
 

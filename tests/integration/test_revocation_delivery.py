@@ -5,26 +5,29 @@ import json
 import os
 import socket
 import ssl
-import subprocess
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
 
 from keylime.errors import ConfigError
 from keylime.http.server import Response
 from keylime.messages.revocation import SignedRevocation
-from keylime.revocation.channel import RevocationSubscriber, endpoint
+from keylime.pki.roles import NODE
+from keylime.revocation.channel import RevocationSubscriber
+from keylime.revocation.publication import endpoint
 from keylime_agent.actions import ActionOptions, ActionRunner
 from keylime_agent.revocation import RevocationHandler
 from keylime_agent.revocation_rules import Incarnation
 from tests.fakes.attesting_agent import AttestingAgent
+from tests.fakes.forked_programs import Order, run
 from tests.fakes.revocation_certificate import notifier_certificate
 from tests.fakes.running_verifier import (
     LIMIT_S,
+    TOLD,
     RunningVerifier,
     eventually,
     query_database,
@@ -33,7 +36,7 @@ from tests.fakes.running_verifier import (
     verifier_authority,
     verifier_config,
 )
-from tests.fakes.tls_material import Authority, client_context, server_context
+from tests.fakes.tls_material import CLIENT_AUTH, SERVER_AUTH, Authority, client_context, server_context
 from tests.fakes.webhook_receiver import WebhookReceiver
 
 INVALID_QUOTE = 9
@@ -153,6 +156,35 @@ def test_a_receiver_with_a_certificate_of_another_authority_learns_nothing(tmp_p
     asyncio.run(play())
 
 
+@pytest.mark.parametrize("reason", ["not for 127.0.0.1", "made for a machine"])
+def test_n3_n4_a_receiver_with_another_name_or_a_machines_certificate_learns_nothing(
+    tmp_path: Path, reason: str
+) -> None:
+    if "machine" in reason:
+        leaf = verifier_authority().issue("web01", usages=(SERVER_AUTH, CLIENT_AUTH, NODE))
+        check = "off"
+    else:
+        names = [x509.DNSName("elsewhere.example.com")]
+        leaf = verifier_authority().issue("x", usages=(SERVER_AUTH,), names=names)
+        check = "strict"
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    leaf.load_into(tls)
+
+    async def play() -> None:
+        async with WebhookReceiver(tls) as receiver:
+
+            async def act(verifier: RunningVerifier, failed: AttestingAgent, _: AttestingAgent) -> None:
+                failed.tamper()
+                summary = await until_target(verifier, "webhook", lambda target: target["attempts"] >= 2)
+                assert (summary["pending"], receiver.received) == (1, [])
+                assert reason in summary["last_error"]
+
+            environ = channels("webhook", webhook_url=receiver.url)
+            await scene(tmp_path, {**environ, "KEYLIME_VERIFIER_CHECK_SERVER_NAMES": check}, act)
+
+    asyncio.run(play())
+
+
 def test_a_slow_receiver_delays_neither_agents_nor_rounds(tmp_path: Path) -> None:
     async def play() -> None:
         receiver = WebhookReceiver(server_context(verifier_authority()))
@@ -224,14 +256,7 @@ def test_the_refusal_is_one_line_and_status_1(tmp_path: Path) -> None:
         "KEYLIME_DIR": str(tmp_path),
         **channels("webhook", webhook_url="http://host/x"),
     }
-    done = subprocess.run(  # noqa: S603 - our own program
-        [Path(sys.executable).parent / "keylime_verifier"],
-        env=environ,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = run(Order("keylime_verifier", (), environ))
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith("keylime_verifier: error: [revocations] webhook_url is plain HTTP")
@@ -286,6 +311,55 @@ def test_a_subscriber_that_comes_late_gets_what_was_published_before(tmp_path: P
     asyncio.run(scene(tmp_path, channels("zeromq", zmq_port=str(port)), act))
 
 
+def test_a_subscriber_that_comes_after_a_restart_gets_what_was_published_before(tmp_path: Path) -> None:
+    port = free_port()
+    environ = channels("zeromq", zmq_port=str(port))
+
+    async def play() -> None:
+        async with (
+            AttestingAgent("agent-1", verifier_authority()) as deleted,
+            AttestingAgent("agent-2", verifier_authority()) as failed,
+        ):
+            async with running_verifier(tmp_path, environ) as verifier:
+                for agent in (deleted, failed):
+                    await verifier.add(agent)
+                    await verifier.until_passing(agent)
+                    agent.tamper()
+                    await verifier.until_state(agent, INVALID_QUOTE)
+                await until_target(verifier, "zeromq", lambda target: target["delivered"] == 2)
+                await verifier.admin("DELETE", "/v2.5/agents/agent-1")
+            for _ in range(2):
+                async with running_verifier(tmp_path, environ):
+                    about = json.loads((await first_message(port)).msg)["agent_id"]
+                    assert about == "agent-2", "and nothing of the one that was deleted"
+
+    asyncio.run(play())
+
+
+def test_a_fleet_beyond_the_limit_is_told_over_the_other_channels_only(tmp_path: Path) -> None:
+    port = free_port()
+    environ = channels("agent", "zeromq", zmq_port=str(port), max_agents_notified="1")
+
+    async def play() -> None:
+        async with (
+            AttestingAgent("agent-1", verifier_authority()) as failed,
+            AttestingAgent("agent-2", verifier_authority()) as other,
+        ):
+            async with running_verifier(tmp_path, environ) as verifier:
+                for agent in (failed, other):
+                    await verifier.add(agent)
+                    await verifier.until_passing(agent)
+            async with running_verifier(tmp_path, environ) as verifier:
+                failed.tamper()
+                await until_target(verifier, "zeromq", lambda target: target["delivered"] == 1)
+                assert json.loads((await first_message(port)).msg)["agent_id"] == "agent-1"
+                shown = await overview(verifier)
+                assert [target["channel"] for target in shown["targets"]] == ["zeromq"]
+                assert (failed.revocations, other.revocations) == ([], [])
+
+    asyncio.run(play())
+
+
 def test_what_a_killed_verifier_had_not_sent_reaches_every_channel_after_its_start(tmp_path: Path) -> None:
     """The state of the disk after a kill between verdict and sending; the broker was gone too."""
     port = free_port()
@@ -300,7 +374,7 @@ def test_what_a_killed_verifier_had_not_sent_reaches_every_channel_after_its_sta
             now = int(time.time())
             query_database(
                 tmp_path,
-                "INSERT INTO revocations VALUES ('r1', 'agent-1', ?, '{}', 's', 0, 'default', 0)",
+                "INSERT INTO revocations VALUES ('r1', 'agent-1', ?, '{}', 's', 0, 'default', 0, 0)",
                 now,
             )
             for channel, target in (("agent", "agent-1"), ("zeromq", "tcp://x"), ("webhook", "https://x")):
@@ -355,8 +429,8 @@ def test_deliveries_are_shown_to_administrators_and_can_be_filtered(tmp_path: Pa
         await eventually(lambda: failed.revocations)
         await eventually(
             lambda: (
-                verifier.rows("SELECT state FROM deliveries WHERE attempts > 0 ORDER BY target")
-                == [("delivered",), ("pending",)]
+                verifier.rows("SELECT target, state FROM deliveries") == [("agent-2", "pending")]
+                and verifier.rows(TOLD) == [("agent-1",)]
             )
         )
         results = await overview(verifier)
@@ -380,18 +454,13 @@ def test_deliveries_are_shown_to_administrators_and_can_be_filtered(tmp_path: Pa
 
 
 async def _check_tenant(verifier: RunningVerifier) -> None:
-    process = await asyncio.create_subprocess_exec(
-        Path(sys.executable).parent / "keylime_tenant",
-        *("-c", "revocations", "--json", "-v", "127.0.0.1", "-vp", str(verifier.port)),
-        env={"PATH": os.environ["PATH"], "KEYLIME_DIR": str(verifier.config.work_dir)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    output, errors = await process.communicate()
-    assert process.returncode == 0, errors
-    assert [target["target"] for target in json.loads(output)["targets"]] == ["agent-1", "agent-2"]
-    assert b"WARNING - agent agent-2: 1 pending (the oldest for " in errors
-    assert b"0 given up: 400 no" in errors
+    words = ("-c", "revocations", "--json", "-v", "127.0.0.1", "-vp", str(verifier.port))
+    environ = {"PATH": os.environ["PATH"], "KEYLIME_DIR": str(verifier.config.work_dir)}
+    done = await asyncio.to_thread(run, Order("keylime_tenant", words, environ))
+    assert done.returncode == 0, done.stderr
+    assert [target["target"] for target in json.loads(done.stdout)["targets"]] == ["agent-1", "agent-2"]
+    assert "WARNING - agent agent-2: 1 pending (the oldest for " in done.stderr
+    assert "0 given up: 400 no" in done.stderr
 
 
 def test_a_delivery_beyond_retention_is_given_up_and_old_ones_are_forgotten(tmp_path: Path) -> None:
@@ -408,7 +477,7 @@ def test_a_delivery_beyond_retention_is_given_up_and_old_ones_are_forgotten(tmp_
             for name, state, made, updated in (*rows, *ended, ("ended-late", "delivered", 9000, 100)):
                 query_database(
                     tmp_path,
-                    "INSERT INTO revocations VALUES (?, 'agent-1', ?, '{}', '', 0, 'default', 0)",
+                    "INSERT INTO revocations VALUES (?, 'agent-1', ?, '{}', '', 0, 'default', 0, 0)",
                     name,
                     now - made,
                 )
@@ -438,7 +507,7 @@ def test_a_channel_that_was_disabled_gives_up_at_once(tmp_path: Path) -> None:
             pass
         now = int(time.time())
         query_database(
-            tmp_path, "INSERT INTO revocations VALUES ('r', 'a', ?, '{}', '', 0, 'default', 0)", now
+            tmp_path, "INSERT INTO revocations VALUES ('r', 'a', ?, '{}', '', 0, 'default', 0, 0)", now
         )
         query_database(
             tmp_path, "INSERT INTO deliveries VALUES ('r', 'zeromq', 't', 'pending', 0, NULL, ?)", now

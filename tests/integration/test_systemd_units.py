@@ -2,6 +2,7 @@
 
 import configparser
 import pwd
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,8 +11,10 @@ from xml.etree import ElementTree
 import pytest
 
 from keylime.config.options import TABLES
+from keylime_agent.main import FORBIDDEN
 
 _SYSTEMD = Path(__file__).parents[2] / "systemd"
+_DOCUMENT = Path(__file__).parents[2] / "docs/operation.md"
 _SERVICES = ("keylime_agent", "keylime_registrar", "keylime_verifier")
 
 
@@ -40,7 +43,7 @@ def test_systemd_understands_every_unit(tmp_path: Path) -> None:
             text = text.replace(f"/usr/bin/{service}", str(stub))
         (tmp_path / path.name).write_text(text)
     units = sorted(str(path) for path in tmp_path.iterdir() if path.suffix)
-    assert len(units) == 4
+    assert len(units) == 5
     result = subprocess.run(  # noqa: S603
         [analyze, "verify", "--man=no", *units], capture_output=True, text=True, check=False
     )
@@ -76,6 +79,29 @@ def test_the_agent_starts_after_its_secure_directory_and_the_resource_manager() 
     assert "tpm2-abrmd.service" in unit["Wants"].split()
 
 
+@pytest.mark.parametrize("service", _SERVICES)
+def test_what_may_be_mended_elsewhere_needs_no_hand_here(service: str) -> None:
+    unit = _unit(f"{service}.service")
+    assert unit["Unit"]["StartLimitIntervalSec"] == "0"
+    assert "StartLimitBurst" not in unit["Unit"]
+    assert int(unit["Service"]["RestartSec"].removesuffix("s")) >= 10
+    # Unknown before systemd 254, which would complain at each boot.
+    assert "RestartSteps" not in unit["Service"]
+
+
+def test_the_pauses_that_the_documents_advise_are_options_of_a_service() -> None:
+    advice = re.search(r"```ini\n(# /etc/systemd/system/keylime_.*?)```", _DOCUMENT.read_text(), re.DOTALL)
+    assert advice is not None
+    drop_in = configparser.RawConfigParser()
+    drop_in.optionxform = str  # type: ignore[assignment,method-assign]
+    drop_in.read_string(advice[1])
+    assert set(drop_in["Service"]) == {"RestartSteps", "RestartMaxDelaySec"}
+
+
+def test_what_a_restart_cannot_mend_is_not_repeated() -> None:
+    assert _unit("keylime_agent.service")["Service"]["RestartPreventExitStatus"] == str(FORBIDDEN)
+
+
 def test_the_agent_starts_as_root() -> None:
     assert "User" not in _unit("keylime_agent.service")["Service"]
 
@@ -85,6 +111,44 @@ def test_servers_run_as_keylime_with_nothing_but_their_working_directory(service
     unit = _unit(f"{service}.service")["Service"]
     assert (unit["User"], unit["NoNewPrivileges"], unit["ProtectSystem"]) == ("keylime", "yes", "strict")
     assert "/var/lib/keylime" in unit["ReadWritePaths"].split()
+
+
+@pytest.mark.parametrize(
+    ("service", "tenths"), [("keylime_verifier", 20), ("keylime_registrar", 20), ("keylime_agent", 50)]
+)
+def test_services_are_exposed_no_more_than_they_must(service: str, tenths: int) -> None:
+    command = [_tool("systemd-analyze"), "security", "--offline=true", "--no-pager", f"--threshold={tenths}"]
+    result = subprocess.run(  # noqa: S603
+        [*command, str(_SYSTEMD / f"{service}.service")], capture_output=True, text=True, check=False
+    )
+    if "unrecognized option" in result.stderr or "nknown" in result.stderr:
+        pytest.skip("this systemd judges no unit that is not loaded")
+    assert result.returncode == 0, result.stdout[-200:] + result.stderr
+
+
+def test_payloads_of_the_agent_keep_what_they_have_always_had() -> None:
+    """Firewall, files, processes, users; what they mount or unpack is where everybody sees it."""
+    unit = (_SYSTEMD / "keylime_agent.service").read_text()
+    taken = set(re.findall(r"CAP_\w+", unit))
+    kept = {"CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_CHOWN", "CAP_KILL"}
+    assert not taken & {*kept, "CAP_SETUID", "CAP_SETGID"}
+    options = {line.partition("=")[0] for line in unit.splitlines()}
+    assert not options & {"NoNewPrivileges", "PrivateTmp", "ProtectHome", "ProtectSystem", "ReadWritePaths"}
+
+
+def test_the_ima_policy_is_loaded_once_and_only_where_it_can_be() -> None:
+    unit = (_SYSTEMD / "ima-policy.service").read_text()
+    assert "ConditionPathExists=/etc/ima/ima-policy" in unit
+    assert "ConditionPathExists=/sys/kernel/security/ima/policy" in unit
+
+
+def test_each_line_of_the_ima_policy_is_a_rule_of_the_kernel() -> None:
+    lines = (_SYSTEMD / "ima" / "ima-policy").read_text().splitlines()
+    rules = [line for line in lines if line and not line.startswith("#")]
+    assert all(
+        re.fullmatch(r"(dont_)?measure( (fsmagic=0x[0-9a-f]+|func=[A-Z_]+|mask=MAY_EXEC))+", r) for r in rules
+    )
+    assert rules.index("measure func=BPRM_CHECK mask=MAY_EXEC") > rules.index("dont_measure fsmagic=0x9fa0")
 
 
 def test_the_verifier_starts_before_the_registrar() -> None:

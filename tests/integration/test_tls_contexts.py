@@ -1,10 +1,10 @@
 """Real handshakes on 127.0.0.1 between the contexts of servers and clients."""
 
 import asyncio
-import hashlib
 import shutil
 import socket
 import ssl
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,14 +12,15 @@ import pytest
 
 from keylime.errors import ConfigError
 from keylime.identifiers import AgentId
-from keylime.pki.authority import Authority, ensure_service_certificates
-from keylime.pki.certificates import load_or_create_identity
+from keylime.pki.agent_certificate import key_pin, read_agent_certificate
+from keylime.pki.agent_identity import load_or_create_identity
+from keylime.pki.authority import Authority
 from keylime.pki.issuance import CertificateSubject, Usage
+from keylime.pki.service_certificates import ensure_service_certificates
 from keylime.pki.tls import (
     TlsFiles,
     TlsSide,
     client_context,
-    peer_pin,
     pinned_client_context,
     server_context,
 )
@@ -161,7 +162,7 @@ def test_an_agent_is_known_by_its_pin(authorities: Path, tmp_path: Path) -> None
     context = pinned_client_context(certificate=pair / "client-cert.crt", key=pair / "client-private.pem")
     name, der = exchange(agent, context)
     assert name == "client"
-    assert peer_pin(identity.certificate_pem) == hashlib.sha256(der).digest()
+    assert key_pin(identity.certificate_pem) == read_agent_certificate(der).key_pin
     # Peers that put the certificate into their trust list instead reach the agent as well.
     trusting = client_context(
         certificate=pair / "client-cert.crt", key=pair / "client-private.pem", trusted=[identity.certificate]
@@ -282,6 +283,36 @@ def test_plain_http_on_the_tls_port_gets_no_answer(authorities: Path) -> None:
 
 
 def test_a_node_certificate_of_another_authority_is_no_administrator(authorities: Path) -> None:
-    Authority.open(authorities / "other", "pw").issue("node7")
+    Authority.create(authorities / "payload_ca", "pw").issue("node7")
     with pytest.raises(OSError):  # noqa: PT011
-        exchange(server(authorities), client(authorities, "node7", ca="other"))
+        exchange(server(authorities), client(authorities, "node7", ca="payload_ca"))
+
+
+def test_n3_markers_disturb_no_handshake(authorities: Path) -> None:
+    """OpenSSL takes usages that it does not know for what they are: more than it was asked about."""
+    payload = authorities / "marked"
+    Authority.create(payload, "pw").issue("node8")
+    machine = server_context(
+        certificate=payload / "node8-cert.crt",
+        key=payload / "node8-private.pem",
+        client_ca=[payload / "cacert.crt"],
+        require_client=True,
+    )
+    assert exchange(machine, client(authorities, "node8", ca="marked", trust="marked"))[0] == "node8"
+    assert exchange(server(authorities), client(authorities))[0] == "client"
+    for purpose in ("sslclient", "sslserver"):
+        command: list[str | Path] = ["openssl", "verify", "-x509_strict", "-purpose", purpose, "-CAfile"]
+        command += [payload / "cacert.crt", payload / "node8-cert.crt"]
+        subprocess.run(command, check=True, capture_output=True)  # noqa: S603
+
+
+def test_n3_a_daemon_does_not_start_with_a_machines_certificate(authorities: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "mixed"
+    Authority.create(directory, "pw").issue("node9")
+    machine = replace(
+        side(directory),
+        certificate=directory / "node9-cert.crt",
+        key=directory / "node9-private.pem",
+    )
+    with pytest.raises(ConfigError, match=r"server_key: .*node9-cert\.crt was made for a machine.*--role"):
+        listen(machine)

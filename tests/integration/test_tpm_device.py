@@ -1,7 +1,11 @@
 """keylime.tpm.device against a real software TPM: keys, certificates, credentials, quotes, reboots."""
 
+import itertools
 import os
+import threading
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -11,11 +15,18 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from keylime.errors import TpmError
 from keylime.hashes import HashAlgorithm
-from keylime.tpm.credential import make_credential, parse_credential_blob
+from keylime.ima.measurement_list import ima_ng_line, parse_line
+from keylime.ima.replay import extend_value
+from keylime.ima.templates import FileDigest
+from keylime.tpm.credential import parse_credential_blob
 from keylime.tpm.device import AkBlobs, LoadedKey, Tpm, choose_tcti
 from keylime.tpm.keys import parse_attestation_key, parse_endorsement_key
 from keylime.tpm.pcr import DATA_PCR, PcrSelection, data_pcr_value, encode_pcr_blob, extend, start_value
 from keylime.tpm.quote import QuoteRejected, VerifiedQuote, encode_quote, parse_quote, verify_quote
+from keylime.tpm.sealing import make_credential
+from keylime_agent.evidence import LogFile
+from keylime_agent.ima_list import ImaList
+from tests.fakes.busy_machine import all_values
 from tests.fakes.swtpm import SoftwareTpm
 
 SHA1, SHA256, SHA384 = HashAlgorithm.SHA1, HashAlgorithm.SHA256, HashAlgorithm.SHA384
@@ -253,3 +264,52 @@ def test_the_resource_manager_of_the_kernel_is_preferred(
 def test_no_tpm_at_all_is_one_clear_line() -> None:
     with pytest.raises(TpmError, match="neither /dev/tpmrm0 nor /dev/tpm0"):
         choose_tcti({}, lambda _: False)
+
+
+class TakingTurns:
+    """ESAPI for two threads: swtpm serves one command at a time, where a kernel would queue them."""
+
+    def __init__(self, esapi: Any) -> None:
+        self._esapi = esapi
+        self._turn = threading.Lock()
+
+    def __getattr__(self, name: str) -> Any:
+        command = getattr(self._esapi, name)
+
+        def in_turn(*arguments: Any, **options: Any) -> Any:
+            with self._turn:
+                return command(*arguments, **options)
+
+        return in_turn
+
+
+def test_a_machine_that_never_stops_measuring_is_quoted_all_the_same(tpm: Tpm, tmp_path: Path) -> None:
+    tpm._esapi = TakingTurns(tpm._esapi)
+    start = tpm.read_pcrs(PcrSelection(SHA256, frozenset({10}))).values[10]
+    path, done = tmp_path / "list", threading.Event()
+    path.touch()
+
+    def churn() -> None:
+        with path.open("ab", buffering=0) as file:
+            for number in itertools.count():
+                if done.is_set():
+                    return
+                line = ima_ng_line(FileDigest("sha256", SHA256.digest(b"%d" % number)), f"/bin/{number}")
+                file.write(line + b"\n")
+                tpm.extend_pcr(10, {bank: extend_value(parse_line(line), bank) for bank in (SHA1, SHA256)})
+
+    ima = ImaList(LogFile(path))
+    assert ima.open()
+    ak, selection = load(tpm), PcrSelection(SHA256, frozenset(range(17)))
+    writer = threading.Thread(target=churn)
+    writer.start()
+    try:
+        for _ in range(100):
+            parts = tpm.quote(ak, selection, NONCE, PUBKEY, ima.tail())
+            quote = parse_quote(encode_quote(parts.attest, parts.signature, encode_pcr_blob(parts.pcrs)))
+            verified = verify_quote(quote, parse_attestation_key(ak.tpm2b_public), NONCE, selection)
+            assert verified.pcrs.values[10] in all_values(path, SHA256, start=start)
+    finally:
+        done.set()
+        writer.join()
+        ima.close()

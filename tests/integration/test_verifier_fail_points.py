@@ -18,6 +18,7 @@ from sqlalchemy.engine.default import DefaultDialect
 from tests.fakes.attesting_agent import AttestingAgent
 from tests.fakes.running_verifier import (
     NOT_TOLD,
+    TOLD,
     RunningVerifier,
     eventually,
     running_verifier,
@@ -28,7 +29,7 @@ INVALID_QUOTE = 9
 WRITES = [
     "UPDATE agents",
     "INSERT INTO revocations",
-    "INSERT INTO deliveries",
+    "UPDATE recipients",
     "UPDATE members",
 ]
 PATIENT = {"KEYLIME_VERIFIER_MAX_RETRIES": "100000", "KEYLIME_VERIFIER_LEASE": "1"}
@@ -89,7 +90,8 @@ def check_the_end(verifier: RunningVerifier, agents: list[AttestingAgent]) -> No
     state = "SELECT operational_state, is_polled FROM agents WHERE agent_id = ?"
     assert verifier.rows(state, failed.agent_id) == [(INVALID_QUOTE, 0)]
     assert verifier.rows("SELECT agent_id FROM revocations") == [(failed.agent_id,)]
-    assert set(verifier.rows("SELECT state FROM deliveries")) == {("delivered",)}
+    assert verifier.rows(TOLD) == [(agent.agent_id,) for agent in agents]
+    assert verifier.rows("SELECT state FROM deliveries") == []
 
 
 async def until_told(verifier: RunningVerifier, agents: list[AttestingAgent]) -> None:
@@ -125,7 +127,7 @@ def test_s2_a_commit_that_fails_or_seems_to_costs_no_verdict_and_doubles_none(
 
 @pytest.mark.parametrize(
     "fail_point",
-    points(10**9, ["before UPDATE agents", "after INSERT INTO revocations", "before INSERT INTO deliveries"]),
+    points(10**9, ["before UPDATE agents", "after INSERT INTO revocations", "before UPDATE recipients"]),
     indirect=True,
 )
 def test_s2_what_fails_until_the_verifier_stops_is_made_good_after_its_next_start(

@@ -1,6 +1,7 @@
 """What goes wrong on the way to a verdict: silence, nonsense, broken rows, a database that is away."""
 
 import asyncio
+import base64
 import json
 import sqlite3
 import ssl
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from keylime.http.server import Response
+from keylime_verifier.agent_client import MAX_ANSWER
 from tests.fakes.attesting_agent import AttestingAgent, Raw, policy_of
 from tests.fakes.running_verifier import (
     RunningVerifier,
@@ -64,7 +66,7 @@ def test_an_attested_agent_that_stays_silent_is_given_up_and_told_about(tmp_path
         async with AttestingAgent("agent-2", verifier_authority()) as other:
             await verifier.add(other)
             await verifier.add(agent)
-            await verifier.until_passing(agent)
+            await verifier.until_passing(agent, rounds=2)  # V is there
             await agent.stop()
             status = await verifier.until_state(agent, FAILED)
             assert status["last_event_id"] == "internal.verifier.not_reachable"
@@ -84,6 +86,47 @@ def test_an_agent_that_never_answered_is_given_up_in_silence(tmp_path: Path) -> 
         assert verifier.rows("SELECT * FROM revocations") == []
 
     scene(tmp_path, act)
+
+
+def test_an_agent_that_comes_back_after_it_was_given_up_passes_again_without_a_hand(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def act(verifier: RunningVerifier, agent: AttestingAgent) -> None:
+        await verifier.add(agent)
+        await verifier.until_passing(agent)
+        await agent.stop()
+        await verifier.until_state(agent, FAILED)
+        agent.start()
+        status = await verifier.until_state(agent, GET_QUOTE)
+        assert (status["severity_level"], status["unreachable_since"]) == (None, None)
+        await verifier.until_passing(agent, rounds=2)
+        told = [
+            json.loads(text) for (text,) in verifier.rows("SELECT message FROM revocations ORDER BY number")
+        ]
+        assert [one["type"] for one in told] == ["comm_error", "cleared"]
+        assert told[0]["event_timestamp"] <= told[1]["event_timestamp"]
+        assert "back and good" in caplog.text
+
+    scene(tmp_path, act, KEYLIME_VERIFIER_SILENCE_INTERVAL="1")
+
+
+def test_a_rejected_agent_stays_rejected(tmp_path: Path) -> None:
+    async def act(verifier: RunningVerifier, agent: AttestingAgent) -> None:
+        await verifier.add(agent, runtime_policy=base64.b64encode(policy_of({}).encode()).decode())
+        await verifier.until_state(agent, INVALID_QUOTE)
+        await eventually(lambda: verifier.rows("SELECT is_polled FROM agents") == [(0,)])
+
+    scene(tmp_path, act, KEYLIME_VERIFIER_SILENCE_INTERVAL="1")
+
+
+def test_silence_is_final_for_operators_who_want_it_so(tmp_path: Path) -> None:
+    async def act(verifier: RunningVerifier, agent: AttestingAgent) -> None:
+        await agent.stop()
+        await verifier.add(agent)
+        await verifier.until_state(agent, FAILED)
+        await eventually(lambda: verifier.rows("SELECT is_polled FROM agents") == [(0,)])
+
+    scene(tmp_path, act, KEYLIME_VERIFIER_RESUME_AFTER_SILENCE="False")
 
 
 def test_an_agent_that_refuses_is_failed_at_once(tmp_path: Path) -> None:
@@ -150,6 +193,21 @@ def test_n12_nonsense_is_asked_again_and_no_verdict_on_the_machine(
     scene(tmp_path, act, **PATIENT)
 
 
+def test_n12_who_says_that_it_cannot_quote_is_not_called_unreachable(tmp_path: Path) -> None:
+    async def act(verifier: RunningVerifier, agent: AttestingAgent) -> None:
+        await verifier.add(agent)
+        await verifier.until_passing(agent)
+        agent.answer_quote = lambda _: Response(500, status="Unable to retrieve quote")
+        status = await verifier.until_state(agent, FAILED)
+        assert status["last_event_id"] == "internal.verifier.unusable_answer"
+        assert status["unreachable_since"] is None
+        assert "500 Unable to retrieve quote" in status["last_findings"][0]["explanation"]
+        agent.answer_quote = None
+        await verifier.until_state(agent, GET_QUOTE)
+
+    scene(tmp_path, act, KEYLIME_VERIFIER_RESUME_AFTER_SILENCE="False", KEYLIME_VERIFIER_SILENCE_INTERVAL="1")
+
+
 @asynccontextmanager
 async def raw_server(
     identity: Issued, act: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -190,6 +248,18 @@ async def many_headers(reader: asyncio.StreamReader, writer: asyncio.StreamWrite
     await reader.read()
 
 
+async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+    writer.close()
+
+
+async def large_body(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (MAX_ANSWER + 1))
+    await writer.drain()
+    await reader.read()
+
+
 async def silence(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     await reader.read()
 
@@ -200,7 +270,7 @@ async def no_http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
     await reader.read()
 
 
-@pytest.mark.parametrize("misbehave", [endless_body, many_headers, silence, no_http])
+@pytest.mark.parametrize("misbehave", [silence, hang_up])
 def test_n12_a_peer_that_is_no_agent_costs_a_bounded_time_and_others_nothing(
     tmp_path: Path, misbehave: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 ) -> None:
@@ -217,7 +287,26 @@ def test_n12_a_peer_that_is_no_agent_costs_a_bounded_time_and_others_nothing(
     scene(tmp_path, act, **PATIENT, KEYLIME_VERIFIER_REQUEST_TIMEOUT="0.5")
 
 
-def test_n11_another_certificate_than_the_registered_one_is_sent_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("misbehave", [endless_body, large_body, many_headers, no_http])
+def test_n12_who_answers_nonsense_is_retried_so_often_and_then_told_as_what_it_is(
+    tmp_path: Path, misbehave: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+) -> None:
+    async def act(verifier: RunningVerifier, agent: AttestingAgent) -> None:
+        strange = AttestingAgent("strange", verifier_authority())
+        async with raw_server(strange.identity, misbehave) as port:
+            strange.port = port
+            await verifier.add(strange)
+            await verifier.add(agent)
+            await verifier.until_passing(agent, rounds=3)
+            status = await verifier.until_state(strange, FAILED)
+            assert status["last_event_id"] == "internal.verifier.unusable_answer"
+            assert status["unreachable_since"] is None
+            await verifier.until_passing(agent, rounds=3)
+
+    scene(tmp_path, act, KEYLIME_VERIFIER_REQUEST_TIMEOUT="3")
+
+
+def test_n11_another_key_than_the_registered_one_is_sent_nothing(tmp_path: Path) -> None:
     async def act(verifier: RunningVerifier, agent: AttestingAgent) -> None:
         registered = agent.identity
         agent.identity = self_signed("agent-1")
@@ -226,7 +315,8 @@ def test_n11_another_certificate_than_the_registered_one_is_sent_nothing(tmp_pat
         agent.identity = registered
         await verifier.add(agent)
         status = await verifier.until_state(agent, FAILED)
-        assert status["last_event_id"] == "internal.verifier.not_reachable"
+        assert status["last_event_id"] == "internal.verifier.wrong_key"
+        assert "`keylime_tenant -c update -u agent-1`" in status["last_findings"][0]["hint"]
         assert (agent.paths, agent.shares) == ([], [])
 
     scene(tmp_path, act)
@@ -339,7 +429,7 @@ def test_s11_a_value_that_cannot_be_used_is_retried_and_hurts_no_other(tmp_path:
     asyncio.run(play())
 
 
-def test_s2_a_verdict_waits_for_a_locked_database_and_shows_at_once(tmp_path: Path) -> None:
+def test_s2_a_verdict_waits_for_a_locked_database_and_is_pending_until_it_is_written(tmp_path: Path) -> None:
     async def act(verifier: RunningVerifier, agent: AttestingAgent) -> None:
         await verifier.add(agent)
         await verifier.until_passing(agent, rounds=3)
@@ -348,10 +438,11 @@ def test_s2_a_verdict_waits_for_a_locked_database_and_shows_at_once(tmp_path: Pa
             await asyncio.to_thread(intruder.execute, "BEGIN IMMEDIATE")
             agent.tamper()
             status = await verifier.until_state(agent, INVALID_QUOTE)
-            assert status["attestation_status"] == "FAIL"
+            assert status["attestation_status"] == "PENDING", "other verifiers cannot know of it"
             assert intruder.execute("SELECT operational_state FROM agents").fetchall() == [(GET_QUOTE,)]
             intruder.execute("ROLLBACK")
         await eventually(lambda: verifier.rows("SELECT operational_state FROM agents") == [(INVALID_QUOTE,)])
+        assert (await verifier.status(agent))["attestation_status"] == "FAIL"
         await eventually(lambda: agent.revocations)
 
     scene(tmp_path, act)

@@ -34,8 +34,8 @@ WORKERS = {
 }
 # Runs the program in its arguments, with less patience for its workers.
 IMPATIENT = """
-import runpy, sys, keylime.supervisor
-keylime.supervisor._SILENCE_LIMIT_S = 2
+import runpy, sys, keylime.service.supervisor
+keylime.service.supervisor._SILENCE_LIMIT_S = 2
 sys.argv.pop(0)
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

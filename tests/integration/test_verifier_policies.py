@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import logging
 import urllib.parse
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -11,9 +12,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from keylime.policy.dsse import key_id_of, sign_policy
-from keylime.policy.runtime import EMPTY_POLICY
-from keylime_verifier.runtime_policies import release_of
+from keylime.documents.dsse import key_id_of, sign_policy
+from keylime.ima.runtime_policy import EMPTY_POLICY
+from keylime_verifier.policies.runtime import release_of
 from tests.fakes.attesting_agent import AttestingAgent, policy_of
 from tests.fakes.running_verifier import RunningVerifier, enrolment, running_verifier, verifier_authority
 
@@ -42,22 +43,19 @@ def body(text: str = EMPTY_POLICY, **more: object) -> dict[str, object]:
 def test_runtime_policies_from_creation_to_deletion(tmp_path: Path) -> None:
     async def act(verifier: RunningVerifier, _agent: AttestingAgent) -> None:
         assert (await verifier.admin("GET", f"{LIST}/")).results == {"runtimepolicy names": []}
-        created = await verifier.admin("POST", f"{LIST}/fleet", body(tpm_policy='{"mask": "0x0"}'))
+        made = policy_of({"/bin/made": b"made"})
+        created = await verifier.admin("POST", f"{LIST}/fleet", body(made, tpm_policy='{"mask": "0x0"}'))
         assert (created.code, created.body) == (201, {"code": 201, "status": "Created", "results": {}})
         again = await verifier.admin("POST", f"{LIST}/fleet", body())
         assert (again.code, again.status) == (409, "Runtime policy with name fleet already exists")
         shown = (await verifier.admin("GET", f"{LIST}/fleet")).results
-        assert shown == {
-            "name": "fleet",
-            "tmp_policy": None,
-            "tpm_policy": '{"mask": "0x0"}',
-            "runtime_policy": EMPTY_POLICY,
-        }
+        # Exactly these: typed clients take a `tpm_policy` beside `tmp_policy` for one member given twice.
+        assert shown == {"name": "fleet", "tmp_policy": None, "runtime_policy": made}
         other = policy_of({"/bin/a": b"a"})
         assert (await verifier.admin("PUT", f"{LIST}/fleet", body(other))).code == 201
         shown = (await verifier.admin("GET", f"{LIST}/fleet")).results
-        assert (shown["runtime_policy"], shown["tpm_policy"]) == (other, None)
-        assert verifier.rows("SELECT count(*) FROM policy_texts") == [(1,)]
+        assert shown["runtime_policy"] == other
+        assert verifier.rows("SELECT count(*) FROM policy_texts") == [(2,)], "one to roll back to"
         absent = await verifier.admin("PUT", f"{LIST}/none", body())
         text = "Runtime policy with name none does not already exist, use POST to create"
         assert (absent.code, absent.status) == (404, text)
@@ -67,6 +65,70 @@ def test_runtime_policies_from_creation_to_deletion(tmp_path: Path) -> None:
         deleted = await verifier.admin("DELETE", f"{LIST}/fleet")
         assert (deleted.code, deleted.body) == (204, None)
         assert verifier.rows("SELECT count(*) FROM policy_texts") == [(0,)]
+
+    scene(tmp_path, act)
+
+
+def test_l7_a_policy_that_judges_nothing_is_said_to_at_upload(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+
+    async def act(verifier: RunningVerifier, agent: AttestingAgent) -> None:
+        for method in ("POST", "PUT"):
+            answer = await verifier.admin(method, f"{LIST}/fleet", body())
+            assert answer.code == 201
+            assert answer.status.startswith("Created: the runtime policy judges nothing")
+        none = {"runtime_policy": "", "runtime_policy_name": "fleet"}
+        answer = await verifier.admin("POST", "/v2.5/agents/agent-1", enrolment(agent, **none))
+        assert answer.code == 200
+        assert answer.status.startswith("Success: attested, nothing judged")
+        status = await verifier.until_passing(agent)
+        assert (status["attestation_text"], status["has_runtime_policy"]) == ("attested, nothing judged", 0)
+        assert "Runtime policy 'fleet': the runtime policy judges nothing" in caplog.text
+        assert "agent agent-1: attested, nothing judged: no policy makes a demand" in caplog.text
+        bulk = await verifier.admin("GET", "/v2.5/agents/?bulk=true")
+        assert bulk.results["agent-1"]["attestation_text"] == "attested, nothing judged"
+        made = await verifier.admin("PUT", f"{LIST}/fleet", body(policy_of(agent.files)))
+        assert made.status == "Created"
+        status = await verifier.until_passing(agent)
+        assert (status["attestation_text"], status["has_runtime_policy"]) == ("attested", 1)
+
+    scene(tmp_path, act)
+
+
+@pytest.mark.parametrize("generator", [0, 1, 2, 3])
+def test_l7_a_policy_with_digests_judges_whoever_made_it(tmp_path: Path, generator: int) -> None:
+    async def act(verifier: RunningVerifier, agent: AttestingAgent) -> None:
+        document = json.loads(policy_of(agent.files))
+        document["meta"]["generator"] = generator
+        agent.tamper("/usr/bin/backdoor")
+        answer = await verifier.admin(
+            "POST", "/v2.5/agents/agent-1", enrolment(agent, **body(json.dumps(document)))
+        )
+        assert (answer.code, answer.status) == (200, "Success")
+        status = await verifier.until(agent, lambda status: status["attestation_status"] == "FAIL")
+        assert status["last_event_id"].startswith("ima.")
+        assert (status["attestation_count"], status["has_runtime_policy"]) == (0, 1)
+
+    scene(tmp_path, act)
+
+
+def test_l8_a_named_policy_is_not_that_of_an_agent_of_the_same_name(tmp_path: Path) -> None:
+    """The agent neither replaces it when it comes, nor takes it along when it goes."""
+
+    async def act(verifier: RunningVerifier, agent: AttestingAgent) -> None:
+        path, named = "/v2.5/agents/golden", policy_of({"/bin/golden": b"golden"})
+        assert (await verifier.admin("POST", f"{LIST}/golden", body(named))).code == 201
+        assert (await verifier.admin("POST", f"{BOOT}/golden", {"mb_policy": '{"a": 1}'})).code == 201
+        for own in ({}, {"runtime_policy": ""}, {"runtime_policy_name": "other", "mb_policy": "{}"}):
+            answer = await verifier.admin("POST", path, enrolment(agent, **own))
+            assert answer.code == 409, own
+            assert answer.status.startswith("A policy with name golden already exists"), own
+        assert (await verifier.admin("POST", path, enrolment(agent, runtime_policy_name="own"))).code == 200
+        assert (await verifier.admin("DELETE", path)).code == 200
+        assert (await verifier.admin("GET", f"{LIST}/golden")).results["runtime_policy"] == named
+        assert (await verifier.admin("GET", f"{BOOT}/golden")).results["mb_policy"] == '{"a": 1}'
 
     scene(tmp_path, act)
 
@@ -103,6 +165,7 @@ def test_reference_states_from_creation_to_deletion(tmp_path: Path) -> None:
         (LIST, body(runtime_policy_key="***"), "runtime_policy_key"),
         (LIST, body(tpm_policy=[]), "tpm_policy"),
         (LIST, body(tpm_policy="[]"), "tpm_policy"),
+        (LIST, body(tpm_policy='{"16": "00"}'), "tpm_policy: PCR 16"),
         (BOOT, {}, "mb_policy"),
         (BOOT, {"mb_policy": {}}, "mb_policy"),
         (BOOT, {"mb_policy": "{"}, "mb_policy"),

@@ -6,7 +6,7 @@ import socket
 import sqlite3
 import ssl
 import subprocess
-import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
-PROGRAM = Path(sys.executable).parent / "keylime_verifier"
-LIMIT_S = 30.0
+from tests.fakes.forked_programs import ForkedProcess, Order, run, start
+
+LIMIT_S = 100.0
 
 
 def free_port() -> int:
@@ -37,37 +38,27 @@ def environment(directory: Path, **options: str) -> dict[str, str]:
 
 
 def run_to_its_end(directory: Path, *arguments: str, **options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(  # noqa: S603
-        [PROGRAM, *arguments],
-        env=environment(directory, **options),
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-        check=False,
-    )
+    return run(Order("keylime_verifier", arguments, environment(directory, **options)))
 
 
 @contextmanager
-def started(directory: Path, **options: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+def started(directory: Path, **options: str) -> Iterator[tuple[ForkedProcess, int]]:
     port = free_port()
-    process = subprocess.Popen(  # noqa: S603
-        [PROGRAM],
-        env=environment(directory, PORT=str(port), **options),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        deadline = time.monotonic() + LIMIT_S
-        while ask(port, "/version") is None:
-            assert process.poll() is None, process.communicate()[1]
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        yield process, port
-    finally:
-        if process.poll() is None:
+    order = Order("keylime_verifier", (), environment(directory, PORT=str(port), **options))
+    with tempfile.TemporaryFile("w+") as errors:
+        process = start(order, stderr=errors.fileno())
+        try:
+            deadline = time.monotonic() + LIMIT_S
+            while ask(port, "/version") is None:
+                if process.poll() is not None:
+                    errors.seek(0)
+                    raise AssertionError(errors.read())
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            yield process, port
+        finally:
             process.kill()
-        process.communicate()
+            process.wait()
 
 
 def ask(port: int, path: str, directory: Path | None = None) -> int | None:
@@ -90,19 +81,12 @@ def ask(port: int, path: str, directory: Path | None = None) -> int | None:
         return None
 
 
-def stop(process: subprocess.Popen[str], number: signal.Signals = signal.SIGTERM) -> tuple[int, float]:
-    began = time.monotonic()
-    process.send_signal(number)
-    status = process.wait(LIMIT_S)
-    return status, time.monotonic() - began
-
-
 def test_the_first_start_makes_what_is_needed_and_the_second_keeps_it(tmp_path: Path) -> None:
     work_dir = tmp_path / "keylime"
     with started(work_dir) as (process, port):
         assert ask(port, "/v2.5/agents/") == 403
         assert ask(port, "/v2.5/agents/", work_dir) == 200
-        status, took_s = stop(process)
+        status, took_s = process.stop()
         assert (status, took_s < 5) == (0, True)
     made = {path: path.read_bytes() for path in (work_dir / "cv_ca").iterdir()}
     assert {"cacert.crt", "cacrl.der", "server-cert.crt", "client-private.pem"} <= {
@@ -113,7 +97,7 @@ def test_the_first_start_makes_what_is_needed_and_the_second_keeps_it(tmp_path: 
         database.execute("INSERT INTO policy_texts VALUES ('a', 'b')")
     with started(work_dir) as (process, port):
         assert ask(port, "/v2.5/agents/", work_dir) == 200
-        assert stop(process, signal.SIGINT)[0] == 0
+        assert process.stop(signal.SIGINT)[0] == 0
     assert {path: path.read_bytes() for path in (work_dir / "cv_ca").iterdir()} == made
     with closing(sqlite3.connect(work_dir / "cv_data.sqlite")) as database:
         assert database.execute("SELECT * FROM policy_texts").fetchall() == [("a", "b")]
@@ -129,7 +113,7 @@ def test_a_stop_does_not_wait_for_a_peer_that_keeps_its_connection(tmp_path: Pat
             context.wrap_socket(plain) as secure,
         ):
             secure.sendall(b"POST /v2.5/agents/a HTTP/1.1\r\nContent-Length: 100\r\n\r\n")
-            status, took_s = stop(process)
+            status, took_s = process.stop()
             assert (status, took_s < 5) == (0, True)
         assert half_open.fileno() >= 0
 
@@ -184,7 +168,7 @@ def test_a_wrong_option_is_one_line(tmp_path: Path, options: dict[str, str], wor
 
 def test_a_file_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
     with started(tmp_path) as (process, _port):
-        assert stop(process)[0] == 0
+        assert process.stop()[0] == 0
     key = tmp_path / "cv_ca" / "server-private.pem"
     key.write_text("damaged")
     refused(run_to_its_end(tmp_path, PORT="0"), str(key))

@@ -7,15 +7,19 @@ import json
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding
 
 from keylime.http.server import Response
 from keylime.messages.revocation import SignedRevocation
-from keylime.revocation.channel import RevocationSubscriber, endpoint
+from keylime.revocation.channel import RevocationSubscriber
+from keylime.revocation.publication import endpoint
 from tests.fakes.attesting_agent import AttestingAgent
 from tests.fakes.running_verifier import (
+    NOT_TOLD,
+    TOLD,
     RunningVerifier,
     eventually,
     query_database,
@@ -23,6 +27,7 @@ from tests.fakes.running_verifier import (
     running_verifier,
     verifier_authority,
 )
+from tests.fakes.tls_material import self_signed
 
 INVALID_QUOTE, TENANT_FAILED = 9, 10
 
@@ -78,17 +83,14 @@ def test_all_agents_are_told_the_failed_one_included(tmp_path: Path) -> None:
                 "event_id",
                 "severity_label",
                 "context",
+                "event_timestamp",
             ]
             assert (message["type"], message["agent_id"]) == ("revocation", "agent-1")
             assert message["event_id"] == "ima.validation.ima-ng.not_in_allowlist"
             assert message["severity_label"] == "emergency"
             assert isinstance(message["context"], str)
-        await eventually(
-            lambda: (
-                verifier.rows("SELECT target, state FROM deliveries ORDER BY target")
-                == [("agent-1", "delivered"), ("agent-2", "delivered")]
-            )
-        )
+        await eventually(lambda: verifier.rows(TOLD) == [("agent-1",), ("agent-2",)])
+        assert verifier.rows(NOT_TOLD) == [(0,)]
         await verifier.until_passing(other, rounds=2)
 
     scene(tmp_path, act)
@@ -165,7 +167,7 @@ def test_v5_what_a_crash_left_undelivered_is_delivered_after_the_start(tmp_path:
             query_database(
                 tmp_path,
                 "INSERT INTO revocations "
-                "VALUES ('r1', 'agent-1', 1700000000, '{\"type\": \"x\"}', 'c2ln', 0, 'default', 0)",
+                "VALUES ('r1', 'agent-1', 1700000000, '{\"type\": \"x\"}', 'c2ln', 0, 'default', 0, 0)",
             )
             query_database(
                 tmp_path,
@@ -196,8 +198,7 @@ def test_a_revocation_survives_a_stop_before_it_was_delivered(tmp_path: Path) ->
                     await verifier.until_passing(agent)
                 other.answer_revocation = Response(503, status="busy")
                 failed.tamper()
-                delivered = "SELECT target FROM deliveries WHERE state = 'delivered'"
-                await eventually(lambda: verifier.rows(delivered) == [("agent-1",)])
+                await eventually(lambda: verifier.rows(TOLD) == [("agent-1",)])
             other.answer_revocation = None
             async with running_verifier(tmp_path):
                 await eventually(lambda: other.revocations)
@@ -217,7 +218,7 @@ def test_a_delivery_is_given_up_after_its_attempts_and_an_agent_that_is_gone_is_
                 await verifier.until_passing(agent)
             query_database(
                 tmp_path,
-                "INSERT INTO revocations VALUES ('r1', 'agent-1', 1700000000, '{}', '', 0, 'default', 0)",
+                "INSERT INTO revocations VALUES ('r1', 'agent-1', 1700000000, '{}', '', 0, 'default', 0, 0)",
             )
             for target, attempts in (("agent-1", 19), ("gone", 0)):
                 query_database(
@@ -230,11 +231,41 @@ def test_a_delivery_is_given_up_after_its_attempts_and_an_agent_that_is_gone_is_
                 await eventually(
                     lambda: (
                         verifier.rows("SELECT target, state, last_error FROM deliveries ORDER BY target")
-                        == [("agent-1", "failed", "400 no"), ("gone", "delivered", None)]
+                        == [("agent-1", "failed", "400 no"), ("gone", "gone", "the agent was deleted")]
                     )
                 )
 
     asyncio.run(play())
+
+
+def test_what_an_agent_would_be_told_is_kept_back_from_who_does_not_hold_its_key(tmp_path: Path) -> None:
+    async def act(verifier: RunningVerifier, failed: AttestingAgent, other: AttestingAgent) -> None:
+        async def found(state: str) -> dict[str, Any]:
+            """The one delivery to agent-2, when it is in this state, and all that is said of the target."""
+            shown = (await verifier.admin("GET", f"/v2.5/revocations?agent=agent-1&state={state}")).results
+            rows = [row for row in shown["deliveries"] if row["target"] == "agent-2"]
+            targets = [one for one in shown["targets"] if one["target"] == "agent-2"]
+            return {"row": rows[0], "target": targets[0]} if rows else {}
+
+        other.show(self_signed("agent-2"))
+        failed.tamper()
+        first = await eventually(lambda: found("wrong_key"))
+        assert first["target"]["wrong_key"] == 1
+        assert (first["target"]["pending"], first["target"]["delivered"]) == (0, 0)
+        assert first["target"]["oldest_pending"] == first["row"]["created_at"]
+        assert "another key" in first["row"]["last_error"]
+        assert first["row"]["last_error"].endswith("keylime_tenant -c update -u agent-2")
+        await eventually(lambda: failed.revocations)
+        assert other.revocations == []
+        body = {"mtls_cert": other.identity.pem}
+        assert (await verifier.admin("PUT", "/v2.6/agents/agent-2", body)).code == 200
+        told = await eventually(lambda: found("delivered"))
+        assert (told["target"]["wrong_key"], told["target"]["delivered"]) == (0, 1)
+        about = [json.loads(signed.msg)["agent_id"] for signed in other.revocations]
+        assert about.count("agent-1") == 1
+        await verifier.until_passing(other)
+
+    scene(tmp_path, act)
 
 
 def test_a_stopped_or_deleted_agent_causes_no_message(tmp_path: Path) -> None:
@@ -243,6 +274,21 @@ def test_a_stopped_or_deleted_agent_causes_no_message(tmp_path: Path) -> None:
         await verifier.admin("DELETE", "/v2.5/agents/agent-1")
         await verifier.until_passing(second, rounds=2)
         assert verifier.rows("SELECT * FROM revocations") == []
+
+    scene(tmp_path, act)
+
+
+def test_what_waits_for_an_agent_is_dropped_when_it_is_deleted(tmp_path: Path) -> None:
+    async def act(verifier: RunningVerifier, failed: AttestingAgent, other: AttestingAgent) -> None:
+        states = "SELECT state FROM deliveries WHERE target = 'agent-2'"
+        await other.stop()
+        failed.tamper()
+        await eventually(lambda: verifier.rows(states))
+        assert (await verifier.admin("DELETE", "/v2.5/agents/agent-2")).code == 200
+        await eventually(lambda: verifier.rows(TOLD) == [("agent-1",)])
+        assert verifier.rows(states) == []
+        listed = (await verifier.admin("GET", "/v2.5/revocations")).results
+        assert "agent-2" not in {one["target"] for one in listed["targets"] + listed["deliveries"]}
 
     scene(tmp_path, act)
 

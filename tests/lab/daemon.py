@@ -6,16 +6,44 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
+from tests.fakes import forked_programs
+from tests.fakes.forked_programs import ForkedProcess, Order
 from tests.lab.network import Node
 
 PROGRAMS = Path(sys.executable).parent
+_PATIENCE_S = 100.0
 
 
 def program(name: str) -> Path:
     """The installed console script `name`."""
     return PROGRAMS / name
+
+
+def _is_forked(node: Node, path: Path) -> bool:
+    return node.forks and path.parent == PROGRAMS
+
+
+def run_program(
+    node: Node, path: Path, *arguments: str | Path, environ: Mapping[str, str], limit_s: float
+) -> subprocess.CompletedProcess[str]:
+    """A program's run on a node, from its start to its end; `environ` is added to the node's own."""
+    environment = {**node.variables(), **environ}
+    if _is_forked(node, path):
+        order = Order(path.name, tuple(map(str, arguments)), environment, str(node.disk))
+        return forked_programs.run(order, limit_s=limit_s)
+    return subprocess.run(  # noqa: S603
+        node.command(path, *arguments),
+        env=environment,
+        cwd=node.disk,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=limit_s,
+        check=False,
+    )
 
 
 class Daemon:
@@ -29,7 +57,7 @@ class Daemon:
         self.environment = environment
         self.program = programs / name
         self.log = node.disk / "log" / f"{name}.log"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | ForkedProcess | None = None
 
     @property
     def pid(self) -> int:
@@ -46,26 +74,37 @@ class Daemon:
     def start(self) -> "Daemon":
         """Starts the process; its output goes to the end of the log."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
+        environment = {**self.node.variables(), **self.environment}
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(  # noqa: S603
-                self.node.command(self.program),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=self.node.disk,
-                env={**self.node.variables(), **self.environment},
-                start_new_session=True,
-            )
+            if _is_forked(self.node, self.program):
+                order = Order(self.name, (), environment, str(self.node.disk), is_leader=True)
+                self._process = forked_programs.start(order, stdout=log.fileno(), stderr=log.fileno())
+            else:
+                self._process = subprocess.Popen(  # noqa: S603
+                    self.node.command(self.program),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    cwd=self.node.disk,
+                    env=environment,
+                    start_new_session=True,
+                )
         return self
 
     def stop(self, number: signal.Signals = signal.SIGTERM, limit_s: float = 10) -> int:
-        """Ends the process with a signal and returns its exit status; killed when that takes too long."""
+        """Ends the process with a signal and returns its exit status; killed when that takes too long.
+
+        `limit_s` is what a fork may take for itself, however busy the machine is.
+        """
         if self._process is None:
             return 0
         process, self._process = self._process, None
-        process.send_signal(number)
         try:
-            return process.wait(limit_s)
+            if isinstance(process, ForkedProcess):
+                status, took_s = process.stop(number)
+                return status if took_s <= limit_s else -signal.SIGKILL
+            process.send_signal(number)
+            return process.wait(_PATIENCE_S)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -97,7 +136,7 @@ class Daemon:
             log.seek(since)
             return log.read().decode(errors="replace")
 
-    def wait_for(self, pattern: str, *, since: int = 0, limit_s: float = 30) -> re.Match[str]:
+    def wait_for(self, pattern: str, *, since: int = 0, limit_s: float = _PATIENCE_S) -> re.Match[str]:
         """The first match of `pattern` in the log. Raises TimeoutError, which shows the end of the log."""
         deadline = time.monotonic() + limit_s
         while True:

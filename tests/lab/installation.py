@@ -12,7 +12,7 @@ from typing import Any
 from keylime.measured_boot.event_log import parse_event_log
 from keylime.tpm.device import Tpm
 from tests.fakes.swtpm import SoftwareTpm
-from tests.lab.daemon import PROGRAMS, Daemon, program
+from tests.lab.daemon import PROGRAMS, Daemon, program, run_program
 from tests.lab.network import Node
 from tests.lab.rest import Identity, Rest, client_context
 
@@ -65,19 +65,16 @@ class Control:
         self,
         *arguments: str | Path,
         check: bool = True,
-        limit_s: float = 60,
+        limit_s: float = 100,
         environ: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Runs keylime_tenant with these arguments. Raises RuntimeError with its output when it fails."""
-        done = subprocess.run(  # noqa: S603
-            self.node.command(self.programs / "keylime_tenant", *arguments),
-            env={**self.node.variables(), **self.environment, **(environ or {})},
-            cwd=self.node.disk,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=limit_s,
-            check=False,
+        done = run_program(
+            self.node,
+            self.programs / "keylime_tenant",
+            *arguments,
+            environ={**self.environment, **(environ or {})},
+            limit_s=limit_s,
         )
         if check and done.returncode != 0:
             words = " ".join(map(str, arguments))
@@ -136,14 +133,9 @@ class Machine:
 
         The first entry of a boot is boot_aggregate.
         """
-        subprocess.run(  # noqa: S603
-            self.node.command(program("keylime_ima_emulator"), "-f", self.ima_list, "--append", *files),
-            env={**self.node.variables(), "TCTI": self.tpm.tcti},
-            check=True,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        emulator, environ = program("keylime_ima_emulator"), {"TCTI": self.tpm.tcti}
+        arguments: list[str | Path] = ["-f", self.ima_list, "--append", *files]
+        run_program(self.node, emulator, *arguments, environ=environ, limit_s=100).check_returncode()
 
 
 @dataclass(frozen=True, slots=True)

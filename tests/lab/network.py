@@ -16,13 +16,17 @@ _INSIDE_USER_NAMESPACE = "KEYLIME_LAB_USER_NAMESPACE"
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One machine: its address, a directory that stands for its disk, and how a command is started on it."""
+    """One machine: its address, a directory that stands for its disk, and how a command is started on it.
+
+    With `forks` our own programs are forked from a process that has imported them: they begin sooner.
+    """
 
     name: str
     ip: str
     disk: Path
     prefix: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    forks: bool = field(default=False, kw_only=True)
 
     @property
     def work_dir(self) -> Path:
@@ -88,13 +92,15 @@ def _network(directory: Path, names: Sequence[str], namespaces: list[str]) -> Ne
     return Network(f"loopback addresses ({refusal})", loopback_nodes(directory, names, _LOOPBACK))
 
 
-def loopback_nodes(directory: Path, names: Sequence[str], subnet: str, *, first: int = 1) -> tuple[Node, ...]:
+def loopback_nodes(
+    directory: Path, names: Sequence[str], subnet: str, *, first: int = 1, forks: bool = False
+) -> tuple[Node, ...]:
     """Nodes that are only addresses of 127.0.0.0/8; `subnet` is the first three numbers, like "127.0.77".
 
     The last number counts from `first`.
     """
     return tuple(
-        Node(name, f"{subnet}.{number}", directory / name, environment={"KEYLIME_TEST": "on"})
+        Node(name, f"{subnet}.{number}", directory / name, environment={"KEYLIME_TEST": "on"}, forks=forks)
         for number, name in enumerate(names, start=first)
     )
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_LIMIT_S = 20
+_LIMIT_S = 100.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from keylime.ima.measurement_list import parse_line, split_lines
+from keylime.ima.runtime_policy import EMPTY_POLICY
 from keylime.messages.verifier import OperationalState
-from keylime.policy.runtime import EMPTY_POLICY
 from tests.lab.installation import (
     Control,
     Machine,
@@ -45,6 +45,8 @@ QUICK = Options(
         "exponential_backoff_max_delay": "500",
     },
 )
+
+_FAILED = (OperationalState.FAILED, OperationalState.INVALID_QUOTE, OperationalState.TENANT_FAILED)
 
 
 @contextmanager
@@ -77,7 +79,13 @@ class Site:
     def node(self, name: str) -> Node:
         """A further address with a disk of its own."""
         self._nodes += 1
-        (node,) = loopback_nodes(self.directory, (f"{name}{self._nodes}",), self.subnet, first=self._nodes)
+        (node,) = loopback_nodes(
+            self.directory,
+            (f"{name}{self._nodes}",),
+            self.subnet,
+            first=self._nodes,
+            forks=self.control.node.forks,
+        )
         return node
 
     def machine(self, agent_id: str | None = None, **agent: str) -> Machine:
@@ -145,11 +153,12 @@ class Site:
         return await_value(passed, f"{more} more passes of {which.node.name}")
 
     def await_state(self, which: Machine, state: OperationalState) -> dict[str, Any]:
-        """The record once the agent is in `state`."""
+        """The record once the agent is in `state`, and that is written."""
 
         def reached() -> dict[str, Any] | None:
             record = self.record(which)
-            return record if record.get("operational_state") == state else None
+            is_settled = record.get("attestation_status") == "FAIL" or state not in _FAILED
+            return record if record.get("operational_state") == state and is_settled else None
 
         return await_value(reached, f"{which.node.name} is {state.text}")
 
@@ -171,11 +180,14 @@ class Site:
 
 @contextmanager
 def open_site(
-    directory: Path, subnet: str, options: Options = QUICK, *, start: bool = True
+    directory: Path, subnet: str, options: Options = QUICK, *, start: bool = True, forks: bool = False
 ) -> Iterator[Site]:
-    """A site on `subnet` (three numbers); verifier and registrar listen already unless `start` is off."""
+    """A site on `subnet` (three numbers); verifier and registrar listen already unless `start` is off.
+
+    With `forks` programs are no installed scripts, see Node.
+    """
     with ExitStack() as stack:
-        (node,) = loopback_nodes(directory, ("control",), subnet)
+        (node,) = loopback_nodes(directory, ("control",), subnet, forks=forks)
         control = stack.enter_context(control_node(node, options))
         if start:
             control.verifier.start().wait_for("Listening on")

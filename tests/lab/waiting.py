@@ -9,7 +9,7 @@ T = TypeVar("T")
 _PAUSE_S = 0.05
 
 
-def await_value(probe: Callable[[], T | None], what: str, limit_s: float = 20) -> T:
+def await_value(probe: Callable[[], T | None], what: str, limit_s: float = 100) -> T:
     """What `probe` returns as soon as it is neither None nor False. Raises TimeoutError naming `what`."""
     deadline = time.monotonic() + limit_s
     while True:

@@ -1,15 +1,22 @@
 import io
+import json
 import logging
+import os
 import re
 from collections.abc import Iterator
+from contextvars import copy_context
+from datetime import datetime
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from keylime import request_id
 from keylime.errors import ConfigError
-from keylime.keylime_logging import LineFormatter, init_logging, setup
+from keylime.keylime_logging import init_logging, setup
+from keylime.log_lines import LineFormatter
 
 _PACKAGED = Path(__file__).parents[2] / "config"
 _SHAPE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} - (\S+) - ([A-Z]+) - (.*)")
@@ -92,8 +99,10 @@ qualname = keylime.web
     _setup(output, tmp_path, text).debug("seen")
     init_logging("web").info("not seen")
     logging.getLogger("other").warning("not seen")
-    logging.getLogger("keylime_verifier.poller").debug("seen too")
-    assert output.getvalue() == "DEBUG keylime.verifier seen \nDEBUG keylime_verifier.poller seen too \n"
+    logging.getLogger("keylime_verifier.polling.poller").debug("seen too")
+    assert (
+        output.getvalue() == "DEBUG keylime.verifier seen \nDEBUG keylime_verifier.polling.poller seen too \n"
+    )
 
 
 def test_the_handlers_level_bounds_all_loggers(output: io.StringIO, tmp_path: Path) -> None:
@@ -157,6 +166,29 @@ def test_tracebacks_keep_their_lines_and_none_looks_like_a_message(
     assert "\x1b" not in output.getvalue()
 
 
+def test_what_is_about_a_request_says_so_at_its_end_or_where_the_format_has_it(
+    output: io.StringIO, tmp_path: Path
+) -> None:
+    def told(text: str) -> str:
+        output.seek(0)
+        output.truncate()
+        _setup(output, tmp_path, text).info("stored")
+        return output.getvalue()
+
+    def handled() -> list[str]:
+        request_id.handle("abc_1")
+        shapes = ("%(message)s", "%(reqidf)s %(message)s", "%(reqid)s|%(request_id)s|%(message)s")
+        return [told(f"[formatter_formatter]\nformat = {shape}\n") for shape in shapes] + [
+            told("[formatter_formatter]\noutput = json\n")
+        ]
+
+    *lines, document = copy_context().run(handled)
+    assert lines == ["stored (reqid=abc_1)\n", "(reqid=abc_1) stored\n", "abc_1|abc_1|stored\n"]
+    assert json.loads(document)["request_id"] == "abc_1"
+    assert told("[formatter_formatter]\nformat = %(message)s\n") == "stored\n"
+    assert "request_id" not in json.loads(told("[formatter_formatter]\noutput = json\n"))
+
+
 @given(st.text())
 def test_any_message_is_one_line_of_printable_text(message: str) -> None:
     record = logging.LogRecord("keylime", logging.INFO, "", 1, "%s", (message,), None)
@@ -194,3 +226,77 @@ def test_a_file_that_cannot_be_used_leaves_the_former_set_up(output: io.StringIO
         _setup(output, tmp_path, "[logger_keylime]\nlevel = LOUD\n")
     logging.getLogger("keylime.x").debug("still here")
     assert output.getvalue().count("still here") == 1
+
+
+def _setup_for_journal(
+    path: Path, directory: Path, text: str = "", *, is_journal: bool = True
+) -> tuple[logging.Logger, TextIO]:
+    """Logging to a file that JOURNAL_STREAM names, as systemd does with the socket of the journal."""
+    stream = path.open("w")
+    status = os.fstat(stream.fileno())
+    shown = f"{status.st_dev}:{status.st_ino if is_journal else status.st_ino + 1}"
+    if text:
+        (directory / "logging.conf").write_text(text)
+    environ = {"JOURNAL_STREAM": shown}
+    return setup("verifier", environ, stream=stream, etc=directory, usr_etc=directory / "none"), stream
+
+
+def test_the_journal_gets_priorities_and_puts_the_only_time_stamp(
+    output: io.StringIO, tmp_path: Path
+) -> None:
+    log, stream = _setup_for_journal(tmp_path / "journal", tmp_path)
+    with stream:
+        log.info("up")
+        log.warning("low")
+        log.error("bad")
+        log.critical("worse")
+        try:
+            raise ValueError("first\nsecond")
+        except ValueError:
+            log.exception("a defect")
+    lines = (tmp_path / "journal").read_text().splitlines()
+    assert lines[:4] == [
+        "<6>keylime.verifier - INFO - up",
+        "<4>keylime.verifier - WARNING - low",
+        "<3>keylime.verifier - ERROR - bad",
+        "<2>keylime.verifier - CRITICAL - worse",
+    ]
+    assert len(lines) > 6
+    assert all(line.startswith("<3>") for line in lines[4:]), "every line is an entry of its own there"
+
+
+def test_a_stream_that_is_not_the_journals_is_left_alone(output: io.StringIO, tmp_path: Path) -> None:
+    log, stream = _setup_for_journal(tmp_path / "file", tmp_path, is_journal=False)
+    with stream:
+        log.info("up")
+    assert _SHAPE.fullmatch((tmp_path / "file").read_text().rstrip())
+
+
+def test_a_shape_of_the_operators_own_stays_in_the_journal(output: io.StringIO, tmp_path: Path) -> None:
+    text = "[formatter_formatter]\nformat = [%(levelname)s] %(message)s\n"
+    log, stream = _setup_for_journal(tmp_path / "journal", tmp_path, text)
+    with stream:
+        log.info("up")
+    assert (tmp_path / "journal").read_text() == "<6>[INFO] up\n"
+
+
+def test_lines_of_json_on_request(output: io.StringIO, tmp_path: Path) -> None:
+    log = _setup(output, tmp_path, "[formatter_formatter]\noutput = json\n")
+    log.warning("from a peer: %s", "a\nb")
+    try:
+        raise ValueError("inner")
+    except ValueError:
+        log.exception("a defect")
+    first, second = (json.loads(line) for line in output.getvalue().splitlines())
+    assert (first["level"], first["logger"], first["message"]) == (
+        "WARNING",
+        "keylime.verifier",
+        "from a peer: a\nb",
+    )
+    assert datetime.fromisoformat(first["time"]).tzinfo is not None
+    assert "ValueError: inner" in second["traceback"]
+
+
+def test_another_kind_of_output_is_refused(output: io.StringIO, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="output"):
+        _setup(output, tmp_path, "[formatter_formatter]\noutput = xml\n")

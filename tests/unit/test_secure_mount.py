@@ -205,15 +205,18 @@ print(os.statvfs(secure).f_blocks * os.statvfs(secure).f_frsize)
 (secure / "key").touch()
 again = ensure(owner=Owner(65534, 65534))
 print(again.mounted_by_us, secure_mount.mount() == str(secure), os.stat(secure).st_uid)
-release_secure_directory(again)
+unmount_secure_directory(again)
 print(os.path.ismount(secure), os.listdir(secure))
-release_secure_directory(made)
+empty_secure_directory(again)
+print(os.path.ismount(secure), os.listdir(secure))
+unmount_secure_directory(made)
 print(os.path.ismount(secure))
 """
     assert _in_mount_namespace(tmp_path, _PRELUDE + script).splitlines() == [
         "True 0o40700 65534 65534",
         "65536",
         "False True 65534",
+        "True ['key']",
         "True []",
         "False",
     ]

@@ -7,17 +7,23 @@ from pathlib import Path
 
 from sqlalchemy.engine import URL
 
-from keylime.appraisal.severity import SeverityPolicy
-from keylime.config.loader import Settings, load_settings, work_dir
+from keylime.config.loader import load_settings
+from keylime.config.settings import Settings, work_dir
 from keylime.database.engine import PoolSize, parse_database_url
 from keylime.errors import ConfigError
+from keylime.findings.severity import SeverityPolicy
+from keylime.measured_boot.pcr_sets import PcrSet
 from keylime.pki.ca_settings import CaSettings, ca_settings
 from keylime.pki.tls import TlsFiles, resolve_tls_files
-from keylime.revocation.channel import endpoint
-from keylime.supervisor import worker_count
-from keylime_verifier.lifecycle import Cadence
-from keylime_verifier.outbox import AGENT, CHANNELS, WEBHOOK, ZEROMQ
-from keylime_verifier.webhook import WebhookUrl, parse_webhook_url
+from keylime.revocation.publication import endpoint
+from keylime.service.supervisor import worker_count
+from keylime.takeover.place import Place
+from keylime_verifier.agents.deliveries import AGENT, WEBHOOK, ZEROMQ, Channel
+from keylime_verifier.agents.lifecycle import Cadence
+from keylime_verifier.agents.shards import VerifierId
+from keylime_verifier.revocations.webhook import WebhookUrl, parse_webhook_url
+
+SQLITE_NAME = "cv_data.sqlite"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,36 +31,51 @@ class VerifierConfig:
     """Everything an operator can set, checked."""
 
     work_dir: Path
-    verifier_id: str
+    verifier_id: VerifierId
     ip: str
     port: int
     server_names: tuple[str, ...]
     tls: TlsFiles
     ca: CaSettings
+    require_admin_role: bool
     require_agent_mtls: bool
-    database_url: URL
+    database: Place
     database_pool: PoolSize
     auto_migrate: bool
     workers: int
     lease_s: float
     max_upload: int
+    max_stranger_bodies: int
+    max_evidence: int
+    evidence_workers: int
+    evidence_memory: int
+    evidence_cpu_time_s: int
     request_timeout_s: float
     drain_timeout_s: float
     cadence: Cadence
     severities: SeverityPolicy
     boot_policy_name: str
+    boot_explained_pcrs: PcrSet
     boot_policy_imports: tuple[str, ...]
     evaluate_boot_always: bool
     ignore_tomtou: bool
     require_policy_signatures: bool
-    notifications: tuple[str, ...]
+    notifications: tuple[Channel, ...]
     zmq_ip: str
     zmq_port: int
     webhook: WebhookUrl | None
+    max_agents_notified: int
     revocation_retention_s: float
     revocation_history_s: float
+    history_retention_s: float
+    policy_versions: int
     settings: Settings = field(repr=False)  # of verifier.conf: what most of this was made of
     warnings: tuple[str, ...]
+
+    @property
+    def database_url(self) -> URL:
+        """Where our tables are."""
+        return self.database.own
 
     @property
     def broker(self) -> str:
@@ -62,7 +83,7 @@ class VerifierConfig:
         return f"{endpoint(self.zmq_ip, self.zmq_port)}@{socket.gethostname()}"
 
     @property
-    def notification_targets(self) -> tuple[tuple[str, str], ...]:
+    def notification_targets(self) -> tuple[tuple[Channel, str], ...]:
         """The (channel, target) pairs that every revocation goes to; "*" stands for all agents."""
         webhook = "" if self.webhook is None else self.webhook.origin
         targets = {AGENT: "*", ZEROMQ: self.broker, WEBHOOK: webhook}
@@ -78,21 +99,27 @@ def load_config(environ: Mapping[str, str]) -> VerifierConfig:
     notifications = _notifications(settings)
     return VerifierConfig(
         work_dir=base,
-        verifier_id=settings.text("uuid"),
+        verifier_id=VerifierId(settings.text("uuid")),
         ip=settings.text("ip"),
         port=settings.integer("port"),
         server_names=settings.items("cert_subject_alternative_names"),
         tls=tls,
         ca=ca_settings(ca),
+        require_admin_role=settings.flag("require_admin_role"),
         require_agent_mtls=settings.flag("enable_agent_mtls"),
-        database_url=parse_database_url(
-            settings.text("database_url"), work_dir=base, sqlite_name="cv_data.sqlite"
+        database=Place.of(
+            parse_database_url(settings.text("database_url"), work_dir=base, sqlite_name=SQLITE_NAME)
         ),
         database_pool=PoolSize.parse(settings.text("database_pool_sz_ovfl")),
         auto_migrate=settings.flag("auto_migrate_db"),
         workers=worker_count(settings.integer("num_workers"), settings.integer("max_workers")),
         lease_s=settings.number("lease"),
         max_upload=settings.integer("max_upload_size"),
+        max_stranger_bodies=settings.integer("max_stranger_bodies"),
+        max_evidence=_max_evidence(settings),
+        evidence_workers=settings.integer("evidence_workers"),
+        evidence_memory=settings.integer("evidence_memory"),
+        evidence_cpu_time_s=settings.integer("evidence_cpu_time"),
         request_timeout_s=settings.number("request_timeout"),
         drain_timeout_s=settings.number("shutdown_drain_timeout"),
         cadence=Cadence(
@@ -100,9 +127,12 @@ def load_config(environ: Mapping[str, str]) -> VerifierConfig:
             retry_interval_s=settings.number("retry_interval"),
             max_retries=settings.integer("max_retries"),
             exponential_backoff=settings.flag("exponential_backoff"),
+            silence_interval_s=settings.number("silence_interval"),
+            resume_after_silence=settings.flag("resume_after_silence"),
         ),
         severities=SeverityPolicy(settings.items("severity_labels"), settings.mappings("severity_policy")),
         boot_policy_name=settings.text("measured_boot_policy_name"),
+        boot_explained_pcrs=PcrSet(settings.text("measured_boot_explained_pcrs")),
         boot_policy_imports=settings.items("measured_boot_imports"),
         evaluate_boot_always=settings.text("measured_boot_evaluate") == "always",
         ignore_tomtou=settings.flag("ignore_tomtou_errors"),
@@ -111,22 +141,38 @@ def load_config(environ: Mapping[str, str]) -> VerifierConfig:
         zmq_ip=settings.text("zmq_ip", section="revocations"),
         zmq_port=settings.integer("zmq_port", section="revocations"),
         webhook=_webhook(settings, tls) if WEBHOOK in notifications else None,
+        max_agents_notified=settings.integer("max_agents_notified", section="revocations"),
         revocation_retention_s=settings.number("retention", section="revocations"),
         revocation_history_s=settings.number("history", section="revocations"),
+        history_retention_s=settings.number("history_retention"),
+        policy_versions=settings.integer("policy_versions"),
         settings=settings,
         warnings=(*settings.warnings, *ca.warnings, *tls.warnings),
     )
 
 
-def _notifications(settings: Settings) -> tuple[str, ...]:
-    channels = settings.items("enabled_revocation_notifications", section="revocations")
-    unknown = [channel for channel in channels if channel not in CHANNELS]
-    if unknown:
+def _max_evidence(settings: Settings) -> int:
+    size, together = settings.integer("max_evidence_size"), settings.integer("max_stranger_bodies")
+    if size > together:
         raise ConfigError(
-            f"[revocations] enabled_revocation_notifications: {unknown[0]!r} is not one of "
-            f"{', '.join(CHANNELS)}"
+            f"[verifier] max_evidence_size = {size} is more than all strangers may send together: "
+            f"raise max_stranger_bodies, which is {together}"
         )
-    return tuple(dict.fromkeys(channels))
+    return size
+
+
+def _notifications(settings: Settings) -> tuple[Channel, ...]:
+    names = settings.items("enabled_revocation_notifications", section="revocations")
+    return tuple(dict.fromkeys(map(_channel, names)))
+
+
+def _channel(name: str) -> Channel:
+    try:
+        return Channel(name)
+    except ValueError as error:
+        raise ConfigError(
+            f"[revocations] enabled_revocation_notifications: {name!r} is not one of {', '.join(Channel)}"
+        ) from error
 
 
 def _webhook(settings: Settings, tls: TlsFiles) -> WebhookUrl:

@@ -3,6 +3,7 @@
 from functools import partial
 
 from keylime.config.model import ComponentTable, Kind, Option
+from keylime.config.tables import shared
 
 _agent = partial(Option, "agent")
 _ignored = partial(Option, "agent", ignored=True)
@@ -20,7 +21,13 @@ AGENT = ComponentTable(
     (
         _agent("version", Kind.TEXT, "2.6", "Format of this file."),
         _agent("uuid", Kind.TEXT, "generate", _UUID_HELP),
-        _agent("ip", Kind.ADDRESS, "127.0.0.1", "Address to listen on; 0.0.0.0 means every IPv4 address."),
+        _agent(
+            "ip",
+            Kind.ADDRESS,
+            "127.0.0.1",
+            "Address to listen on; 0.0.0.0 means every IPv4 address.",
+            packaged=shared.EVERYWHERE,
+        ),
         _agent("port", Kind.INTEGER, 9002, "TCP port to listen on.", minimum=0, maximum=65535),
         _agent(
             "contact_ip",
@@ -45,6 +52,23 @@ AGENT = ComponentTable(
             minimum=1,
             maximum=65535,
         ),
+        _agent("registrar_tls_enabled", Kind.FLAG, False, "Register over TLS, at registrar_tls_port."),
+        _agent(
+            "registrar_tls_port",
+            Kind.INTEGER,
+            8891,
+            "TLS port of the registrar.",
+            minimum=1,
+            maximum=65535,
+        ),
+        _agent(
+            "registrar_tls_ca_cert",
+            Kind.PATH,
+            "default",
+            "Certificate of the authority that vouches for the registrar; default is cv_ca/cacert.crt in the "
+            "working directory.",
+        ),
+        shared.check_server_names("agent"),
         _agent(
             "enable_agent_mtls",
             Kind.FLAG,
@@ -85,6 +109,7 @@ AGENT = ComponentTable(
             "Certificates of the authorities whose clients may talk to the agent; default is "
             "cv_ca/cacert.crt in the working directory, a copy of the verifier's.",
         ),
+        shared.require_admin_role("agent"),
         _agent(
             "enc_keyname", Kind.TEXT, "derived_tci_key", "File for the payload key in the secure directory."
         ),
@@ -193,17 +218,78 @@ AGENT = ComponentTable(
             "Longest pause, in milliseconds, between attempts to reach the registrar.",
             minimum=1,
         ),
-        _agent("tpm_hash_alg", Kind.TEXT, "sha256", "PCR bank and hash of quotes.", choices=_HASHES),
+        _agent(
+            "tpm_hash_alg",
+            Kind.TEXT,
+            "sha256",
+            "PCR bank and hash of quotes; sha1 is weak, and refused unless the tenant accepts it.",
+            choices=_HASHES,
+        ),
         _agent(
             "tpm_encryption_alg", Kind.TEXT, "rsa", "Type of the endorsement key: rsa, ecc, or with a size."
         ),
-        _agent("tpm_signing_alg", Kind.TEXT, "rsassa", "Signature scheme of the attestation key."),
+        _agent(
+            "tpm_signing_alg",
+            Kind.TEXT,
+            "rsassa",
+            "Signature scheme of the attestation key: rsassa, rsapss or ecdsa.",
+        ),
         _agent(
             "ek_handle",
             Kind.TEXT,
             "generate",
             "Endorsement key: generate creates it, a persistent handle such as 0x81010001 uses a stored one.",
         ),
+        _agent(
+            "enable_iak_idevid",
+            Kind.FLAG,
+            False,
+            "Register with the identity that the device's maker gave it: IDevID and IAK (TCG, TPM 2.0 Keys "
+            "for Device Identity and Attestation).",
+        ),
+        _agent(
+            "iak_idevid_template",
+            Kind.TEXT,
+            "detect",
+            "Template that both keys are made from: H-1 (RSA-2048), H-2 (P-256), H-3 (P-384), H-4 (P-521), "
+            "manual (of the next two options), or detect, which goes by the key in the certificate.",
+            choices=("", "default", "detect", "H-1", "H-2", "H-3", "H-4", "H-5", "manual"),
+        ),
+        _agent(
+            "iak_idevid_asymmetric_alg",
+            Kind.TEXT,
+            "rsa",
+            "Type of both keys with the template manual: rsa or ecc.",
+        ),
+        _agent(
+            "iak_idevid_name_alg",
+            Kind.TEXT,
+            "sha256",
+            "Hash of both keys with the template manual: sha256, sha384 or sha512; the size follows from it.",
+        ),
+        _agent(
+            "idevid_cert",
+            Kind.PATH,
+            "default",
+            "Certificate of the IDevID, PEM or DER: default is idevid-cert.crt in the working directory or, "
+            "without that file, what the TPM's NV memory holds; empty means NV memory only.",
+        ),
+        _agent("iak_cert", Kind.PATH, "default", "Certificate of the IAK likewise; default: iak-cert.crt."),
+        _agent(
+            "idevid_handle",
+            Kind.TEXT,
+            "",
+            "Handle of an IDevID that is persistent in the TPM, such as 0x81020000; empty makes it from its "
+            "template.",
+        ),
+        _agent(
+            "idevid_password",
+            Kind.SECRET,
+            "",
+            "Authorisation of the persistent IDevID; a hex: prefix gives raw bytes.",
+        ),
+        _agent("iak_handle", Kind.TEXT, "", "Handle of a persistent IAK, likewise."),
+        _agent("iak_password", Kind.SECRET, "", "Authorisation of the persistent IAK, likewise."),
         _agent(
             "run_as",
             Kind.TEXT,
@@ -219,29 +305,23 @@ AGENT = ComponentTable(
         ),
         _agent("ima_ml_path", Kind.PATH, "default", "IMA measurement list; default is the kernel's."),
         _agent("measuredboot_ml_path", Kind.PATH, "default", "Boot event log; default is the firmware's."),
+        _agent(
+            "os_ml_path",
+            Kind.PATH,
+            "default",
+            "Log of what the operating system measured; default is systemd's, "
+            "/run/log/systemd/tpm2-measure.log.",
+        ),
         # Known from existing files, without effect today.
         _ignored("api_versions", Kind.LIST, ("default",), "REST versions to offer."),
         _ignored(
             "registrar_api_versions", Kind.LIST, ("default",), "REST versions to try with the registrar."
         ),
-        _ignored("registrar_tls_port", Kind.INTEGER, 8891, "TLS port of the registrar (push model)."),
-        _ignored("registrar_tls_enabled", Kind.FLAG, False, "TLS towards the registrar (push model)."),
-        _ignored("registrar_tls_ca_cert", Kind.PATH, "default", "CA of the registrar (push model)."),
         _ignored("payload_key", Kind.PATH, "default", "Separate key for payload shares."),
         _ignored("payload_key_password", Kind.SECRET, "", "Pass-phrase of payload_key."),
         _ignored("exponential_backoff", Kind.FLAG, True, "Growing pauses between TPM commands."),
         _ignored("retry_interval", Kind.NUMBER, 2.0, "Pause between TPM commands."),
         _ignored("max_retries", Kind.INTEGER, 4, "Attempts for TPM commands."),
-        _ignored("enable_iak_idevid", Kind.FLAG, False, "Register with device identity keys."),
-        _ignored("iak_idevid_template", Kind.TEXT, "detect", "Template of the device identity keys."),
-        _ignored("iak_idevid_asymmetric_alg", Kind.TEXT, "rsa", "Key type of the device identity keys."),
-        _ignored("iak_idevid_name_alg", Kind.TEXT, "sha256", "Name algorithm of the device identity keys."),
-        _ignored("iak_cert", Kind.PATH, "default", "Certificate of the initial attestation key."),
-        _ignored("idevid_cert", Kind.PATH, "default", "Certificate of the device identity key."),
-        _ignored("idevid_password", Kind.SECRET, "", "Authorisation of the device identity key."),
-        _ignored("idevid_handle", Kind.TEXT, "", "Handle of the device identity key."),
-        _ignored("iak_password", Kind.SECRET, "", "Authorisation of the initial attestation key."),
-        _ignored("iak_handle", Kind.TEXT, "", "Handle of the initial attestation key."),
         _ignored("attestation_interval_seconds", Kind.INTEGER, 60, "Period of the push model."),
         _ignored("verifier_url", Kind.TEXT, "https://localhost:8881", "Verifier of the push model."),
         _ignored("verifier_tls_ca_cert", Kind.PATH, "default", "CA of the verifier (push model)."),

@@ -21,6 +21,14 @@ LOGGING = ComponentTable(
             "%(asctime)s.%(msecs)03d - %(name)s - %(levelname)s - %(message)s",
             "Shape of a line, in the notation of Python's logging module.",
         ),
+        Option(
+            "formatter_formatter",
+            "output",
+            Kind.TEXT,
+            "text",
+            "Lines of text in the shape above, or one JSON object for each message (json).",
+            choices=("text", "json"),
+        ),
         Option("formatter_formatter", "datefmt", Kind.TEXT, "%Y-%m-%d %H:%M:%S", "Shape of the time."),
         Option(
             "handler_consoleHandler",

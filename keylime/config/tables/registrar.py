@@ -18,6 +18,7 @@ REGISTRAR = ComponentTable(
             Kind.ADDRESS,
             "127.0.0.1",
             "Address to listen on with both ports; 0.0.0.0 means every IPv4 address.",
+            packaged=shared.EVERYWHERE,
         ),
         _registrar(
             "port", Kind.INTEGER, 8890, "TCP port for agents that register (HTTP).", minimum=0, maximum=65535
@@ -50,7 +51,13 @@ REGISTRAR = ComponentTable(
             minimum=1024,
         ),
         # Known from existing files, without effect today.
-        _ignored("authorization_provider", Kind.TEXT, "simple", "Access-control module."),
+        _ignored(
+            "authorization_provider",
+            Kind.TEXT,
+            "simple",
+            "Access-control module.",
+            refusal="this release has no other access control than administrators' certificates",
+        ),
         *shared.durable_attestation("registrar", signed_attributes=("ek_tpm", "aik_tpm", "ekcert")),
         _ignored("prov_db_filename", Kind.TEXT, "provider_reg_data.sqlite", "Withdrawn option."),
         _ignored("log_destination", Kind.TEXT, "", "Log file; messages go to standard output."),

@@ -4,6 +4,9 @@ from functools import partial
 
 from keylime.config.model import Kind, Option
 
+# Where packaged daemons listen: where documentation of Keylime has always expected them.
+EVERYWHERE = "0.0.0.0"  # noqa: S104 - what a file says
+
 
 def server_tls(section: str, *, tls_dir: str) -> tuple[Option, ...]:
     """Key, certificate and trusted clients of a server."""
@@ -27,12 +30,39 @@ def server_tls(section: str, *, tls_dir: str) -> tuple[Option, ...]:
             ("default",),
             "Certificates of the authorities whose clients are administrators; default is cv_ca/cacert.crt.",
         ),
+        require_admin_role(section),
         option(
             "cert_subject_alternative_names",
             Kind.LIST,
             (),
             "Further names and addresses for a generated server certificate.",
         ),
+    )
+
+
+def require_admin_role(section: str) -> Option:
+    """Whether clients need the role that certificates of administrators carry."""
+    return Option(
+        section,
+        "require_admin_role",
+        Kind.FLAG,
+        False,
+        "Accept only client certificates that carry the administrators' role; without it others of "
+        "trusted_client_ca are accepted too, and named in the log. Those made for machines never are.",
+    )
+
+
+def check_server_names(section: str) -> Option:
+    """What becomes of servers whose certificate has other names."""
+    return Option(
+        section,
+        "check_server_names",
+        Kind.TEXT,
+        "warn",
+        "Whether a server's certificate must be for the name or address it is called by: off, warn (once, "
+        "where it has names), strict (refuse others, and certificates without names). Agents are known by "
+        "the certificate they registered instead.",
+        choices=("off", "warn", "strict"),
     )
 
 
@@ -61,6 +91,7 @@ def client_tls(section: str, *, peer: str) -> tuple[Option, ...]:
             ("default",),
             "Certificates of the authorities that vouch for servers; default is cv_ca/cacert.crt.",
         ),
+        check_server_names(section),
     )
 
 
@@ -73,7 +104,9 @@ def database(section: str) -> tuple[Option, ...]:
             Kind.TEXT,
             "sqlite",
             "Database: sqlite is a file in the working directory, or a URL such as "
-            "postgresql://user:password@host/name.",
+            "postgresql://user:password@host/name (several hosts, a primary and its standbys, are separated "
+            "by commas) or mysql+pymysql://user:password@host/name (MariaDB 10.6 or newer). The drivers that "
+            "are used are psycopg and PyMySQL, whichever the URL names.",
         ),
         option(
             "database_pool_sz_ovfl",
@@ -106,7 +139,13 @@ def durable_attestation(section: str, *, signed_attributes: tuple[str, ...]) -> 
     """Back-ends of durable attestation: known from existing files, without effect today."""
     option = partial(Option, section, ignored=True)
     return (
-        option("durable_attestation_import", Kind.TEXT, "", "Durable attestation."),
+        option(
+            "durable_attestation_import",
+            Kind.TEXT,
+            "",
+            "Durable attestation.",
+            refusal="this release keeps no durable attestation records",
+        ),
         option("persistent_store_url", Kind.TEXT, "", "Durable attestation."),
         option("transparency_log_url", Kind.TEXT, "", "Durable attestation."),
         option("time_stamp_authority_url", Kind.TEXT, "", "Durable attestation."),

@@ -38,7 +38,7 @@ TENANT = ComponentTable(
             "accept_tpm_hash_algs",
             Kind.LIST,
             ("sha512", "sha384", "sha256"),
-            "Hash algorithms that a quote may use.",
+            "Hash algorithms that a quote may use; sha1 is weak.",
         ),
         _tenant(
             "accept_tpm_encryption_algs",
@@ -50,7 +50,8 @@ TENANT = ComponentTable(
             "accept_tpm_signing_algs",
             Kind.LIST,
             ("ecdsa", "ecschnorr", "rsassa", "rsapss"),
-            "Signature schemes that a quote may use.",
+            "Signature schemes that a quote may use. ecschnorr is a known word without effect: no verifier "
+            "here can check such quotes.",
         ),
         _tenant(
             "exponential_backoff",

@@ -22,6 +22,7 @@ VERIFIER = ComponentTable(
             Kind.ADDRESS,
             "127.0.0.1",
             "Address to listen on; 0.0.0.0 means every IPv4 address.",
+            packaged=shared.EVERYWHERE,
         ),
         _verifier("port", Kind.INTEGER, 8881, "TCP port to listen on (HTTPS).", minimum=0, maximum=65535),
         _verifier("enable_agent_mtls", Kind.FLAG, True, "Talk to agents over mutual TLS."),
@@ -43,6 +44,21 @@ VERIFIER = ComponentTable(
         ),
         _verifier(
             "max_retries", Kind.INTEGER, 5, "Attempts to reach an agent before it is failed.", minimum=0
+        ),
+        _verifier(
+            "resume_after_silence",
+            Kind.FLAG,
+            True,
+            "Ask agents on that were failed because they did not answer; the next good attestation brings "
+            "them back. If not, they wait for an operator. Agents that answer are asked on in any case.",
+        ),
+        _verifier(
+            "silence_interval",
+            Kind.NUMBER,
+            15.0,
+            "Seconds between two questions to such an agent; more where that would be over a hundred in a "
+            "second.",
+            minimum=1,
         ),
         _verifier(
             "request_timeout",
@@ -77,9 +93,80 @@ VERIFIER = ComponentTable(
             "Largest accepted request body in bytes.",
             minimum=1024,
         ),
-        _verifier("measured_boot_policy_name", Kind.TEXT, "accept-all", "Name of the boot-log policy."),
+        _verifier(
+            "max_stranger_bodies",
+            Kind.INTEGER,
+            64 << 20,
+            "Bytes that the request bodies of all callers without an administrator's certificate may have "
+            "together, in each process.",
+            minimum=1 << 20,
+        ),
+        _verifier(
+            "max_evidence_size",
+            Kind.INTEGER,
+            4 << 20,
+            "Largest body of POST /verify/evidence in bytes.",
+            minimum=1024,
+        ),
+        _verifier(
+            "evidence_workers",
+            Kind.INTEGER,
+            1,
+            "Processes that judge such evidence beside each process of the verifier, while there is any.",
+            minimum=1,
+            maximum=64,
+        ),
+        _verifier(
+            "evidence_memory",
+            Kind.INTEGER,
+            512 << 20,
+            "Bytes of memory that judging one piece of evidence may take.",
+            minimum=32 << 20,
+        ),
+        _verifier(
+            "evidence_cpu_time",
+            Kind.INTEGER,
+            10,
+            "Seconds of CPU time that judging one piece of evidence may take.",
+            minimum=1,
+        ),
+        _verifier(
+            "policy_versions",
+            Kind.INTEGER,
+            20,
+            "How many versions of each named policy are kept to roll back to, the current one included.",
+            minimum=1,
+            maximum=1000,
+        ),
+        _verifier(
+            "history_retention",
+            Kind.NUMBER,
+            31536000.0,
+            "Seconds for which it is kept what happened to agents and policies, also to deleted ones; 0: for "
+            "good.",
+            minimum=0,
+        ),
+        _verifier(
+            "measured_boot_policy_name",
+            Kind.TEXT,
+            "accept-all",
+            "Name of the boot-log policy: accept-all, reject-all, example, components (which judges "
+            "reference states of example as well), one named by a boot chain (shim-grub, uki, systemd-boot, "
+            "efi-stub, unmeasured-loader), or one that measured_boot_imports offers. With any other the "
+            "verifier does not start.",
+        ),
         _verifier(
             "measured_boot_imports", Kind.LIST, (), "Python modules that define further boot-log policies."
+        ),
+        _verifier(
+            "measured_boot_explained_pcrs",
+            Kind.TEXT,
+            "automatic",
+            "PCRs that the logs of a boot must explain: firmware (0-7), boot (0-9, 12-14), all (0-9, 11-15), "
+            "or automatic: those that the policy rests on, else all, but 9, 11 and 15 of a machine with a "
+            "unified kernel only once its agent sends the operating system's log. A reference state may say "
+            "otherwise.",
+            choices=("automatic", "firmware", "boot", "all"),
         ),
         _verifier(
             "measured_boot_evaluate",
@@ -123,11 +210,21 @@ VERIFIER = ComponentTable(
             former=(("verifier", "enabled_revocation_notifications"),),
         ),
         _revocations(
+            "max_agents_notified",
+            Kind.INTEGER,
+            10_000,
+            "Agents of this verifier up to which each is told of revocations by a request (channel agent). "
+            "With more of them new revocations go out over the other enabled channels only; where none is "
+            "enabled, agents are told all the same. 0 means no limit.",
+            minimum=0,
+        ),
+        _revocations(
             "zmq_ip",
             Kind.ADDRESS,
             "127.0.0.1",
             "Address on which the ZeroMQ publisher listens.",
             former=(("verifier", "zmq_ip"),),
+            packaged=shared.EVERYWHERE,
         ),
         _revocations(
             "zmq_port",
@@ -166,7 +263,13 @@ VERIFIER = ComponentTable(
         # Known from existing files, without effect today.
         _ignored("registrar_ip", Kind.ADDRESS, "127.0.0.1", "Registrar; not used by the verifier."),
         _ignored("registrar_port", Kind.INTEGER, 8891, "Registrar; not used by the verifier."),
-        _ignored("authorization_provider", Kind.TEXT, "simple", "Access-control module."),
+        _ignored(
+            "authorization_provider",
+            Kind.TEXT,
+            "simple",
+            "Access-control module.",
+            refusal="this release has no other access control than administrators' certificates",
+        ),
         _verifier(
             "require_allow_list_signatures",
             Kind.FLAG,
@@ -174,7 +277,13 @@ VERIFIER = ComponentTable(
             "Accept only runtime policies that are signed, with the key they are to be verified with.",
         ),
         *shared.durable_attestation("verifier", signed_attributes=()),
-        _ignored("mode", Kind.TEXT, "pull", "Attestation model; only pull is served."),
+        _ignored(
+            "mode",
+            Kind.TEXT,
+            "pull",
+            "Attestation model; only pull is served.",
+            refusal="this release attests in pull mode only",
+        ),
         _ignored("challenge_lifetime", Kind.INTEGER, 1800, "Push model."),
         _ignored("verification_timeout", Kind.INTEGER, 0, "Push model."),
         _ignored("session_create_rate_limit_per_ip", Kind.INTEGER, 50, "Push model."),

@@ -1,77 +1,63 @@
-"""`add` and `update`: from a registered agent to one that the verifier attests."""
+"""`add`: from a registered agent to one that the verifier attests."""
 
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
 
-from keylime.errors import ConfigError, PeerUnreachable
-from keylime.identifiers import AgentId
+from keylime.addresses import means_own_host
+from keylime.errors import ConfigError, KeylimeError, PeerUnreachable
 from keylime.messages.agent import UKeyRequest
-from keylime.messages.verifier import OperationalState
 from keylime.messages.versions import AGENT_VERSIONS
 from keylime.nonce import new_nonce
 from keylime.payload.keys import auth_tag, encrypt_share, is_auth_tag
-from keylime_tenant.certificate_revocation import enrolled_serial
-from keylime_tenant.client import AgentClient, answer_document
-from keylime_tenant.commands.verifier import delete_from_verifier
-from keylime_tenant.enrolment import Candidate, add_request, check_identity, make_candidate
+from keylime_tenant.client import AgentConnection
+from keylime_tenant.enrolment import Candidate, add_request, check_identity, contact_remark, make_candidate
 from keylime_tenant.errors import AgentRejected, CommandFailed
-from keylime_tenant.payload import Delivery, check_rules
+from keylime_tenant.first_verdict import FirstVerdict, failure, standing
+from keylime_tenant.judgement import await_judgement
+from keylime_tenant.payload import PayloadDelivery, check_rules
+from keylime_tenant.people import agent_lines
 from keylime_tenant.policies import AgentPolicies, compose
-from keylime_tenant.render import agents_table, worded_status
 from keylime_tenant.session import Session
+from keylime_tenant.standing import worded_status
 
 AnswerT = TypeVar("AnswerT")
-
-_REJECTED = (OperationalState.FAILED, OperationalState.INVALID_QUOTE)
 
 
 async def add(session: Session) -> None:
     """Checks a registered agent and hands it to the verifier. Nothing is sent before the checks passed."""
-    await _enrol(session, replace=False)
-
-
-async def update(session: Session) -> None:
-    """As `add`, for an agent that the verifier may have: removed there only after the checks passed."""
-    await _enrol(session, replace=True)
-
-
-async def _enrol(session: Session, *, replace: bool) -> None:
-    if session.arguments.push_model:
-        raise CommandFailed("--push-model: this release polls its agents, push attestation is not available")
+    refuse_push(session)
     check_rules(session.arguments)
     policies = compose(session.arguments, await session.read_policies())
-    _report_policies(session, policies)
-    candidate = await _find_candidate(session)
+    report_policies(session, policies)
+    candidate = await find_candidate(session)
     agent = session.connect_agent(candidate)
     try:
-        if replace and session.arguments.ca_dir:
-            await _take_back_certificate(session, candidate.agent_id)
         delivery = session.prepare_delivery(candidate.agent_id)
-        version = await _agent_version(session, candidate, agent)
-        pubkey = await _check(session, candidate, agent, version)
-        if replace:
-            await delete_from_verifier(session, candidate.agent_id)
-        elif await session.verifier.status(candidate.agent_id) is not None:
+        version = await agent_version(session, candidate, agent)
+        pubkey = await check_agent(session, candidate, agent, version)
+        await warn_without_boot_log(session, candidate, agent, version, policies)
+        if await session.verifier.status(candidate.agent_id) is not None:
             # Asked before U is sent: an agent in use must not get the key share of another payload.
             raise _already_there(candidate)
-        await _send_u(candidate, agent, version, pubkey, delivery)
+        await send_u(candidate, agent, version, pubkey, delivery)
         await _tell_verifier(session, candidate, version, policies, delivery)
-        await _await_verifier(session, candidate)
+        await await_verifier(session, candidate)
         if session.arguments.verify:
-            await _verify_key(session, candidate, agent, version, delivery)
+            await verify_key(session, candidate, agent, version, delivery)
     finally:
         await agent.close()
+    await await_judgement(session, candidate.agent_id)
 
 
-async def _take_back_certificate(session: Session, agent_id: AgentId) -> None:
-    """A rejected agent gets a new certificate: revocations name the one that was compromised."""
-    found = await session.verifier.status(agent_id)
-    serial = None if found is None else enrolled_serial(found)
-    if found is not None and serial is not None and found.get("operational_state") in _REJECTED:
-        session.certificates.revoke(agent_id, serial)
+def refuse_push(session: Session) -> None:
+    """Raises CommandFailed for what agents of the push model would need."""
+    if session.arguments.push_model:
+        raise CommandFailed("--push-model: this release polls its agents, push attestation is not available")
 
 
-def _report_policies(session: Session, policies: AgentPolicies) -> None:
+def report_policies(session: Session, policies: AgentPolicies) -> None:
+    """Says what deserves attention about policies, and which PCRs are quoted."""
     for warning in policies.warnings:
         session.output.warning("%s", warning)
     session.output.info("TPM PCR Mask from policy is %s", hex(policies.operator_mask))
@@ -81,7 +67,8 @@ def _report_policies(session: Session, policies: AgentPolicies) -> None:
         )
 
 
-async def _find_candidate(session: Session) -> Candidate:
+async def find_candidate(session: Session) -> Candidate:
+    """The session's agent as it is registered. Raises CommandFailed, PeerUnreachable."""
     found = await session.registrar.agent(session.agent_id)
     if found is None:
         # The stray dollar sign is what existing scripts match.
@@ -90,35 +77,39 @@ async def _find_candidate(session: Session) -> Candidate:
             "Start the agent, and see what is registered with `-c reglist`"
         )
     record, _ = found
-    if record.regcount > 1:
-        session.output.warning(
-            "Agent %s was registered %d times with different keys; make sure that this is expected",
-            session.agent_id,
-            record.regcount,
-        )
     candidate = make_candidate(session.agent_id, record, session.arguments)
     if not candidate.serves_tls and session.config.enable_agent_mtls:
         raise CommandFailed(
-            f"agent {session.agent_id} has mutual TLS disabled: enable it there, or set "
-            "enable_agent_mtls = False in [tenant] and [verifier]"
+            f"agent {session.agent_id} registered without a certificate to serve TLS with. An agent in push "
+            "mode (`keylime_push_model_agent`) does that: the verifier asks agents itself, so run the agent "
+            "in pull mode. If it is in pull mode, switch mutual TLS on there ([agent] enable_agent_mtls)"
         )
     if not candidate.serves_tls:
         session.output.warning(
             "Agent %s has mutual TLS disabled: only its TPM identifies it", session.agent_id
         )
+    if not means_own_host(session.verifier.address.host):
+        _remark_on_contact(session, candidate)
     return candidate
 
 
-async def _agent_version(session: Session, candidate: Candidate, agent: AgentClient) -> str:
+def _remark_on_contact(session: Session, candidate: Candidate) -> None:
+    remark = contact_remark(candidate)
+    if remark is not None:
+        session.output.warning("%s", remark)
+
+
+async def agent_version(session: Session, candidate: Candidate, agent: AgentConnection) -> str:
+    """The API version that is spoken with the agent. Raises ConfigError, CommandFailed."""
     given = session.arguments.api_version
     if given is None:
-        return await _ask_patiently(session, candidate, agent.negotiate)
+        return await ask_patiently(session, candidate, agent.negotiate)
     if given not in AGENT_VERSIONS:
         raise ConfigError(f"--agent-api-version {given}: expected one of {', '.join(AGENT_VERSIONS)}")
     return given
 
 
-async def _ask_patiently(
+async def ask_patiently(
     session: Session, candidate: Candidate, question: Callable[[], Awaitable[AnswerT]]
 ) -> AnswerT:
     """The answer of an agent that may still be starting. Raises PeerUnreachable when patience ends."""
@@ -128,7 +119,11 @@ async def _ask_patiently(
     async def ask() -> bool:
         try:
             answers.append(await question())
-        except PeerUnreachable as error:
+        except KeylimeError as error:
+            if not reasons and means_own_host(session.verifier.address.host):
+                _remark_on_contact(session, candidate)  # until now it may well have been right
+            if not isinstance(error, PeerUnreachable):
+                raise
             reasons.append(error)
             session.output.warning("%s", error)
         return bool(answers)
@@ -138,11 +133,10 @@ async def _ask_patiently(
     return answers[0]
 
 
-async def _check(session: Session, candidate: Candidate, agent: AgentClient, version: str) -> str:
+async def check_agent(session: Session, candidate: Candidate, agent: AgentConnection, version: str) -> str:
     """The payload key of an agent whose identity quote and EK hold."""
     nonce = new_nonce()
-    reply, answer = await _ask_patiently(session, candidate, lambda: agent.identity_quote(version, nonce))
-    session.output.literal(answer_document(answer))
+    reply = await ask_patiently(session, candidate, lambda: agent.identity_quote(version, nonce))
     pubkey = check_identity(candidate, reply, nonce, session.config.accepted)
     for warning in await session.check_ek(candidate):
         session.output.warning("%s", warning)
@@ -150,9 +144,24 @@ async def _check(session: Session, candidate: Candidate, agent: AgentClient, ver
     return pubkey
 
 
-async def _send_u(
-    candidate: Candidate, agent: AgentClient, version: str, pubkey: str, delivery: Delivery
+async def warn_without_boot_log(
+    session: Session, candidate: Candidate, agent: AgentConnection, version: str, policies: AgentPolicies
 ) -> None:
+    """Says at once what the first attestation would say: that a boot policy finds no boot log to judge."""
+    if not policies.names_boot_policy or await agent.sends_boot_log(version, new_nonce()) is not False:
+        return
+    session.output.warning(
+        "Agent %s sends no boot event log, so that a measured boot policy which demands anything fails it at "
+        "its first attestation. Its firmware keeps none, or the agent cannot read it ([agent] "
+        "measuredboot_ml_path; the agent's log says so at its start): mend that, or leave the policy out",
+        candidate.agent_id,
+    )
+
+
+async def send_u(
+    candidate: Candidate, agent: AgentConnection, version: str, pubkey: str, delivery: PayloadDelivery
+) -> None:
+    """Hands over U with the encrypted payload, if there is one."""
     if delivery.key is None:
         return
     request = UKeyRequest(
@@ -164,7 +173,7 @@ async def _send_u(
 
 
 async def _tell_verifier(
-    session: Session, candidate: Candidate, version: str, policies: AgentPolicies, delivery: Delivery
+    session: Session, candidate: Candidate, version: str, policies: AgentPolicies, delivery: PayloadDelivery
 ) -> None:
     verifier = session.verifier
     request = add_request(
@@ -188,7 +197,8 @@ def _already_there(candidate: Candidate) -> CommandFailed:
     )
 
 
-async def _await_verifier(session: Session, candidate: Candidate) -> None:
+async def await_verifier(session: Session, candidate: Candidate) -> None:
+    """Shows the status of the agent as soon as the verifier has it. Raises CommandFailed."""
     verifier = session.verifier
     seen = []
 
@@ -203,41 +213,71 @@ async def _await_verifier(session: Session, candidate: Candidate) -> None:
         raise CommandFailed(
             f"{verifier.place} took agent {candidate.agent_id} but does not know it afterwards"
         )
-    session.output.listing(f"Agent Info from Verifier ({verifier.address}):", {candidate.agent_id: seen[-1]})
-    session.output.info(
+    if session.arguments.runtime_policies and "runtime_policies" not in seen[-1]:
+        session.output.warning(
+            "%s does not know of several runtime policies: it holds agent %s to %s alone",
+            verifier.place,
+            candidate.agent_id,
+            session.arguments.runtime_policy_name,
+        )
+    info = {str(candidate.agent_id): seen[-1]}
+    session.output.listing(
+        f"Agent Info from Verifier ({verifier.address}):",
+        info,
+        rows=[{"agent_id": candidate.agent_id, **seen[-1]}],
+        names=[candidate.agent_id],
+    )
+    session.output.said(
         "Agent %s (%s) added to Verifier (%s) after %d tries",
         candidate.agent_id,
         candidate.contact,
         verifier.address,
         tries - 1,  # the printed number is that of further tries
     )
-    session.output.table(agents_table({candidate.agent_id: seen[-1]}))
+    session.output.show(lambda terminal: agent_lines(info, terminal, time.time()))
 
 
-async def _verify_key(
-    session: Session, candidate: Candidate, agent: AgentClient, version: str, delivery: Delivery
+async def verify_key(
+    session: Session, candidate: Candidate, agent: AgentConnection, version: str, delivery: PayloadDelivery
 ) -> None:
-    """Waits until the agent shows that it holds K; stops its attestation when it does not."""
+    """Waits until the agent shows that it holds K; stops its attestation when it does not.
+
+    Until V arrives, an agent answers with the key of a former payload, if it had one. An agent that fails its
+    first attestation gets no V: that is told at once, and its state stays, which tells the reasons.
+    """
     if delivery.key is None:
         raise CommandFailed("--verify needs a payload: give -f, -k or --cert")
     challenge = new_nonce()
     key = delivery.key.k
+    proofs: list[str | None] = []
+    failed: list[Mapping[str, Any]] = []
 
     async def ask() -> bool:
         try:
             proof = await agent.key_proof(version, challenge)
+            proofs.append(proof)
+            if proof is not None and is_auth_tag(proof, key, challenge):
+                return True
+            status = await session.verifier.status(candidate.agent_id)
         except PeerUnreachable:
             return False
-        if proof is not None and not is_auth_tag(proof, key, challenge):
-            raise AgentRejected(f"agent {candidate.agent_id} derived another key than the one that was sent")
-        return proof is not None
+        if status is not None and standing(status) is FirstVerdict.FAILED:
+            failed.append(status)
+        return bool(failed)
 
     try:
         if await session.retry(f"Waiting for the key of agent {candidate.agent_id}", ask) is None:
+            if proofs and proofs[-1] is not None:
+                raise AgentRejected(
+                    f"agent {candidate.agent_id} has another key than the one that was sent: see the logs of "
+                    "agent and verifier"
+                )
             raise CommandFailed(
                 f"agent {candidate.agent_id} has not derived its key: see the logs of agent and verifier"
             )
     except CommandFailed:
         await session.verifier.act(candidate.agent_id, "stop")
         raise
-    session.output.info("Key derivation successful")
+    if failed:
+        raise failure(candidate.agent_id, failed[0])
+    session.output.said("Key derivation successful")

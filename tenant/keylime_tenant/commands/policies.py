@@ -1,11 +1,13 @@
 """Commands about named policies at the verifier: runtime policies (or allowlists) and measured boot."""
 
+import json
+
 from keylime.errors import ConfigError
-from keylime.http.client import Reply
+from keylime.http.replies import Reply
 from keylime.messages.verifier import MeasuredBootPolicyRequest, RuntimePolicyRequest
 from keylime_tenant.client import answer_document, results_of
+from keylime_tenant.people import name_lines
 from keylime_tenant.policies import operator_policy, reference_state, runtime_policy
-from keylime_tenant.render import names_table
 from keylime_tenant.session import Session
 
 _RUNTIME = "allowlists"  # the path of runtime policies
@@ -26,12 +28,14 @@ async def show_runtime_policy(session: Session) -> None:
     """A named runtime policy."""
     reply = await session.verifier.policy("GET", _RUNTIME, _runtime_name(session))
     _report(session, reply, "show the runtime policy", heading="Show allowlist command response")
+    _show_policy(session, reply, "runtime_policy")
 
 
 async def delete_runtime_policy(session: Session) -> None:
     """Removes a named runtime policy that no agent uses."""
-    reply = await session.verifier.policy("DELETE", _RUNTIME, _runtime_name(session))
-    _report(session, reply, "delete the runtime policy")
+    name = _runtime_name(session)
+    reply = await session.verifier.policy("DELETE", _RUNTIME, name)
+    _report(session, reply, "delete the runtime policy", done=f"runtime policy {name} is removed")
 
 
 async def list_runtime_policies(session: Session) -> None:
@@ -55,12 +59,14 @@ async def show_measured_boot_policy(session: Session) -> None:
     """A named measured boot policy."""
     reply = await session.verifier.policy("GET", _MEASURED_BOOT, _boot_name(session))
     _report(session, reply, "show the measured boot policy", heading="showmbpolicy command response")
+    _show_policy(session, reply, "mb_policy")
 
 
 async def delete_measured_boot_policy(session: Session) -> None:
     """Removes a named measured boot policy that no agent uses."""
-    reply = await session.verifier.policy("DELETE", _MEASURED_BOOT, _boot_name(session))
-    _report(session, reply, "delete the measured boot policy")
+    name = _boot_name(session)
+    reply = await session.verifier.policy("DELETE", _MEASURED_BOOT, name)
+    _report(session, reply, "delete the measured boot policy", done=f"measured boot policy {name} is removed")
 
 
 async def list_measured_boot_policies(session: Session) -> None:
@@ -82,7 +88,7 @@ async def _send_runtime_policy(session: Session, method: str) -> None:
         tpm_policy=operator_policy(tpm_policy).to_wire() if tpm_policy else "",
     )
     reply = await session.verifier.policy(method, _RUNTIME, name, body)
-    _report(session, reply, f"store the runtime policy {name}")
+    _report(session, reply, f"store the runtime policy {name}", done=f"runtime policy {name} is stored")
 
 
 async def _send_measured_boot_policy(session: Session, method: str) -> None:
@@ -93,22 +99,37 @@ async def _send_measured_boot_policy(session: Session, method: str) -> None:
     reply = await session.verifier.policy(
         method, _MEASURED_BOOT, name, MeasuredBootPolicyRequest(mb_policy=text)
     )
-    _report(session, reply, f"store the measured boot policy {name}")
+    _report(
+        session,
+        reply,
+        f"store the measured boot policy {name}",
+        done=f"measured boot policy {name} is stored",
+    )
 
 
 def _runtime_name(session: Session) -> str:
     if not session.arguments.policy_name:
-        raise ConfigError(f"{session.arguments.command} needs a name: give --runtime-policy-name")
+        raise ConfigError(
+            f"runtime_policy_name is required to {_verb(session)} a runtime policy: give "
+            "--runtime-policy-name"
+        )
+    session.output.about(session.arguments.policy_name)
     return session.arguments.policy_name
 
 
 def _boot_name(session: Session) -> str:
     if not session.arguments.mb_policy_name:
-        raise ConfigError(f"{session.arguments.command} needs a name: give --mb-policy-name")
+        raise ConfigError(
+            f"mb_policy_name is required to {_verb(session)} a measured boot policy: give --mb-policy-name"
+        )
+    session.output.about(session.arguments.mb_policy_name)
     return session.arguments.mb_policy_name
 
 
-def _report(session: Session, reply: Reply, intention: str, *, heading: str | None = None) -> None:
+def _report(
+    session: Session, reply: Reply, intention: str, *, heading: str | None = None, done: str = ""
+) -> None:
+    """Shows the answer; `done` tells people what is different now."""
     document = answer_document(reply)
     if heading is not None:
         session.output.literal(f"{heading}: {reply.code}.")
@@ -116,8 +137,28 @@ def _report(session: Session, reply: Reply, intention: str, *, heading: str | No
     session.output.result(document)
     if reply.code >= 400:
         raise session.verifier.refusal(reply, intention)
+    if done:
+        session.output.show(lambda _: [done])
+
+
+def _show_policy(session: Session, reply: Reply, *members: str) -> None:
+    """The text of a policy as a document of its own, which can be kept in a file."""
+    results = results_of(reply)
+    text = next((results[member] for member in members if results.get(member)), None)
+    try:
+        document = json.loads(text) if isinstance(text, str) else text
+    except ValueError:
+        document = text
+    session.output.show(lambda _: [json.dumps(document, indent=2)])
 
 
 def _show_names(session: Session, reply: Reply, title: str, key: str) -> None:
-    names = results_of(reply).get(key)
-    session.output.table(names_table(title, [str(name) for name in names] if isinstance(names, list) else []))
+    found = results_of(reply).get(key)
+    names = [str(name) for name in found] if isinstance(found, list) else []
+    session.output.result(answer_document(reply), rows=[{"name": name} for name in names], names=names)
+    session.output.show(lambda terminal: name_lines(title, names, terminal))
+
+
+def _verb(session: Session) -> str:
+    command = session.arguments.command
+    return next((verb for verb in ("add", "update", "show", "delete") if command.startswith(verb)), command)

@@ -7,7 +7,7 @@ from keylime.messages.verifier import OperationalState
 from keylime_tenant.client import answer_document, results_of
 from keylime_tenant.commands.verifier import show_status
 from keylime_tenant.errors import CommandFailed
-from keylime_tenant.render import names_table
+from keylime_tenant.people import name_lines, policy_lines, registration_lines
 from keylime_tenant.session import Session
 
 
@@ -25,8 +25,16 @@ async def reglist(session: Session) -> None:
         json.dumps(answer_document(reply)),
     )
     session.output.literal("")
-    session.output.listing(f"Agent list from Registrar ({registrar.address}) retrieved: ", results)
-    session.output.table(names_table(f"agents registered at {registrar.address}", results.get("uuids", [])))
+    names = [str(name) for name in results.get("uuids", [])]
+    session.output.listing(
+        f"Agent list from Registrar ({registrar.address}) retrieved: ",
+        results,
+        rows=[{"agent_id": name} for name in names],
+        names=names,
+    )
+    session.output.show(
+        lambda terminal: name_lines(f"agents registered at {registrar.place}", names, terminal)
+    )
 
 
 async def regstatus(session: Session) -> None:
@@ -52,14 +60,21 @@ async def show_record(session: Session) -> dict[str, Any]:
     present = {"code": 200, "status": f"Agent {agent_id} exists on {where}.", "results": info}
     session.output.info("Status from Registrar (%s): %s", registrar.address, json.dumps(present))
     session.output.listing(f"Agent Info from Registrar ({registrar.address}):", info)
-    session.output.result(present)
+    session.output.result(
+        present, rows=[{"agent_id": agent_id, **info[str(agent_id)]}], names=[str(agent_id)]
+    )
+    title = f"registered at {registrar.place}"
+    session.output.show(lambda terminal: registration_lines(info, terminal, title=title))
     return info
 
 
 async def status(session: Session) -> None:
     """The registrar's record and the verifier's status."""
     record = await show_record(session)
-    session.output.result({"registrar": record, "verifier": await show_status(session)})
+    info = await show_status(session)
+    (one,) = info.values()
+    session.output.show(lambda terminal: policy_lines(one, terminal))
+    session.output.result({"registrar": record, "verifier": info}, names=[str(session.agent_id)])
 
 
 async def regdelete(session: Session) -> None:
@@ -69,4 +84,6 @@ async def regdelete(session: Session) -> None:
         session.output.warning(
             "The registrar did not delete agent %s: %s %s", session.agent_id, reply.code, reply.status
         )
-    session.output.result(answer_document(reply))
+    else:
+        session.output.show(lambda _: [f"agent {session.agent_id} is not registered any more"])
+    session.output.result(answer_document(reply), names=[session.agent_id])

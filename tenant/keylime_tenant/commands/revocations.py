@@ -1,15 +1,16 @@
 """The command `revocations`: which revocations reached whom, and which did not."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from rich.table import Table
-from rich.text import Text
+import msgspec
 
+from keylime.findings.finding import printable
 from keylime.messages.deliveries import Deliveries, TargetSummary
 from keylime_tenant.client import read_results, results_of
 from keylime_tenant.errors import CommandFailed
 from keylime_tenant.session import Session
+from keylime_tenant.terminal import Column, Terminal, age, lines_of
 
 
 async def revocations(session: Session) -> None:
@@ -23,46 +24,54 @@ async def revocations(session: Session) -> None:
         raise verifier.refusal(reply, "tell about revocations")
     found = read_results(reply, Deliveries, verifier.place)
     now = time.time()
-    session.output.listing(f"Revocations of Verifier ({verifier.address}):", results_of(reply))
-    for summary in found.targets:
-        if summary.failed or summary.pending:
+    session.output.listing(
+        f"Revocations of Verifier ({verifier.address}):",
+        results_of(reply),
+        rows=[msgspec.to_builtins(target) for target in found.targets],
+        names=[target.target for target in found.targets],
+    )
+    for summary in () if session.output.form.is_for_people else found.targets:
+        if summary.failed or summary.pending or summary.wrong_key:
             session.output.warning("%s", shortfall(summary, now))
-    session.output.table(targets_table(found.targets, now))
+    session.output.show(lambda terminal: target_lines(found.targets, terminal, now))
 
 
 def shortfall(summary: TargetSummary, now: float) -> str:
     """One line about a target that does not have everything."""
     reason = f": {summary.last_error}" if summary.last_error else ""
-    waiting = f" (the oldest for {age(summary.oldest_pending, now)})" if summary.pending else ""
+    is_waiting = summary.pending or summary.wrong_key
+    waiting = f" (the oldest for {age(summary.oldest_pending, now)})" if is_waiting else ""
+    kept_back = f", {summary.wrong_key} kept back from who does not hold the key" if summary.wrong_key else ""
     return (
-        f"{summary.channel} {summary.target}: {summary.pending} pending{waiting}, "
+        f"{summary.channel} {summary.target}: {summary.pending} pending{kept_back}{waiting}, "
         f"{summary.failed} given up{reason}"
     )
 
 
-def targets_table(summaries: Sequence[TargetSummary], now: float) -> Table:
-    """One line for each target."""
-    table = Table("channel", "target", "pending", "delivered", "failed", "attempts", "waiting", "last error")
-    for summary in summaries:
-        numbers = (summary.pending, summary.delivered, summary.failed, summary.attempts)
-        table.add_row(
-            summary.channel,
-            Text(summary.target),
-            *map(str, numbers),
-            age(summary.oldest_pending, now),
-            Text(summary.last_error or ""),
-        )
-    return table
-
-
-def age(since: int | None, now: float) -> str:
-    """The time since the epoch second `since`, in its two largest units; empty without one."""
-    if since is None:
-        return ""
-    seconds = max(0, int(now - since))
-    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
-    if days:
-        return f"{days} d {hours % 24} h"
-    if hours:
-        return f"{hours} h {minutes % 60} min"
-    return f"{minutes} min {seconds % 60} s" if minutes else f"{seconds} s"
+def target_lines(summaries: Sequence[TargetSummary], terminal: Terminal, now: float) -> Iterator[str]:
+    """One line for each target, and below it why something has not arrived."""
+    ordered = sorted(
+        summaries, key=lambda one: (not (one.failed or one.pending or one.wrong_key), one.target)
+    )
+    columns = [
+        Column("target", [printable(one.target) for one in ordered]),
+        Column("channel", [printable(one.channel) for one in ordered]),
+        *(
+            Column(title, [str(getattr(one, name)) for one in ordered], rank)
+            for title, name, rank in (
+                ("pending", "pending", 0),
+                ("failed", "failed", 0),
+                ("delivered", "delivered", 1),
+                ("gone", "gone", 2),
+                ("wrong key", "wrong_key", 1),
+                ("attempts", "attempts", 3),
+            )
+        ),
+        Column("waiting", [age(one.oldest_pending, now) for one in ordered], 2),
+    ]
+    heading, *rows = lines_of(columns, terminal)
+    yield heading
+    for summary, row in zip(ordered, rows, strict=True):
+        yield row
+        if summary.last_error:
+            yield f"   {terminal.paint('last error', 'quiet')}  {printable(summary.last_error)}"

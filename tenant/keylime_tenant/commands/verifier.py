@@ -1,16 +1,29 @@
 """Commands about agents at the verifier: cvlist, cvstatus, bulkinfo, delete, reactivate."""
 
 import ipaddress
+import time
 from collections.abc import Mapping
 from typing import Any
 
-from keylime.identifiers import AgentId
-from keylime_tenant.certificate_revocation import enrolled_serial
-from keylime_tenant.client import Verifier, answer_document, results_of
+from keylime.errors import KeylimeError, MalformedMessage
+from keylime.findings.finding import printable
+from keylime.identifiers import AgentId, parse_agent_id
+from keylime.messages.verifier import OperationalState
+from keylime.revocation.message import certificate_serial
+from keylime_tenant.client import VerifierClient, answer_document, results_of
 from keylime_tenant.config import Address
-from keylime_tenant.errors import CommandFailed
-from keylime_tenant.render import agents_table, names_table, worded_status
+from keylime_tenant.errors import CommandFailed, Unjudged
+from keylime_tenant.first_verdict import FirstVerdict, failure, standing
+from keylime_tenant.judgement import await_judgement
+from keylime_tenant.people import agent_lines, name_lines
 from keylime_tenant.session import Session
+from keylime_tenant.standing import is_unjudged, worded_status
+
+_STATES = {
+    "failed": OperationalState.FAILED,
+    "invalid-quote": OperationalState.INVALID_QUOTE,
+    "stopped": OperationalState.TENANT_FAILED,
+}
 
 
 async def cvlist(session: Session) -> None:
@@ -27,17 +40,28 @@ async def cvlist(session: Session) -> None:
         answer_document(reply),
     )
     session.output.literal("")
-    session.output.listing(f"Agent list from Verifier ({verifier.address}) retrieved: ", results)
     # Each id comes in a list of its own.
     names = [
-        entry[0] if isinstance(entry, list) and entry else str(entry) for entry in results.get("uuids", [])
+        str(entry[0] if isinstance(entry, list) and entry else entry) for entry in results.get("uuids", [])
     ]
-    session.output.table(names_table(f"agents of {verifier.address}", names))
+    session.output.listing(
+        f"Agent list from Verifier ({verifier.address}) retrieved: ",
+        results,
+        rows=[{"agent_id": name} for name in names],
+        names=names,
+    )
+    session.output.show(lambda terminal: name_lines(f"agents of {verifier.place}", names, terminal))
 
 
 async def cvstatus(session: Session) -> None:
     """Everything that the verifier tells about one agent."""
-    await show_status(session)
+    status = (await show_status(session))[str(session.agent_id)]
+    if session.arguments.exit_code:
+        state = standing(status)
+        if state is FirstVerdict.FAILED:
+            raise failure(session.agent_id, status)
+        if state is FirstVerdict.OPEN:
+            raise Unjudged(f"agent {session.agent_id} is not judged yet")
 
 
 async def show_status(session: Session) -> dict[str, Any]:
@@ -51,9 +75,22 @@ async def show_status(session: Session) -> dict[str, Any]:
             "See its agents with `-c cvlist`"
         )
     info = {str(session.agent_id): worded_status(found)}
-    session.output.listing(f"Agent Info from Verifier ({verifier.address}):", info)
-    session.output.table(agents_table(info))
+    if is_unjudged(found) and not session.output.form.is_for_people:  # who have it below the agent's line
+        # Before the document, which scripts look for in the last line.
+        session.output.warning("Agent %s: %s", session.agent_id, printable(str(found["attestation_text"])))
+    show_agents(session, f"Agent Info from Verifier ({verifier.address}):", info)
     return info
+
+
+def show_agents(session: Session, heading: str, statuses: Mapping[str, Mapping[str, Any]]) -> None:
+    """Shows agents by their ids; `heading` stands above the document that scripts read."""
+    session.output.listing(
+        heading,
+        statuses,
+        rows=[{"agent_id": agent_id, **status} for agent_id, status in statuses.items()],
+        names=tuple(statuses),
+    )
+    session.output.show(lambda terminal: agent_lines(statuses, terminal, time.time()))
 
 
 async def bulkinfo(session: Session) -> None:
@@ -62,8 +99,7 @@ async def bulkinfo(session: Session) -> None:
     if reply.code != 200:
         raise session.verifier.refusal(reply, "tell about its agents")
     statuses = {agent_id: worded_status(status) for agent_id, status in results_of(reply).items()}
-    session.output.listing("Bulk Agent Info:", statuses)
-    session.output.table(agents_table(statuses))
+    show_agents(session, "Bulk Agent Info:", statuses)
 
 
 async def delete(session: Session) -> None:
@@ -71,25 +107,87 @@ async def delete(session: Session) -> None:
     found = await delete_from_verifier(session, session.agent_id)
     serial = None if found is None else enrolled_serial(found)
     if serial is not None:
-        session.certificates.revoke(session.agent_id, serial)
+        session.revoke_certificate(session.agent_id, serial)
+
+
+def enrolled_serial(status: Mapping[str, Any]) -> int | None:
+    """The serial number in an agent's status at the verifier; None when it came without a certificate."""
+    meta_data = status.get("meta_data")
+    try:
+        return certificate_serial(meta_data) if isinstance(meta_data, str) else None
+    except MalformedMessage:
+        return None
 
 
 async def reactivate(session: Session) -> None:
-    """Lets the verifier attest a failed or stopped agent again."""
-    verifier = session.verifier
-    if session.arguments.verifier_check:
-        found = await verifier.status(session.agent_id)
-        if found is None:
-            raise CommandFailed(f"{verifier.place} does not have agent {session.agent_id}: add it first")
-        verifier = _owner(session, found)
+    """Lets the verifier attest a failed or stopped agent again; with `--state` all that are in it."""
+    if session.arguments.state is not None:
+        await _reactivate_all(session, session.arguments.state)
+        return
+    passes_before = await reactivate_one(session, session.agent_id)
+    await _show_reactivated(session)
+    await await_judgement(session, session.agent_id, passes_before)
+
+
+async def _show_reactivated(session: Session) -> None:
+    """Prints the status of an agent that was re-activated, which it is whatever comes of this."""
+    if not session.arguments.verifier_check or session.output.form.is_document:
+        return
     try:
-        reply = await verifier.act(session.agent_id, "reactivate")
-    finally:
-        await _release(session, verifier)
+        await show_status(session)
+    except KeylimeError as error:
+        session.output.warning("the status of agent %s cannot be shown: %s", session.agent_id, error)
+
+
+async def _reactivate_all(session: Session, state: str) -> None:
+    reply = await session.verifier.agents(session.arguments.verifier_id or "", bulk=True)
     if reply.code != 200:
-        raise verifier.refusal(reply, f"re-activate agent {session.agent_id}")
-    session.output.info("Agent %s re-activated", session.agent_id)
+        raise session.verifier.refusal(reply, "tell about its agents")
+    wanted = _STATES[state]
+    agents = sorted(
+        agent_id
+        for agent_id, status in results_of(reply).items()
+        if isinstance(status, dict) and status.get("operational_state") in (wanted, wanted.text)
+    )
+    passes, errors = {}, {}
+    for agent_id in agents:
+        try:
+            passes[agent_id] = await reactivate_one(session, parse_agent_id(agent_id))
+        except KeylimeError as error:
+            errors[agent_id] = str(error)
+    for agent_id, passes_before in passes.items():
+        try:
+            await await_judgement(session, parse_agent_id(agent_id), passes_before)
+        except KeylimeError as error:
+            errors[agent_id] = str(error)
+    for reason in errors.values():
+        session.output.warning("%s", reason)
+    done = [one for one in agents if one not in errors]
+    session.output.said("%d of %d agents in state %s re-activated", len(done), len(agents), state)
+    session.output.result({"reactivated": done, "errors": errors}, names=done)
+    if errors:
+        raise CommandFailed(f"{len(errors)} of {len(agents)} agents were not re-activated, or did not pass")
+
+
+async def reactivate_one(session: Session, agent_id: AgentId) -> int:
+    """Has one agent attested again; how often it had passed before, as far as that was asked."""
+    verifier, passes = session.verifier, 0
+    if session.arguments.verifier_check:
+        found = await verifier.status(agent_id)
+        if found is None:
+            raise CommandFailed(f"{verifier.place} does not have agent {agent_id}: add it first")
+        verifier = owner(session, found)
+        count = found.get("attestation_count")
+        passes = count if isinstance(count, int) else 0
+    try:
+        reply = await verifier.act(agent_id, "reactivate")
+    finally:
+        await release(session, verifier)
+    if reply.code != 200:
+        raise verifier.refusal(reply, f"re-activate agent {agent_id}")
+    session.output.said("Agent %s re-activated", agent_id)
     session.output.result(answer_document(reply))
+    return passes
 
 
 async def delete_from_verifier(session: Session, agent_id: AgentId) -> Mapping[str, Any] | None:
@@ -103,15 +201,15 @@ async def delete_from_verifier(session: Session, agent_id: AgentId) -> Mapping[s
         if found is None:
             _report_absent(session, agent_id)
             return None
-        verifier = _owner(session, found)
+        verifier = owner(session, found)
     try:
         await _delete_at(session, verifier, agent_id)
     finally:
-        await _release(session, verifier)
+        await release(session, verifier)
     return found
 
 
-async def _delete_at(session: Session, verifier: Verifier, agent_id: AgentId) -> None:
+async def _delete_at(session: Session, verifier: VerifierClient, agent_id: AgentId) -> None:
     reply = await verifier.delete(agent_id)
     if reply.code == 404:
         _report_absent(session, agent_id)
@@ -127,7 +225,7 @@ async def _delete_at(session: Session, verifier: Verifier, agent_id: AgentId) ->
             )
     elif reply.code != 200:
         raise verifier.refusal(reply, f"delete agent {agent_id}")
-    session.output.info("Agent %s deleted from the CV", agent_id)
+    session.output.said("Agent %s deleted from the CV", agent_id)
     session.output.result(answer_document(reply))
 
 
@@ -141,16 +239,18 @@ def _say_absent(session: Session, agent_id: AgentId) -> None:
 def _report_absent(session: Session, agent_id: AgentId) -> None:
     address = session.verifier.address
     _say_absent(session, agent_id)
-    session.output.info("The Agent %s is deleted from Verifier (%s)", agent_id, address)
+    session.output.said("The Agent %s is deleted from Verifier (%s)", agent_id, address)
     session.output.result({"code": 404, "status": f"agent {agent_id} is not at the verifier", "results": {}})
 
 
-def _owner(session: Session, status: Mapping[str, Any]) -> Verifier:
+def owner(session: Session, status: Mapping[str, Any]) -> VerifierClient:
+    """The verifier that takes orders about the agent of `status`: to be given to `release`."""
     address = owner_address(status, session.verifier.address)
     return session.verifier if address == session.verifier.address else session.connect_verifier(address)
 
 
-async def _release(session: Session, verifier: Verifier) -> None:
+async def release(session: Session, verifier: VerifierClient) -> None:
+    """Closes what `owner` opened."""
     if verifier is not session.verifier:
         await verifier.close()
 

@@ -3,9 +3,12 @@ import logging
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from keylime_agent.actions import Action, ActionOptions, ActionRunner, find_action, parse_action_list
 from keylime_agent.processes import child_environment
+from keylime_agent.stand_ins.M2Crypto import X509
+from tests.fakes.tls_material import self_signed
 
 INSTALLED, PAYLOAD = Path("/installed"), Path("/payload")
 OPTIONS = ActionOptions(configured=(), directory=INSTALLED, allow_payload=True)
@@ -101,6 +104,29 @@ def test_a_shell_action_gets_the_path_of_the_message(
     assert list((tmp_path / "work").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("cleared", ["local_action_cleared.sh"]),
+        ("revocation", ["block.sh", "local_action_block.sh"]),
+        ("comm_error", ["block.sh", "local_action_block.sh"]),
+    ],
+)
+def test_only_actions_named_for_it_hear_that_an_agent_is_trusted_again(
+    tmp_path: Path, kind: str, expected: list[str]
+) -> None:
+    names = ("block.sh", "local_action_block.sh", "local_action_cleared.sh")
+    actions = runner(tmp_path, *names)
+    log = tmp_path / "ran"
+    for name in names:
+        program = tmp_path / "installed" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f"#!/bin/sh\necho {name} >> {log}\n")
+        program.chmod(0o700)
+    asyncio.run(actions.run_all(b'{"type":"%s"}' % kind.encode()))
+    assert log.read_text().split() == expected
+
+
 def test_a_failing_or_hanging_action_does_not_stop_the_next(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -135,6 +161,46 @@ def test_modules_of_a_payload_need_the_prefix(tmp_path: Path, caplog: pytest.Log
     assert "revocation action other skipped: modules of a payload must be named local_action_..." in lines
     assert "Executing revocation action installed_module" in lines
     assert [line for line in lines if line.startswith("revocation action local_action_x")] == []
+
+
+def test_modules_that_read_a_certificate_with_m2crypto_run_unchanged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    actions = runner(tmp_path, "first", limit_s=60)
+    issued = self_signed("machine")
+    (tmp_path / "certificate.crt").write_text(issued.pem)
+    script = (
+        "from M2Crypto import X509\nasync def execute(event):\n"
+        f"    print('serial', X509.load_cert({str(tmp_path / 'certificate.crt')!r}).get_serial_number())\n"
+    )
+    (tmp_path / "installed" / "first.py").write_text(script)
+    (tmp_path / "payload" / "local_action_own.py").write_text(script.replace("'serial'", "'own'"))
+    (tmp_path / "payload" / "action_list").write_text("local_action_own")
+    asyncio.run(actions.run_all(b"{}"))
+    serial = issued.certificate.serial_number
+    assert [line for line in messages(caplog) if line.startswith("Action stdout")] == [
+        f"Action stdout: serial {serial}",
+        f"Action stdout: own {serial}",
+    ]
+    own = "class X509:\n    load_cert = staticmethod(lambda path: None)\n"
+    (tmp_path / "payload" / "M2Crypto.py").write_text(own)
+    (tmp_path / "payload" / "local_action_own.py").write_text(
+        "import M2Crypto\nasync def execute(event):\n    print('from', M2Crypto.__file__)\n"
+    )
+    asyncio.run(actions.run_all(b"{}"))
+    assert f"Action stdout: from {tmp_path / 'payload' / 'M2Crypto.py'}" in messages(caplog), "a real one"
+
+
+def test_what_stands_in_for_m2crypto_reads_both_formats_and_says_what_is_none() -> None:
+    issued = self_signed("machine")
+    der = issued.certificate.public_bytes(Encoding.DER)
+    for certificate in (X509.load_cert_string(issued.pem), X509.load_cert_string(der, X509.FORMAT_DER)):
+        assert certificate.get_serial_number() == issued.certificate.serial_number
+    with pytest.raises(X509.X509Error, match="no certificate"):
+        X509.load_cert_string("x")
+    with pytest.raises(ValueError, match="Unknown format"):
+        X509.load_cert_string("x", 7)
 
 
 def test_nothing_of_the_agents_environment_reaches_an_action(

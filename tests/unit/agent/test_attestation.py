@@ -4,13 +4,8 @@ from hypothesis import strategies as st
 
 from keylime.hashes import HashAlgorithm
 from keylime.http.server import HttpError
-from keylime_agent.attestation import (
-    IntegrityQuery,
-    QuoteAlgorithms,
-    parse_challenge,
-    parse_identity_query,
-    parse_integrity_query,
-)
+from keylime_agent.queries import IntegrityQuery, parse_challenge, parse_identity_query, parse_integrity_query
+from keylime_agent.quoting import QuoteAlgorithms
 
 GOOD = {"nonce": "0YkqCoOGTUKHwBO8oeBa", "mask": "0x408000", "partial": "0", "ima_ml_entry": "7"}
 

@@ -5,7 +5,9 @@ import pytest
 from keylime.config.loader import load_settings
 from keylime.errors import ConfigError
 from keylime.hashes import HashAlgorithm
-from keylime_agent.config import AgentConfig, agent_config
+from keylime.tpm.device_key_templates import DEVICE_KEY_KINDS
+from keylime_agent.config import AgentConfig, agent_config, contact_remark
+from keylime_agent.device_identity import DeviceKeyOptions
 from keylime_agent.privileges import find_account
 
 
@@ -111,11 +113,80 @@ def test_the_owner_password_may_be_bytes_in_hex_and_is_not_shown(tmp_path: Path)
         ("revocation_notification_ip", ""),
         ("revocation_notification_ip", "10.0.0.1, 10.0.0.999"),
         ("payload_script_timeout", "-1"),
+        ("iak_idevid_template", "H-6"),
     ],
 )
 def test_a_value_that_cannot_be_used_is_named(tmp_path: Path, option: str, value: str) -> None:
     with pytest.raises(ConfigError) as caught:
         config(tmp_path, f"[agent]\n{option} = {value}\n")
+    assert option in str(caught.value)
+
+
+def test_device_identity_is_off_unless_wanted(tmp_path: Path) -> None:
+    assert config(tmp_path, "iak_idevid_template = H-5\niak_handle = x\n").device_identity is None
+
+
+def test_device_identity_has_the_options_of_other_agents(tmp_path: Path) -> None:
+    wanted = config(
+        tmp_path,
+        'enable_iak_idevid = true\niak_idevid_template = "H-3"\niak_cert = ""\n'
+        'idevid_cert = "maker/one.pem"\n'
+        'iak_handle = "0x81020001"\niak_password = "hex:00ff"\nidevid_handle = "8102000A"\n'
+        'idevid_password = "word"\n',
+    )
+    identity = wanted.device_identity
+    assert identity is not None
+    assert identity.kind == DEVICE_KEY_KINDS["H-3"]
+    assert identity.iak == DeviceKeyOptions(None, False, 0x81020001, b"\x00\xff")
+    assert identity.idevid == DeviceKeyOptions(
+        Path("/var/lib/agent/maker/one.pem"), True, 0x8102000A, b"word"
+    )
+    assert "word" not in repr(wanted)
+    assert "\\xff" not in repr(wanted)
+
+
+@pytest.mark.parametrize("template", ["", "default", "detect"])
+def test_templates_are_detected_unless_named(tmp_path: Path, template: str) -> None:
+    identity = config(tmp_path, f"enable_iak_idevid = on\niak_idevid_template = {template}\n").device_identity
+    assert identity is not None
+    assert identity.kind is None
+    assert identity.iak == DeviceKeyOptions(Path("/var/lib/agent/iak-cert.crt"), False)
+
+
+@pytest.mark.parametrize(
+    ("family", "name_alg", "label"),
+    [("rsa", "sha256", "rsa2048"), ("rsa", "sha384", "rsa3072"), ("ecc", "sha512", "ecc521")],
+)
+def test_a_manual_template_has_the_size_of_its_hash(
+    tmp_path: Path, family: str, name_alg: str, label: str
+) -> None:
+    identity = config(
+        tmp_path,
+        f"enable_iak_idevid = 1\niak_idevid_template = manual\niak_idevid_asymmetric_alg = {family}\n"
+        f"iak_idevid_name_alg = {name_alg}\n",
+    ).device_identity
+    assert identity is not None
+    assert identity.kind is not None
+    assert (identity.kind.label, identity.kind.name_alg.label) == (label, name_alg)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "also"),
+    [
+        ("iak_idevid_template", "H-5", ""),
+        ("iak_idevid_asymmetric_alg", "dsa", "iak_idevid_template = manual"),
+        ("iak_idevid_name_alg", "sha1", "iak_idevid_template = manual"),
+        ("iak_idevid_name_alg", "md5", "iak_idevid_template = manual"),
+        ("iak_handle", "0x40000001", ""),
+        ("idevid_handle", "81010001x", ""),
+        ("iak_password", "hex:0", ""),
+    ],
+)
+def test_a_device_identity_that_cannot_be_is_named(
+    tmp_path: Path, option: str, value: str, also: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config(tmp_path, f"enable_iak_idevid = true\n{option} = {value}\n{also}\n")
     assert option in str(caught.value)
 
 
@@ -133,3 +204,19 @@ def test_accounts_are_found_by_name() -> None:
     for text in ("no-such-user", "root:no-such-group"):
         with pytest.raises(ConfigError, match="run_as"):
             find_account(text)
+
+
+@pytest.mark.parametrize("contact", ["", "contact_ip = 0.0.0.0\n", "contact_ip = ::1\n"])
+def test_a_contact_that_others_cannot_use_is_remarked_on(tmp_path: Path, contact: str) -> None:
+    remark = contact_remark(config(tmp_path, f"[agent]\nregistrar_ip = 192.0.2.1\n{contact}"))
+    assert remark is not None
+    assert "set contact_ip to an address of this machine" in remark
+    assert "192.0.2.1" in remark
+
+
+@pytest.mark.parametrize(
+    "snippet",
+    ["", "registrar_ip = ::1\n", "registrar_ip = 192.0.2.1\ncontact_ip = 192.0.2.2\n"],
+)
+def test_a_contact_for_whoever_asks_is_not_remarked_on(tmp_path: Path, snippet: str) -> None:
+    assert contact_remark(config(tmp_path, f"[agent]\n{snippet}")) is None

@@ -1,5 +1,6 @@
 """Whole appraisals, through the public entry point."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -8,21 +9,22 @@ import pytest
 from keylime.appraisal.appraise import appraise
 from keylime.appraisal.challenge import Challenge, make_challenge
 from keylime.appraisal.checkpoint import Checkpoint, decode_checkpoint, encode_checkpoint
-from keylime.appraisal.findings import JsonValue
 from keylime.appraisal.memo import AppraisalMemo
 from keylime.appraisal.reference import Reference
 from keylime.appraisal.verdict import Accepted, Incomplete, Rejected, Verdict
+from keylime.findings.finding import JsonValue
 from keylime.hashes import HashAlgorithm
 from keylime.ima.measurement_list import split_lines
+from keylime.ima.runtime_policy import EMPTY_POLICY, parse_runtime_policy
+from keylime.measured_boot.boot_policy import built_in_policies, compile_measured_boot_policy
 from keylime.measured_boot.policies import BootPolicy
 from keylime.measured_boot.replay import parse_boot_log
 from keylime.measured_boot.rules import AcceptAll, RejectAll, Test
 from keylime.messages.agent import QuoteReply
 from keylime.nonce import new_nonce
-from keylime.policy.measured_boot import built_in_policies, compile_measured_boot_policy
-from keylime.policy.runtime import EMPTY_POLICY, parse_runtime_policy
-from keylime.policy.tpm_policy import TpmPolicy
-from tests.appraisal_rounds import WRONG_DIGEST, Watch
+from keylime.tpm.pcr import data_pcr_value
+from keylime.tpm.tpm_policy import TpmPolicy
+from tests.appraisal_rounds import NOT_LISTED, Watch
 from tests.captures import AK_LABELS, Capture, Stage, capture, captures, stages
 from tests.evidence import (
     SoftwareMachine,
@@ -266,15 +268,35 @@ def test_an_agent_without_ima_is_not_asked_for_its_whole_list_after_a_reboot(
     assert isinstance(watch.round(ima_measurement_list="", ima_measurement_list_entry=7), Accepted)
 
 
-def test_pcrs_that_a_log_explains_are_not_held_to_the_tpm_policy_as_well(
+def pinned(index: int, value: bytes) -> TpmPolicy:
+    return TpmPolicy.from_wire(json.dumps({str(index): [value.hex()]}))
+
+
+@pytest.mark.parametrize("index", [*range(16), 16])
+def test_a_pinned_pcr_is_compared_also_where_a_log_or_a_key_explains_it(
+    machine: SoftwareMachine, known: Reference, index: int
+) -> None:
+    """The log says how the value came about, the pin which one it must be."""
+    values = {**machine.pcrs, 16: data_pcr_value(machine.bank, machine.public_key)}
+    Watch(machine, replace(known, tpm_policy=pinned(index, values[index]))).accept()
+    wrong = replace(known, tpm_policy=pinned(index, b"\x01" * 32))
+    watch = Watch(machine, wrong)
+    for _ in range(2):
+        assert events(watch.round()) == [f"pcr_validation.invalid_pcr_{index}"]
+
+
+def test_a_pinned_pcr_10_holds_until_the_machine_measures_something_new(
     machine: SoftwareMachine, known: Reference
 ) -> None:
-    wire = TpmPolicy.from_wire('{"4": ["00"], "10": ["00"], "16": ["00"], "mask": "0x410"}')
-    Watch(machine, replace(known, tpm_policy=wire)).accept()
-    without_boot = replace(known, tpm_policy=wire, measured_boot=None)
-    assert events(Watch(machine, without_boot).round()) == ["pcr_validation.invalid_pcr_4"]
-    nothing_else = reference(machine.ak.tpm2b_public, tpm_policy=TpmPolicy.from_wire('{"10": ["00"]}'))
-    assert events(Watch(machine, nothing_else).round()) == ["pcr_validation.invalid_pcr_10"]
+    watch = Watch(machine, replace(known, measured_boot=None, tpm_policy=pinned(10, machine.pcrs[10])))
+    watch.accept()
+    watch.accept()
+    kernel = Kernel()
+    kernel.pcr = machine.pcrs[10]
+    line = split_lines(CLEAN.ascii_list)[-1]
+    kernel.add(line)
+    machine.pcrs[10], machine.ima_list = kernel.pcr, CLEAN.ascii_list + line + b"\n"
+    assert events(watch.round()) == ["pcr_validation.invalid_pcr_10"]
 
 
 def test_an_honest_machine_gives_nothing_to_note(machine: SoftwareMachine, known: Reference) -> None:
@@ -327,6 +349,7 @@ def test_a_list_that_is_missing_after_a_reboot_is_a_finding_at_once(
 
 def test_findings_that_are_too_many_to_keep_are_counted() -> None:
     machine, kernel = SoftwareMachine(), Kernel()
+    kernel.add(split_lines(CLEAN.ascii_list)[0])
     for number in range(1500):
         kernel.run(f"/evil-{number}", "x")
     machine.pcrs[10], machine.ima_list = kernel.pcr, kernel.text()
@@ -379,7 +402,7 @@ def test_a_boot_log_that_does_not_fit_the_quote_lends_no_boot_aggregate(machine:
     known = reference(machine.ak.tpm2b_public, measured_boot=boot_policy(), runtime_policy=rules)
     found = events(Watch(machine, known).round())
     assert "measured_boot.invalid_pcr_0" in found
-    assert WRONG_DIGEST in found
+    assert NOT_LISTED in found
 
 
 def test_what_an_appraisal_learns_goes_into_the_memo_that_it_was_given(

@@ -3,9 +3,10 @@ import pytest
 from keylime.appraisal.challenge import make_challenge, stored_evidence_challenge
 from keylime.appraisal.checkpoint import Checkpoint
 from keylime.appraisal.reference import Reference
-from keylime.policy.tpm_policy import TpmPolicy
+from keylime.ima.keyrings import EMPTY_KEYRING, keyring_of
+from keylime.tpm.tpm_policy import TpmPolicy
 from tests.appraisal_rounds import Watch, events
-from tests.captures import capture
+from tests.captures import IMA_KEYS_DIRECTORY, capture
 from tests.evidence import SoftwareMachine, boot_policy, policy_of, reference
 
 STAGE = capture("direct-efistub").stage("s1-clean")
@@ -41,6 +42,34 @@ def test_a_mask_with_pcr_10_demands_the_measurement_list_even_without_a_runtime_
     known = reference(machine.ak.tpm2b_public, tpm_policy=TpmPolicy.from_wire('{"mask": "0x400"}'))
     assert known.demands_ima
     assert events(Watch(machine, known).round(ima_measurement_list=None)) == ["pcr_validation.unused_pcr_10"]
+
+
+IMA_KEYS = keyring_of([(IMA_KEYS_DIRECTORY / "ima-ec.pub.pem").read_bytes()])
+
+
+def test_l7_keys_for_files_demand_the_measurement_list_even_without_a_runtime_policy() -> None:
+    machine = SoftwareMachine()
+    known = reference(machine.ak.tpm2b_public, tenant_keyring=IMA_KEYS)
+    assert known.demands_ima
+    assert 10 in known.demanded_pcrs
+    assert events(Watch(machine, known).round(ima_measurement_list=None)) == ["pcr_validation.unused_pcr_10"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, True),
+        ({"tpm_policy": TpmPolicy.from_wire('{"mask": "0xf"}')}, True),
+        ({"tpm_policy": TpmPolicy.from_wire('{"5": [], "mask": "0x0"}')}, False),
+        ({"tpm_policy": TpmPolicy.from_wire('{"mask": "0x400"}')}, False),
+        ({"tenant_keyring": IMA_KEYS}, False),
+        ({"tenant_keyring": EMPTY_KEYRING}, True),
+        ({"measured_boot": boot_policy()}, False),
+        ({"runtime_policy": policy_of([STAGE.ascii_list])}, False),
+    ],
+)
+def test_l7_a_reference_says_whether_it_demands_anything(changes: dict[str, object], expected: bool) -> None:
+    assert reference(AK, **changes).judges_nothing is expected
 
 
 def test_the_list_is_asked_for_from_the_first_entry_that_is_not_proven() -> None:

@@ -12,8 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from keylime.appraisal.challenge import make_challenge
 from keylime.appraisal.reference import Reference
 from keylime.appraisal.verdict import Accepted, Incomplete, Rejected, Verdict
+from keylime.ima.runtime_policy import RuntimePolicy, parse_runtime_policy
 from keylime.messages.agent import QuoteReply
-from keylime.policy.runtime import RuntimePolicy, parse_runtime_policy
 from keylime.tpm.keys import SignatureScheme
 from tests.appraisal_rounds import QUOTE, Watch, events
 from tests.evidence import SoftwareMachine, policy_of, reference
@@ -25,12 +25,13 @@ GOOD = ("/usr/bin/a", "/usr/bin/b", "/usr/bin/c")
 DOUBTFUL = "/usr/bin/doubtful"  # the policy changes its mind about it
 BAD = "/usr/bin/bad"
 VIOLATION = "violation"
+BOOT = "boot_aggregate"
 FILES = st.sampled_from([*GOOD, *GOOD, *GOOD, DOUBTFUL, BAD, VIOLATION])
 
 
 def policy_allowing(*paths: str) -> RuntimePolicy:
     kernel = Kernel()
-    for path in paths:
+    for path in (BOOT, *paths):
         kernel.run(path, path)
     # The generator makes it a policy even when it lists nothing.
     return parse_runtime_policy(policy_of([kernel.text()]).to_json())
@@ -58,7 +59,7 @@ class Model:
     lag: int = 0
     waited: bool = False  # the last round had no verdict
     key: str | None = None  # the payload key; the next round asks for it when it is not known
-    allowed: frozenset[str] = frozenset(GOOD)
+    allowed: frozenset[str] = frozenset((BOOT, *GOOD))
     names: list[str] = field(default_factory=list)  # what this boot measured
 
     def expect(self, now: Session, quoted: int, shown: int, key: str) -> type[Verdict]:
@@ -77,10 +78,12 @@ class Model:
         if self.session is not None and not same_boot and entry:
             return self._no_verdict()
         start = entry if same_boot else 0
-        if not start <= quoted <= shown:
+        if not start <= quoted <= shown or (quoted == 0 and shown > 0):
             return self._no_verdict()
+        if start == 0 and self.names[:1] != [BOOT]:
+            return self._rejected()
         lag = self.lag if same_boot else 0
-        stands_still = shown > quoted and lag > 0 and quoted < self.next_entry + lag
+        stands_still = lag > 0 and quoted < self.next_entry + lag
         if stands_still or not set(self.names[start:quoted]) <= self.allowed:
             return self._rejected()
         self.session, self.next_entry, self.lag, self.waited = now, quoted, shown - quoted, False
@@ -112,7 +115,7 @@ class AgentHistory(RuleBasedStateMachine):
 
     @initialize()
     def boot(self) -> None:
-        self._measure(GOOD[0])
+        self._measure(BOOT)
 
     def _measure(self, name: str) -> None:
         if name == VIOLATION:
@@ -131,7 +134,13 @@ class AgentHistory(RuleBasedStateMachine):
         self.watch.machine.reset_count += 1
         self.watch.machine.restart_count = 0
         self.kernel, self.model.names = Kernel(), []
-        self._measure(GOOD[0])
+        self._measure(BOOT)
+
+    @rule()
+    def reboot_into_a_kernel_without_ima(self) -> None:
+        """What is measured later, if anything, follows no boot_aggregate."""
+        self.reboot()
+        self.kernel, self.model.names = Kernel(), []
 
     @rule()
     def suspend(self) -> None:
@@ -149,7 +158,7 @@ class AgentHistory(RuleBasedStateMachine):
     @rule(lenient=st.booleans())
     def change_policy(self, lenient: bool) -> None:
         self.watch.known = replace(self.watch.known, runtime_policy=LENIENT if lenient else STRICT)
-        self.model.allowed = frozenset((*GOOD, DOUBTFUL) if lenient else GOOD)
+        self.model.allowed = frozenset((BOOT, *GOOD, DOUBTFUL) if lenient else (BOOT, *GOOD))
 
     @rule()
     def poll(self) -> None:

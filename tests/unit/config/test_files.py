@@ -40,8 +40,8 @@ def _unprivileged() -> Iterator[None]:
         os.seteuid(former)
 
 
-def _port(etc: Path) -> int:
-    return load_settings("agent", environ={}, etc=etc, usr_etc=Path("/none")).integer("port")
+def _port(etc: Path, **environ: str) -> int:
+    return load_settings("agent", environ=environ, etc=etc, usr_etc=Path("/none")).integer("port")
 
 
 def _seal(etc: Path) -> None:
@@ -56,7 +56,17 @@ def _seal(etc: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root passes directories without search permission")
 def test_root_reads_configuration_below_sealed_directories(etc: Path) -> None:
     _seal(etc)
-    assert _port(etc) == 9003
+    # As the user that the agent will run as, here another one than `keylime`.
+    assert _port(etc, KEYLIME_AGENT_RUN_AS="nobody:nogroup") == 9003
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_h1_configuration_of_any_other_user_is_refused(etc: Path) -> None:
+    (etc / "agent.conf.d" / "agent.conf").write_text('run_as = "nobody"\n')
+    _seal(etc)
+    for environ in ({}, {"KEYLIME_AGENT_RUN_AS": "root"}, {"KEYLIME_AGENT_RUN_AS": "no such user"}):
+        with pytest.raises(ConfigError, match=rf"{etc} belongs to nobody; run: chown root {etc}"):
+            _port(etc, **environ)
 
 
 def test_the_owner_of_sealed_directories_is_told_which_path_and_what_to_do(etc: Path) -> None:

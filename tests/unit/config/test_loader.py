@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from keylime.config.loader import Settings, is_test_mode, load_settings, path_below, work_dir
+from keylime.config.loader import load_settings
+from keylime.config.settings import Settings, is_test_mode, path_below, work_dir
 from keylime.errors import ConfigError
 
 
@@ -160,7 +161,16 @@ def test_an_option_in_the_wrong_section_is_reported_with_the_right_one(root: Roo
     assert warning.endswith("it belongs to section [verifier]")
 
 
-def test_unknown_variables_are_reported(root: Root) -> None:
+@pytest.mark.parametrize("name", ["keylime_verifier_port", "Keylime_Verifier_Port"])
+def test_h3_a_variable_in_another_case_is_reported(root: Root, name: str) -> None:
+    settings = root.load("verifier", {name: "1"})
+    assert settings.integer("port") == 8881
+    assert settings.warnings == (
+        f"environment variable {name} is ignored: its name must be KEYLIME_VERIFIER_PORT",
+    )
+
+
+def test_h3_unknown_variables_are_reported(root: Root) -> None:
     environ = {
         "KEYLIME_AGENT_PROT": "1",
         "KEYLIME_VERIFER_PORT": "1",
@@ -178,10 +188,9 @@ def test_unknown_variables_are_reported(root: Root) -> None:
 def test_options_of_other_models_are_accepted_silently_unless_they_ask_for_something(root: Root) -> None:
     root.write("etc/verifier.conf", "[verifier]\nmode = pull\nsession_lifetime = 180\n")
     assert root.load("verifier").warnings == ()
-    root.write("etc/verifier.conf", "[verifier]\nmode = push\nsession_lifetime = soon\n")
+    root.write("etc/verifier.conf", "[verifier]\nsession_lifetime = soon\n")
     warnings = root.load("verifier").warnings
     assert [warning.partition(": ")[2] for warning in warnings] == [
-        'option "mode" of section [verifier] has no effect',
         'option "session_lifetime" of section [verifier] has no effect',
     ]
 
@@ -298,3 +307,22 @@ def test_changes_are_told_by_option_and_never_for_ignored_ones(root: Root) -> No
         "registrar", {"KEYLIME_REGISTRAR_PORT": "8000", "KEYLIME_REGISTRAR_LOG_DESTINATION": "x"}
     )
     assert before.changed(later) == (("registrar", "port"),)
+
+
+@pytest.mark.parametrize(
+    ("component", "option", "value", "right"),
+    [
+        ("verifier", "mode", "push", "pull"),
+        ("verifier", "authorization_provider", "my.module", "simple"),
+        ("registrar", "authorization_provider", "my.module", "simple"),
+        ("verifier", "durable_attestation_import", "keylime.da.examples.redis", ""),
+        ("registrar", "durable_attestation_import", "keylime.da.examples.redis", ""),
+    ],
+)
+def test_what_this_release_cannot_do_stops_the_start_and_its_usual_value_does_not(
+    component: str, option: str, value: str, right: str
+) -> None:
+    name = f"KEYLIME_{component.upper()}_{option.upper()}"
+    with pytest.raises(ConfigError, match=rf"\[{component}\] {option} = '{value}'.*remove the line"):
+        load_settings(component, environ={name: value})
+    assert load_settings(component, environ={name: right}).warnings == ()

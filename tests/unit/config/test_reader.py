@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keylime.config.reader import Entry, parse_file
+from keylime.config.reader import Assignment, parse_file
 from keylime.errors import ConfigError
 
 
@@ -30,8 +30,8 @@ def test_toml_ini_and_header_less_snippets_mean_the_same(text: str) -> None:
 def test_a_line_after_the_header_of_another_section_belongs_to_that_section() -> None:
     text = "port = 1\n[revocations]\nzmq_port = 2\n"
     assert parse_file(text, section="verifier", origin="x") == (
-        Entry("verifier", "port", "1", 1),
-        Entry("revocations", "zmq_port", "2", 3),
+        Assignment("verifier", "port", "1", 1),
+        Assignment("revocations", "zmq_port", "2", 3),
     )
 
 

@@ -11,7 +11,7 @@ from keylime.errors import MalformedEvidence, PolicyError
 from keylime.ima.device_mapper import EVENT_NAMES, DeviceMapperEvent, parse_event
 from keylime.ima.device_mapper_policy import DeviceMapperState, parse_device_mapper_policy
 from keylime.ima.measurement_list import parse_line, split_lines
-from keylime.policy.runtime import parse_runtime_policy
+from keylime.ima.runtime_policy import parse_runtime_policy
 from tests.captures import capture
 from tests.evidence import policy_of
 from tests.ima_rounds import Kernel, Verifier, line_of
@@ -225,6 +225,89 @@ def test_verity_targets_are_read_with_and_without_their_optional_attributes() ->
         **loading(name=".*", major=None, targets=[{"check_at_most_once": True, "ignore_zero_blocks": False}])
     )
     assert run(policy, plain)[1] == []
+
+
+# -- what a policy requires
+
+
+def unmet(policy: dict[str, Any], *events: DeviceMapperEvent) -> list[str]:
+    compiled = parse_device_mapper_policy(policy)
+    state, _ = run(policy, *events)
+    return [fault.suffix for fault in compiled.unmet(state)]
+
+
+NOT_IN_USE = "required_policy_not_in_use"
+
+
+def test_a_required_device_must_be_there_and_active() -> None:
+    required = document(required=True)
+    assert unmet(required) == [NOT_IN_USE]
+    assert unmet(required, LOAD) == [NOT_IN_USE], "a table that is never used"
+    assert unmet(required, LOAD, RESUME) == []
+    assert unmet(required, LOAD, RESUME, RENAME) == []
+    assert unmet(required, LOAD, RESUME, RENAME, REMOVE) == [NOT_IN_USE]
+    unresumed = document(required=True, device_resume_required=False)
+    assert unmet(unresumed, LOAD) == []
+    assert unmet(unresumed) == [NOT_IN_USE]
+
+
+def test_what_is_not_required_may_be_absent() -> None:
+    assert unmet(document()) == []
+    assert unmet(document(), LOAD) == []
+
+
+def test_every_rule_that_requires_a_device_needs_one_of_its_own() -> None:
+    other = {**RULE, "required": True, "table_load": {**RULE["table_load"], "name": "other"}}
+    two = {"version": 1, "match_on": "name", "rules": {"lab": {**RULE, "required": True}, "other": other}}
+    assert unmet(two, LOAD, RESUME) == [NOT_IN_USE]
+    (fault,) = parse_device_mapper_policy(two).unmet(run(two, LOAD, RESUME)[0])
+    assert "'other'" in fault.explanation
+
+
+def test_a_device_of_a_rule_that_is_gone_meets_nothing() -> None:
+    state, _ = run(document(), LOAD, RESUME)
+    renamed = {**document(), "rules": {"new": {**RULE, "required": True}}}
+    assert [fault.suffix for fault in parse_device_mapper_policy(renamed).unmet(state)] == [NOT_IN_USE]
+
+
+def test_a_required_device_is_demanded_in_every_round() -> None:
+    lines = [entry.to_line() for entry in ENTRIES.values()]  # load, resume, rename, remove
+    text = policy_of([b""]).to_document()
+    text["ima"]["dm_policy"] = document(required=True)
+    verifier = Verifier(parse_runtime_policy(json.dumps(text)))
+    kernel = Kernel()
+    found = []
+    for line in (None, *lines):
+        if line is not None:
+            kernel.add(line)
+        result = verifier.appraise(kernel.text(verifier.known.next_entry), kernel.pcr)
+        found.append([finding.event_id for finding in result.findings])
+        if not result.findings:
+            verifier = verifier.after(result)
+    demanded = [f"ima.validation.dm.{NOT_IN_USE}"]
+    assert [ids == demanded for ids in found] == [True, True, False, False, True]
+    assert found[2:4] == [[], []]
+    quiet = verifier.appraise(b"", verifier.known.pcr or b"")
+    assert quiet.findings == (), "the device that the checkpoint knows is still there"
+
+
+def test_a_required_device_may_come_right_after_the_first_quote_but_not_much_later() -> None:
+    boot = line_of("ima-ng", f"sha256:{'ab' * 32} boot_aggregate")
+    lines = [boot, *(ENTRIES[name].to_line() for name in ("dm_table_load", "dm_device_resume"))]
+    text = policy_of([boot + b"\n"]).to_document()
+    text["ima"]["dm_policy"] = document(required=True)
+    verifier = Verifier(parse_runtime_policy(json.dumps(text))).at_first_contact()
+    kernel = Kernel()
+    kernel.add(boot)
+    first = verifier.appraise(b"\n".join(lines), kernel.pcr)
+    assert (first.findings, first.uncovered) == ((), 2)
+    alone = verifier.appraise(boot, kernel.pcr)
+    assert [finding.event_id for finding in alone.findings] == [f"ima.validation.dm.{NOT_IN_USE}"]
+    kernel.add(lines[1])
+    late = verifier.after(first).appraise(b"\n".join(lines[1:]), kernel.pcr)
+    assert f"ima.validation.dm.{NOT_IN_USE}" in [finding.event_id for finding in late.findings]
+    kernel.add(lines[2])
+    assert verifier.after(first).appraise(b"\n".join(lines[1:]), kernel.pcr).findings == ()
 
 
 TARGET = b"target_index=0,target_begin=0,target_len=8,target_name=%s,target_version=1.2.3,"

@@ -178,6 +178,15 @@ def test_what_is_no_keyring_is_refused(text: str) -> None:
         parse_keyring(text)
 
 
+def test_l5_a_keyring_with_a_member_twice_is_refused_but_for_one_that_is_kept() -> None:
+    document = keyring_document()
+    twice = f'{{"keyids": [1], {document[1:]}'
+    for text in (twice, json.dumps(twice)):
+        with pytest.raises(PolicyError, match="the key 'keyids' is given twice"):
+            parse_keyring(text)
+        assert parse_keyring(text, is_stored=True) == parse_keyring(document)
+
+
 def test_a_file_without_a_key_is_refused_by_its_number() -> None:
     with pytest.raises(PolicyError, match="key file 2"):
         keyring_of([(IMA_KEYS_DIRECTORY / "ima-ec.pub.pem").read_bytes(), b"nothing"])

@@ -7,9 +7,9 @@ import pytest
 from keylime.hashes import HashAlgorithm
 from keylime.ima.keyrings import EMPTY_KEYRING
 from keylime.ima.measurement_list import parse_line
-from keylime.ima.memo import MAX_LINE_BYTES, EntryMemo, ViewKey
+from keylime.ima.memo import LINE_OVERHEAD, MAX_LINE_BYTES, EntryMemo, ViewKey
 from keylime.ima.replay import ExtendMode
-from keylime.policy.runtime import EMPTY_POLICY, RuntimePolicy, parse_runtime_policy
+from keylime.ima.runtime_policy import EMPTY_POLICY, RuntimePolicy, parse_runtime_policy
 from tests.evidence import policy_of
 from tests.ima_rounds import Kernel, Verifier
 
@@ -18,10 +18,15 @@ def key(policy: str) -> ViewKey:
     return ViewKey(policy, b"", HashAlgorithm.SHA256, ExtendMode.NATIVE)
 
 
+ROOM = LINE_OVERHEAD + MAX_LINE_BYTES  # is always kept free between appraisals
+
+
 def test_a_full_memory_forgets_what_was_not_used_for_long() -> None:
-    memo = EntryMemo(capacity=4)
+    memo = EntryMemo(capacity=ROOM + 4 * (LINE_OVERHEAD + 1))
     for policy in ("old", "new"):
-        memo.view(key(policy)).accepted.update({bytes([number]): b"" for number in range(3)})
+        view = memo.view(key(policy))
+        for number in range(3):
+            memo.remember(view, view.accepted, bytes([number]), b"")
     memo.view(key("old"))
     memo.trim()
     assert len(memo) == 3
@@ -33,10 +38,10 @@ def test_a_list_longer_than_the_memory_is_appraised_all_the_same() -> None:
     kernel = Kernel()
     for number in range(50):
         kernel.run(f"/file-{number}", "x")
-    verifier = Verifier(policy_of([kernel.text()]), memo=EntryMemo(capacity=10))
+    verifier = Verifier(policy_of([kernel.text()]), memo=EntryMemo(capacity=4000))
     for _ in range(3):
         assert verifier.appraise(kernel.text(), kernel.pcr).reached_end
-        assert len(verifier.memo) <= 10
+        assert verifier.memo.size <= 4000
 
 
 Rules: TypeAlias = Callable[[Kernel], RuntimePolicy]
@@ -74,15 +79,27 @@ def test_longer_lines_than_the_limit_are_not_remembered(rules: Rules, size: int,
 @pytest.mark.parametrize("rules", [listing, excluding])
 def test_not_even_for_a_moment_is_more_remembered_than_fits(rules: Rules) -> None:
     kernel = running(1100)
-    verifier = Verifier(rules(kernel), memo=EntryMemo(capacity=50))
-    held = [len(verifier.memo) for _ in verifier.steps(kernel.text(), kernel.pcr)]
-    assert max(held) == 50
-    assert len(verifier.memo) == 0, "a full memory starts anew"
+    cost = LINE_OVERHEAD + len(kernel.lines[-1])
+    capacity = 50 * cost
+    verifier = Verifier(rules(kernel), memo=EntryMemo(capacity))
+    held = [verifier.memo.size for _ in verifier.steps(kernel.text(), kernel.pcr)]
+    assert capacity - cost < max(held) <= capacity
+    assert len(verifier.memo) == verifier.memo.size == 0, "a full memory starts anew"
+
+
+def test_the_size_is_that_of_the_lines() -> None:
+    kernel = running(30)
+    for rules in (listing(kernel), excluding(kernel)):
+        verifier = Verifier(rules)
+        for _ in range(2):
+            verifier.appraise(kernel.text(), kernel.pcr)
+        assert verifier.memo.size == sum(len(line) + LINE_OVERHEAD for line in kernel.lines)
 
 
 def test_many_policies_share_one_bound() -> None:
     kernel = running(3)
-    memo = EntryMemo(capacity=10)
+    cost = LINE_OVERHEAD + len(kernel.lines[0])
+    memo = EntryMemo(capacity=ROOM + 10 * cost)
     for number in range(10):
         rules = policy_of([kernel.text()], excludes=[f"/{number}/"])
         assert Verifier(rules, memo=memo).appraise(kernel.text(), kernel.pcr).findings == ()

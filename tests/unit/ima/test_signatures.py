@@ -1,6 +1,7 @@
 import hashlib
 import json
 import struct
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
@@ -11,10 +12,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from keylime.ima.keyrings import EMPTY_KEYRING, Keyring, keyring_of, recognise_key
+from keylime.ima.keyrings import EMPTY_KEYRING, ImaKey, Keyring, keyring_of, recognise_key
 from keylime.ima.measurement_list import Entry, parse_line, split_lines
-from keylime.ima.signatures import find_signer, parse_file_signature
-from keylime.policy.runtime import EMPTY_POLICY, RuntimePolicy, parse_runtime_policy
+from keylime.ima.runtime_policy import EMPTY_POLICY, RuntimePolicy, parse_runtime_policy
+from keylime.ima.signatures import check_signature, parse_file_signature
 from tests.captures import CAPTURE_NAMES, IMA_KEYS_DIRECTORY, capture
 from tests.ima_rounds import Kernel, Verifier, file_digest, line_of
 
@@ -32,9 +33,14 @@ LAB_KEYS = keyring_of([(IMA_KEYS_DIRECTORY / f"ima-{kind}.crt.der").read_bytes()
 def test_captured_signatures_verify_but_for_the_stale_one(name: str) -> None:
     lines = split_lines(capture(name).stage("s1-clean").ascii_list)
     signed = {entry.name: entry for entry in map(parse_line, lines) if entry.signature}
-    verified = {path: find_signer(entry, [LAB_KEYS]) is not None for path, entry in signed.items()}
+    verified = {path: signer_of(entry, [LAB_KEYS]) is not None for path, entry in signed.items()}
     assert verified == SIGNED
-    assert not any(find_signer(entry, [EMPTY_KEYRING]) for entry in signed.values())
+    assert not any(signer_of(entry, [EMPTY_KEYRING]) for entry in signed.values())
+
+
+def signer_of(entry: Entry, keyrings: Iterable[Keyring]) -> ImaKey | None:
+    found = check_signature(entry, keyrings)
+    return found if isinstance(found, ImaKey) else None
 
 
 class Signer:
@@ -84,7 +90,7 @@ def signer() -> Signer:
 )
 def test_only_known_types_and_versions_count(signer: Signer, kind: int, version: int, holds: bool) -> None:
     entry = entry_with(signer.sign(b"\xab" * 32, kind=kind, version=version), b"\xab" * 32)
-    assert (find_signer(entry, [signer.keyring]) is not None) is holds
+    assert (signer_of(entry, [signer.keyring]) is not None) is holds
 
 
 @pytest.mark.parametrize(
@@ -103,30 +109,30 @@ def test_a_signature_of_a_file_digest_is_none_of_a_verity_digest(
 ) -> None:
     signature = signer.sign(b"\xab" * 32, kind=kind, version=version)
     entry = entry_with(signature, b"\xab" * 32, "ima-sigv2", digest_kind)
-    assert (find_signer(entry, [signer.keyring]) is not None) is holds
+    assert (signer_of(entry, [signer.keyring]) is not None) is holds
 
 
 def test_a_signature_of_other_content_or_by_an_unknown_key_does_not_count(signer: Signer) -> None:
     signature = signer.sign(b"\xab" * 32)
-    assert find_signer(entry_with(signature, b"\xcd" * 32), [signer.keyring]) is None
-    assert find_signer(entry_with(signature, b"\xab" * 32), [LAB_KEYS]) is None
+    assert signer_of(entry_with(signature, b"\xcd" * 32), [signer.keyring]) is None
+    assert signer_of(entry_with(signature, b"\xab" * 32), [LAB_KEYS]) is None
     impostor = Keyring((replace(LAB_KEYS.keys[0], key_id=signer.key.key_id),))
-    assert find_signer(entry_with(signature, b"\xab" * 32), [impostor, signer.keyring]) is None, (
+    assert signer_of(entry_with(signature, b"\xab" * 32), [impostor, signer.keyring]) is None, (
         "first hit only"
     )
-    assert find_signer(entry_with(signature, b"\xab" * 32), [LAB_KEYS, signer.keyring]) == signer.key
+    assert signer_of(entry_with(signature, b"\xab" * 32), [LAB_KEYS, signer.keyring]) == signer.key
 
 
 @pytest.mark.parametrize("algorithm", [0, 1, 2, 5, 17, 255])
 def test_the_hash_named_by_the_signature_must_be_that_of_the_entry(signer: Signer, algorithm: int) -> None:
     entry = entry_with(signer.sign(b"\xab" * 32, algorithm=algorithm), b"\xab" * 32)
-    assert find_signer(entry, [signer.keyring]) is None
+    assert signer_of(entry, [signer.keyring]) is None
 
 
 def test_a_digest_of_the_same_size_but_another_algorithm_is_not_what_was_signed(signer: Signer) -> None:
     signature = signer.sign(b"\xab" * 32)
     entry = parse_line(line_of("ima-sig", f"sha3-256:{'ab' * 32} /x {signature.hex()}"))
-    assert find_signer(entry, [signer.keyring]) is None
+    assert signer_of(entry, [signer.keyring]) is None
 
 
 def test_a_signature_field_is_exact(signer: Signer) -> None:
@@ -283,12 +289,12 @@ def test_an_unverified_signature_leaves_the_decision_to_the_digest(signer: Signe
 def test_a_portable_signature_counts_for_a_file_digest_that_names_its_kind(signer: Signer) -> None:
     """Its type says nothing about the kind of digest, so it contradicts none but that of fs-verity."""
     entry = entry_with(signer.sign(b"\xab" * 32, kind=5), b"\xab" * 32, "ima-sigv2", "ima")
-    assert find_signer(entry, [signer.keyring]) is not None
+    assert signer_of(entry, [signer.keyring]) is not None
 
 
 def test_an_entry_without_a_signature_has_no_signer(signer: Signer) -> None:
-    assert find_signer(entry_with(b"", b"\xab" * 32), [signer.keyring]) is None
-    assert find_signer(entry_with(b"\x03\x02", b"\xab" * 32), [signer.keyring]) is None
+    assert signer_of(entry_with(b"", b"\xab" * 32), [signer.keyring]) is None
+    assert signer_of(entry_with(b"\x03\x02", b"\xab" * 32), [signer.keyring]) is None
 
 
 def test_a_field_that_is_only_a_header_is_a_signature_without_value() -> None:

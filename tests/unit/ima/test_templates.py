@@ -174,7 +174,7 @@ def test_verity_digests_carry_their_kind() -> None:
         ("ima-ng", "sha256:" + "AB" * 32 + " /x"),  # a second spelling of the same bytes
         ("ima-ng", "sha256:" + "ab" * 32),  # no name
         ("ima-ng", "sha256:" + "ab" * 32 + " /x\0y"),
-        ("ima-sig", "sha256:" + "ab" * 32 + " /x"),  # the blank before the empty signature is missing
+        ("ima-sig", "sha256:" + "ab" * 32),  # no name
         ("ima-sig", "sha256:" + "ab" * 32 + " /x y "),
         ("ima-sig", "sha256:" + "ab" * 32 + " /x 030"),
         ("ima", "ab" * 32 + " /x"),

@@ -104,7 +104,6 @@ BOTH = SHA1 + SHA256
         (bytes(10), "announced"),
         (bytes(MAX_LOG_SIZE + 1), "at most"),
         (header() + bytes(3), "event 1"),
-        (raw(1, SHA1, 0, b""), "1 digests, the header names 2"),
         (raw(3, BOTH + SHA1, 0, b""), "3 digests"),
         (raw(0xFFFFFFFF, BOTH, 0, b""), "4294967295 digests"),
         (raw(2, SHA1 + SHA1 + bytes(12), 0, b""), "repeated"),
@@ -202,3 +201,24 @@ def test_the_time_to_read_a_log_grows_with_its_size_only() -> None:
         return best
 
     assert seconds(8_000) < 8 * seconds(2_000)
+
+
+def cc_log(register: int) -> bytes:
+    """The log of a TDX guest: SHA-384 alone, and RTMRs (1 to 4) in the place of PCRs."""
+    bank = HashAlgorithm.SHA384
+    records = [
+        record(register, EventType.EFI_VARIABLE_DRIVER_CONFIG, b"SecureBoot", banks=[bank]),
+        record(2, EventType.EFI_BOOT_SERVICES_APPLICATION, b"shim", banks=[bank]),
+        record(3, EventType.IPL, b"kernel_cmdline: quiet\0", banks=[bank]),
+    ]
+    return build_log(records, [bank])
+
+
+def test_the_log_of_a_tdx_guest_is_named_as_what_it_is() -> None:
+    with pytest.raises(MalformedEvidence, match=r"CC event log \(CCEL\) of a confidential guest"):
+        parse_event_log(cc_log(1))
+    with pytest.raises(MalformedEvidence, match="binary_bios_measurements"):
+        parse_event_log(b"CCEL" + bytes(52))
+    with pytest.raises(MalformedEvidence, match="CC event log"):
+        parse_event_log(b"\1" + cc_log(1)[1:])
+    assert parse_event_log(cc_log(7)).algorithms == (HashAlgorithm.SHA384,)  # of a TPM with that bank alone

@@ -29,7 +29,7 @@ from keylime.measured_boot.variables import (
     SHIM_LOCK,
     X509_SIGNATURES,
     BootOption,
-    Signature,
+    EfiSignature,
     UefiVariable,
     parse_signature_lists,
 )
@@ -74,8 +74,13 @@ def partition_table(*, entry_size: int, count: int) -> bytes:
     ("kind", "data", "expected"),
     [
         (EventType.NO_ACTION, b"StartupLocality\0\3", StartupLocality(3)),
+        (EventType.NO_ACTION, b"StartupLocality\0\3".ljust(100, b"\0"), StartupLocality(3)),
+        (EventType.NO_ACTION, b"StartupLocality\0\4padding", StartupLocality(4)),
         (EventType.SEPARATOR, b"\xff\xff\xff\xff", Separator(0xFFFFFFFF)),
         (EventType.SEPARATOR, b"\1\0\0\0", Separator(1)),
+        (EventType.SEPARATOR, bytes(20), Separator(0)),
+        (EventType.IPL, b"MokList\0\xaf", Text("MokList")),  # a stray byte of old shims
+        (EventType.IPL, "root=/dev/vda\0".encode("utf-16-le")[:-1], Text("root=/dev/vda")),
         (EventType.POST_CODE, b"ACPI DATA", Text("ACPI DATA")),
         (EventType.ACTION, b"Calling INT 19h", Text("Calling INT 19h")),
         (EventType.EVENT_TAG, struct.pack("<II", 7, 3) + b"abc", TaggedEvent(7, b"abc")),
@@ -111,10 +116,9 @@ def test_data_are_read_by_type(kind: int, data: bytes, expected: EventData) -> N
     ("kind", "data"),
     [
         (EventType.NO_ACTION, b"StartupLocality\0"),
-        (EventType.NO_ACTION, b"StartupLocality\0\3\0"),
         (EventType.NO_ACTION, b"SP800-155 Event3\3"),
         (EventType.SEPARATOR, b"\0\0\0"),
-        (EventType.SEPARATOR, bytes(5)),
+        (EventType.SEPARATOR, bytes(4) + b"\1"),
         (EventType.EFI_ACTION, b"\xff\xfe"),
         (EventType.EFI_ACTION, b"Calling\0Returning"),
         (EventType.IPL, "ls\x1b[2J".encode("utf-16-le")),
@@ -226,7 +230,7 @@ def test_a_signature_list_may_hold_a_header_and_many_signatures() -> None:
     body = b"HEAD" + uuid.UUID(int=1).bytes_le + b"aa" + uuid.UUID(int=2).bytes_le + b"bb"
     (item,) = parse_signature_lists(signature_list(SHA256_SIGNATURES, 68, 4, 18, body))
     assert item.header == b"HEAD"
-    assert item.signatures == (Signature(uuid.UUID(int=1), b"aa"), Signature(uuid.UUID(int=2), b"bb"))
+    assert item.signatures == (EfiSignature(uuid.UUID(int=1), b"aa"), EfiSignature(uuid.UUID(int=2), b"bb"))
     assert item.size == 68
 
 
@@ -261,7 +265,7 @@ def test_a_signature_list_may_be_empty_and_a_signature_without_data() -> None:
     (empty,) = parse_signature_lists(signature_list(X509_SIGNATURES, 28, 0, 16, b""))
     assert empty.signatures == ()
     (item,) = parse_signature_lists(signature_list(X509_SIGNATURES, 44, 0, 16, uuid.UUID(int=7).bytes_le))
-    assert item.signatures == (Signature(uuid.UUID(int=7), b""),)
+    assert item.signatures == (EfiSignature(uuid.UUID(int=7), b""),)
 
 
 def test_vendor_certificates_are_found_one_after_the_other() -> None:
@@ -269,8 +273,8 @@ def test_vendor_certificates_are_found_one_after_the_other() -> None:
     value = owner.bytes_le + b"pad" + CERTIFICATE + owner.bytes_le + CERTIFICATE + b"rest"
     vendor = UefiVariable(IMAGE_SECURITY, "vendor_db", value)
     assert vendor.vendor_signatures() == (
-        Signature(owner, b"pad" + CERTIFICATE),
-        Signature(owner, CERTIFICATE),
+        EfiSignature(owner, b"pad" + CERTIFICATE),
+        EfiSignature(owner, CERTIFICATE),
     )
 
 
@@ -287,7 +291,7 @@ def test_vendor_certificates_are_found_one_after_the_other() -> None:
 def test_a_rest_without_a_whole_certificate_is_no_vendor_signature(value: bytes) -> None:
     whole = bytes(16) + CERTIFICATE
     vendor = UefiVariable(IMAGE_SECURITY, "vendor_db", whole + value)
-    assert vendor.vendor_signatures() == (Signature(uuid.UUID(int=0), CERTIFICATE),)
+    assert vendor.vendor_signatures() == (EfiSignature(uuid.UUID(int=0), CERTIFICATE),)
 
 
 def test_an_inactive_boot_option_is_told_from_an_active_one() -> None:

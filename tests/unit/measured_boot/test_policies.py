@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from keylime.appraisal.findings import JsonValue
 from keylime.errors import ConfigError, PolicyError
+from keylime.findings.finding import JsonValue
 from keylime.hashes import HashAlgorithm
 from keylime.measured_boot import rules
 from keylime.measured_boot.event_log import parse_event_log

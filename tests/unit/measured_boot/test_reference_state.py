@@ -1,9 +1,12 @@
 import re
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import cast
 
 import pytest
 
 from keylime.errors import MalformedEvidence
+from keylime.findings.finding import JsonValue
 from keylime.measured_boot.event_log import EventLog, parse_event_log
 from keylime.measured_boot.event_types import EventType
 from keylime.measured_boot.reference_state import create_reference_state, secure_boot_is_on
@@ -70,10 +73,16 @@ def test_a_log_with_secure_boot_off_must_be_asked_for() -> None:
     assert create_reference_state(DIRECT, secure_boot=False)["has_secureboot"] is False
 
 
-def test_kernels_are_left_out_without_the_known_chain() -> None:
-    assert "kernels" not in create_reference_state(DIRECT)
-    # Three or four images are a chain with Secure Boot, two without.
-    assert "kernels" not in create_reference_state(GRUB, secure_boot=False)
+def images_of(state: Mapping[str, JsonValue]) -> int:
+    (kernel,) = cast("list[dict[str, list[str]]]", state["kernels"])
+    return len(kernel.get("applications_authcode_sha256", ()))
+
+
+def test_another_chain_than_shim_and_grub_is_a_list_of_images() -> None:
+    assert images_of(create_reference_state(GRUB)) == 0
+    assert images_of(create_reference_state(DIRECT)) == 1
+    # Three images are a chain of the known kind with Secure Boot, two without.
+    assert images_of(create_reference_state(GRUB, secure_boot=False)) == 3
 
 
 def test_programs_out_of_the_firmware_are_no_part_of_the_chain() -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keylime.appraisal.findings import JsonValue
+from keylime.findings.finding import JsonValue
 from keylime.measured_boot import rules
 from keylime.measured_boot.document import event_log_document
 from keylime.measured_boot.event_log import parse_event_log

@@ -10,10 +10,14 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from keylime.errors import ConfigError
-from keylime.pki.authority import Authority, ensure_service_certificates, server_names
-from keylime.pki.certificates import load_private_key, parse_certificate
+from keylime.pki.authority import Authority
+from keylime.pki.certificates import parse_certificate
 from keylime.pki.issuance import CertificateSubject, Usage
+from keylime.pki.key_files import load_private_key
 from keylime.pki.keystore import unseal
+from keylime.pki.roles import ADMINISTRATOR, NODE, extended_usages, is_administrators
+from keylime.pki.server_names import ServerNames
+from keylime.pki.service_certificates import Done, ensure_service_certificates, server_names
 
 CA_7_14_3 = Path(__file__).parents[2] / "data" / "ca-7.14.3"
 CA_FILES = {"cacert.crt", "ca-public.pem", "cacrl.der", "cacrl.pem", "private.yml"}
@@ -81,7 +85,7 @@ def test_a_leaf_is_signed_by_the_ca_and_is_none_itself(directory: Path) -> None:
     ("name", "purposes"),
     [
         ("server", {ExtendedKeyUsageOID.SERVER_AUTH}),
-        ("client", {ExtendedKeyUsageOID.CLIENT_AUTH}),
+        ("client", {ExtendedKeyUsageOID.CLIENT_AUTH, ADMINISTRATOR}),
         ("RevocationNotifier", {x509.ObjectIdentifier("1.3.6.1.5.5.7.3.36")}),
     ],
 )
@@ -95,8 +99,84 @@ def test_each_role_gets_its_own_purposes(
 def test_the_usage_can_be_chosen(directory: Path) -> None:
     leaf = Authority.open(directory, "pw").issue("alice", usage=Usage.CLIENT).certificate
     assert list(leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value) == [
-        ExtendedKeyUsageOID.CLIENT_AUTH
+        ExtendedKeyUsageOID.CLIENT_AUTH,
+        ADMINISTRATOR,
     ]
+
+
+def test_n3_a_machines_certificate_says_that_it_is_one(directory: Path) -> None:
+    assert NODE in (extended_usages(certificate_in(directory / "node1-cert.crt")) or ())
+
+
+@pytest.fixture(scope="module")
+def daemons(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of an authority that a verifier has made."""
+    directory = tmp_path_factory.mktemp("daemons") / "cv_ca"
+    ensure_service_certificates(directory, "pw", server_sans=("localhost",), client=True)
+    return directory
+
+
+def listing(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+@pytest.mark.parametrize("issue", ["issue", "ensure", "ensure_node", "package", "write_package"])
+def test_n3_an_authority_that_serves_daemons_makes_none_for_machines(daemons: Path, issue: str) -> None:
+    before = listing(daemons)
+    with pytest.raises(ConfigError, match=r"cv_ca serves daemons .*use another directory.*keylime_ca"):
+        getattr(Authority.open(daemons, "pw"), issue)("node9")
+    assert listing(daemons) == before
+
+
+@pytest.mark.parametrize("kept", ["server-cert.crt", "server-private.pem", "client-private.pem", None])
+def test_n3_daemons_are_noticed_by_any_trace_that_they_left(
+    daemons: Path, tmp_path: Path, kept: str | None
+) -> None:
+    directory = Path(shutil.copytree(daemons, tmp_path / "ca"))
+    for name in ("server", "client"):
+        for end in ("cert.crt", "private.pem", "public.pem"):
+            if f"{name}-{end}" != kept:
+                (directory / f"{name}-{end}").unlink()
+    with pytest.raises(ConfigError, match="serves daemons"):
+        Authority.open(directory, "pw").issue("node9")
+
+
+@pytest.mark.parametrize("usage", [Usage.CLIENT, Usage.SERVER])
+def test_n3_daemons_are_noticed_under_whatever_name(directory: Path, usage: Usage) -> None:
+    authority = Authority.open(directory, "pw")
+    authority.issue("verifier.example.com", usage=usage)
+    with pytest.raises(ConfigError, match=r"verifier\.example\.com-cert\.crt"):
+        authority.package("node1")
+
+
+def test_n3_such_an_authority_still_makes_administrators_and_revokes(daemons: Path, tmp_path: Path) -> None:
+    authority = Authority.open(Path(shutil.copytree(daemons, tmp_path / "ca")), "pw")
+    alice = authority.issue("alice", usage=Usage.CLIENT)
+    assert is_administrators(alice.certificate)
+    assert authority.revoke("alice") == alice.serial
+    authority.refresh_crl()
+    assert authority.ensure("RevocationNotifier").serial == alice.serial + 1
+
+
+@pytest.mark.parametrize("name", ["client", "server", "RevocationNotifier"])
+def test_n3_an_agent_with_a_services_name_gets_no_certificate(directory: Path, name: str) -> None:
+    authority = Authority.open(directory, "pw")
+    with pytest.raises(ConfigError, match=f"'{name}' cannot be the name of a machine's certificate"):
+        authority.package(name)
+    assert not (directory / f"{name}-cert.crt").exists()
+
+
+def test_n3_an_agent_with_an_administrators_name_does_not_get_that_certificate(tmp_path: Path) -> None:
+    authority = Authority.create(tmp_path / "ca", "pw")
+    authority.issue("alice", usage=Usage.NOTIFIER)
+    with pytest.raises(ConfigError, match="was not made for a machine"):
+        authority.package("alice")
+
+
+def test_a_servers_certificate_is_for_its_name_or_address(directory: Path) -> None:
+    authority = Authority.open(directory, "pw")
+    for name in ("verifier.example.com", "192.0.2.1"):
+        assert ServerNames.of(authority.issue(name, usage=Usage.SERVER).certificate).cover(name)
 
 
 def test_the_configured_lifetime_counts(directory: Path) -> None:
@@ -230,17 +310,32 @@ def test_an_imported_key_must_be_that_of_the_certificate(directory: Path, tmp_pa
 def test_services_get_what_is_missing_and_keep_what_is_there(tmp_path: Path) -> None:
     directory = tmp_path / "cv_ca"
     made = ensure_service_certificates(directory, "default", server_sans=("localhost", "::1"), client=True)
-    assert made == ("ca", "server", "client")
+    assert made.created == ("ca", "server", "client")
     server, client = (certificate_in(directory / f"{name}-cert.crt") for name in ("server", "client"))
     assert (server.serial_number, client.serial_number) == (2, 3)
     names = server.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert [name.value for name in names if isinstance(name, x509.DNSName)] == ["localhost"]
     # Nothing missing: not even the password is needed.
-    assert ensure_service_certificates(directory, "", server_sans=(), client=True) == ()
+    assert ensure_service_certificates(directory, "", server_sans=(), client=True) == Done()
     (directory / "client-private.pem").unlink()
-    assert ensure_service_certificates(directory, "default", server_sans=(), client=True) == ("client",)
+    assert ensure_service_certificates(directory, "default", server_sans=(), client=True).created == (
+        "client",
+    )
     assert certificate_in(directory / "server-cert.crt") == server
     assert certificate_in(directory / "client-cert.crt").serial_number == 4
+
+
+def test_h2_an_authority_behind_a_link_is_used_and_none_is_made_there(daemons: Path, tmp_path: Path) -> None:
+    linked = tmp_path / "cv_ca"
+    linked.symlink_to(Path(shutil.copytree(daemons, tmp_path / "elsewhere")))
+    assert ensure_service_certificates(linked, "", server_sans=(), client=True) == Done()
+    (tmp_path / "elsewhere" / "client-cert.crt").unlink()
+    assert ensure_service_certificates(linked, "pw", server_sans=(), client=True).created == ("client",)
+    (tmp_path / "empty").mkdir(mode=0o700)
+    (tmp_path / "other").symlink_to("empty")
+    with pytest.raises(ConfigError, match="nothing is made through it"):
+        ensure_service_certificates(tmp_path / "other", "pw", server_sans=(), client=True)
+    assert list((tmp_path / "empty").iterdir()) == []
 
 
 def test_a_registrar_gets_no_client_certificate_and_an_encrypted_key_if_asked(tmp_path: Path) -> None:
@@ -252,7 +347,7 @@ def test_a_registrar_gets_no_client_certificate_and_an_encrypted_key_if_asked(tm
         client=False,
         server_key_password="blue",  # noqa: S106 - a test password
     )
-    assert made == ("ca", "server")
+    assert made.created == ("ca", "server")
     assert not (directory / "client-cert.crt").exists()
     assert b"ENCRYPTED" in (directory / "server-private.pem").read_bytes()
     load_private_key(directory / "server-private.pem", "blue")

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from keylime.errors import ConfigError, CredentialError
 from keylime.identifiers import AgentId, parse_agent_id
-from keylime.pki import certificates
+from keylime.pki import agent_identity, certificates, key_files
+from keylime.pki.agent_certificate import key_pin, read_agent_certificate
 
 AGENT = parse_agent_id("d432fbb3-d2f1-4a97-9ef7-75bd81c00000")
 OTHER = parse_agent_id("node2")
@@ -28,8 +29,8 @@ def identity(
     contact: str | None = "192.0.2.7",
     key_password: str | None = None,
     now: datetime = NOW,
-) -> certificates.AgentIdentity:
-    return certificates.load_or_create_identity(
+) -> agent_identity.AgentIdentity:
+    return agent_identity.load_or_create_identity(
         directory / "server-cert.crt",
         directory / "server-private.pem",
         agent=agent,
@@ -39,7 +40,7 @@ def identity(
     )
 
 
-def parsed(made: certificates.AgentIdentity) -> x509.Certificate:
+def parsed(made: agent_identity.AgentIdentity) -> x509.Certificate:
     return certificates.parse_certificate(made.certificate_pem.encode())
 
 
@@ -57,7 +58,7 @@ def test_an_agent_certificate_names_the_agent_and_its_host(tmp_path: Path) -> No
 
 def test_the_agent_key_is_p256_in_a_private_file(tmp_path: Path) -> None:
     made = identity(tmp_path)
-    key = certificates.load_private_key(made.key, None)
+    key = key_files.load_private_key(made.key, None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     assert isinstance(key.curve, ec.SECP256R1)
     assert stat.S_IMODE(made.key.stat().st_mode) == 0o600
@@ -81,8 +82,59 @@ def test_a_certificate_about_to_expire_is_made_anew(tmp_path: Path) -> None:
     assert parsed(later).not_valid_after_utc == NOW + timedelta(days=336 + 365)
 
 
+def test_it_is_made_anew_for_the_same_key(tmp_path: Path) -> None:
+    first, second = identity(tmp_path), identity(tmp_path, now=NOW + timedelta(days=336))
+    assert first.certificate_pem != second.certificate_pem
+    assert key_pin(first.certificate_pem) == key_pin(second.certificate_pem)
+
+
+def test_a_clock_that_is_set_back_makes_nothing_anew(tmp_path: Path) -> None:
+    first = identity(tmp_path)
+    early = identity(tmp_path, now=datetime(1970, 1, 2, tzinfo=UTC))
+    assert early.certificate_pem == first.certificate_pem
+    assert "clock is wrong" in (early.remark or "")
+
+
+def test_a_certificate_made_by_a_clock_that_was_early_is_made_anew(tmp_path: Path) -> None:
+    first = identity(tmp_path, now=datetime(1970, 1, 2, tzinfo=UTC))
+    assert identity(tmp_path).certificate_pem != first.certificate_pem
+
+
+def test_a_certificate_that_cannot_be_written_goes_on_to_serve(tmp_path: Path) -> None:
+    first = identity(tmp_path)
+    # Beside a name of this length there is no room for that of a temporary file, for root neither.
+    place = first.certificate.rename(tmp_path / ("c" * 250))
+    made = agent_identity.load_or_create_identity(
+        place, first.key, agent=AGENT, contact=None, now=NOW + timedelta(days=400)
+    )
+    assert made.certificate_pem == first.certificate_pem
+    assert "cannot be made anew and stays as it is" in (made.remark or "")
+    first.key.unlink()
+    with pytest.raises(ConfigError, match="cannot be written"):
+        agent_identity.load_or_create_identity(
+            place, first.key, agent=AGENT, contact=None, now=NOW + timedelta(days=400)
+        )
+
+
+def test_a_certificate_with_serial_0_as_rust_agents_make_it_is_made_anew_for_the_same_key(
+    tmp_path: Path,
+) -> None:
+    first = identity(tmp_path)
+    der = parsed(first).public_bytes(Encoding.DER)
+    number = parsed(first).serial_number
+    size = (number.bit_length() + 8) // 8
+    serial = bytes([2, size]) + number.to_bytes(size)
+    assert der.count(serial) == 1
+    # Not the signature, which nobody checks, and lengths that stay: a zero as long as the number.
+    odd = der.replace(serial, bytes([2, size]) + bytes(size))
+    first.certificate.write_text(read_agent_certificate(odd).pem)
+    second = identity(tmp_path)
+    assert parsed(second).serial_number > 0
+    assert key_pin(second.certificate_pem) == key_pin(first.certificate_pem)
+
+
 def test_a_certificate_somebody_else_issued_is_kept(tmp_path: Path) -> None:
-    key = certificates.load_or_create_ecc_key(tmp_path / "server-private.pem", None)
+    key = key_files.load_or_create_ecc_key(tmp_path / "server-private.pem", None)
     issued = (
         x509.CertificateBuilder()
         .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "host.example")]))
@@ -94,7 +146,9 @@ def test_a_certificate_somebody_else_issued_is_kept(tmp_path: Path) -> None:
         .sign(key, hashes.SHA256())
     )
     (tmp_path / "server-cert.crt").write_text(certificates.certificate_text(issued))
-    assert parsed(identity(tmp_path)) == issued
+    found = identity(tmp_path)
+    assert parsed(found) == issued
+    assert "issued by somebody else and ends soon" in (found.remark or "")
 
 
 def test_a_certificate_for_another_key_is_refused(tmp_path: Path) -> None:
@@ -120,17 +174,17 @@ def test_a_password_for_a_plain_key_does_no_harm(tmp_path: Path) -> None:
 
 def test_the_payload_key_is_rsa_2048_and_persistent(tmp_path: Path) -> None:
     path = tmp_path / "payload-private.pem"
-    key = certificates.load_or_create_rsa_key(path, None)
+    key = key_files.load_or_create_rsa_key(path, None)
     assert key.key_size == 2048
-    assert isinstance(certificates.load_private_key(path, None), rsa.RSAPrivateKey)
-    again = certificates.load_or_create_rsa_key(path, None)
+    assert isinstance(key_files.load_private_key(path, None), rsa.RSAPrivateKey)
+    again = key_files.load_or_create_rsa_key(path, None)
     assert again.private_numbers() == key.private_numbers()
 
 
 def test_an_elliptic_curve_payload_key_is_refused(tmp_path: Path) -> None:
-    certificates.load_or_create_ecc_key(tmp_path / "payload-private.pem", None)
+    key_files.load_or_create_ecc_key(tmp_path / "payload-private.pem", None)
     with pytest.raises(ConfigError, match="holds no RSA key"):
-        certificates.load_or_create_rsa_key(tmp_path / "payload-private.pem", None)
+        key_files.load_or_create_rsa_key(tmp_path / "payload-private.pem", None)
 
 
 def test_a_long_agent_id_still_gets_a_certificate(tmp_path: Path) -> None:

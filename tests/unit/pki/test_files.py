@@ -19,6 +19,25 @@ def test_a_written_file_has_exactly_the_mode_asked_for(tmp_path: Path) -> None:
     assert path.read_bytes() == b"one"
 
 
+def test_a_replaced_file_keeps_mode_and_owner_and_a_new_one_is_its_directorys(tmp_path: Path) -> None:
+    """What root renews in a service's directory must stay readable to the service."""
+    path = tmp_path / "server-cert.crt"
+    path.write_bytes(b"one")
+    path.chmod(0o604)
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.chown(path, 12345, 54321)
+        os.chown(tmp_path, 12346, 54322)
+    files.replace_keeping_access(path, b"two", 0o640)
+    files.replace_keeping_access(tmp_path / "new", b"three", 0o640)
+    kept, new = path.stat(), (tmp_path / "new").stat()
+    assert path.read_bytes() == b"two"
+    assert (stat.S_IMODE(kept.st_mode), stat.S_IMODE(new.st_mode)) == (0o604, 0o640)
+    if is_root:
+        assert (kept.st_uid, kept.st_gid) == (12345, 54321)
+        assert (new.st_uid, new.st_gid) == (12346, 54322)
+
+
 def test_writing_replaces_a_symbolic_link_and_leaves_its_target_alone(tmp_path: Path) -> None:
     target = tmp_path / "passwd"
     target.write_bytes(b"precious")
@@ -75,11 +94,29 @@ def test_an_endless_file_is_refused(tmp_path: Path) -> None:
         files.read_file(path)
 
 
-def test_a_link_is_no_service_directory(tmp_path: Path) -> None:
-    (tmp_path / "elsewhere").mkdir()
+def test_h2_a_service_directory_may_be_a_link_to_one_that_nobody_else_may_change(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
     (tmp_path / "ca").symlink_to("elsewhere")
+    files.require_directory(tmp_path / "ca")
+    (tmp_path / "elsewhere").chmod(0o777)
+    with pytest.raises(
+        ConfigError, match=r"/elsewhere may be written by everybody \(mode 0777\); run: chmod"
+    ):
+        files.require_directory(tmp_path / "ca")
+
+
+def test_h2_nothing_is_made_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "ca").symlink_to("elsewhere")
+    for target in ("nothing", "a directory", "a file"):
+        if target == "a directory":
+            (tmp_path / "elsewhere").mkdir()
+        if target == "a file":
+            (tmp_path / "elsewhere").rmdir()
+            (tmp_path / "elsewhere").write_bytes(b"")
+        with pytest.raises(ConfigError, match="ca is a symbolic link, and nothing is made through it"):
+            files.ensure_private_directory(tmp_path / "ca")
     with pytest.raises(ConfigError, match="ca is not a directory"):
-        files.ensure_private_directory(tmp_path / "ca")
+        files.require_directory(tmp_path / "ca")
 
 
 def test_a_new_service_directory_is_private(tmp_path: Path) -> None:

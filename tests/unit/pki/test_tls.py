@@ -2,9 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from keylime.config.loader import Settings, load_settings
-from keylime.errors import ConfigError, CredentialError
-from keylime.pki.tls import peer_pin, resolve_tls_files
+from keylime.config.loader import load_settings
+from keylime.config.settings import Settings
+from keylime.errors import ConfigError
+from keylime.pki.tls import resolve_tls_files
 
 WORK = Path("/srv/keylime")
 
@@ -106,8 +107,3 @@ def test_an_empty_list_trusts_nobody_and_says_so() -> None:
     assert files.client.trusted == ()
     assert files.client.verify_peer
     assert "no certificate authority is trusted" in files.warnings[0]
-
-
-def test_a_pin_needs_a_certificate() -> None:
-    with pytest.raises(CredentialError):
-        peer_pin("disabled")

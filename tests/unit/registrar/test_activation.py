@@ -4,54 +4,53 @@ import pytest
 
 from keylime_registrar.activation import (
     AlreadyActive,
-    Outcome,
-    PendingProof,
-    Proven,
+    KnownAgent,
+    NotProven,
+    Own,
+    TooManyWrongTags,
     UnknownAgent,
     WrongTag,
     decide,
 )
 
-HERE, ELSEWHERE = "192.0.2.1", "192.0.2.2"
+NOTHING = KnownAgent(own=None, is_pending=False, active_tag=None)
+ELSEWHERE = KnownAgent(own=None, is_pending=True, active_tag=None)
 
 
-def outcome(
-    offered: bytes, pending: list[PendingProof], active_tag: bytes | None = None, source: str = HERE
-) -> Outcome:
-    return decide(offered, source=source, pending=pending, active_tag=active_tag, max_wrong_tags=3)
+def pending(wrong_tags: int, active_tag: bytes | None = None) -> KnownAgent:
+    return KnownAgent(own=Own(7, wrong_tags), is_pending=True, active_tag=active_tag)
 
 
-def test_the_right_tag_proves_its_own_registration_among_several() -> None:
-    pending = [PendingProof(1, b"first", HERE, 0), PendingProof(2, b"second", ELSEWHERE, 0)]
-    assert outcome(b"second", pending) == Proven(2)
-
-
-def test_the_right_tag_counts_from_any_address() -> None:
-    assert outcome(b"tag", [PendingProof(1, b"tag", HERE, 2)], source=ELSEWHERE) == Proven(1)
+def outcome(standing: KnownAgent, offered: bytes = b"x") -> NotProven:
+    return decide(offered, standing, max_wrong_tags=3)
 
 
 def test_a_tag_for_nothing_is_an_unknown_agent() -> None:
-    assert outcome(b"tag", []) == UnknownAgent()
+    assert outcome(NOTHING) == UnknownAgent()
 
 
 def test_a_repeated_activation_is_harmless() -> None:
-    assert outcome(b"tag", [], active_tag=b"tag") == AlreadyActive()
+    assert outcome(KnownAgent(None, False, b"tag"), b"tag") == AlreadyActive()
 
 
-def test_an_earlier_tag_does_not_prove_a_later_registration() -> None:
-    pending = [PendingProof(2, b"new", HERE, 0)]
-    assert outcome(b"old", pending, active_tag=b"old") == WrongTag(counted=(2,), discarded=())
+def test_a_repeated_activation_stays_harmless_when_a_stranger_registers_elsewhere() -> None:
+    assert outcome(KnownAgent(None, True, b"tag"), b"tag") == AlreadyActive()
+
+
+def test_r10_an_earlier_tag_does_not_prove_a_later_registration() -> None:
+    assert outcome(pending(0, b"old"), b"old") == WrongTag(7)
 
 
 @pytest.mark.parametrize("active_tag", [None, b"active"])
-def test_wrong_tags_count_until_the_registration_is_discarded(active_tag: bytes | None) -> None:
-    assert outcome(b"x", [PendingProof(1, b"t", HERE, 1)], active_tag) == WrongTag((1,), ())
-    assert outcome(b"x", [PendingProof(1, b"t", HERE, 2)], active_tag) == WrongTag((), (1,))
+def test_r8_wrong_tags_count_until_they_are_too_many(active_tag: bytes | None) -> None:
+    assert outcome(pending(0, active_tag)) == WrongTag(7)
+    assert outcome(pending(2, active_tag)) == WrongTag(7)
+    assert outcome(pending(3, active_tag)) == TooManyWrongTags()
 
 
-def test_a_strangers_wrong_tags_do_not_count_against_the_agent() -> None:
-    assert outcome(b"x", [PendingProof(1, b"t", HERE, 2)], source=ELSEWHERE) == WrongTag((), ())
+def test_r8_a_strangers_wrong_tags_do_not_count_against_the_agent() -> None:
+    assert outcome(ELSEWHERE) == WrongTag(None)
 
 
-def test_a_wrong_tag_for_an_active_agent_touches_nothing() -> None:
-    assert outcome(b"x", [], active_tag=b"t") == WrongTag((), ())
+def test_r15_a_wrong_tag_for_an_active_agent_touches_nothing() -> None:
+    assert outcome(KnownAgent(None, False, b"t")) == WrongTag(None)

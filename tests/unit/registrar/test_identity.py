@@ -11,17 +11,18 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from keylime.hashes import HashAlgorithm
 from keylime.identifiers import AgentId
+from keylime.pki.der import read_certificate
 from keylime.tpm.keys import SignatureScheme
 from keylime_registrar.identity import (
     Certification,
     IdentityChanged,
+    IdentityDemand,
     Registration,
     RegistrationRefused,
-    TpmIdentity,
-    challenge,
     check_unchanged,
     hash_tag,
 )
+from tests.fakes.challenged import challenge
 from tests.fakes.software_ak import AK_ATTRIBUTES, SoftwareAk, pcr_selection, quote_attest
 from tests.fakes.software_identity import SoftwareIdentity, b64, certify, certify_attest, name_of
 from tests.fakes.tls_material import Authority
@@ -30,7 +31,8 @@ AGENT = AgentId("d432fbb3-d2f1-4a97-9ef7-75bd81c0aaaa")
 QUALIFIED = hashlib.sha256(AGENT.encode()).digest()
 SECRET = b"Bte1ioEt41Bv5lqHCgR07ArL5wAAhGoY"
 VENDOR = Authority("TPM vendor")
-ANY = TpmIdentity.EK_CERT_OR_IAK_IDEVID
+ANCHORS = [read_certificate(VENDOR.certificate.public_bytes(Encoding.DER))]
+ANY = IdentityDemand.EK_CERT_OR_IAK_IDEVID
 
 
 @functools.cache
@@ -82,9 +84,9 @@ def signed(attest: bytes) -> Certification:
 
 
 def judge(
-    candidate: Registration, proof: Certification | None = None, demanded: TpmIdentity = ANY
+    candidate: Registration, proof: Certification | None = None, demanded: IdentityDemand = ANY
 ) -> tuple[bytes, bytes]:
-    made = challenge(candidate, proof, demanded=demanded, anchors=[VENDOR.certificate], secret=SECRET)
+    made = challenge(candidate, proof, demanded=demanded, anchors=ANCHORS, secret=SECRET)
     return made.blob, made.tag_hash
 
 
@@ -163,7 +165,7 @@ def test_an_id_in_the_form_of_an_ek_hash_must_be_the_hash_of_this_ek() -> None:
 
 @pytest.mark.parametrize("qualifying", [hashlib.sha256(AGENT.encode()).digest(), AGENT.encode()])
 def test_a_device_identity_bound_to_the_ak_is_accepted_with_either_qualification(qualifying: bytes) -> None:
-    judge(with_device_identity(), certification(qualifying=qualifying), TpmIdentity.IAK_IDEVID)
+    judge(with_device_identity(), certification(qualifying=qualifying), IdentityDemand.IAK_IDEVID)
 
 
 REFUSED_CERTIFICATIONS = {
@@ -210,10 +212,10 @@ def test_a_device_certificate_of_another_key_or_issuer_is_refused(field: str, po
 
 def test_the_operators_demand_for_an_identity_is_met_or_the_registration_refused() -> None:
     with pytest.raises(RegistrationRefused, match="EK certificate"):
-        judge(registration(), demanded=TpmIdentity.EK_CERT)
+        judge(registration(), demanded=IdentityDemand.EK_CERT)
     with pytest.raises(RegistrationRefused, match="IAK"):
-        judge(registration(), demanded=TpmIdentity.IAK_IDEVID)
-    judge(registration(ekcert=machine(0).ek_certificate(VENDOR)), demanded=TpmIdentity.EK_CERT)
+        judge(registration(), demanded=IdentityDemand.IAK_IDEVID)
+    judge(registration(ekcert=machine(0).ek_certificate(VENDOR)), demanded=IdentityDemand.EK_CERT)
 
 
 @pytest.mark.parametrize("field", ["ek_tpm", "aik_tpm", "ekcert"])

@@ -14,6 +14,7 @@ from keylime.messages.envelope import parse_body
 from keylime.messages.registrar import RegisterRequest
 from keylime_registrar.identity import Certification, RegistrationRefused
 from keylime_registrar.submission import Submission, read_submission
+from tests.fakes.hostile_der import SHAPES
 from tests.fakes.software_identity import SoftwareIdentity, b64
 from tests.fakes.tls_material import Authority, self_signed
 
@@ -64,7 +65,7 @@ def test_the_first_certificate_of_a_pem_chain_is_the_eks() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "emulator",
+        "emulators",
         "AAAA",
         "-----BEGIN CERTIFICATE-----",
         "-----BEGIN X-----\nAA==\n-----END X-----",
@@ -79,7 +80,8 @@ def test_what_is_no_certificate_is_refused(text: str) -> None:
 def test_a_certificate_followed_by_padding_is_kept_and_reported() -> None:
     padded = machine().ek_certificate(VENDOR) + bytes(20)
     submission = read(ekcert=b64(padded))
-    assert (submission.registration.ekcert, submission.irregular) == (padded, ("ekcert",))
+    assert submission.registration.ekcert == padded
+    assert submission.certificates.irregular == ("ekcert",)
 
 
 def test_the_agents_own_certificate_is_stored_as_pem_whatever_form_it_came_in() -> None:
@@ -144,3 +146,27 @@ def test_any_fields_are_read_or_refused(fields: dict[str, object]) -> None:
         read_submission(AGENT, request)
     except (RegistrationRefused, MalformedMessage):
         pass
+
+
+@pytest.mark.parametrize("name", ["ek_tpm", "aik_tpm", "iak_tpm", "idevid_tpm", "iak_attest", "iak_sign"])
+def test_r8_a_structure_larger_than_any_tpm_makes_is_not_read(name: str) -> None:
+    with pytest.raises(RegistrationRefused, match=rf"^{name} has 8196 characters, at most 8192 are read"):
+        read(**{name: "AAAA" * 2049})
+
+
+@pytest.mark.parametrize("name", ["ekcert", "iak_cert", "idevid_cert"])
+def test_r4_a_certificate_larger_than_any_vendors_is_not_read(name: str) -> None:
+    with pytest.raises(RegistrationRefused, match=rf"^{name}: a certificate of more than 8192 bytes"):
+        read(**{name: b64(SHAPES["one large key"](9000))})
+    with pytest.raises(RegistrationRefused, match=rf"^{name} has 40000 characters"):
+        read(**{name: "AAAA" * 10_000})
+    with pytest.raises(RegistrationRefused, match=rf"^{name}: .*more than 640 ASN.1 elements"):
+        read(**{name: b64(SHAPES["deep and indefinite"](8000))})
+
+
+def test_r4_a_chain_may_be_long_since_its_first_certificate_counts() -> None:
+    der = machine().ek_certificate(VENDOR)
+    block = f"-----BEGIN CERTIFICATE-----\n{b64(der)}\n-----END CERTIFICATE-----\n"
+    assert read(ekcert=block * 100).registration.ekcert == der
+    with pytest.raises(RegistrationRefused, match="mtls_cert has"):
+        read(mtls_cert=block * 100)

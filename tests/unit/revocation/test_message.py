@@ -1,7 +1,7 @@
 import json
 from datetime import datetime
 
-from keylime.appraisal.findings import Finding
+from keylime.findings.finding import Finding
 from keylime.messages.revocation import RevocationMessage, SignedRevocation
 from keylime.revocation.message import (
     RevocationKind,

@@ -8,7 +8,7 @@ import pytest
 from cryptography import x509
 
 from keylime.errors import ConfigError
-from keylime_tenant.ca import CaArguments, Misuse, run
+from keylime_tenant.ca.program import CaArguments, Misuse, run
 
 
 def carry_out(directory: Path, command: str, password: str = "secret", **flags: object) -> list[str]:  # noqa: S107
@@ -59,12 +59,12 @@ def test_the_default_directory_must_be_accessible(tmp_path: Path) -> None:
 def test_the_program_ends_with_the_documented_codes(tmp_path: Path, arguments: list[str], code: int) -> None:
     environ = {"PATH": os.environ["PATH"], "KEYLIME_DIR": str(tmp_path), "KEYLIME_CA_PASSWORD": "x"}
     done = subprocess.run(  # noqa: S603 - our own program
-        [sys.executable, "-m", "keylime_tenant.ca", *arguments],
+        [sys.executable, "-m", "keylime_tenant.ca.program", *arguments],
         env=environ,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=False,
     )
     assert done.returncode == code
@@ -75,7 +75,7 @@ def test_the_program_ends_with_the_documented_codes(tmp_path: Path, arguments: l
 def test_the_shipped_password_makes_the_program_ask_on_its_terminal(tmp_path: Path) -> None:
     environ = {"PATH": os.environ["PATH"], "KEYLIME_DIR": str(tmp_path)}
     master, slave = os.openpty()
-    command = [sys.executable, "-m", "keylime_tenant.ca", "-c", "init", "-d", str(tmp_path / "ca")]
+    command = [sys.executable, "-m", "keylime_tenant.ca.program", "-c", "init", "-d", str(tmp_path / "ca")]
     with subprocess.Popen(  # noqa: S603 - our own program
         command,
         env=environ,
@@ -86,9 +86,10 @@ def test_the_shipped_password_makes_the_program_ask_on_its_terminal(tmp_path: Pa
     ) as program:
         os.close(slave)
         assert program.stderr is not None
-        prompt = b"Please enter the password to decrypt your keystore: "
-        assert program.stderr.read(len(prompt)) == prompt
-        os.write(master, b"typed\n")
+        prompts = b"Please choose a password for the keystore of the new CA: ", b"\nPlease enter it again: "
+        for prompt in prompts:
+            assert program.stderr.read(len(prompt)) == prompt
+            os.write(master, b"typed\n")
         assert program.wait(60) == 0
     os.close(master)
     carry_out(tmp_path / "ca", "create", "typed", name="node1")

@@ -8,12 +8,15 @@ import pytest
 
 from keylime.identifiers import AgentId
 from keylime.messages.registrar import RegisteredAgent
+from keylime.tpm.default_ek import default_ek
 from keylime_tenant.arguments import Arguments
 from keylime_tenant.config import EkRules
 from keylime_tenant.ek_check import EkCheck
 from keylime_tenant.enrolment import Candidate, make_candidate
 from keylime_tenant.errors import AgentRejected, CommandFailed
 from tests.captures import CA_DIRECTORY, capture
+from tests.fakes.hostile_der import encoded
+from tests.fakes.vendor_certificates import EK_KEY, Parts, ek_certificate, extension
 
 CAPTURE = capture("direct-critical-data-4banks")
 RULES = EkRules(require_certificate=True, certificate_store=CA_DIRECTORY, script="")
@@ -52,7 +55,34 @@ def test_a_certificate_of_a_trusted_maker_for_this_very_key_is_accepted(candidat
 def test_a_certificate_of_an_unknown_maker_is_refused(candidate: Candidate, tmp_path: Path) -> None:
     with pytest.raises(AgentRejected, match="Invalid EK certificate of agent node1") as refused:
         check(replace(RULES, certificate_store=tmp_path), candidate)
-    assert "tpm_cert_store" in str(refused.value)
+    for words in (
+        "tpm_cert_store",
+        "'CN=swtpm-localca'",
+        f"keylime_ca import-vendor FILE --store {tmp_path}",
+    ):
+        assert words in str(refused.value)
+
+
+def test_a_broken_file_in_the_store_is_warned_of_and_stops_no_enrolment(
+    candidate: Candidate, tmp_path: Path
+) -> None:
+    for path in RULES.certificate_store.glob("*.pem"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "broken.pem").write_text("hello")
+    (warning,) = check(replace(RULES, certificate_store=tmp_path), candidate)
+    assert "broken.pem" in warning
+
+
+def test_the_address_of_the_issuers_certificate_is_told(candidate: Candidate, tmp_path: Path) -> None:
+    access = encoded(0x30, encoded(0x06, bytes.fromhex("2b06010505073002")) + encoded(0x86, b"http://ca/1"))
+    issued = ek_certificate(Parts(extensions=(extension("2b06010505070101", encoded(0x30, access)),)))
+    other = replace(
+        candidate,
+        ek_tpm=base64.b64encode(default_ek(EK_KEY.public_key())).decode(),
+        ek_certificate=base64.b64encode(issued).decode(),
+    )
+    with pytest.raises(AgentRejected, match=r"'http://ca/1': `keylime_tenant -c trust-issuer -u node1`"):
+        check(replace(RULES, certificate_store=tmp_path), other)
 
 
 def test_the_certificate_of_another_key_is_refused(candidate: Candidate) -> None:
@@ -91,7 +121,10 @@ def test_the_program_sees_the_key_and_decides(candidate: Candidate, tmp_path: Pa
 
 
 def test_a_program_that_fails_refuses_the_agent(candidate: Candidate, tmp_path: Path) -> None:
-    with pytest.raises(AgentRejected, match="ended with 3"):
+    # The beginning is what monitors of existing installations match, after " - ERROR - ".
+    with pytest.raises(
+        AgentRejected, match=r"^External check script failed to validate EK of agent node1: .* ended with 3$"
+    ):
         check(script_in(tmp_path, "exit 3"), candidate, tmp_path)
 
 

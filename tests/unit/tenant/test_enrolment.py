@@ -9,9 +9,10 @@ from keylime.identifiers import AgentId
 from keylime.messages.agent import QuoteReply
 from keylime.messages.registrar import RegisteredAgent
 from keylime.tpm.keys import SignatureScheme
+from keylime.tpm.pcr import DATA_PCR, PcrValues, data_pcr_value
 from keylime_tenant.arguments import Arguments
-from keylime_tenant.config import AcceptedAlgorithms, Address
-from keylime_tenant.enrolment import Candidate, add_request, check_identity, make_candidate
+from keylime_tenant.config import Address, AllowedAlgorithms
+from keylime_tenant.enrolment import Candidate, add_request, check_identity, contact_remark, make_candidate
 from keylime_tenant.errors import AgentRejected, CommandFailed
 from keylime_tenant.payload import NOTHING, encrypted
 from keylime_tenant.policies import PolicyDocuments, compose
@@ -20,7 +21,7 @@ from tests.fakes.software_ak import AK_ATTRIBUTES, SoftwareAk
 
 AGENT = AgentId("node1")
 NONCE = "a1B2c3D4e5F6g7H8i9J0"
-ACCEPTED = AcceptedAlgorithms(
+ACCEPTED = AllowedAlgorithms(
     hashes=("sha512", "sha384", "sha256"),
     encryption=("ecc", "rsa"),
     signing=("ecdsa", "ecschnorr", "rsassa", "rsapss"),
@@ -55,6 +56,24 @@ def reply_of(agent: ScriptedAgent, nonce: str = NONCE, **changes: object) -> Quo
 
 def test_a_fresh_quote_by_the_registered_key_vouches_for_the_payload_key(agent: ScriptedAgent) -> None:
     assert check_identity(candidate_of(agent), reply_of(agent), NONCE, ACCEPTED) == agent.pubkey
+
+
+def quote_of(agent: ScriptedAgent, *others: int, without: bool = False) -> str:
+    bank = agent.hash_alg
+    values = {index: bytes(bank.size) for index in others}
+    if not without:
+        values[DATA_PCR] = data_pcr_value(bank, agent.pubkey)
+    return agent.ak.quote(NONCE.encode(), PcrValues(bank, values))
+
+
+def test_agents_of_the_field_may_quote_more_than_the_data_pcr(agent: ScriptedAgent) -> None:
+    for others in ((0,), (0, 1, 7, 10)):
+        reply = reply_of(agent, quote=quote_of(agent, *others))
+        assert check_identity(candidate_of(agent), reply, NONCE, ACCEPTED) == agent.pubkey
+    with pytest.raises(AgentRejected, match="not valid"):
+        check_identity(
+            candidate_of(agent), reply_of(agent, quote=quote_of(agent, 0, without=True)), NONCE, ACCEPTED
+        )
 
 
 def test_a_quote_over_another_nonce_is_refused(agent: ScriptedAgent) -> None:
@@ -106,7 +125,7 @@ def test_a_bank_that_is_not_accepted_is_named_with_the_option() -> None:
     ],
 )
 def test_a_key_of_a_kind_that_is_not_accepted_is_refused(
-    agent: ScriptedAgent, kind: str, accepted: AcceptedAlgorithms
+    agent: ScriptedAgent, kind: str, accepted: AllowedAlgorithms
 ) -> None:
     with pytest.raises(AgentRejected, match=f"unaccepted {kind} algorithm"):
         check_identity(candidate_of(agent), reply_of(agent), NONCE, accepted)
@@ -214,3 +233,14 @@ def test_the_verifier_gets_v_and_never_k_or_u(agent: ScriptedAgent) -> None:
     assert base64.b64encode(delivery.key.k).decode() not in text
     assert base64.b64encode(delivery.key.u).decode() not in text
     assert "secret payload" not in repr(delivery)
+
+
+def test_an_address_that_leads_the_verifier_to_itself_is_remarked_on(agent: ScriptedAgent) -> None:
+    record = record_of(agent, ip="127.0.0.1")
+    remark = contact_remark(make_candidate(AGENT, record, Arguments()))
+    assert remark is not None
+    assert "127.0.0.1:9002" in remark
+    assert "-t, or set [agent] contact_ip" in remark
+    assert contact_remark(make_candidate(AGENT, record, Arguments(agent_ip="192.0.2.7"))) is None
+    assert contact_remark(make_candidate(AGENT, record, Arguments(cv_targethost="192.0.2.7"))) is None
+    assert contact_remark(candidate_of(agent)) is None

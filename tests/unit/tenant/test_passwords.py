@@ -1,7 +1,9 @@
+from collections.abc import Callable
+
 import pytest
 
 from keylime.errors import ConfigError
-from keylime_tenant.passwords import keystore_password
+from keylime_tenant.passwords import keystore_password, new_keystore_password
 
 
 def refuse(_prompt: str) -> str:
@@ -32,3 +34,36 @@ def test_without_a_terminal_the_error_names_option_and_variable() -> None:
 def test_an_empty_password_is_refused(configured: str) -> None:
     with pytest.raises(ConfigError, match="You must specify a password!"):
         keystore_password(configured, is_terminal=lambda: True, ask=lambda _prompt: "")
+
+
+def answering(*answers: str) -> tuple[list[str], Callable[[str], str]]:
+    given, prompts = iter(answers), []
+
+    def answer(prompt: str) -> str:
+        prompts.append(prompt)
+        return next(given)
+
+    return prompts, answer
+
+
+def test_the_password_of_a_new_ca_is_chosen_and_typed_twice() -> None:
+    prompts, answer = answering("typed", "typed")
+    assert new_keystore_password("default", is_terminal=lambda: True, ask=answer) == "typed"
+    assert prompts == ["Please choose a password for the keystore of the new CA: ", "Please enter it again: "]
+    assert new_keystore_password("secret", is_terminal=lambda: True, ask=refuse) == "secret"
+
+
+@pytest.mark.parametrize(
+    ("answers", "told"),
+    [(("typed", "tpyed"), "the two passwords differ"), (("",), "You must specify"), (("x", ""), "differ")],
+)
+def test_a_new_password_that_is_typed_differently_or_not_at_all_makes_no_ca(
+    answers: tuple[str, ...], told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        new_keystore_password("default", is_terminal=lambda: True, ask=answering(*answers)[1])
+
+
+def test_a_new_password_cannot_be_asked_for_without_a_terminal() -> None:
+    with pytest.raises(ConfigError, match="KEYLIME_CA_PASSWORD"):
+        new_keystore_password("default", is_terminal=lambda: False, ask=refuse)

@@ -8,11 +8,12 @@ import pytest
 
 from keylime.errors import ConfigError
 from keylime.identifiers import AgentId
-from keylime.payload.bundle import decrypt_payload, encrypt_payload
+from keylime.payload.encryption import decrypt_payload, encrypt_payload
 from keylime.payload.keys import combine
 from keylime.pki.authority import Authority
 from keylime_tenant.arguments import Arguments
-from keylime_tenant.payload import NOTHING, Delivery, check_rules, prepare_delivery
+from keylime_tenant.payload import NOTHING, PayloadDelivery, check_rules
+from keylime_tenant.payload_sources import prepare_delivery
 from keylime_tenant.userdata_encrypt import KEYS_FILE, PAYLOAD_FILE, encrypt_file
 
 AGENT = AgentId("node1")
@@ -23,11 +24,11 @@ def no_authority() -> Authority:
     raise AssertionError("no certificate was asked for")
 
 
-def prepare(arguments: Arguments, *, max_size: int = MAX_SIZE) -> Delivery:
+def prepare(arguments: Arguments, *, max_size: int = MAX_SIZE) -> PayloadDelivery:
     return prepare_delivery(arguments, AGENT, max_size=max_size, open_authority=no_authority)
 
 
-def content_of(delivery: Delivery) -> bytes:
+def content_of(delivery: PayloadDelivery) -> bytes:
     assert delivery.key is not None
     assert delivery.ciphertext is not None
     assert combine(delivery.key.u, delivery.key.v) == delivery.key.k

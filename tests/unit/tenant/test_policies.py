@@ -6,8 +6,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from keylime.documents.dsse import key_id_of, sign_policy
 from keylime.errors import KeylimeError
-from keylime.policy.dsse import key_id_of, sign_policy
+from keylime.ima.runtime_policy import EMPTY_POLICY
 from keylime_tenant.arguments import Arguments
 from keylime_tenant.policies import PolicyDocuments, compose
 
@@ -58,6 +59,18 @@ def test_the_mask_has_the_pcrs_of_every_policy(
     policies = compose(arguments, documents)
     assert policies.mask == mask
     assert json.loads(policies.tpm_policy)["mask"] == hex(mask)
+
+
+def test_l7_an_agent_of_whom_nothing_is_demanded_is_warned_of() -> None:
+    def warned(arguments: Arguments, documents: PolicyDocuments) -> bool:
+        return "nothing judged" in " ".join(compose(arguments, documents).warnings)
+
+    assert warned(Arguments(), PolicyDocuments())
+    assert not warned(Arguments(tpm_policy='{"15": "AB"}'), PolicyDocuments())
+    assert not warned(Arguments(runtime_policy_name="n"), PolicyDocuments())
+    assert not warned(Arguments(), PolicyDocuments(reference_state=b"{}"))
+    empty = compose(Arguments(), PolicyDocuments(runtime_policy=EMPTY_POLICY.encode())).warnings
+    assert "judges nothing" in " ".join(empty)
 
 
 def test_the_operators_own_mask_is_told_apart() -> None:
@@ -147,6 +160,11 @@ def test_the_old_flags_give_the_same_rules_as_a_runtime_policy() -> None:
     assert policy["keyrings"] == {".ima": ["ef" * 20]}
     assert policy["excludes"] == ["/var/.*"]
     assert policy["meta"]["generator"] == 3
+
+
+def test_l5_a_reference_state_with_a_key_twice_is_not_sent() -> None:
+    with pytest.raises(KeylimeError, match=r"--mb-policy: .*the key 'pk' is given twice"):
+        compose(Arguments(), PolicyDocuments(reference_state=b'{"pk": [], "pk": []}'))
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"null", b"{", b"\xff"])

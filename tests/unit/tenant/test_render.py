@@ -1,113 +1,137 @@
 import io
 import json
 import logging
-from typing import Any
 
 import pytest
 
-from keylime_tenant.render import Output, agents_table, moment, remarks, state_text, worded_status
-
-STATUS: dict[str, Any] = {
-    "operational_state": 9,
-    "ip": "192.0.2.7",
-    "port": 9002,
-    "attestation_count": 12,
-    "last_successful_attestation": 1_700_000_000,
-    "last_event_id": "ima.validation.ima-ng.not_in_allowlist",
-    "unreachable_since": 1_700_000_100,
-    "reboots": 2,
-    "last_findings": [
-        {
-            "event_id": "ima.validation.ima-ng.not_in_allowlist",
-            "severity": "error",
-            "explanation": "the file is not in the runtime policy",
-            "path": "/root/evil.sh",
-            "log_index": 41,
-        }
-    ],
-    "future_field": {"kept": True},
-}
+from keylime_tenant.forms import Form
+from keylime_tenant.render import Output, OutputHandler
+from keylime_tenant.terminal import Terminal
 
 
-def test_states_are_told_in_words_and_unknown_ones_as_they_are() -> None:
-    assert state_text(9) == "Invalid Quote"
-    assert state_text(77) == 77
-    assert state_text("Not applicable (Push Mode)") == "Not applicable (Push Mode)"
-    assert state_text(None) is None
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
 
-def test_a_worded_status_keeps_fields_that_we_do_not_know() -> None:
-    assert worded_status(STATUS) == {**STATUS, "operational_state": "Invalid Quote"}
-
-
-def test_remarks_tell_silence_reasons_and_reboots() -> None:
-    lines = remarks(STATUS)
-    assert lines[0] == "unreachable since 2023-11-14 22:15:00 UTC"
-    assert lines[1:-1] == [
-        "ima.validation.ima-ng.not_in_allowlist (error)",
-        "  path      /root/evil.sh",
-        "  entry     41",
-        "  the file is not in the runtime policy",
-    ]
-    assert lines[-1] == "rebooted 2 times"
-
-
-def test_of_many_findings_the_first_are_shown_and_the_rest_counted() -> None:
-    lines = remarks({"last_findings": STATUS["last_findings"] * 8})
-    assert lines.count("  entry     41") == 5
-    assert lines[-1] == "and 3 more findings: --json shows them"
-
-
-def test_a_finding_of_another_form_is_shown_as_it_came_and_cannot_steer_the_terminal() -> None:
-    assert remarks({"last_findings": [{"why": "\x1b[2J"}]}) == ['{"why": "\\u001b[2J"}']
-
-
-def test_a_verifier_without_findings_still_gives_its_event_id() -> None:
-    assert remarks({"last_event_id": "quote_validation"}) == ["last failure: quote_validation"]
-
-
-@pytest.mark.parametrize("value", [0, None, -5, "x", 1e300])
-def test_a_moment_that_is_none_is_never(value: object) -> None:
-    assert moment(value) == "never"
-
-
-def make_output(*, as_json: bool) -> tuple[Output, io.StringIO, io.StringIO]:
+def make_output(form: Form, **environ: str) -> tuple[Output, io.StringIO, io.StringIO]:
     stdout, stderr = io.StringIO(), io.StringIO()
-    return (
-        Output(logging.getLogger("keylime.tenant"), as_json=as_json, stdout=stdout, stderr=stderr),
-        stdout,
-        stderr,
-    )
+    log = logging.getLogger("keylime.tenant")
+    return Output(log, form, stdout=stdout, stderr=stderr, environ=environ), stdout, stderr
 
 
-def test_json_mode_prints_exactly_one_document() -> None:
-    output, stdout, stderr = make_output(as_json=True)
+def on_screen(**environ: str) -> tuple[Output, Screen, Screen]:
+    stdout, stderr = Screen(), Screen()
+    environ = {"TERM": "xterm", "COLUMNS": "80"} | environ
+    log = logging.getLogger("keylime.tenant")
+    return Output(log, Form.TABLE, stdout=stdout, stderr=stderr, environ=environ), stdout, stderr
+
+
+ROWS = [{"agent_id": "a"}, {"agent_id": "b"}]
+
+
+def report(output: Output) -> None:
+    """As a command does."""
     output.literal({"noise": 1})
-    output.listing("Agent list", {"uuids": [["a"]]})
-    output.table(agents_table({"a": STATUS}))
+    output.listing("Agent list", {"uuids": [["a"], ["b"]]}, rows=ROWS, names=["a", "b"])
+    output.show(lambda terminal: [terminal.paint("two agents", "good")])
     output.finish()
-    assert json.loads(stdout.getvalue()) == {"uuids": [["a"]]}
-    assert stderr.getvalue() == ""
 
 
-def test_without_json_mode_answers_are_python_dictionaries_and_no_table_is_drawn_off_a_terminal() -> None:
-    output, stdout, stderr = make_output(as_json=False)
-    output.literal({"code": 200, "results": {"name": None}})
-    output.table(agents_table({"a": STATUS}))
+@pytest.mark.parametrize(
+    ("form", "printed"),
+    [
+        (Form.JSON, '{"uuids": [["a"], ["b"]]}\n'),
+        (Form.JSONL, '{"agent_id": "a"}\n{"agent_id": "b"}\n'),
+        (Form.NAME, "a\nb\n"),
+        (Form.SCRIPT, "{'noise': 1}\n" + '{"uuids": [["a"], ["b"]]}\n'),
+        (Form.TABLE, "two agents\n"),
+        (Form.WIDE, "two agents\n"),
+    ],
+)
+def test_each_form_prints_its_own_and_nothing_else(form: Form, printed: str) -> None:
+    output, stdout, stderr = make_output(form)
+    report(output)
+    assert (stdout.getvalue(), stderr.getvalue()) == (printed, "")
+
+
+@pytest.mark.parametrize("form", [Form.JSON, Form.JSONL])
+def test_a_failure_without_a_result_is_the_result(form: Form) -> None:
+    output, stdout, _ = make_output(form)
+    output.failed("no such agent")
     output.finish()
-    assert stdout.getvalue() == "{'code': 200, 'results': {'name': None}}\n"
-    assert stderr.getvalue() == ""
+    assert json.loads(stdout.getvalue()) == {"error": "no such agent"}
 
 
-def test_a_terminal_gets_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+def test_after_a_failure_no_name_is_told() -> None:
+    output, stdout, _ = make_output(Form.NAME)
+    output.about("a")
+    output.failed("no such agent")
+    output.finish()
+    assert stdout.getvalue() == ""
 
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "200")
-    terminal = Terminal()
-    output = Output(logging.getLogger("keylime.tenant"), as_json=False, stdout=io.StringIO(), stderr=terminal)
-    output.table(agents_table({"node1": STATUS}))
-    assert "node1" in terminal.getvalue()
-    assert "the file is not in the runtime policy" in terminal.getvalue()
+
+def test_scripts_find_what_is_said_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    output, stdout, _ = make_output(Form.SCRIPT)
+    output.info("quiet %s", 1)
+    output.said("Agent %s passed", "a")
+    output.waiting("Waiting for %s", "a")
+    output.warning("doubtful")
+    lines = [(record.levelname, record.getMessage()) for record in caplog.records]
+    told = ["quiet 1", "Agent a passed", "Waiting for a"]
+    assert lines == [*(("INFO", text) for text in told), ("WARNING", "doubtful")]
+    assert stdout.getvalue() == ""
+
+
+def test_people_read_results_on_stdout_and_the_rest_on_stderr(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    output, stdout, stderr = make_output(Form.TABLE)
+    output.info("not for people")
+    output.waiting("Waiting for %s", "a")
+    output.warning("doubtful: %s", "100%")
+    output.said("Agent %s passed", "a")
+    assert stdout.getvalue() == "Agent a passed\n"
+    assert stderr.getvalue() == "Waiting for a\nwarning: doubtful: 100%\n"
+    assert caplog.records == []
+
+
+def test_what_is_waited_for_passes_on_a_terminal_but_not_when_it_is_longer_than_a_line() -> None:
+    output, stdout, stderr = on_screen()
+    output.waiting("short")
+    output.waiting("x" * 200)
+    output.waiting("again")
+    output.said("done")
+    take_back = "\r\x1b[K"
+    assert stderr.getvalue() == f"short{take_back}{'x' * 200}\nagain{take_back}"
+    assert stdout.getvalue() == "done\n"
+
+
+@pytest.mark.parametrize(
+    ("environ", "is_coloured"),
+    [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True), ({"TERM": "dumb"}, False)],
+)
+def test_colours_can_be_declined(environ: dict[str, str], is_coloured: bool) -> None:
+    output, stdout, _ = on_screen(**environ)
+    report(output)
+    assert ("\x1b[32mtwo agents\x1b[0m" in stdout.getvalue()) is is_coloured
+    assert "two agents" in stdout.getvalue()
+
+
+def test_the_width_is_that_of_the_terminal_and_a_file_has_none() -> None:
+    assert on_screen(COLUMNS="140")[0].terminal == Terminal(140, has_colours=True)
+    assert on_screen(COLUMNS="many", NO_COLOR="1")[0].terminal == Terminal(80)
+    assert make_output(Form.WIDE, COLUMNS="140")[0].terminal == Terminal(is_wide=True)
+
+
+def test_warnings_of_libraries_reach_people_as_ours_do() -> None:
+    output, _, stderr = make_output(Form.TABLE)
+    handler = OutputHandler(output)
+    log = logging.getLogger("tests.library")
+    log.addHandler(handler)
+    try:
+        log.info("small talk")
+        log.warning("50%% of %s", "it")
+    finally:
+        log.removeHandler(handler)
+    assert stderr.getvalue() == "warning: 50% of it\n"

@@ -11,7 +11,7 @@ from keylime.tpm.structures import (
     CertifyInfo,
     ClockInfo,
     QuoteInfo,
-    Reader,
+    StructureReader,
     parse_attest,
 )
 from tests.captures import CapturedQuote, captured_quotes, captures
@@ -124,7 +124,7 @@ def test_a_certification_is_read_as_one() -> None:
 
 
 def test_a_reader_says_where_the_bytes_ended() -> None:
-    reader = Reader(b"\x00\x05abc", "thing")
+    reader = StructureReader(b"\x00\x05abc", "thing")
     with pytest.raises(MalformedEvidence, match="thing is cut short: 5 bytes expected at offset 2, 3 left"):
         reader.sized(10)
 

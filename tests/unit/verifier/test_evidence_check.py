@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import functools
+import hashlib
 import json
 from dataclasses import replace
 from typing import Any
@@ -12,17 +13,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keylime.appraisal.findings import Finding
 from keylime.errors import KeylimeError
+from keylime.findings.finding import Finding
 from keylime.hashes import HashAlgorithm
+from keylime.ima.runtime_policy import EMPTY_POLICY
+from keylime.measured_boot.boot_policy import built_in_policies, compile_measured_boot_policy
 from keylime.messages.verification import TpmEvidence
-from keylime.policy.measured_boot import built_in_policies, compile_measured_boot_policy
-from keylime.tpm.keys import SignatureScheme, parse_attestation_key
+from keylime.tpm.keys import SignatureScheme
 from keylime.tpm.pcr import PcrValues
-from keylime_verifier.evidence_check import EvidenceRules, UnusableRequest, judge_evidence, judge_identity
+from keylime_verifier.verification.evidence_check import (
+    EvidenceJudgement,
+    EvidenceRules,
+    UnusableRequest,
+    judge_evidence,
+)
+from keylime_verifier.verification.evidence_claims import MAX_REPEATED
 from tests.captures import VM_DEBIAN12, Stage, capture
 from tests.evidence import policy_of
 from tests.fakes.software_ak import AK_ATTRIBUTES, SoftwareAk
+from tests.os_logs import firmware_log, held, os_log
 
 RULES = EvidenceRules(
     functools.partial(compile_measured_boot_policy, policy_name="accept-all", registry=built_in_policies())
@@ -55,14 +64,24 @@ def genuine(ak: str = "rsassa", bank: str = "sha256") -> TpmEvidence:
     )
 
 
-def judged(evidence: TpmEvidence, rules: EvidenceRules = RULES) -> tuple[Finding, ...]:
+def judgement_on(evidence: TpmEvidence, rules: EvidenceRules = RULES) -> EvidenceJudgement:
     steps = judge_evidence(evidence, rules)
     while True:
         try:
             next(steps)
         except StopIteration as end:
-            findings: tuple[Finding, ...] = end.value
-            return findings
+            judgement: EvidenceJudgement = end.value
+            assert not (judgement.findings and msgspec.to_builtins(judgement.claims))
+            return judgement
+
+
+def judged(evidence: TpmEvidence, rules: EvidenceRules = RULES) -> tuple[Finding, ...]:
+    return judgement_on(evidence, rules).findings
+
+
+def claimed(evidence: TpmEvidence) -> dict[str, str]:
+    claims: dict[str, str] = msgspec.to_builtins(judgement_on(evidence).claims)
+    return claims
 
 
 def changed(**fields: Any) -> TpmEvidence:
@@ -175,6 +194,8 @@ def test_without_any_policy_there_is_nothing_to_judge_by() -> None:
         ("tpm_ak", "***"),
         ("tpm_policy", "{"),
         ("tpm_policy", '{"24": ["00"]}'),
+        ("tpm_policy", '{"16": ["00"]}'),
+        ("tpm_policy", json.dumps({"5": "00" * 32, "16": ["00" * 32, "ab" * 32], "mask": "0x10020"})),
         ("runtime_policy", "{"),
         ("runtime_policy", '{"digests": 7}'),
         ("mb_policy", "{"),
@@ -203,29 +224,109 @@ def test_any_text_in_any_field_is_refused_or_judged(fields: dict[str, str | None
         assert findings or not {"quote", "nonce", "hash_alg", "tpm_ak"} & set(fields)
 
 
-def test_an_identity_is_proven_by_signature_nonce_and_bank() -> None:
-    quote = stage().quote("ecdsa", "sha256")
-    key = parse_attestation_key(quote.ak_public)
-    other = parse_attestation_key(stage().quote("rsassa", "sha256").ak_public)
-    assert judge_identity(quote.text, quote.nonce, "sha256", key) is None
-    assert judge_identity(quote.text, quote.nonce + "x", "sha256", key) is not None
-    assert judge_identity(quote.text, quote.nonce, "sha1", key) is not None
-    assert judge_identity(quote.text, quote.nonce, "nothing", key) is not None
-    assert judge_identity("r", quote.nonce, "sha256", key) is not None
-    assert judge_identity(quote.text, quote.nonce, "sha256", other) is not None
+PROVEN_BY_THE_QUOTE = {"quote", "nonce", "hash_alg", "tpm_ak"}
 
 
-@pytest.mark.parametrize("ak", ["rsassa", "rsapss", "ecdsa"])
-@pytest.mark.parametrize("nonce", ["right", "wrong"])
-def test_n18_an_unknown_agent_is_answered_like_a_known_one_with_another_key(ak: str, nonce: str) -> None:
-    quote = stage().quote(ak, "sha256")
-    stranger = parse_attestation_key(SoftwareAk.generate("ecc256", SignatureScheme.ECDSA).tpm2b_public)
-    sent = quote.nonce if nonce == "right" else nonce
-    unknown = judge_identity(quote.text, sent, "sha256", None)
-    assert unknown == judge_identity(quote.text, sent, "sha256", stranger)
-    assert unknown is not None
+def test_l9_the_endorsement_key_is_tied_to_nothing_and_not_claimed() -> None:
+    claims = claimed(genuine())
+    assert set(claims) == PROVEN_BY_THE_QUOTE | {
+        "tpm_policy",
+        "runtime_policy",
+        "mb_policy",
+        "ima_measurement_list",
+        "mb_log",
+    }
+    assert all(claims[name] == getattr(genuine(), name) for name in PROVEN_BY_THE_QUOTE)
+
+
+def digest_of(text: str | None) -> str:
+    return f"sha256:{hashlib.sha256((text or '').encode()).hexdigest()}"
+
+
+def test_l9_long_documents_are_claimed_by_digest_and_short_ones_repeated() -> None:
+    evidence, claims = genuine(), claimed(genuine())
+    for name in ("runtime_policy", "ima_measurement_list"):
+        assert len(getattr(evidence, name)) > MAX_REPEATED
+        assert claims[name] == digest_of(getattr(evidence, name))
+    assert (claims["tpm_policy"], claims["mb_policy"]) == (evidence.tpm_policy, "{}")
+    assert claims["mb_log"] == evidence.mb_log
+    spaced = "{" + " " * (MAX_REPEATED - 2) + "}"
+    assert claimed(changed(mb_policy=spaced))["mb_policy"] == spaced
+    assert claimed(changed(mb_policy=spaced + " "))["mb_policy"] == digest_of(spaced + " ")
+
+
+@pytest.mark.parametrize(
+    ("changes", "unproven"),
+    [
+        ({"mb_policy": None}, {"mb_policy", "mb_log"}),
+        ({"mb_policy": "null"}, {"mb_policy", "mb_log"}),
+        ({"runtime_policy": None}, {"runtime_policy", "ima_measurement_list"}),
+        ({"runtime_policy": EMPTY_POLICY}, {"runtime_policy", "ima_measurement_list"}),
+        ({"tpm_policy": None}, {"tpm_policy"}),
+        ({"tpm_policy": "{}"}, {"tpm_policy"}),
+        ({"tpm_policy": '{"mask": "0x20"}'}, set()),
+        (
+            {"tpm_policy": "{}", "runtime_policy": EMPTY_POLICY, "mb_policy": None},
+            {"tpm_policy", "runtime_policy", "mb_policy", "ima_measurement_list", "mb_log"},
+        ),
+    ],
+)
+def test_l9_what_nobody_looked_at_is_not_claimed(changes: dict[str, Any], unproven: set[str]) -> None:
+    assert claimed(changed(**changes)).keys() == claimed(genuine()).keys() - unproven
+
+
+def test_l9_lines_after_those_that_the_quote_covers_are_not_claimed() -> None:
+    forged = f"10 {'a' * 40} ima-ng sha256:{'b' * 64} /tmp/never\n"
+    assert judged(changed(ima_measurement_list=LIST + forged)) == ()
+    assert claimed(changed(ima_measurement_list=LIST + forged))["ima_measurement_list"] == digest_of(LIST)
 
 
 def test_a_refused_request_is_no_verdict_about_a_machine() -> None:
     assert issubclass(UnusableRequest, KeylimeError)
     assert not UnusableRequest("missing_param", "x").finding.recoverable
+
+
+# -- what the operating system measured
+
+
+AK = SoftwareAk.generate("ecc256", SignatureScheme.ECDSA)
+
+
+def unified(**changes: str | None) -> TpmEvidence:
+    """Evidence of a captured machine whose operating system measures, quoted by a software AK."""
+    quoted = PcrValues(HashAlgorithm.SHA256, held("sdboot-uki"))
+    evidence = TpmEvidence(
+        quote=AK.quote(b"nonce", quoted),
+        nonce="nonce",
+        hash_alg="sha256",
+        tpm_ek=EK,
+        tpm_ak=base64.b64encode(AK.tpm2b_public).decode(),
+        mb_policy='{"explained_pcrs": "all"}',
+        mb_log=base64.b64encode(firmware_log("sdboot-uki")).decode(),
+        os_log=base64.b64encode(os_log("sdboot-uki") or b"").decode(),
+    )
+    return msgspec.structs.replace(evidence, **changes)
+
+
+def test_what_the_operating_system_measured_is_explained_by_its_log_and_not_claimed() -> None:
+    """Its records of NV indices are vouched for by nothing, nor are those that are later than the quote."""
+    assert judged(unified()) == ()
+    assert set(claimed(unified())) == PROVEN_BY_THE_QUOTE | {"mb_policy", "mb_log"}
+
+
+@pytest.mark.parametrize("log", [None, ""])
+def test_without_that_log_it_is_not(log: str | None) -> None:
+    found = [finding.event_id for finding in judged(unified(os_log=log))]
+    assert found == [f"measured_boot.invalid_pcr_{index}" for index in (9, 11, 15)]
+    assert judged(unified(os_log=log, mb_policy='{"explained_pcrs": "firmware"}')) == ()
+
+
+@pytest.mark.parametrize(
+    ("log", "event"),
+    [
+        ("***", "measured_boot.parser.log.base64decode"),
+        (base64.b64encode(b"no log").decode(), "measured_boot.parser.os_log.error"),
+    ],
+)
+def test_a_log_of_the_operating_system_that_is_none_is_named(log: str, event: str) -> None:
+    assert event in [finding.event_id for finding in judged(unified(os_log=log))]

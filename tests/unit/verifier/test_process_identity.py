@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from keylime_verifier.process_identity import ProcessIdentity
+from keylime_verifier.sharing.process_identity import ProcessIdentity
 
 OWN = ProcessIdentity.own()
 
@@ -21,7 +21,9 @@ def test_this_process_has_not_ended_and_reads_back() -> None:
 
 
 def test_a_process_that_ended_is_known_to_have_ended_reaped_or_not() -> None:
-    program = "from keylime_verifier.process_identity import ProcessIdentity as P; print(P.own()); input()"
+    program = (
+        "from keylime_verifier.sharing.process_identity import ProcessIdentity as P; print(P.own()); input()"
+    )
     with subprocess.Popen(  # noqa: S603
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:

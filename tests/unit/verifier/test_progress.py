@@ -5,23 +5,25 @@ from dataclasses import replace
 import pytest
 
 from keylime.appraisal.checkpoint import BootSession, Checkpoint
-from keylime.appraisal.findings import Finding
-from keylime.appraisal.severity import SeverityPolicy
 from keylime.appraisal.verdict import Accepted, AcceptedQuote, Incomplete, Rejected
+from keylime.findings.finding import Finding
+from keylime.findings.severity import SeverityPolicy
 from keylime.identifiers import AgentId
 from keylime.messages.verifier import OperationalState
-from keylime_verifier.lifecycle import (
+from keylime_verifier.agents.lifecycle import (
     Cadence,
     Defect,
     Outcome,
     Polling,
     Refused,
     Unreachable,
+    Unusable,
     VDelivered,
+    WrongKey,
     advance,
 )
-from keylime_verifier.progress import is_routine, progress_after
-from keylime_verifier.records import Progress
+from keylime_verifier.agents.progress import is_routine, progress_after
+from keylime_verifier.agents.records import Progress
 
 CADENCE = Cadence(quote_interval_s=2, retry_interval_s=2, max_retries=5, exponential_backoff=True)
 SEVERITIES = SeverityPolicy(("info", "emergency"), [{"event_id": "ima.*", "severity_label": "info"}])
@@ -87,6 +89,8 @@ def test_silence_is_dated_from_its_beginning() -> None:
     assert after(silent, Accepted(PROVEN, QUOTE)).unreachable_since is None
     assert after(silent, Incomplete("x", PROVEN)).unreachable_since is None
     assert after(silent, Defect("x")).unreachable_since == 200
+    assert after(silent, Unusable("x")).unreachable_since is None, "a machine that answers is reachable"
+    assert after(silent, WrongKey("x")).unreachable_since == 200, "another one answers"
 
 
 def test_no_verdict_is_no_pass() -> None:
@@ -97,3 +101,52 @@ def test_no_verdict_is_no_pass() -> None:
 def test_a_thousand_findings_are_stored_in_part() -> None:
     many = tuple(replace(MILD, explanation=str(number)) for number in range(1000))
     assert len(after(PASSING, Rejected(many, PROVEN)).last_findings) == 50
+
+
+def given_up(before: Progress, outcome: Outcome) -> Progress:
+    """After the last attempt that the cadence allows."""
+    polling = Polling(
+        agent=AgentId("a1"), state=before.operational_state, attempts=CADENCE.max_retries, attestation_count=1
+    )
+    polling, _ = advance(polling, outcome, CADENCE, SEVERITIES)
+    return progress_after(
+        before, polling, outcome, now=1_790_000_000, version="2.5", goes_on=False, severities=SEVERITIES
+    )
+
+
+@pytest.mark.parametrize(
+    ("outcome", "cause", "remedy"),
+    [
+        (Unreachable("cannot connect: Connection refused"), "Connection refused", "start keylime_agent"),
+        (Unreachable("no answer within 60 s"), "no answer within", "firewall"),
+        (WrongKey("another key than the pinned one"), "did not hold its key", "-c update -u a1"),
+        (Unreachable("cannot connect: No route to host"), "No route", "address"),
+        (Unreachable("certificate has expired"), "expired", "renew"),
+        (Unusable("the answer is larger than 5 bytes"), "larger", "agent's log"),
+        (Refused("no API version in common", version=True), "API version", "update the agent"),
+    ],
+)
+def test_an_agent_that_is_given_up_shows_why_and_what_to_type(
+    outcome: Outcome, cause: str, remedy: str
+) -> None:
+    progress = given_up(PASSING, outcome)
+    assert progress.operational_state is OperationalState.FAILED
+    (finding,) = progress.last_findings
+    assert cause in finding.explanation
+    assert remedy in (finding.hint or "")
+    if not isinstance(outcome, WrongKey):
+        assert "`keylime_tenant -c reactivate -u a1`" in (finding.hint or "")
+    if isinstance(outcome, Unreachable):
+        assert "6 times in a row" in finding.explanation
+        assert "since 2026-09-21T" in finding.explanation
+
+
+def test_the_reasons_of_a_rejection_stay_below_those_of_a_silence() -> None:
+    mild = after(PASSING, Rejected((MILD,), Checkpoint.fresh()))
+    once = given_up(mild, Unreachable("no answer within 60 s"))
+    again = given_up(replace(once, operational_state=mild.operational_state), Unreachable("no route"))
+    assert [found.event_id for found in again.last_findings] == ["internal.verifier.not_reachable", "ima.x"]
+
+
+def test_silence_that_is_still_retried_changes_no_reasons() -> None:
+    assert after(PASSING, Unreachable("x")).last_findings == ()

@@ -3,21 +3,23 @@
 import asyncio
 import functools
 import itertools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
 from keylime.identifiers import AgentId
-from keylime_verifier import roster
-from keylime_verifier.journal import Journal
-from keylime_verifier.notifier import Notifier
-from keylime_verifier.poller import Poller
-from keylime_verifier.records import AgentRecord, Standing
-from keylime_verifier.roster import Roster
-from keylime_verifier.store import AgentStore
+from keylime_verifier.agents.records import AgentRecord, AgentVersion, PolicyVersions, Progress
+from keylime_verifier.agents.shards import MemberId, ShardClaim
+from keylime_verifier.polling.poller import Poller
+from keylime_verifier.polling.recorder import Recorder
+from keylime_verifier.polling.store import AgentStore
+from keylime_verifier.revocations.notifier import Notifier
+from keylime_verifier.sharing import roster
+from keylime_verifier.sharing.roster import Roster
 from tests.fakes.running_verifier import eventually
+from tests.unit.verifier.test_status import ENROLMENT
 
 
 class EmptyStore(AgentStore):
@@ -25,20 +27,47 @@ class EmptyStore(AgentStore):
 
     def __init__(self) -> None:
         self.looks = 0
+        self.owned: list[AgentRecord] = []
         self.gate = asyncio.Event()
         self.gate.set()
 
-    async def standings(self, _owner: str) -> dict[AgentId, Standing]:
+    async def versions(self, _owner: str) -> dict[AgentId, AgentVersion]:
         self.looks += 1
         await self.gate.wait()
-        return {}
+        return {one.agent_id: AgentVersion(one.row_version, PolicyVersions()) for one in self.owned}
+
+    async def load_polled(self, _owner: str, wanted: Sequence[AgentId]) -> list[AgentRecord]:
+        return [one for one in self.owned if one.agent_id in wanted]
 
 
 class IdlePoller:
-    """Polls nobody."""
+    """Polls nobody, and remembers whom it was given."""
+
+    def __init__(self) -> None:
+        self.adopted: list[AgentRecord] = []
+        self.known: dict[AgentId, AgentRecord] = {}
 
     def polled(self) -> dict[AgentId, AgentRecord]:
-        return {}
+        return self.known
+
+    def current(self, agent_id: AgentId) -> AgentRecord | None:
+        return self.known.get(agent_id)
+
+    def hold_to(self, agent_id: AgentId, versions: PolicyVersions) -> None:
+        pass
+
+    def adopt(self, record: AgentRecord, *, delay_s: float) -> None:
+        self.adopted.append(record)
+
+
+class Waiting:
+    """A recorder in which verdicts about some agents wait."""
+
+    def __init__(self) -> None:
+        self.agents: set[AgentId] = set()
+
+    def waits(self, agent_id: AgentId) -> bool:
+        return agent_id in self.agents
 
 
 class Stage:
@@ -47,11 +76,12 @@ class Stage:
     def __init__(self) -> None:
         self.store = EmptyStore()
         self.poller = IdlePoller()
+        self.recorder = Waiting()
         self.roster = Roster(
-            "me",
+            MemberId("me"),
             self.store,
             cast(Poller, self.poller),
-            cast(Journal, None),
+            cast(Recorder, self.recorder),
             cast(Notifier, None),
             spread_s=0,
             let_go_limit_s=0,
@@ -86,3 +116,44 @@ def test_a_look_that_had_to_wait_for_the_database_does_not_put_off_the_next_one_
             await eventually(functools.partial(has_looked, count))
 
     stage.play(act)
+
+
+def test_an_agent_whose_verdict_waits_is_not_asked_for_another_one() -> None:
+    stage = Stage()
+    record = AgentRecord("i", ENROLMENT, Progress(supported_version="2.5"))
+
+    async def act() -> None:
+        stage.store.owned = [record]
+        stage.recorder.agents = {record.agent_id}
+        await stage.roster.reconcile()
+        assert stage.poller.adopted == []
+        stage.recorder.agents = set()
+        stage.roster.settled(record.agent_id)
+        await eventually(lambda: stage.poller.adopted == [record])
+
+    stage.play(act)
+
+
+def counted(generation: str, epoch: int, count: int) -> AgentRecord:
+    progress = Progress(supported_version="2.5", attestation_count=count, last_successful_attestation=count)
+    return AgentRecord(generation, ENROLMENT, progress, ShardClaim(MemberId("me"), epoch))
+
+
+@pytest.mark.parametrize(("generation", "count"), [("i", 55), ("another", 54)])
+def test_counts_that_were_shown_do_not_go_back_when_an_agent_is_read_anew(
+    generation: str, count: int
+) -> None:
+    """Its passes that are not written yet are refused: somebody has asked for it to be judged again."""
+    stage = Stage()
+    known, stored = counted("i", 1, 55), counted(generation, 2, 54)
+
+    async def act() -> None:
+        stage.poller.known = {known.agent_id: known}
+        stage.store.owned = [stored]
+        stage.roster.look()
+        await eventually(lambda: stage.poller.adopted)
+
+    stage.play(act)
+    (adopted,) = stage.poller.adopted
+    assert (adopted.row_version, adopted.progress.attestation_count) == (stored.row_version, count)
+    assert adopted.progress.last_successful_attestation == count

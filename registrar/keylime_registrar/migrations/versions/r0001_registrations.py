@@ -19,7 +19,7 @@ def _identity_columns() -> tuple[sa.Column[object], ...]:
         sa.Column("ip", sa.String(255)),
         sa.Column("port", sa.Integer),
         sa.Column("mtls_cert", sa.Text),
-        sa.Column("tag_hash", sa.LargeBinary, nullable=False),
+        sa.Column("tag_hash", sa.LargeBinary(32), nullable=False),
     )
 
 
@@ -28,7 +28,7 @@ def upgrade() -> None:
         "registrations",
         sa.Column("agent_id", sa.String(80), primary_key=True),
         *_identity_columns(),
-        sa.Column("ek_hash", sa.LargeBinary, nullable=False, index=True),
+        sa.Column("ek_hash", sa.LargeBinary(32), nullable=False, index=True),
         sa.Column("regcount", sa.Integer, nullable=False),
         sa.Column("activated_at", sa.Integer, nullable=False),
     )

@@ -1,0 +1,15 @@
+"""The console scripts, which start without the packages of the extra and say so."""
+
+from keylime.extras import extra_explained
+
+
+def main() -> None:
+    with extra_explained("keylime_agent", "agent"):
+        from keylime_agent.main import main as run
+    run()
+
+
+def ima_emulator() -> None:
+    with extra_explained("keylime_ima_emulator", "agent"):
+        from keylime_agent.ima_emulator import main as run
+    run()

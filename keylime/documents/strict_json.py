@@ -1,0 +1,42 @@
+"""JSON texts of operators, read so strictly that two readers cannot understand them differently."""
+
+import functools
+import json
+from collections import Counter
+from typing import Any, NoReturn
+
+from keylime.errors import PolicyError
+
+
+def load_document(text: str | bytes, what: str) -> Any:
+    """The value of `text`; `what` names it in errors.
+
+    Raises PolicyError for anything but strict UTF-8 JSON: duplicate keys, NaN and Infinity, numbers of
+    thousands of digits, lone surrogates and bottomless nesting are refused.
+    """
+    try:
+        encoded = text.encode() if isinstance(text, str) else text
+        decoded = encoded.decode()
+        unique = functools.partial(_unique, what)
+        document = json.loads(decoded, object_pairs_hook=unique, parse_constant=_no_constant)
+        if "\\u" in decoded:
+            json.dumps(document, ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise PolicyError(f"{what} is nested too deeply") from error
+    except UnicodeError as error:
+        raise PolicyError(f"{what} is not UTF-8 text") from error
+    except ValueError as error:
+        raise PolicyError(f"{what} is not valid JSON: {error}") from error
+    return document
+
+
+def _unique(what: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        ((key, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise PolicyError(f"{what}: the key {key!r} is given twice")
+    return document
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")

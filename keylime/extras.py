@@ -1,0 +1,20 @@
+"""What a program says when the packages of its extra were not installed with it."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def extra_explained(program: str, extra: str) -> Iterator[None]:
+    """A program's imports belong in here. A missing package ends it with one line that names the remedy."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if not missing or missing.startswith("keylime"):
+            raise  # a defect of ours, not of the installation
+        sys.exit(
+            f"{program}: error: the Python package {missing} is not installed; "
+            f'run: pip install "keylime[{extra}]"'
+        )

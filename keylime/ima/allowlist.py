@@ -1,0 +1,142 @@
+"""Old allowlists and exclude lists, converted to runtime policies of the same meaning."""
+
+import json
+import re
+from typing import Any
+
+from keylime.documents.strict_json import load_document
+from keylime.errors import PolicyError
+from keylime.ima.keyrings import Keyring
+from keylime.ima.runtime_policy import (
+    CURRENT_VERSION,
+    EMPTY_POLICY,
+    GENERATOR_COMPATIBLE,
+    GENERATOR_LEGACY,
+    compile_runtime_policy,
+    refuse_both_spellings,
+)
+
+_KEYRING_PREFIX = "%keyring:"
+_DIGEST = re.compile(r"([a-z0-9_-]+:)?[0-9a-f]{40,128}")
+# As sha256sum writes it: an asterisk marks binary mode, a backslash that the name is escaped.
+_LINE = re.compile(r"(?P<escaped>\\?)(?P<digest>\S+)( \*|\s+)(?P<path>\S.*)")
+_ESCAPE = re.compile(r"\\([\\nr])")
+_UNESCAPED = {"\\": "\\", "n": "\n", "r": "\r"}
+_COPIED = ("release", "excludes", "keyrings", "ima", "ima-buf", "verification-keys")
+
+
+def convert_allowlist(
+    text: str, excludes: str = "", *, keys: Keyring | None = None, timestamp: str | None = None
+) -> str:
+    """The runtime policy, as JSON text, that a flat or JSON allowlist and an exclude list stand for.
+
+    `keys` are added to the verification keys. Raises PolicyError, which names the line or field.
+    """
+    if text.lstrip().startswith("{"):
+        document = _convert_json(load_document(text, "the allowlist"))
+    else:
+        document = _convert_flat(text)
+    document["meta"] = {"version": CURRENT_VERSION, "generator": GENERATOR_LEGACY}
+    return _finish(document, excludes, keys, timestamp)
+
+
+def upgrade_runtime_policy(
+    text: str, excludes: str = "", *, keys: Keyring | None = None, timestamp: str | None = None
+) -> str:
+    """A runtime policy brought to the current version, as JSON text; a current one is only extended.
+
+    Raises PolicyError, which names the field.
+    """
+    given = load_document(text, "the runtime policy")
+    if not isinstance(given, dict):
+        raise PolicyError("the runtime policy is not a JSON object")
+    meta = given.get("meta")
+    version = meta.get("version") if isinstance(meta, dict) else 0
+    if isinstance(version, int) and version >= CURRENT_VERSION:
+        return _finish(dict(given), excludes, keys, None)
+    if given.get("hashes") and given.get("digests"):
+        raise PolicyError("the runtime policy has both 'hashes' and 'digests'")
+    refuse_both_spellings(given)
+    document = _empty()
+    document.update({key: value for key, value in given.items() if key in document and value})
+    document["ima"] = _completed(document["ima"])
+    document["meta"] = {"version": CURRENT_VERSION, "generator": GENERATOR_COMPATIBLE}
+    return _finish(document, excludes, keys, timestamp)
+
+
+def read_excludes(text: str) -> list[str]:
+    """The expressions in an exclude file, one on a line; empty lines and comments (#) are left out."""
+    return [expression for _, expression in numbered_excludes(text)]
+
+
+def numbered_excludes(text: str) -> list[tuple[int, str]]:
+    """The expressions in an exclude file, each with the number of its line."""
+    lines = ((number, line.strip()) for number, line in enumerate(text.splitlines(), 1))
+    return [(number, line) for number, line in lines if line and not line.startswith("#")]
+
+
+def _convert_flat(text: str) -> dict[str, Any]:
+    document = _empty()
+    for number, line in enumerate(text.split("\n"), 1):
+        match = _LINE.fullmatch(line.lstrip().rstrip("\r"))
+        if match is None:
+            continue  # empty, or a digest without a path, which can allow nothing
+        digest, path = match["digest"], match["path"]
+        if not _DIGEST.fullmatch(digest):
+            raise PolicyError(f"allowlist line {number}: {digest[:80]!r} is not a digest in lower-case hex")
+        section = "digests"
+        if path.startswith(_KEYRING_PREFIX):
+            section, path = "keyrings", path.removeprefix(_KEYRING_PREFIX)
+        _add(document[section], _measured_name(path, is_escaped=bool(match["escaped"])), [digest])
+    return document
+
+
+def _measured_name(path: str, *, is_escaped: bool) -> str:
+    """The name that the kernel prints for a file that was listed as `path`."""
+    if is_escaped:
+        path = _ESCAPE.sub(lambda match: _UNESCAPED[match[1]], path)
+    # Lists made with "find . ..." at the root of the machine.
+    if path.startswith("./"):
+        path = path[1:]
+    return path.replace(" ", "_")
+
+
+def _convert_json(given: object) -> dict[str, Any]:
+    if not isinstance(given, dict) or not given.get("hashes"):
+        raise PolicyError("the allowlist has no member 'hashes': is it a runtime policy?")
+    if "digests" in given:
+        raise PolicyError("the allowlist has both 'hashes' and 'digests'")
+    refuse_both_spellings(given)
+    document = _empty()
+    document.update({key: given[key] for key in _COPIED if given.get(key)})
+    document["digests"] = given["hashes"]
+    document["ima"] = _completed(document["ima"])
+    return document
+
+
+def _finish(document: dict[str, Any], excludes: str, keys: Keyring | None, timestamp: str | None) -> str:
+    if timestamp is not None:
+        document["meta"] = {**document["meta"], "timestamp": timestamp}
+    added = read_excludes(excludes)
+    if added:
+        document["excludes"] = [*document.get("excludes", []), *added]
+    policy = compile_runtime_policy(document)
+    if keys is not None and keys.keys:
+        together = Keyring((*policy.verification_keys.keys, *keys.keys))
+        document["verification-keys"] = together.to_json()
+    return json.dumps(document)
+
+
+def _completed(ima: object) -> object:
+    """The section `ima` with defaults for members that old formats did not have."""
+    return {**_empty()["ima"], **ima} if isinstance(ima, dict) else ima
+
+
+def _add(section: dict[str, list[str]], name: str, digests: list[str]) -> None:
+    known = section.setdefault(name, [])
+    known.extend(digest for digest in digests if digest not in known)
+
+
+def _empty() -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(EMPTY_POLICY)
+    return document

@@ -1,0 +1,1 @@
+"""`keylime-setup`: makes a machine part of an installation, with one command on each side."""

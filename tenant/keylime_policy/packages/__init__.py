@@ -1,0 +1,1 @@
+"""Files of distributions' packages: in archives, repositories and databases."""

@@ -1,0 +1,129 @@
+"""`approve`: from a false alarm to a good machine, when an operator says that what was found is right."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from keylime.errors import ConfigError
+from keylime.findings.finding import printable
+from keylime.messages.verification import PolicyVersions
+from keylime.messages.verifier import FindingSummary
+from keylime_tenant.approval import Proposal, proposal_lines, propose, request_of, signing_key
+from keylime_tenant.client import read_results
+from keylime_tenant.commands.verifier import reactivate_one
+from keylime_tenant.commands.why import read_case
+from keylime_tenant.errors import CommandFailed
+from keylime_tenant.judgement import await_judgement
+from keylime_tenant.payload_sources import read_file
+from keylime_tenant.session import Session
+from keylime_tenant.why import Case, readable
+
+_WAIT_S = 300.0
+_MOST_ROUNDS = 20  # a status has the first findings of many: those after them show in the next round
+_KIND = "allowlists"
+
+
+async def approve(session: Session) -> None:
+    """Adds what was found to the agent's policy, when the operator agrees, and has it judged by that.
+
+    Raises CommandFailed for what must not be approved, and when the agent does not pass then.
+    """
+    case = await read_case(session)
+    if not case.findings:
+        raise CommandFailed(f"agent {session.agent_id} has no findings: there is nothing to approve")
+    name = _policy_name(session, case.status)
+    key = None
+    if session.arguments.sign_key is not None:
+        key = signing_key(session.arguments.sign_key, read_file("--sign-key", session.arguments.sign_key))
+    approved: list[dict[str, Any]] = []
+    for _ in range(_MOST_ROUNDS):
+        text = await _text(session, name)
+        proposal = propose(text, case.findings, only=session.arguments.only, force=session.arguments.force)
+        if proposal.is_signed and key is None:
+            raise CommandFailed(
+                f"policy {name!r} is signed: give the key for its next version with --sign-key"
+            )
+        await _demand_consent(session, name, proposal, case)
+        reply = await session.verifier.policy("PUT", _KIND, name, request_of(proposal, key))
+        if reply.code != 201:
+            raise session.verifier.refusal(reply, f"store the next version of policy {name!r}")
+        approved.append({"policy": name, "added": proposal.difference.added})
+        session.output.result({"agent_id": session.agent_id, "approved": approved}, names=[session.agent_id])
+        session.output.said("Policy %s has a new version; agent %s is judged by it", name, session.agent_id)
+        findings = await _judged(session)
+        if findings is None:
+            return
+        case = dataclasses.replace(await read_case(session), findings=findings)
+    raise CommandFailed(
+        f"agent {session.agent_id} shows ever more: approve stopped after {_MOST_ROUNDS} rounds"
+    )
+
+
+async def _judged(session: Session) -> list[FindingSummary] | None:
+    """Has the agent judged anew; the findings if it fails by others than before, None when it passes."""
+    wait = _WAIT_S if session.arguments.wait is None else session.arguments.wait
+    patient = dataclasses.replace(session, arguments=dataclasses.replace(session.arguments, wait=wait))
+    passes = await reactivate_one(session, session.agent_id)
+    try:
+        await await_judgement(patient, session.agent_id, passes)
+    except CommandFailed:
+        status = await session.verifier.status(session.agent_id)
+        findings = [] if status is None else readable(status)
+        if not findings or session.arguments.only:
+            raise
+        session.output.warning("agent %s shows more than was approved", session.agent_id)
+        return findings
+    return None
+
+
+def _policy_name(session: Session, status: Mapping[str, Any]) -> str:
+    """The policy that is to be amended: one of the agent's."""
+    several = status.get("runtime_policies") or []
+    names = [one.get("name") for one in several] or [status.get("runtime_policy_name")]
+    chosen = session.arguments.policy or status.get("runtime_policy_name")
+    if not isinstance(chosen, str) or not chosen:
+        raise CommandFailed(
+            f"agent {session.agent_id} has no runtime policy that could list it: give it one with update"
+        )
+    if chosen not in names:
+        raise ConfigError(
+            f"--policy {chosen}: agent {session.agent_id} uses {', '.join(str(name) for name in names)}"
+        )
+    return chosen
+
+
+async def _text(session: Session, name: str) -> str:
+    reply = await session.verifier.policy("GET", _KIND, name)
+    if reply.code != 200:
+        raise session.verifier.refusal(reply, f"show policy {name!r}")
+    text = read_results(reply, dict[str, Any], session.verifier.place).get("runtime_policy")
+    if not isinstance(text, str):
+        raise CommandFailed(f"{session.verifier.place} does not show policy {name!r}")
+    return text
+
+
+async def _demand_consent(session: Session, name: str, proposal: Proposal, case: Case) -> None:
+    """Shows what is to be added, and to whose policy. Raises CommandFailed unless the operator agrees."""
+    output = session.output
+    if not output.form.is_document:
+        output.lines([f"Policy {printable(name)} would list:"])
+        output.lines(proposal_lines(proposal, output.terminal))
+    users = await _users(session, name)
+    if users > 1:
+        output.warning("policy %s is used by %d agents, which could run this as well", printable(name), users)
+    if case.left_off:
+        output.warning("there were %d more findings, which are looked at in the next round", case.left_off)
+    if session.arguments.yes:
+        return
+    if session.ask is None:
+        raise CommandFailed("nothing is changed, since there is no terminal to ask on: --yes agrees")
+    if session.ask("Is all of this right (yes/no)? ").strip().lower() != "yes":
+        raise CommandFailed("nothing is changed: the answer was not yes")
+
+
+async def _users(session: Session, name: str) -> int:
+    reply = await session.verifier.call("GET", session.verifier.policy_path(_KIND, name, "versions"))
+    if reply.code != 200:
+        return 0
+    found = read_results(reply, PolicyVersions, session.verifier.place)
+    return len(found.agents) + found.left_off

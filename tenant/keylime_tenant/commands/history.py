@@ -1,0 +1,18 @@
+"""`history`: what happened to an agent, who did it, and what was found."""
+
+from msgspec import to_builtins
+
+from keylime_tenant.doing import doing
+from keylime_tenant.history import history_lines
+from keylime_tenant.session import Session
+
+
+async def history(session: Session) -> None:
+    """Everything that the verifier has kept about one agent, also after its deletion."""
+    output = session.output
+    with doing(output, f"Reading the history of agent {session.agent_id}"):
+        events = await session.verifier.history(session.agent_id)
+    rows = to_builtins(events)
+    output.result({"agent_id": session.agent_id, "events": rows}, rows=rows, names=[session.agent_id])
+    if not output.form.is_document:  # no script expects anything else
+        output.lines(history_lines(events, output.terminal))

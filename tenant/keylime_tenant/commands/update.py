@@ -1,0 +1,218 @@
+"""`update`: another policy, payload or identity for an agent that goes on being watched."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from msgspec import UnsetType
+from msgspec.structs import asdict
+
+from keylime.errors import KeylimeError
+from keylime.identifiers import AgentId
+from keylime.messages.verifier import NOTHING_JUDGED, OperationalState, UpdatedAgent
+from keylime_tenant.client import VerifierClient, read_results
+from keylime_tenant.commands import enrol
+from keylime_tenant.commands.verifier import delete_from_verifier, enrolled_serial, owner, release
+from keylime_tenant.config import Address
+from keylime_tenant.enrolment import Candidate
+from keylime_tenant.enrolment_change import change_request, restored_request, whole_request
+from keylime_tenant.errors import CommandFailed
+from keylime_tenant.judgement import await_judgement
+from keylime_tenant.payload import PayloadDelivery, check_rules
+from keylime_tenant.policies import AgentPolicies, compose
+from keylime_tenant.session import Session
+
+_REJECTED = (OperationalState.FAILED, OperationalState.INVALID_QUOTE)
+_KINDS = (("allowlists", "runtime policy"), ("mbpolicies", "measured boot policy"))
+
+
+async def update(session: Session) -> None:
+    """Changes what the command line names of an agent, in one step; one that is not there is added."""
+    enrol.refuse_push(session)
+    check_rules(session.arguments)
+    policies = compose(session.arguments, await session.read_policies())
+    found = await session.verifier.status(session.agent_id)
+    if found is None:
+        await enrol.add(session)
+        return
+    verifier = owner(session, found) if session.arguments.verifier_check else session.verifier
+    try:
+        await _update(session, verifier, found, policies)
+    finally:
+        await release(session, verifier)
+
+
+async def _update(
+    session: Session, verifier: VerifierClient, found: Mapping[str, Any], policies: AgentPolicies
+) -> None:
+    for warning in policies.warnings:
+        if NOTHING_JUDGED not in warning:  # which is not true of policies that stay; the verifier knows
+            session.output.warning("%s", warning)
+    await _demand_names(session, verifier, policies)
+    candidate = await enrol.find_candidate(session)
+    _compare_address(session, candidate, found)
+    agent = session.connect_agent(candidate)
+    try:
+        version = await enrol.agent_version(session, candidate, agent)
+        pubkey = await enrol.check_agent(session, candidate, agent, version)
+        await enrol.warn_without_boot_log(session, candidate, agent, version, policies)
+        if session.arguments.ca_dir:
+            _take_back_certificate(session, candidate.agent_id, found)
+        delivery = session.prepare_delivery(candidate.agent_id)
+        await enrol.send_u(candidate, agent, version, pubkey, delivery)
+        if "mb_policy_name" in found:  # told by verifiers that can change an enrolment
+            await _change(session, verifier, candidate, version, policies, delivery)
+        else:
+            await _replace(session, verifier, found, candidate, version, policies, delivery)
+        await enrol.await_verifier(session, candidate)
+        if session.arguments.verify:
+            await enrol.verify_key(session, candidate, agent, version, delivery)
+    finally:
+        await agent.close()
+    passes = found.get("attestation_count") if "mb_policy_name" in found else 0
+    await await_judgement(session, candidate.agent_id, passes if isinstance(passes, int) else 0)
+
+
+async def _demand_names(session: Session, verifier: VerifierClient, policies: AgentPolicies) -> None:
+    """Raises CommandFailed when a policy of the command line is not stored, before anything is changed."""
+    several = policies.runtime_policies
+    names = (
+        [policies.runtime_policy_name] if isinstance(several, UnsetType) else [one.name for one in several]
+    )
+    wanted = [
+        *((_KINDS[0], name, policies.runtime_policy) for name in names),
+        (_KINDS[1], policies.mb_policy_name, policies.mb_policy),
+    ]
+    for (kind, words), name, text in wanted:
+        if not name or text:
+            continue
+        reply = await verifier.policy("GET", kind, name)
+        if reply.code == 404:
+            raise CommandFailed(
+                f"{verifier.place} has no {words} {name!r}: agent {session.agent_id} stays as it is"
+            )
+
+
+def _compare_address(session: Session, candidate: Candidate, found: Mapping[str, Any]) -> None:
+    arguments, registered = session.arguments, candidate.verifier_contact
+    if arguments.agent_ip or arguments.cv_targethost or arguments.agent_port:
+        return
+    host, port = found.get("ip"), found.get("port")
+    if isinstance(host, str) and isinstance(port, int) and Address(host, port) != registered:
+        session.output.warning(
+            "Agent %s has registered as %s, and the verifier goes on asking %s: give -t or --cv_targethost "
+            "to change that",
+            candidate.agent_id,
+            registered,
+            Address(host, port),
+        )
+
+
+def _take_back_certificate(session: Session, agent_id: AgentId, found: Mapping[str, Any]) -> None:
+    """A rejected agent gets a new certificate: revocations name the one that was compromised."""
+    serial = enrolled_serial(found)
+    if serial is not None and found.get("operational_state") in _REJECTED:
+        session.revoke_certificate(agent_id, serial)
+
+
+async def _change(
+    session: Session,
+    verifier: VerifierClient,
+    candidate: Candidate,
+    version: str,
+    policies: AgentPolicies,
+    delivery: PayloadDelivery,
+) -> None:
+    request = change_request(
+        session.arguments, candidate, version, policies, delivery, session.config.accepted
+    )
+    reply = await verifier.update(candidate.agent_id, request)
+    if reply.code != 200:
+        raise verifier.refusal(reply, f"change agent {candidate.agent_id}, which stays as it is")
+    updated = read_results(reply, UpdatedAgent, verifier.place)
+    if NOTHING_JUDGED in reply.status:
+        session.output.warning("%s", reply.status)
+    before, after = asdict(updated.before), asdict(updated.after)
+    _show_change(session, candidate.agent_id, before, after, has_new_payload=delivery.key is not None)
+
+
+def _show_change(
+    session: Session,
+    agent_id: AgentId,
+    before: Mapping[str, object],
+    after: Mapping[str, object],
+    *,
+    has_new_payload: bool,
+) -> None:
+    changed = [name for name in after if before.get(name) != after[name]]
+    for name in changed:
+        session.output.said(
+            "Agent %s: %s was %s, is %s",
+            agent_id,
+            name,
+            json.dumps(before.get(name)),
+            json.dumps(after[name]),
+        )
+    if has_new_payload:
+        session.output.said("Agent %s: its payload and key are new", agent_id)
+    elif not changed:
+        session.output.said("Agent %s: nothing changed, it is attested anew", agent_id)
+
+
+async def _replace(
+    session: Session,
+    verifier: VerifierClient,
+    found: Mapping[str, Any],
+    candidate: Candidate,
+    version: str,
+    policies: AgentPolicies,
+    delivery: PayloadDelivery,
+) -> None:
+    """For verifiers that can only delete and add: what was there comes back when the new one is refused."""
+    agent_id = candidate.agent_id
+    own = {kind: await _own_policy(verifier, kind, agent_id) for kind, _ in _KINDS}
+    accepted = session.config.accepted
+    old = restored_request(candidate, version, found, own)
+    new = whole_request(session.arguments, candidate, version, policies, delivery, accepted, found, own)
+    if old is None:
+        session.output.warning(
+            "%s does not tell which policy agent %s has: should it refuse the new one, the old one has to be "
+            "added by hand",
+            verifier.place,
+            agent_id,
+        )
+    await delete_from_verifier(session, agent_id)
+    try:
+        reply = await verifier.add(agent_id, new)
+        problem = None if reply.code == 200 else verifier.refusal(reply, f"take agent {agent_id}")
+    except KeylimeError as error:
+        problem = CommandFailed(str(error))
+    if problem is None:
+        wanted = ("ip", "port", "tpm_policy", "meta_data", "has_runtime_policy", "has_mb_refstate")
+        after = await verifier.status(agent_id) or {}
+        _show_change(
+            session,
+            agent_id,
+            {one: found.get(one) for one in wanted},
+            {one: after.get(one) for one in wanted},
+            has_new_payload=delivery.key is not None,
+        )
+        return
+    outcome = "it is NOT WATCHED now: add it again with -c add"
+    if old is not None:
+        try:
+            if (await verifier.add(agent_id, old)).code == 200:
+                outcome = "it is watched as before"
+        except KeylimeError as error:
+            session.output.warning("%s", error)
+    raise CommandFailed(f"{problem}; agent {agent_id} was not changed, {outcome}")
+
+
+async def _own_policy(verifier: VerifierClient, kind: str, agent_id: AgentId) -> str | None:
+    """The text of the policy that came with an agent, from a verifier that keeps it under the agent's id."""
+    reply = await verifier.policy("GET", kind, agent_id)
+    if reply.code != 200:
+        return None
+    results = read_results(reply, dict[str, Any], verifier.place)
+    text = results.get("runtime_policy" if kind == "allowlists" else "mb_policy")
+    return text if isinstance(text, str) and text else None

@@ -1,0 +1,112 @@
+"""What happened to an agent, in lines for people."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from keylime.findings.explain import terminal_lines
+from keylime.findings.finding import printable
+from keylime.messages.history import HistoryEvent
+from keylime.messages.verifier import FindingSummary
+from keylime_tenant.terminal import Terminal, moment
+
+_INDENT = " " * 25
+_POLICY_KINDS = {"runtime": "runtime policy", "measured_boot": "measured boot policy"}
+_WORDS = {
+    "enrolled": "enrolled",
+    "changed": "enrolment changed",
+    "stopped": "stopped by an operator",
+    "reactivated": "reactivated",
+    "deleted": "deleted",
+    "policy_stored": "stored",
+    "policy_replaced": "replaced",
+    "policy_deleted": "deleted",
+}
+
+
+def history_lines(events: Sequence[HistoryEvent], terminal: Terminal) -> Iterator[str]:
+    """Every event with what is known of it, oldest first; nothing is abbreviated."""
+    for event in events:
+        yield f"{moment(event.at)}  {terminal.paint(_headline(event), _style(event))}"
+        for line in _details(event):
+            yield f"{_INDENT}{line}"
+
+
+def _style(event: HistoryEvent) -> str:
+    if event.kind != "state":
+        return "strong"
+    return "bad" if event.details.get("findings") else "good"
+
+
+def _headline(event: HistoryEvent) -> str:
+    details = event.details
+    if event.policy is not None:
+        kind, _, name = event.policy.partition("/")
+        return f"{_POLICY_KINDS.get(kind, kind)} {printable(name)} {_WORDS.get(event.kind, event.kind)}"
+    if event.kind == "state":
+        return f"{printable(str(details.get('from')))} -> {printable(str(details.get('to')))}"
+    if event.kind == "rebooted":
+        return "rebooted, and attested from the first entry of its list"
+    if event.kind == "held_to":
+        return "passed for the first time under other policies"
+    return _WORDS.get(event.kind, printable(event.kind))
+
+
+def _details(event: HistoryEvent) -> Iterator[str]:
+    details = event.details
+    if event.actor is not None:
+        yield f"by {printable(event.actor)}, request {printable(event.request_id or '')}"
+    if event.kind in ("enrolled", "changed"):
+        yield from _enrolment(details)
+    if event.policy is not None:
+        yield from _policy_change(details)
+    yield from _judged_by(details)
+    for finding in findings_of(event):
+        yield f"{printable(finding.event_id)} ({printable(finding.severity)})"
+        for line in terminal_lines(finding):
+            yield f"  {line}"
+    if details.get("findings_left_off"):
+        yield f"and {details['findings_left_off']} more findings: see the verifier's log"
+    if details.get("revocation"):
+        yield f"revocation {printable(str(details['revocation']))}"
+
+
+def findings_of(event: HistoryEvent) -> list[FindingSummary]:
+    """The findings that an event tells, as far as they can be read."""
+    try:
+        return msgspec.convert(event.details.get("findings", []), list[FindingSummary])
+    except msgspec.ValidationError:  # of a later release
+        return []
+
+
+def _enrolment(details: Mapping[str, Any]) -> Iterator[str]:
+    was = details.get("was", {})
+    yield f"at {printable(str(details.get('ip')))} port {details.get('port')}"
+    for name, words in (("runtime_policy", "runtime policy"), ("mb_policy", "measured boot policy")):
+        now, before = details.get(name), was.get(name)
+        if was and now != before:
+            yield f"{words} {printable(str(before))} -> {printable(str(now))}"
+        elif now:
+            yield f"{words} {printable(str(now))}"
+    for part in details.get("runtime_policies") or ():
+        end = f" until {moment(part.get('until'))}" if part.get("until") else ""
+        yield f"together with others: {printable(str(part.get('name')))}{end}"
+    if was and details.get("has_new_payload"):
+        yield "another payload"
+
+
+def _policy_change(details: Mapping[str, Any]) -> Iterator[str]:
+    if details.get("was"):
+        yield f"was     sha256 {printable(str(details['was']))}"
+    if details.get("sha256"):
+        yield f"is now  sha256 {printable(str(details['sha256']))}"
+    if details.get("agents"):
+        yield f"used by {details['agents']} agents"
+
+
+def _judged_by(details: Mapping[str, Any]) -> Iterator[str]:
+    for name, words in (("runtime_policy", "runtime policy"), ("mb_policy", "measured boot policy")):
+        policy = details.get(name)
+        if isinstance(policy, Mapping):
+            yield f"by {words} {printable(str(policy.get('name')))}, sha256 {policy.get('sha256')}"

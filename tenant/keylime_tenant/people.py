@@ -1,0 +1,171 @@
+"""What commands print for people: agents with their findings, registrations, lists of names."""
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from keylime.findings.finding import printable
+from keylime_tenant.standing import (
+    circumstances,
+    findings_of,
+    grouped_findings,
+    standing_of,
+    state_text,
+)
+from keylime_tenant.terminal import Column, Terminal, ago, lines_of, moment, record_lines
+
+JsonObject = Mapping[str, Any]
+
+_SHOWN_OF_A_GROUP = 5
+
+
+def agent_lines(statuses: Mapping[str, JsonObject], terminal: Terminal, now: float) -> Iterator[str]:
+    """One line for each agent, the worst first, and below it why it does not pass."""
+    agents = sorted(statuses.items(), key=lambda item: (standing_of(item[1]), item[0]))
+    heading, *rows = lines_of(_agent_columns(agents, terminal, now), terminal)
+    yield heading
+    for (_, status), row in zip(agents, rows, strict=True):
+        yield row
+        yield from below(status, terminal)
+
+
+def below(status: JsonObject, terminal: Terminal) -> Iterator[str]:
+    """What stands below the line of an agent."""
+    for text in circumstances(status):
+        yield f"   {text}"
+    for number, group in enumerate(grouped_findings(findings_of(status)), 1):
+        yield "   " + terminal.paint(f"{number}. {group.title}", "strong")
+        shown = group.places if terminal.is_wide else group.places[:_SHOWN_OF_A_GROUP]
+        for place in shown:
+            for line in place:
+                yield f"      {line}"
+        if len(shown) < len(group.places):
+            yield f"      and {len(group.places) - len(shown)} more: -o wide shows them"
+        for line in group.common:
+            yield f"      {line}"
+
+
+def _agent_columns(
+    agents: Sequence[tuple[str, JsonObject]], terminal: Terminal, now: float
+) -> Sequence[Column]:
+    statuses = [status for _, status in agents]
+    standings = [standing_of(status) for status in statuses]
+    columns = [
+        Column("agent", [printable(agent_id) for agent_id, _ in agents]),
+        Column("state", [one.word for one in standings], 0, [one.style for one in standings]),
+        Column("last pass", [ago(one.get("last_successful_attestation"), now) for one in statuses], 1),
+        Column("passes", [str(one.get("attestation_count", "?")) for one in statuses], 3),
+        Column("address", [_address(one) for one in statuses], 2),
+        Column("policies", [", ".join(policies_in_force(one)) for one in statuses], 4),
+    ]
+    if terminal.is_wide:
+        columns += [
+            Column("step", [str(state_text(one.get("operational_state"))) for one in statuses], 5),
+            Column("algorithms", [_algorithms(one) for one in statuses], 5),
+            Column("verifier", [_verifier(one) for one in statuses], 5),
+        ]
+    return columns
+
+
+def policies_in_force(status: JsonObject) -> list[str]:
+    """The policies that an agent is held to, by names and versions as far as its verifier tells them."""
+    several = [*_several(status)]
+    found = [
+        *(several or _policy("runtime policy", status, "runtime_policy", has="has_runtime_policy")),
+        *_policy("measured boot policy", status, "mb_policy", has="has_mb_refstate"),
+    ]
+    tpm_policy = status.get("tpm_policy")
+    if isinstance(tpm_policy, str) and tpm_policy.strip() not in ("", "{}") and '": [' in tpm_policy:
+        found.append("TPM policy")
+    return found
+
+
+def _several(status: JsonObject) -> Iterator[str]:
+    """The runtime policies of an agent with more than one, and when they end."""
+    parts = status.get("runtime_policies")
+    for part in parts if isinstance(parts, list) else []:
+        if not isinstance(part, Mapping) or part.get("has_ended"):
+            continue
+        text = f"runtime policy {printable(str(part.get('name')))}"
+        if part.get("name") == status.get("runtime_policy_name") and "runtime_policy_version" in status:
+            text += f" version {printable(str(status['runtime_policy_version']))}"
+        yield text if part.get("until") is None else f"{text} until {moment(part['until'])}"
+
+
+def _policy(title: str, status: JsonObject, prefix: str, *, has: str) -> Iterator[str]:
+    name, version = status.get(f"{prefix}_name"), status.get(f"{prefix}_version")
+    if isinstance(name, str) and name:
+        text = f"{title} {printable(name)}"
+        yield text if version is None else f"{text} version {printable(str(version))}"
+    elif status.get(has):
+        yield title
+
+
+def policy_lines(status: JsonObject, terminal: Terminal) -> Iterator[str]:
+    """The policies in force, one in each line."""
+    for text in policies_in_force(status) or ("no policy: nothing but its TPM is judged",):
+        yield f"   {terminal.paint('in force', 'quiet')}  {text}"
+
+
+def _address(status: JsonObject) -> str:
+    host, port = status.get("ip"), status.get("port")
+    return f"{printable(str(host))}:{port}" if host else ""
+
+
+def _algorithms(status: JsonObject) -> str:
+    names = (status.get("hash_alg"), status.get("enc_alg"), status.get("sign_alg"))
+    return "/".join(printable(str(name)) for name in names if name)
+
+
+def _verifier(status: JsonObject) -> str:
+    host = status.get("verifier_ip")
+    name = printable(str(status.get("verifier_id") or ""))
+    return f"{name} {printable(str(host))}:{status.get('verifier_port')}".strip() if host else name
+
+
+def registration_lines(
+    records: Mapping[str, JsonObject], terminal: Terminal, *, title: str = "registered"
+) -> Iterator[str]:
+    """What a registrar has of agents. Keys and certificates are told by their SHA-256."""
+    for agent_id, record in records.items():
+        yield f"{terminal.paint(printable(agent_id), 'strong')}  {title}"
+        fields = [
+            ("address", _address(record)),
+            ("registered", _times(record.get("regcount"))),
+            ("EK certificate", _digest(record.get("ekcert"), "none", terminal)),
+            ("endorsement key", _digest(record.get("ek_tpm"), "", terminal)),
+            ("attestation key", _digest(record.get("aik_tpm"), "", terminal)),
+            ("TLS certificate", _certificate(record.get("mtls_cert"), terminal)),
+        ]
+        yield from (f"   {line}" for line in record_lines(fields, terminal))
+
+
+def _times(count: object) -> str:
+    return "" if not isinstance(count, int) else "once" if count == 1 else f"{count} times"
+
+
+def _digest(value: object, absent: str, terminal: Terminal) -> str:
+    if not isinstance(value, str) or not value:
+        return absent
+    try:
+        content = base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError):
+        return printable(value)
+    digest = f"SHA-256 {hashlib.sha256(content).hexdigest()}"
+    return f"{digest}  {printable(value)}" if terminal.is_wide else digest
+
+
+def _certificate(value: object, terminal: Terminal) -> str:
+    if not isinstance(value, str) or "-----BEGIN" not in value:
+        return printable(str(value)) if value else "none"
+    body = "".join(line for line in value.splitlines() if line and not line.startswith("-----"))
+    return _digest(body, "", terminal)
+
+
+def name_lines(title: str, names: Iterable[str], terminal: Terminal) -> Iterator[str]:
+    """A heading and one name in each line."""
+    found = [printable(str(name)) for name in names]
+    yield terminal.paint(f"{title}: {len(found) or 'none'}", "quiet")
+    yield from found

@@ -1,0 +1,13 @@
+"""The console script: help and wrong usage need nothing but the parser, the rest starts with the command."""
+
+import sys
+
+from keylime.extras import extra_explained
+from keylime_tenant.arguments import parse_arguments
+
+
+def main() -> None:
+    arguments = parse_arguments(sys.argv[1:])
+    with extra_explained("keylime_tenant", "tenant"):
+        from keylime_tenant.main import main as run
+    run(arguments)

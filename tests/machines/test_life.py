@@ -1,0 +1,337 @@
+"""Three installed machines, set up as existing guides say, through what happens to machines.
+
+Commands are typed as they are printed in guides of the field: systemd's, those of an administrator's shell,
+and those of the programs, with nothing but packaged defaults where the guides have nothing else.
+"""
+
+import json
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from tests.demo.fence_stage import PAYLOADS
+from tests.lab.waiting import await_value
+from tests.machines.booted import BootedMachine
+from tests.machines.commands import blocks_of
+from tests.machines.conftest import BOOT_LOG, Boot
+from tests.machines.test_documentation import trust_maker
+
+IDS = {
+    "node1": "d111ec46-34d8-41af-ad56-d560bc97b2e8",
+    "node2": "e2c0ffee-0000-4000-8000-d560bc97b2e9",
+}
+SECURE = "/var/lib/keylime/secure"
+# As printed for the two kinds of agents of the field: TOML, and INI.
+QUOTED = """\
+mkdir -p /etc/keylime/agent.conf.d
+cat << EOF > /etc/keylime/agent.conf.d/agent.conf
+[agent]
+uuid = "{uuid}"
+registrar_ip = "192.0.2.1"
+revocation_notification_ip = "192.0.2.1"
+EOF
+chown -R keylime:tss /etc/keylime
+chmod -R 600 /etc/keylime
+"""
+BARE = QUOTED.replace('"', "")
+FETCH_CA = """\
+mkdir -p /var/lib/keylime/cv_ca
+scp 192.0.2.1:/var/lib/keylime/cv_ca/cacert.crt /var/lib/keylime/cv_ca
+chown -R keylime:tss /var/lib/keylime/cv_ca
+"""
+GREETS = """\
+cat << EOF > /root/greets.sh
+#!/bin/bash
+echo "Hello!"
+EOF
+chmod a+x /root/greets.sh
+"""
+
+
+@dataclass(slots=True)
+class Site:
+    """The three machines."""
+
+    control: BootedMachine
+    node1: BootedMachine
+    node2: BootedMachine
+
+    @property
+    def nodes(self) -> tuple[BootedMachine, BootedMachine]:
+        return (self.node1, self.node2)
+
+    def tenant(self, arguments: str, *, check: bool = True) -> str:
+        """What `keylime_tenant` says on the control plane, with the CA's password in its environment."""
+        done = self.control.run(f"KEYLIME_CA_PASSWORD=secret keylime_tenant {arguments}", check=check)
+        return done.stdout + done.stderr
+
+    def add(self, node: BootedMachine, arguments: str = "") -> None:
+        self.tenant(
+            f"-v 127.0.0.1 -t {node.ip} -u {IDS[node.name]} --cert default --include payload {arguments} "
+            "--mb_refstate mb-refstate.json -c add"
+        )
+
+    def status(self, node: BootedMachine) -> dict[str, Any]:
+        """What the verifier tells of a node."""
+        told = self.control.run(f"keylime_tenant --json -c cvstatus -u {IDS[node.name]}").stdout
+        answer = json.loads(told)
+        return dict(answer.get(IDS[node.name], answer))
+
+    def await_passes(self, node: BootedMachine, more: int = 2) -> None:
+        """Returns when a node has passed `more` times from now."""
+        goal = int(self.status(node).get("attestation_count", 0)) + more
+
+        def passed() -> bool:
+            now = self.status(node)
+            failed = now["operational_state"] in ("Invalid Quote", "Failed")
+            assert not failed, now.get("last_findings", now)
+            return int(now["attestation_count"]) >= goal
+
+        await_value(passed, f"{node.name} passes {more} times")
+
+
+@pytest.fixture
+def site(boot: Boot) -> Site:
+    """Packages are installed, nothing is configured."""
+    control, node1, node2 = boot("control", "node1", "node2")
+    on_control, on_node = blocks_of("README.md", "## Set it up on two machines in five minutes")[:2]
+    control.run(on_control)
+    for node in (node1, node2):
+        node.run(on_node)
+        # The kernel, which is not the machine's own, may lack nf_tables, but not its predecessor.
+        node.run("iptables -S || update-alternatives --set iptables /usr/sbin/iptables-legacy")
+        node.run("iptables -S")
+    return Site(control, node1, node2)
+
+
+def test_three_machines_live(site: Site) -> None:
+    for step in STEPS:
+        began = time.monotonic()
+        try:
+            step(site)
+        except (AssertionError, TimeoutError):
+            for machine in (site.control, site.node1, site.node2):
+                print(f"--- {machine.name}\n{machine.journal('keylime_*')[-4000:]}", flush=True)
+            raise
+        took = time.monotonic() - began
+        print(f"{step.__name__.strip('_').replace('_', ' '):66}{took:6.1f} s", flush=True)
+
+
+def _services_start_with_packaged_files_alone(site: Site) -> None:
+    control = site.control
+    control.run("systemctl start --no-block keylime_registrar")
+    control.await_journal("keylime_registrar", "keylime_verifier")  # whose start makes the certificates
+    control.run("systemctl enable --now keylime_verifier.service")
+    control.run("systemctl enable --now keylime_registrar.service")
+    look = "stat -c '%a %U' /var/lib/keylime/cv_ca; cd /var/lib/keylime/cv_ca; sha256sum *"
+    made = control.run(look).stdout
+    assert made.startswith("700 keylime\n")
+    for name in ("cacert", "server-cert", "client-cert"):
+        assert f" {name}.crt\n" in made
+    control.run("cd /var/lib/keylime/cv_ca && openssl verify -CAfile cacert.crt server-cert.crt")
+    control.run("systemctl restart keylime_verifier keylime_registrar")
+    assert control.run(look).stdout == made
+    for port in (8881, 8890, 8891):
+        site.node1.run(f"timeout 10 bash -c '</dev/tcp/192.0.2.1/{port}'")
+    assert control.run("ps -o user= -C keylime_verifier | sort -u").stdout.strip() == "keylime"
+
+
+def _an_agent_without_the_authority_says_what_is_missing(site: Site) -> None:
+    for node, snippet in zip(site.nodes, (QUOTED, BARE), strict=True):
+        node.run(snippet.format(uuid=IDS[node.name]))
+    node = site.node1
+    assert node.run("systemctl start keylime_agent.service", check=False).returncode != 0
+    node.await_journal("keylime_agent", "cv_ca/cacert.crt")
+    node.run("systemctl stop keylime_agent.service")
+
+
+def _agents_register_with_snippets_as_they_are_printed(site: Site) -> None:
+    for node in site.nodes:
+        node.run(FETCH_CA)
+        node.run("systemctl enable --now keylime_agent.service")
+        found = node.run('journalctl -u keylime_agent.service | grep "Agent UUID:"').stdout
+        assert IDS[node.name] in found
+        node.await_journal("keylime_agent", "is registered and active")
+        # Its packaged contact address is loopback, the registrar is elsewhere.
+        assert "set contact_ip to an address of this machine" in node.journal("keylime_agent")
+        assert node.run("ps -o user=,group= -C keylime_agent").stdout.split() == ["keylime", "tss"]
+    listed = site.tenant("-v 127.0.0.1 --cert default -c reglist")
+    assert all(agent_id in listed for agent_id in IDS.values())
+
+
+def _a_stopped_agent_leaves_its_mount(site: Site) -> None:
+    node = site.node1
+    look = f"findmnt -no FSTYPE,OPTIONS {SECURE}; stat -c '%a %U:%G' {SECURE}"
+    shown = node.run(look).stdout
+    assert re.match(r"tmpfs .*size=1024k", shown)
+    assert shown.endswith("700 keylime:tss\n")
+    node.run("systemctl stop keylime_agent")
+    assert node.run(look).stdout == shown
+    assert "active (mounted)" in node.run("systemctl status var-lib-keylime-secure.mount").stdout
+    node.run("systemctl start keylime_agent")
+
+
+def _the_tenant_tells_where_it_looks_for_an_agent(site: Site) -> None:
+    trust_maker(site.control, site.node1)
+    done = site.control.run(f"timeout 10 keylime_tenant -u {IDS['node1']} -c add", check=False)
+    said = done.stdout + done.stderr
+    assert "name its address with -t, or set [agent] contact_ip" in said
+    assert IDS["node1"] not in site.tenant("--json -c cvlist")
+
+
+def _agents_are_added_with_payload_lists_and_an_empty_reference_state(site: Site) -> None:
+    control = site.control
+    for node in site.nodes:  # the payload writes to /root and calls iptables
+        node.run(
+            "sed -i '$ a run_as = \"\"' /etc/keylime/agent.conf.d/agent.conf; systemctl restart keylime_agent"
+        )
+        node.await_journal("keylime_agent", "is registered and active")
+    for path in (PAYLOADS / "shell").iterdir():
+        control.write(f"/root/payload/{path.name}", path.read_text())
+    control.run('ssh-keygen -q -b 2048 -t rsa -N "" -f payload/id_rsa')
+    control.write("/root/exclude.txt", (PAYLOADS / "exclude.txt").read_text())
+    control.run('echo "{}" > mb-refstate.json')
+    site.node1.run(GREETS)
+    site.node1.write("/root/make-allowlist.sh", (PAYLOADS / "make-allowlist.sh").read_text())
+    site.node1.measure("/usr/bin/systemctl")  # which is excluded; and what starts a list
+    site.node1.run("bash make-allowlist.sh")
+    control.run("scp 192.0.2.2:/root/allowlist.txt .")
+    site.add(site.node1, "--allowlist allowlist.txt --exclude exclude.txt")
+    site.add(site.node2)
+    for node in site.nodes:
+        site.await_passes(node)
+    again = site.tenant(f"-t 192.0.2.2 -u {IDS['node1']} -c add", check=False)
+    assert 'Run "delete" or "update" first' in again
+
+
+def _payloads_arrive_and_let_machines_talk(site: Site) -> None:
+    for node in site.nodes:
+        node.await_journal("keylime_agent", "payload script autorun.sh: exit status 0")
+        unzipped = set(node.run(f"ls {SECURE}/unzipped").stdout.split())
+        assert {f"{IDS[node.name]}-cert.crt", "RevocationNotifier-cert.crt", "autorun.sh"} <= unzipped
+        assert node.run("cd /root/.ssh; stat -c %a *").stdout.split() == ["600"] * 3
+    ssh = "ssh -o BatchMode=yes -o ConnectTimeout=5"
+    assert site.control.run(f"{ssh} -i payload/id_rsa 192.0.2.2 hostname").stdout == "node1\n"
+    assert site.node2.run(f"{ssh} 192.0.2.2 hostname").stdout == "node1\n"
+
+
+def _services_come_back_after_being_killed(site: Site) -> None:
+    for machine, service in ((site.node2, "keylime_agent"), (site.control, "keylime_verifier")):
+        before = machine.run(f"systemctl show -P MainPID {service}").stdout
+        machine.run(f"systemctl kill -s KILL --kill-who=all {service}")
+
+        def is_back(machine: BootedMachine = machine, service: str = service, before: str = before) -> bool:
+            now = machine.run(f"systemctl show -P MainPID {service}").stdout
+            return (
+                machine.run(f"systemctl is-active {service}", check=False).returncode == 0 and now != before
+            )
+
+        await_value(is_back, f"{service} is back")
+    for node in site.nodes:
+        site.await_passes(node)
+
+
+def _machines_come_back_after_a_reboot(site: Site) -> None:
+    for machine in (site.control, site.node2):
+        machine.reboot(BOOT_LOG)
+    for service in ("keylime_verifier", "keylime_registrar"):
+        site.control.run(f"systemctl is-active {service}")
+    site.node2.await_journal("keylime_agent", "is registered and active")
+    assert "unzipped" not in site.node2.run(f"ls {SECURE}").stdout
+    for node in site.nodes:
+        site.await_passes(node)
+
+
+def _lost_certificates_are_made_again_or_asked_for(site: Site) -> None:
+    control, node = site.control, site.node2
+    directory = "/var/lib/keylime/cv_ca"
+    control.run(f"rm {directory}/server-cert.crt; systemctl restart keylime_verifier keylime_registrar")
+    control.run(f"cd {directory} && openssl verify -CAfile cacert.crt server-cert.crt")
+    site.await_passes(node)
+    since = len(node.journal("keylime_agent"))
+    node.run(f"mv {directory}/cacert.crt .; systemctl restart keylime_agent", check=False)
+    await_value(
+        lambda: "cv_ca/cacert.crt" in node.journal("keylime_agent")[since:], "it says what is missing"
+    )
+    # By itself, once it is there again.
+    node.run(f"mv cacert.crt {directory}/")
+    await_value(
+        lambda: node.run("systemctl is-active keylime_agent", check=False).returncode == 0, "it is back"
+    )
+    site.await_passes(node)
+
+
+def _a_hacked_machine_is_fenced_off(site: Site) -> None:
+    site.node1.measure("/root/greets.sh")
+    assert site.node1.run("/root/greets.sh").stdout == "Hello!\n"
+    site.await_passes(site.node1)
+    # What was decrypted went with the reboot: a machine that is to act on revocations is added again.
+    site.tenant(f"-u {IDS['node2']} -c delete")
+    site.add(site.node2)
+    site.node2.await_journal("keylime_agent", "payload script autorun.sh: exit status 0")
+    site.await_passes(site.node2)
+    site.node1.run("echo 'echo \"Hacked!\"' >> greets.sh")
+    site.node1.measure("/root/greets.sh")
+    site.control.await_journal("keylime_verifier", "keylime.ima - ERROR - IMA ERRORS")
+    rule = "-A INPUT -s 192.0.2.2/32 -j DROP"
+    await_value(lambda: rule in site.node2.run("iptables -S INPUT").stdout, "node2 drops what node1 sends")
+    await_value(lambda: site.node1.run("ls -A /root/.ssh").stdout == "", "node1 has lost its keys")
+    assert rule not in site.node1.run("iptables -S INPUT").stdout
+    assert site.node1.run("ping -c 1 -W 1 192.0.2.3", check=False).returncode == 1
+    assert f"Compromised system: {IDS['node1']} (192.0.2.2)" in site.node2.journal("keylime_agent")
+    assert site.status(site.node1)["operational_state"] == "Invalid Quote"
+    site.await_passes(site.node2)
+
+
+def _a_machine_that_was_put_right_is_added_again(site: Site) -> None:
+    site.node1.run(GREETS)
+    site.tenant(f"-v 127.0.0.1 -u {IDS['node1']} -c delete")
+    site.node1.reboot(BOOT_LOG)
+    site.node1.await_journal("keylime_agent", "is registered and active")
+    site.node1.measure("/root/greets.sh")
+    site.node1.run("bash make-allowlist.sh")
+    site.control.run("scp 192.0.2.2:/root/allowlist.txt .")
+    site.add(site.node1, "--allowlist allowlist.txt --exclude exclude.txt")
+    site.await_passes(site.node1)
+
+
+def _a_pinned_register_is_watched(site: Site) -> None:
+    node, agent_id = site.node2, IDS["node2"]
+    site.tenant(f"-u {agent_id} -c delete")
+    shown = re.search(r"15\s*: 0x([0-9A-F]{64})", node.run("tpm2_pcrread sha256:15").stdout)
+    assert shown is not None
+    policy = json.dumps({"15": shown[1].lower()})
+    site.tenant(f"-t {node.ip} -u {agent_id} --tpm_policy '{policy}' -c add")
+    site.await_passes(node)
+    node.run(f"tpm2_pcrextend 15:sha256={'11' * 32}")
+    await_value(lambda: site.status(node)["operational_state"] == "Invalid Quote", "node2 fails")
+
+
+def _packages_go_and_leave_nothing(site: Site) -> None:
+    for machine in (site.control, site.node2):
+        machine.run("apt-get purge -y 'keylime-*'")
+        left = machine.run("ls -d /var/lib/keylime /etc/keylime /usr/lib/keylime", check=False).stdout
+        assert left == ""
+        assert "keylime" not in machine.run("systemctl list-units --plain --no-legend").stdout
+
+
+STEPS: tuple[Callable[[Site], None], ...] = (
+    _services_start_with_packaged_files_alone,
+    _an_agent_without_the_authority_says_what_is_missing,
+    _agents_register_with_snippets_as_they_are_printed,
+    _a_stopped_agent_leaves_its_mount,
+    _the_tenant_tells_where_it_looks_for_an_agent,
+    _agents_are_added_with_payload_lists_and_an_empty_reference_state,
+    _payloads_arrive_and_let_machines_talk,
+    _services_come_back_after_being_killed,
+    _machines_come_back_after_a_reboot,
+    _lost_certificates_are_made_again_or_asked_for,
+    _a_hacked_machine_is_fenced_off,
+    _a_machine_that_was_put_right_is_added_again,
+    _a_pinned_register_is_watched,
+    _packages_go_and_leave_nothing,
+)

@@ -1,0 +1,42 @@
+"""What a policy lists in vain is named, and nothing else is."""
+
+import pytest
+
+from keylime.ima.unmatchable import name_warnings
+from tests.captures import Stage, stages
+from tests.evidence import policy_of
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("*/usr/bin/tool", "absolute"),
+        ("usr/bin/tool", "absolute"),
+        ("./usr/bin/tool", "absolute"),
+        ("", "absolute"),
+        ("/opt/two words", "blanks"),
+        ("/usr//bin/tool", "kernel writes"),
+        ("/usr/./bin/tool", "kernel writes"),
+        ("/usr/bin/..", "kernel writes"),
+        ("/usr/bin/", "kernel writes"),
+    ],
+)
+def test_a_name_that_no_kernel_measures_is_named_with_the_reason(name: str, reason: str) -> None:
+    (warning,) = name_warnings(["/usr/bin/a", name], "digests")
+    assert repr(name) in warning
+    assert reason in warning
+
+
+def test_of_many_names_the_first_ones_are_shown() -> None:
+    (warning,) = name_warnings([f"bin/{number}" for number in range(100)], "digests")
+    assert "'bin/0', 'bin/1', 'bin/2' and 97 more" in warning
+
+
+@pytest.mark.parametrize("name", ["boot_aggregate", "/.hidden", "/a/...", "/a/.b", "/a/b.", "/memfd:x"])
+def test_names_of_kernels_are_left_alone(name: str) -> None:
+    assert list(name_warnings([name], "digests")) == []
+
+
+@pytest.mark.parametrize("stage", stages(), ids=lambda stage: f"{stage.capture}/{stage.name}")
+def test_policies_of_genuine_lists_give_no_warning(stage: Stage) -> None:
+    assert policy_of([stage.ascii_list]).warnings == ()

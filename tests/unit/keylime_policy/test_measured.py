@@ -1,0 +1,48 @@
+"""IMA lists from files: both forms, and what a policy can be made of."""
+
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keylime.errors import MalformedEvidence
+from keylime_policy.measured import ascii_list, list_entries, measured_content
+from tests.captures import Stage, capture, stages
+
+
+@pytest.mark.parametrize("stage", stages(), ids=lambda stage: f"{stage.capture}/{stage.name}")
+def test_both_forms_are_the_same_list(stage: Stage) -> None:
+    assert ascii_list(stage.binary_list) == ascii_list(stage.ascii_list) == stage.ascii_list
+    assert list_entries(stage.binary_list) == list_entries(stage.ascii_list)
+
+
+def test_violations_are_left_out_of_a_policy_and_said_so() -> None:
+    stage = capture("direct-efistub").stage("s3-violations")
+    measured = measured_content(list_entries(stage.ascii_list), frozenset())
+    assert not any(set(digest) == {"0"} for digests in measured.digests.values() for digest in digests)
+    assert any(text.startswith(f"{stage.violations} violations") for text in measured.left_out)
+
+
+def test_buffers_are_kept_apart_from_files() -> None:
+    stage = capture("direct-critical-data-4banks").stage("s4-device-mapper")
+    measured = measured_content(list_entries(stage.ascii_list), frozenset())
+    assert "dm_table_load" in measured.buffers
+    assert "kernel_version" in measured.buffers
+    assert "dm_table_load" not in measured.digests
+    assert not measured.keyrings
+
+
+def test_a_line_that_is_no_entry_is_named_by_its_number() -> None:
+    with pytest.raises(MalformedEvidence, match="line 2: "):
+        list_entries(
+            capture("direct-efistub").stage("s1-clean").ascii_list[:200].split(b"\n")[0] + b"\nx y\n"
+        )
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_list_or_a_declared_error(data: bytes) -> None:
+    for content in (data, b"\x0a\0\0\0" + data):
+        with contextlib.suppress(MalformedEvidence):
+            ascii_list(content).decode()
+            list_entries(content)

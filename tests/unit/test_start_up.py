@@ -1,0 +1,37 @@
+"""What a start does not load: each of these packages costs it a tenth of a second or more."""
+
+import subprocess
+import sys
+
+import pytest
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+
+from keylime.database.migrate import Schema
+from keylime_registrar.schema import SCHEMA as REGISTRAR
+from keylime_verifier.database.schema import SCHEMA as VERIFIER
+
+
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        ("keylime_verifier.main", {"alembic", "psycopg", "pymysql", "rich", "tpm2_pytss", "zmq"}),
+        ("keylime_registrar.main", {"aiohttp", "alembic", "psycopg", "pymysql", "rich", "zmq"}),
+        ("keylime_agent.main", {"alembic", "psycopg", "pymysql", "rich", "sqlalchemy"}),
+        ("keylime_tenant.program", {"aiohttp", "asyncio", "cryptography", "msgspec", "rich", "ssl", "yaml"}),
+    ],
+)
+def test_what_most_starts_do_not_need_is_not_loaded(module: str, unwanted: set[str]) -> None:
+    program = f"import sys, {module}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)  # noqa: S603
+    assert unwanted.isdisjoint(done.stdout.split())
+
+
+@pytest.mark.parametrize("schema", [REGISTRAR, VERIFIER], ids=["registrar", "verifier"])
+def test_revisions_that_files_are_named_for_are_those_that_alembic_finds(schema: Schema) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(schema.migrations))
+    config.set_main_option("path_separator", "os")
+    scripts = ScriptDirectory.from_config(config)
+    assert [script.revision for script in scripts.walk_revisions()] == list(reversed(schema.revisions))
+    assert scripts.get_heads() == [schema.newest]

@@ -1,0 +1,155 @@
+"""What a status is made of while an agent's row is read: it never shows less than was shown before."""
+
+import asyncio
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from typing import cast
+
+from keylime.identifiers import AgentId
+from keylime.messages.verifier import OperationalState
+from keylime_verifier.agents.records import AgentRecord, RowVersion
+from keylime_verifier.api.enrolment import EnrolmentRules
+from keylime_verifier.api.operations import Agents
+from keylime_verifier.policies.references import References
+from keylime_verifier.policies.store import PolicyStore
+from keylime_verifier.polling.recorder import Recorder
+from keylime_verifier.polling.store import AgentStore
+from keylime_verifier.sharing.roster import Roster
+from tests.unit.verifier.test_status import CADENCE, ENROLMENT, NOW, PASSED
+
+PASSING = AgentRecord("i", ENROLMENT, PASSED)
+REJECTED = replace(
+    PASSING, progress=replace(PASSED, operational_state=OperationalState.INVALID_QUOTE, is_polled=False)
+)
+
+
+class World:
+    """The database, and what one process knows; something may happen while the first row is on its way."""
+
+    def __init__(self, while_read: Callable[["World"], None]) -> None:
+        self.row = PASSING
+        self.known: AgentRecord | None = PASSING
+        self.pending: AgentRecord | None = None
+        self.settling = 0  # how often it must be waited for what is being written
+        self._happenings = [while_read]
+
+    # As the store
+
+    async def find(self, _agent_id: AgentId) -> AgentRecord:
+        row = self.row
+        if self._happenings:
+            self._happenings.pop()(self)
+        return row
+
+    async def list_ids(self, _verifier_id: str | None) -> list[AgentId]:
+        return [PASSING.agent_id]
+
+    async def load(self, _wanted: Collection[AgentId]) -> list[AgentRecord]:
+        return [await self.find(PASSING.agent_id)]
+
+    # As the policies
+
+    async def content_hash(self, _kind: str, _name: str) -> str:
+        return "hash"
+
+    async def content_hashes(self, _kind: str) -> dict[str, str]:
+        return {}
+
+    async def number(self, _kind: str, _name: str) -> int | None:
+        return 1
+
+    async def numbers(self, _kind: str) -> dict[str, int]:
+        return {}
+
+    async def demands_ima(self, _content_hash: str | None) -> bool:
+        return True
+
+    # As roster and recorder
+
+    def current(self, _agent_id: AgentId) -> AgentRecord | None:
+        return self.known
+
+    def row_version(self, _agent_id: AgentId) -> RowVersion | None:
+        return None if self.known is None else self.known.row_version
+
+    def unwritten(self, _agent_id: AgentId) -> AgentRecord | None:
+        return self.pending
+
+    def is_settling(self, _agent_id: AgentId) -> bool:
+        return self.settling > 0
+
+    async def settle(self, _agent_id: AgentId | None = None) -> None:
+        if self.settling:
+            self.settling -= 1
+            self.row, self.known, self.pending = REJECTED, None, None
+
+
+def shown(while_read: Callable[[World], None]) -> set[tuple[object, str | None]]:
+    """What both ways of asking say; they must agree."""
+
+    async def ask() -> set[tuple[object, str | None]]:
+        statuses = []
+        for ask_all in (False, True):
+            world = World(while_read)
+            agents = Agents(
+                cast(AgentStore, world),
+                cast(PolicyStore, world),
+                cast(References, world),
+                cast(Roster, world),
+                cast(Recorder, world),
+                cast(EnrolmentRules, None),
+                CADENCE,
+                lambda: NOW,
+            )
+            if ask_all:
+                statuses += [status async for _, status in agents.show_all(None)]
+            else:
+                statuses.append(await agents.show(PASSING.agent_id))
+        return {(status.operational_state, status.attestation_status) for status in statuses}
+
+    return asyncio.run(ask())
+
+
+def test_a_row_that_was_read_before_the_verdict_that_ended_the_polling_is_read_again() -> None:
+    def happening(world: World) -> None:
+        world.row, world.known = REJECTED, None
+
+    assert shown(happening) == {(9, "FAIL")}
+
+
+def test_what_is_polled_here_is_fresher_than_its_row() -> None:
+    def happening(world: World) -> None:
+        world.known = world.row = REJECTED
+
+    assert shown(happening) == {(9, "FAIL")}
+
+
+def test_a_verdict_that_is_not_written_is_pending() -> None:
+    def happening(world: World) -> None:
+        world.known = world.pending = REJECTED
+
+    assert shown(happening) == {(9, "PENDING")}
+
+
+def test_a_verdict_that_is_just_being_written_is_waited_for() -> None:
+    def happening(world: World) -> None:
+        world.known = world.pending = REJECTED
+        world.settling = 1
+
+    assert shown(happening) == {(9, "FAIL")}
+
+
+def test_a_row_that_another_verifier_has_judged_meanwhile_is_what_counts() -> None:
+    def happening(world: World) -> None:
+        world.row = replace(REJECTED, recalls=1)
+
+    def nothing(world: World) -> None:
+        pass
+
+    assert shown(nothing) == {(3, "PASS")}
+
+    def before(world: World) -> None:
+        world.row = replace(REJECTED, recalls=1)
+        world.known = None
+
+    assert shown(before) == {(9, "FAIL")}

@@ -1,0 +1,153 @@
+"""Compiles what is stored about an agent into the reference that its evidence is appraised against."""
+
+import asyncio
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+
+from keylime.appraisal.reference import AcceptedAlgorithms, Reference, canonical_algorithm
+from keylime.errors import PolicyError
+from keylime.ima.policy_union import keeps_learned, unite
+from keylime.ima.runtime_policy import RuntimePolicy
+from keylime.measured_boot.boot_policy import MeasuredBootPolicy
+from keylime.tpm.tpm_policy import TpmPolicy
+from keylime_verifier.agents.policy_categories import MEASURED_BOOT, RUNTIME
+from keylime_verifier.agents.records import Enrolment, PolicyVersions
+from keylime_verifier.policies.demands import CompileBootPolicy, decode_attestation_key, tenant_keyring
+from keylime_verifier.policies.runtime import compile_stored_policy
+from keylime_verifier.policies.store import PolicyStore
+
+
+class References:
+    """Builds references; compiled policies are shared, by content hash, for as long as an agent uses them."""
+
+    def __init__(
+        self,
+        policies: PolicyStore,
+        compile_boot_policy: CompileBootPolicy,
+        *,
+        ignore_tomtou: bool,
+        evaluate_boot_always: bool,
+        now: Callable[[], float],
+    ) -> None:
+        """`now` is the clock by which policies end."""
+        self._policies = policies
+        self._now = now
+        self._compile_boot_policy = compile_boot_policy
+        self._ignore_tomtou = ignore_tomtou
+        self._evaluate_boot_always = evaluate_boot_always
+        self._runtime: weakref.WeakValueDictionary[str, RuntimePolicy] = weakref.WeakValueDictionary()
+        self._compiling = asyncio.Lock()
+        self._demands_ima: dict[str, bool] = {}
+        self._boot: weakref.WeakValueDictionary[str, MeasuredBootPolicy] = weakref.WeakValueDictionary()
+
+    async def build(self, enrolment: Enrolment) -> tuple[Reference, PolicyVersions]:
+        """The reference of one agent, and what it was built of. Raises KeylimeError for what is of no use.
+
+        It holds until the first of several runtime policies ends.
+        """
+        now = self._now()
+        hashes = {part.name: await self._hash_of(RUNTIME, part.name) for part in enrolment.parts}
+        boot_name = enrolment.measured_boot_policy
+        boot = None if boot_name is None else await self._hash_of(MEASURED_BOOT, boot_name)
+        versions = PolicyVersions.found(enrolment, hashes, boot, now)
+        if versions.runtime is None:
+            raise PolicyError("every runtime policy of the agent has ended")
+        policy = await self._united(versions.runtime)
+        reference = Reference(
+            attestation_key=decode_attestation_key(enrolment.ak_tpm),
+            accepted=AcceptedAlgorithms(
+                hashes=frozenset(enrolment.accept_tpm_hash_algs),
+                encryption=frozenset(map(canonical_algorithm, enrolment.accept_tpm_encryption_algs)),
+                signing=frozenset(enrolment.accept_tpm_signing_algs),
+            ),
+            tpm_policy=TpmPolicy.from_wire(enrolment.tpm_policy),
+            runtime_policy=policy,
+            measured_boot=None if boot is None else await self._boot_policy(boot),
+            tenant_keyring=tenant_keyring(enrolment.ima_sign_verification_keys),
+            ignore_tomtou=self._ignore_tomtou,
+            evaluate_boot_always=self._evaluate_boot_always,
+            succeeded=await self._succeeded(enrolment, hashes, policy, now),
+        )
+        return reference, versions
+
+    async def compiled_parts(self, names: Sequence[str]) -> list[tuple[str, RuntimePolicy]]:
+        """The named runtime policies as they are stored. Raises PolicyError."""
+        return [(name, await self._compiled(await self._hash_of(RUNTIME, name))) for name in names]
+
+    async def _united(self, together: str) -> RuntimePolicy:
+        """The policy that those with these hashes are, see `PolicyVersions`."""
+        hashes = together.split("+")
+        if len(hashes) == 1:
+            return await self._compiled(together)
+        policy = self._runtime.get(together)
+        if policy is None:
+            parts = [await self._compiled(one) for one in hashes]
+            policy = await asyncio.to_thread(unite, parts)
+            self._runtime[together] = policy
+        return policy
+
+    async def _succeeded(
+        self, enrolment: Enrolment, hashes: Mapping[str, str], policy: RuntimePolicy, now: float
+    ) -> frozenset[str]:
+        """Runtime policies whose verdicts hold on, though others judge what comes from now on.
+
+        Those that have ended, unless they vouched for keys that nobody vouches for any more, and former
+        versions of which those that hold accept everything.
+        """
+        found = set(policy.content_hash.split("+"))
+        for part in enrolment.parts:
+            if part.holds(now):
+                found |= await self._policies.covered(part.name, hashes[part.name])
+                continue
+            ended = await self._compiled(hashes[part.name])
+            if keeps_learned(policy, ended):
+                found.add(ended.content_hash)
+        return frozenset(found)
+
+    async def demands_ima(self, content_hash: str | None) -> bool:
+        """Whether the runtime policy with this text demands anything; one that cannot be read does.
+
+        Remembered for each text, because a status must not cost the compilation of a policy.
+        """
+        if content_hash is None:
+            return True
+        known = self._demands_ima.get(content_hash)
+        if known is None:
+            try:
+                known = (await self._compiled(content_hash)).demands_ima
+            except PolicyError:
+                known = True
+            self._demands_ima[content_hash] = known
+        return known
+
+    async def _compiled(self, content_hash: str) -> RuntimePolicy:
+        policy = self._runtime.get(content_hash)
+        if policy is not None:
+            return policy
+        async with self._compiling:  # a fleet that starts together compiles its policy once
+            policy = self._runtime.get(content_hash)
+            if policy is None:
+                text = await self._text_of(content_hash)
+                policy = await asyncio.to_thread(compile_stored_policy, text)
+                self._runtime[content_hash] = policy
+        return policy
+
+    async def _boot_policy(self, content_hash: str) -> MeasuredBootPolicy | None:
+        policy = self._boot.get(content_hash)
+        if policy is None:
+            policy = self._compile_boot_policy(await self._text_of(content_hash))
+            if policy is not None:
+                self._boot[content_hash] = policy
+        return policy
+
+    async def _hash_of(self, kind: str, name: str) -> str:
+        content_hash = await self._policies.content_hash(kind, name)
+        if content_hash is None:
+            raise PolicyError(f"the {kind} policy {name!r} is gone from the database")
+        return content_hash
+
+    async def _text_of(self, content_hash: str) -> str:
+        text = await self._policies.text(content_hash)
+        if text is None:
+            raise PolicyError(f"the policy text {content_hash} is gone from the database")
+        return text

@@ -1,0 +1,154 @@
+"""Which verdicts count when they are written, decided on what the transaction that writes them finds.
+
+A pass counts only for the verifier that owns the agent's shard: whoever took the agent over may know better.
+A rejection stands on what the agent answered to a fresh nonce; that is true whoever asked, as long as the
+agent is held to the same enrolment and the same policies.
+
+The shard's row is read with a lock that lasts until the commit: nobody can take the shard over between the
+check and the write. (On SQLite the transaction is the only one that writes.)
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from enum import Enum
+
+import sqlalchemy as sa
+
+from keylime.database.clock import database_time
+from keylime.messages.verifier import OperationalState
+from keylime_verifier.agents.policy_categories import MEASURED_BOOT, RUNTIME
+from keylime_verifier.agents.records import AgentRecord, Enrolment, PolicyVersions
+from keylime_verifier.agents.shards import ShardClaim, VerifierId
+from keylime_verifier.database.schema import agents, policies, progress, shards
+
+
+class Ruling(Enum):
+    """Whether a verdict counts, and why not."""
+
+    COUNTS = "it counts"
+    KNOWN = "the agent has been rejected for something as grave already"
+    RECALLED = "another verifier has judged the agent since, and it is judged again"
+    DELETED = "the agent has been deleted"
+    ENROLLED_ANEW = "the agent has been stopped, reactivated or enrolled anew since"
+    TAKEN_OVER = "another verifier has taken the agent over"
+    POLICIES_REPLACED = "the policies that it was held to have been replaced since"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A verdict that does not count."""
+
+    record: AgentRecord
+    ruling: Ruling
+
+
+@dataclass(frozen=True, slots=True)
+class StoredState:
+    """What a writer finds of an agent, and who owns its shard. `versions` matter for rejections only."""
+
+    generation: str
+    recalls: int
+    state: OperationalState
+    severity_level: int | None
+    is_polled: bool
+    claim: ShardClaim
+    versions: PolicyVersions = field(default_factory=PolicyVersions)
+
+
+def rule_on_pass(record: AgentRecord, found: StoredState | None) -> Ruling:
+    """What becomes of `record`, which says that an agent passed or did not answer."""
+    if found is None:
+        return Ruling.DELETED
+    if found.generation != record.generation:
+        return Ruling.ENROLLED_ANEW
+    if found.claim != record.claim:
+        return Ruling.TAKEN_OVER
+    return Ruling.COUNTS if found.recalls == record.recalls else Ruling.RECALLED
+
+
+def rule_on_rejection(record: AgentRecord, held_to: PolicyVersions, found: StoredState | None) -> Ruling:
+    """What becomes of `record`, which says that an agent's evidence was rejected under some policies."""
+    if found is None:
+        return Ruling.DELETED
+    if found.generation != record.generation:
+        return Ruling.ENROLLED_ANEW
+    if found.versions != held_to:
+        return Ruling.POLICIES_REPLACED
+    if is_current(record, found) or not was_told(record, found):
+        return Ruling.COUNTS
+    ends_polling = found.is_polled and not record.progress.is_polled
+    return Ruling.COUNTS if ends_polling else Ruling.KNOWN
+
+
+def is_current(record: AgentRecord, found: StoredState) -> bool:
+    """Whether nobody else can have judged the agent since `record` was read."""
+    return found.claim == record.claim and found.recalls == record.recalls
+
+
+def was_told(record: AgentRecord, found: StoredState) -> bool:
+    """Whether the agent stands rejected for something as grave as `record` says."""
+    if found.state is not OperationalState.INVALID_QUOTE or found.severity_level is None:
+        return False
+    return found.severity_level >= (record.progress.severity_level or 0)
+
+
+def lock_claims(connection: sa.Connection, records: Collection[AgentRecord]) -> list[ShardClaim]:
+    """Who owns the shard of each record; nobody else can until the transaction ends."""
+    claims: dict[tuple[VerifierId, int], ShardClaim] = {}
+    for verifier_id in sorted({record.enrolment.verifier_id for record in records}):
+        concerned = {record.shard for record in records if record.enrolment.verifier_id == verifier_id}
+        rows = connection.execute(
+            sa.select(shards.c.shard, shards.c.owner, shards.c.epoch)
+            .where(shards.c.verifier_id == verifier_id, shards.c.shard.in_(concerned))
+            .order_by(shards.c.shard)
+            .with_for_update(read=True)
+        )
+        claims |= {(verifier_id, row.shard): ShardClaim(row.owner, row.epoch) for row in rows}
+    return [claims.get((record.enrolment.verifier_id, record.shard), ShardClaim()) for record in records]
+
+
+def lock_agent(
+    connection: sa.Connection, record: AgentRecord, claim: ShardClaim, *, with_policies: bool
+) -> StoredState | None:
+    """What is there of an agent; it stays so until the transaction ends."""
+    query = (
+        sa.select(
+            progress.c.incarnation,
+            progress.c.recalls,
+            agents.c.operational_state,
+            agents.c.severity_level,
+            agents.c.is_polled,
+        )
+        .join(progress, progress.c.agent_id == agents.c.agent_id)
+        .where(agents.c.agent_id == record.agent_id)
+        .with_for_update()
+    )
+    row = connection.execute(query).first()
+    if row is None:
+        return None
+    return StoredState(
+        row.incarnation,
+        row.recalls,
+        OperationalState(row.operational_state),
+        row.severity_level,
+        row.is_polled,
+        claim,
+        _lock_versions(connection, record.enrolment) if with_policies else PolicyVersions(),
+    )
+
+
+def _lock_versions(connection: sa.Connection, enrolment: Enrolment) -> PolicyVersions:
+    names = {part.name for part in enrolment.parts}
+    runtime = sa.and_(policies.c.kind == RUNTIME, policies.c.name.in_(names))
+    boot = sa.and_(policies.c.kind == MEASURED_BOOT, policies.c.name == enrolment.measured_boot_policy)
+    rows = connection.execute(
+        sa.select(policies.c.kind, policies.c.name, policies.c.content_hash)
+        .where(sa.or_(runtime, boot))
+        .order_by(policies.c.kind, policies.c.name)
+        .with_for_update(read=True)
+    )
+    found = {(row.kind, row.name): row.content_hash for row in rows}
+    by_name = {name: content_hash for (kind, name), content_hash in found.items() if kind == RUNTIME}
+    now = connection.execute(sa.select(database_time())).scalar_one() if enrolment.runtime_parts else 0.0
+    boot_hash = found.get((MEASURED_BOOT, enrolment.measured_boot_policy or ""))
+    return PolicyVersions.found(enrolment, by_name, boot_hash, now)

@@ -1,0 +1,480 @@
+"""Writes outcomes down: routine passes together, everything else at once with its revocation.
+
+A verdict that the database does not take waits here, one for each agent, for as long as the process lives. It
+is shown as pending meanwhile, and is the first to be written when the database is back.
+"""
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Protocol
+
+from keylime.appraisal.verdict import Accepted, Incomplete, Rejected
+from keylime.database.engine import DatabaseUnavailable
+from keylime.database.readiness import remedy_of
+from keylime.errors import CredentialError
+from keylime.findings.finding import Finding
+from keylime.findings.severity import SeverityPolicy
+from keylime.identifiers import AgentId
+from keylime.messages.verifier import OperationalState
+from keylime.revocation.message import RevocationKind, build_revocation
+from keylime.revocation.signing import sign_revocation
+from keylime_verifier.agents.events import (
+    Event,
+    EventKind,
+    has_changed,
+    has_other_policies,
+    policy_details,
+    rebooted,
+    state_details,
+)
+from keylime_verifier.agents.lifecycle import (
+    POLLED_STATES,
+    Notify,
+    Outcome,
+    Polling,
+    Refused,
+    Unreachable,
+    Unusable,
+    WrongKey,
+)
+from keylime_verifier.agents.progress import MAX_STORED_FINDINGS, is_routine, progress_after
+from keylime_verifier.agents.records import AgentRecord, PolicyVersions, StoredRevocation
+from keylime_verifier.database.history import new_token
+from keylime_verifier.polling.fencing import Refusal, Ruling
+from keylime_verifier.polling.findings_log import log_findings
+from keylime_verifier.polling.rows import lasting
+from keylime_verifier.polling.store import AgentStore
+from keylime_verifier.polling.unwritten import Unwritten
+
+log = logging.getLogger("keylime.verifier")
+
+_BATCH_INTERVAL_S = 1.0
+_FIRST_RETRY_S = 0.2
+_LONGEST_RETRY_S = 5.0
+_WRITTEN_AT_ONCE = 8  # of the verdicts that wait; as many are tried to see whether the database is back
+_OVERDUE_S = 5.0  # a pass that has not been written for so long is not routine any more
+_SAY_AGAIN_S = 60.0
+_SETTLING_S = 2.0  # a write under way is waited for before anything is shown, but not for longer
+
+_TRUSTED_STATES = POLLED_STATES - {OperationalState.START}
+_CLEARED = Notify(
+    RevocationKind.CLEARED,
+    Finding(
+        "internal.verifier.cleared",
+        {"message": "the agent passes its attestation again"},
+        recoverable=True,
+        explanation="the agent passes its attestation again",
+    ),
+    "info",
+)
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    """A verdict that is not written yet. `held_to` are the policies that a rejection goes by."""
+
+    after: AgentRecord
+    notice: Notify | None
+    held_to: PolicyVersions | None
+    ruled: "asyncio.Future[Ruling]"
+    judged_at: int  # seconds since the epoch
+    events: list[Event] = field(default_factory=list)
+    since: float = field(default_factory=time.monotonic)
+    tried_at: float = 0.0
+    is_under_way: bool = False
+    revocation: StoredRevocation | None = None  # made once: its id tells a repeated attempt from a second one
+    problem: str = "it was being written"
+    ends_distrust: bool = False  # a pass of an agent that others may have been warned of
+
+    @property
+    def settling_s(self) -> float:
+        """For how long it still counts as just being written."""
+        return max(self.since + _SETTLING_S - time.monotonic(), 0.0)
+
+    @property
+    def can_be_tried(self) -> bool:
+        """Whether nobody else is just trying it."""
+        return not self.is_under_way and not self.ruled.done()
+
+    @property
+    def verdict(self) -> str:
+        """As it is called in the log."""
+        state = self.after.progress.operational_state.text
+        is_failure = self.after.progress.last_event_id is not None and self.held_to is not None
+        return f"{state} ({self.after.progress.last_event_id})" if is_failure else state
+
+
+class Subscriber(Protocol):
+    """Who wants to know what becomes of verdicts."""
+
+    def refused(self, refusals: Sequence[Refusal]) -> None:
+        """Verdicts that do not count: others poll the agents, or they are to be judged again."""
+
+    def settled(self, agent_id: AgentId) -> None:
+        """No verdict about an agent waits any more."""
+
+
+class Recorder:
+    """The poller's memory on disk. A database that goes away costs time, not verdicts."""
+
+    def __init__(
+        self,
+        store: AgentStore,
+        severities: SeverityPolicy,
+        targets: Callable[[], Sequence[tuple[str, str]]],
+        on_revocation: Callable[[], None],
+        *,
+        now: Callable[[], float],
+    ) -> None:
+        """`targets` gives the (channel, target) pairs that a revocation goes to; none means no revocations.
+
+        `now` tells the time, in seconds since the epoch, that is shown with verdicts.
+        """
+        self._store = store
+        self._severities = severities
+        self._targets = targets
+        self._on_revocation = on_revocation
+        self._now = now
+        self._waiting: dict[AgentId, _Waiting] = {}
+        self._routine: dict[AgentId, AgentRecord] = {}
+        self._under_way: dict[AgentId, AgentRecord] = {}  # routine passes that are being written
+        self._learned: set[AgentId] = set()  # those with something new in what lasts of the checkpoint
+        self._noted: dict[AgentId, list[Event]] = {}  # what the history is to tell of routine passes
+        self._all_written_at = time.monotonic()
+        self._said_at: float | None = None  # that the database is away
+        self._flushing = asyncio.Lock()
+        self.lateness = Unwritten()
+        self._subscribers: list[Subscriber] = []
+
+    def subscribe(self, subscriber: "Subscriber") -> None:
+        """Has somebody told of what becomes of verdicts, from now on."""
+        self._subscribers.append(subscriber)
+
+    def judged(
+        self, record: AgentRecord, polling: Polling, outcome: Outcome, *, version: str, goes_on: bool
+    ) -> AgentRecord:
+        """The record after `outcome`, not written yet."""
+        progress = progress_after(
+            record.progress,
+            polling,
+            outcome,
+            now=int(self._now()),
+            version=version,
+            goes_on=goes_on,
+            severities=self._severities,
+        )
+        return replace(record, progress=progress)
+
+    async def write(
+        self,
+        before: AgentRecord,
+        after: AgentRecord,
+        outcome: Outcome,
+        notice: Notify | None,
+        *,
+        held_to: PolicyVersions | None = None,
+    ) -> Ruling:
+        """Writes `after` with the revocation that `notice` asks for, now or, when it is routine, soon.
+
+        Returns when the database has taken it or has shown that it does not count; `held_to` are the policies
+        that a rejection was made under.
+        """
+        _log_outcome(before, after, outcome)
+        events = _events(before, after, outcome, held_to)
+        if notice is None and is_routine(before.progress, after.progress):
+            self._routine[after.agent_id] = after
+            if lasting(before.progress.checkpoint) != lasting(after.progress.checkpoint):
+                self._learned.add(after.agent_id)
+            if events:
+                self._noted.setdefault(after.agent_id, []).extend(events)
+            self.lateness.passes_wait()
+            return Ruling.COUNTS
+        with self.lateness.verdict():
+            ends_distrust = isinstance(outcome, Accepted) and (
+                before.progress.operational_state not in _TRUSTED_STATES
+            )
+            return await self._until_ruled(
+                after, outcome, notice, held_to, events, ends_distrust=ends_distrust
+            )
+
+    async def _until_ruled(
+        self,
+        after: AgentRecord,
+        outcome: Outcome,
+        notice: Notify | None,
+        held_to: PolicyVersions | None,
+        events: list[Event],
+        *,
+        ends_distrust: bool,
+    ) -> Ruling:
+        agent_id = after.agent_id
+        while (earlier := self._waiting.get(agent_id)) is not None:
+            await asyncio.wait([earlier.ruled])
+        versions = held_to or PolicyVersions() if isinstance(outcome, Rejected) else None
+        ruled: asyncio.Future[Ruling] = asyncio.get_running_loop().create_future()
+        waiting = _Waiting(
+            after, notice, versions, ruled, int(time.time()), events, ends_distrust=ends_distrust
+        )
+        self._waiting[agent_id] = waiting
+        delay_s = _FIRST_RETRY_S
+        while not ruled.done():
+            if not waiting.is_under_way:
+                try:
+                    await self._try(waiting)
+                    break
+                except DatabaseUnavailable as error:
+                    self._note_away(error)
+                except Exception as error:
+                    self._settle(waiting, error)
+                    raise
+            await asyncio.wait([ruled], timeout=delay_s)
+            delay_s = min(2 * delay_s, _LONGEST_RETRY_S)
+        return ruled.result()
+
+    def waits(self, agent_id: AgentId) -> bool:
+        """Whether a verdict about an agent is still to be taken by the database, or to be refused."""
+        return agent_id in self._waiting
+
+    def waiting(self) -> list[AgentRecord]:
+        """The agents about which verdicts wait, as they will be."""
+        return [waiting.after for waiting in self._waiting.values()]
+
+    def unwritten(self, agent_id: AgentId) -> AgentRecord | None:
+        """What an agent will be shown as when the database has taken it; None when it has all there is."""
+        waiting = self._waiting.get(agent_id)
+        if waiting is not None:
+            return waiting.after
+        if time.monotonic() - self._all_written_at < _OVERDUE_S:
+            return None
+        return self._routine.get(agent_id) or self._under_way.get(agent_id)
+
+    def is_settling(self, agent_id: AgentId) -> bool:
+        """Whether a verdict about an agent is just being written, as it is unless something is wrong."""
+        waiting = self._waiting.get(agent_id)
+        return waiting is not None and waiting.settling_s > 0
+
+    async def settle(self, agent_id: AgentId | None = None) -> None:
+        """Waits for a verdict (None: all) that is just being written, but not for longer than a moment."""
+        concerned = self._waiting.values() if agent_id is None else [self._waiting.get(agent_id)]
+        for waiting in list(concerned):
+            if waiting is not None:
+                await asyncio.wait([waiting.ruled], timeout=waiting.settling_s)
+
+    async def run(self) -> None:
+        """Writes routine passes once a second, and verdicts that wait before them, for ever."""
+        while True:
+            await asyncio.sleep(_BATCH_INTERVAL_S)
+            try:
+                await self.flush()
+            except DatabaseUnavailable as error:
+                self._note_away(error)
+            else:
+                if self._said_at is not None and not self._waiting:
+                    log.info("the database has taken everything that waited for it")
+                    self._said_at = None
+
+    async def flush(self) -> None:
+        """Writes the verdicts that wait, then the routine passes gathered so far; keeps what is not taken.
+
+        Raises DatabaseUnavailable when that concerns passes.
+        """
+        await self._write_waiting()
+        async with self._flushing:
+            self._under_way, self._routine = self._routine, {}
+            learned, self._learned = self._learned, set()
+            noted, self._noted = self._noted, {}
+            try:
+                passes = list(self._under_way.values())
+                refused = await self._store.record_passes(passes, learned, noted) if passes else []
+            except BaseException:
+                self._routine = {**self._under_way, **self._routine}
+                self._learned |= learned
+                for agent_id, later in self._noted.items():
+                    noted.setdefault(agent_id, []).extend(later)
+                self._noted = noted
+                raise
+            finally:
+                self._under_way = {}
+            self._all_written_at = time.monotonic()
+            self.lateness.passes_written(others_wait=bool(self._routine))
+        for refusal in refused:
+            _log_refusal(refusal, "pass", is_rejection=False)
+        if refused:
+            self._tell_of_refusals(refused)
+
+    def give_up(self) -> None:
+        """Says what was never written. For the end."""
+        for waiting in self._waiting.values():
+            log.error(
+                "agent %s: the verdict %s was not written before the verifier ended: %s",
+                waiting.after.agent_id,
+                waiting.verdict,
+                waiting.problem,
+            )
+
+    async def _write_waiting(self) -> None:
+        """Tries what waits, rejections first; when none of some is taken, the others are not tried either."""
+        order = sorted(self._waiting.values(), key=lambda one: (one.held_to is None, one.tried_at))
+        for first in range(0, len(order), _WRITTEN_AT_ONCE):
+            some = [one for one in order[first : first + _WRITTEN_AT_ONCE] if one.can_be_tried]
+            results = await asyncio.gather(*map(self._try, some), return_exceptions=True)
+            for one, result in zip(some, results, strict=True):
+                if isinstance(result, DatabaseUnavailable):
+                    self._note_away(result)
+                elif isinstance(result, Exception):
+                    self._settle(one, result)
+            if some and all(isinstance(result, BaseException) for result in results):
+                return
+
+    async def _try(self, waiting: _Waiting) -> None:
+        """One attempt. Raises DatabaseUnavailable."""
+        after, notice = waiting.after, waiting.notice
+        waiting.is_under_way, waiting.tried_at = True, time.monotonic()
+        try:
+            async with self._flushing:  # a batch under way may hold an older record, which must not come last
+                self._routine.pop(after.agent_id, None)
+                waiting.events = [*self._noted.pop(after.agent_id, ()), *waiting.events]
+            targets = self._targets()
+            if waiting.ends_distrust and notice is None and targets:
+                notice = _CLEARED if await self._store.stands_revoked(after.agent_id) else None
+            if notice is not None and targets and waiting.revocation is None:
+                waiting.revocation = await self._sign(after, notice, waiting.judged_at)
+            ruling = await self._store.record_change(
+                after, waiting.revocation, targets, held_to=waiting.held_to, events=waiting.events
+            )
+        except DatabaseUnavailable as error:
+            waiting.problem = str(error)
+            raise
+        finally:
+            waiting.is_under_way = False
+        self._settle(waiting, ruling)
+        if ruling in (Ruling.COUNTS, Ruling.KNOWN):
+            if waiting.revocation is not None:
+                self._on_revocation()
+            return
+        refusal = Refusal(after, ruling)
+        _log_refusal(refusal, waiting.verdict, is_rejection=waiting.held_to is not None)
+        self._tell_of_refusals([refusal])
+
+    def _settle(self, waiting: _Waiting, result: Ruling | Exception) -> None:
+        self._waiting.pop(waiting.after.agent_id, None)
+        if isinstance(result, Exception):
+            waiting.ruled.set_exception(result)
+            waiting.ruled.exception()  # whoever waited for it may be gone
+        else:
+            waiting.ruled.set_result(result)
+        for subscriber in self._subscribers:
+            subscriber.settled(waiting.after.agent_id)
+
+    def _tell_of_refusals(self, refusals: Sequence[Refusal]) -> None:
+        for subscriber in self._subscribers:
+            subscriber.refused(refusals)
+
+    def _note_away(self, error: DatabaseUnavailable) -> None:
+        """Says once a minute what waits for the database."""
+        self.lateness.because(remedy_of(error))
+        if self._said_at is not None and time.monotonic() - self._said_at < _SAY_AGAIN_S:
+            return
+        self._said_at = time.monotonic()
+        log.error(
+            "%s; trying again, %d verdicts and the passes of %d agents wait and are shown as pending",
+            error,
+            len(self._waiting),
+            len(self._routine),
+        )
+
+    async def _sign(self, record: AgentRecord, notice: Notify, now: int) -> StoredRevocation | None:
+        agent_id = record.agent_id
+        secrets = await self._store.secrets_of(agent_id)
+        if secrets is None:
+            return None
+        enrolment = record.enrolment
+        message = build_revocation(
+            notice.kind,
+            agent_id=agent_id,
+            ip=enrolment.ip,
+            port=enrolment.port,
+            tpm_policy=enrolment.tpm_policy,
+            meta_data=enrolment.meta_data,
+            finding=notice.finding,
+            severity_label=notice.severity_label,
+            when=datetime.fromtimestamp(now).astimezone(),
+            timestamp=now,
+        )
+        try:
+            signed = sign_revocation(message, secrets.revocation_key)
+        except CredentialError as error:
+            log.error("agent %s: its revocation cannot be signed and is sent unsigned: %s", agent_id, error)
+            signed = sign_revocation(message, "")
+        return StoredRevocation(uuid.uuid4().hex, agent_id, now, signed.msg, signed.signature)
+
+
+def _events(
+    before: AgentRecord, after: AgentRecord, outcome: Outcome, held_to: PolicyVersions | None
+) -> list[Event]:
+    """What the history tells of an outcome: nothing of a routine pass."""
+    first, then = before.progress, after.progress
+    versions = held_to if isinstance(outcome, Accepted | Rejected) else None
+    told: list[tuple[EventKind, dict[str, object]]] = []
+    if rebooted(first, then):
+        told.append((EventKind.REBOOTED, {"reboots": then.checkpoint.reboots}))
+    if has_changed(first, then):
+        omitted = 0
+        if isinstance(outcome, Rejected):  # what is said of several PCRs is one, and counts as each
+            omitted = max(len(outcome.findings) - len(then.last_findings), 0) + outcome.omitted
+            omitted = omitted if len(then.last_findings) == MAX_STORED_FINDINGS else outcome.omitted
+        told.append((EventKind.STATE, state_details(first, after, versions, omitted=omitted)))
+    elif has_other_policies(first, then):
+        told.append((EventKind.HELD_TO, policy_details(after.enrolment, versions)))
+    now = int(time.time())
+    return [
+        Event(token=new_token(), kind=kind, agent_id=after.agent_id, at=now, details=details)
+        for kind, details in told
+    ]
+
+
+def _log_refusal(refusal: Refusal, verdict: str, *, is_rejection: bool) -> None:
+    """What an operator's act has overtaken is worth an error only if it was a rejection."""
+    is_loss = is_rejection or refusal.ruling is Ruling.TAKEN_OVER
+    log.log(
+        logging.ERROR if is_loss else logging.INFO,
+        "agent %s: the verdict %r does not count: %s",
+        refusal.record.agent_id,
+        verdict,
+        refusal.ruling.value,
+    )
+
+
+def _log_outcome(before: AgentRecord, after: AgentRecord, outcome: Outcome) -> None:
+    """One line for each change of state, and the reasons of every rejection."""
+    agent_id, state = after.agent_id, after.progress.operational_state
+    was_given_up = before.progress.operational_state is OperationalState.FAILED
+    is_known = was_given_up and after.progress.last_event_id == before.progress.last_event_id
+    silence = logging.DEBUG if is_known else logging.WARNING  # said once, not for days
+    match outcome:
+        case Rejected() as verdict:
+            log_findings(agent_id, verdict)
+        case Accepted(_, _, notes):
+            for note in notes:
+                log.info("agent %s: %s", agent_id, note)
+            if after.progress.checkpoint.reboots > before.progress.checkpoint.reboots:
+                log.info("agent %s: rebooted, attested again from the first IMA entry", agent_id)
+        case Incomplete(reason):
+            log.info("agent %s: no verdict (%s), asking again", agent_id, reason)
+        case Unreachable(reason):
+            log.log(silence, "agent %s: not reachable: %s", agent_id, reason)
+        case WrongKey(reason):
+            log.log(silence, "agent %s: %s", agent_id, reason)
+        case Unusable(reason):
+            log.log(silence, "agent %s: no answer that can be used: %s", agent_id, reason)
+        case Refused(reason):
+            log.log(logging.DEBUG if was_given_up else logging.ERROR, "agent %s: %s", agent_id, reason)
+        case _:
+            pass
+    if state is not before.progress.operational_state:
+        log.info("agent %s: %s -> %s", agent_id, before.progress.operational_state.text, state.text)

@@ -1,0 +1,9 @@
+"""The console script, which starts without the packages of the extra and says so."""
+
+from keylime.extras import extra_explained
+
+
+def main() -> None:
+    with extra_explained("keylime_verifier", "verifier"):
+        from keylime_verifier.main import main as run
+    run()
