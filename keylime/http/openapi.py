@@ -9,11 +9,12 @@ from typing import Any
 import msgspec
 
 from keylime.http.exchange import Request, Response, Role
-from keylime.http.operation import Operation
+from keylime.http.operation import Operation, QueryField
 from keylime.http.routing import Route
 
 _REF = "#/components/schemas/{name}"
 _JSON = "application/json"
+STREAM_TYPE = "text/event-stream"
 _PARAMETER = re.compile(r"\{(\w+)\}")
 _NOT_WORD = re.compile(r"\W+")
 _PATTERNS = {
@@ -119,7 +120,11 @@ def _operation(route: Route, operation: Operation, schema_of: Mapping[Any, Any])
         "operationId": f"{route.method.lower()}{_NOT_WORD.sub('_', route.path)}",
         "summary": operation.summary,
         "security": [{"administrator": []}] if route.role is Role.ADMIN else [],
-        "parameters": [*_path_parameters(route), *_query_parameters(operation)],
+        "parameters": [
+            *_path_parameters(route),
+            *_further_parameters("query", operation.query),
+            *_further_parameters("header", operation.headers),
+        ],
         "responses": _responses(route, operation, schema_of),
     }
     if operation.body is not None:
@@ -135,16 +140,16 @@ def _path_parameters(route: Route) -> list[dict[str, Any]]:
     ]
 
 
-def _query_parameters(operation: Operation) -> list[dict[str, Any]]:
+def _further_parameters(place: str, fields: Mapping[str, QueryField]) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
-            "in": "query",
+            "in": place,
             "required": field.required,
             "description": field.about,
             "schema": _text_schema(field.pattern),
         }
-        for name, field in operation.query.items()
+        for name, field in fields.items()
     ]
 
 
@@ -156,6 +161,9 @@ def _responses(route: Route, operation: Operation, schema_of: Mapping[Any, Any])
     answer: dict[str, Any] = {"description": "Done."}
     if route.path == "/openapi.json":
         answer["content"] = {_JSON: {"schema": {"type": "object"}}}
+    elif operation.is_stream:
+        answer["description"] = "Server-sent events without end, the data of each of which is this."
+        answer["content"] = {STREAM_TYPE: {"schema": schema_of[operation.results]}}
     elif operation.success != 204:
         answer["content"] = {_JSON: {"schema": _envelope(operation, schema_of)}}
     refusals = {400, *operation.refusals, 503}

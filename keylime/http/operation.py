@@ -13,7 +13,7 @@ class Nothing(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class QueryField:
-    """A parameter in the query of an address."""
+    """A parameter in the query of an address, or in a header."""
 
     about: str
     required: bool = False
@@ -24,7 +24,8 @@ class QueryField:
 class Operation:
     """Words, types and codes of a call.
 
-    `alternative` is the type of results that some queries get instead of `results`.
+    `alternative` is the type of results that some queries get instead of `results`. With `is_stream` the
+    answer has no end: server-sent events, the data of each of which is one of `results`.
     """
 
     summary: str
@@ -32,5 +33,7 @@ class Operation:
     alternative: Any = None
     body: Any = None
     query: Mapping[str, QueryField] = field(default_factory=dict)
+    headers: Mapping[str, QueryField] = field(default_factory=dict)
+    is_stream: bool = False
     success: int = 200
     refusals: Sequence[int] = ()

@@ -1,4 +1,4 @@
-"""What happened to agents and policies: what the verifier answers to `GET /agents/{id}/history`."""
+"""What happened to agents and policies: as it is asked for, and as it is followed while it happens."""
 
 from typing import Any
 
@@ -21,6 +21,24 @@ class HistoryEvent(msgspec.Struct, frozen=True, kw_only=True):
     actor: str | None
     request_id: str | None
     details: dict[str, Any]
+
+
+class EventsAfter(msgspec.Struct, frozen=True):
+    """Some of what happened after an id. Ids from `first` to `last` are kept, of whatever they are."""
+
+    events: list[HistoryEvent]
+    first: int
+    last: int
+
+
+class HistoryGap(msgspec.Struct, frozen=True, kw_only=True):
+    """What a follower cannot be told: what happened after the id `after` and before the id `first`.
+
+    It was forgotten; or `after` is none of this history's ids, because the database was taken back.
+    """
+
+    after: int
+    first: int
 
 
 class AgentHistory(msgspec.Struct, frozen=True):

@@ -18,6 +18,7 @@ from keylime.service.health import Health
 from keylime_agent.handlers import AGENT_API, AgentApi
 from keylime_registrar.handlers import REGISTRAR_API, Handlers
 from keylime_verifier.api.agent_handlers import AgentHandlers
+from keylime_verifier.api.event_streams import EventHandlers
 from keylime_verifier.api.history_handlers import HistoryHandlers
 from keylime_verifier.api.policy_handlers import REFERENCE_STATES, RUNTIME_POLICIES, PolicyHandlers
 from keylime_verifier.api.revocation_handlers import RevocationHandlers
@@ -47,6 +48,7 @@ def routes() -> dict[str, tuple[Api, Sequence[Route]]]:
             PolicyHandlers(REFERENCE_STATES, nobody),
             VerificationHandlers(nobody, nobody, max_evidence=1),
             RevocationHandlers(nobody),
+            EventHandlers(nobody),
         ),
         *probe_routes(Health()),
     )

@@ -16,6 +16,7 @@ from keylime.messages.versions import SUPPORTED_VERSIONS
 from keylime_verifier.agents.deliveries import ZEROMQ
 from keylime_verifier.api.agent_handlers import AgentHandlers, push_routes, version_routes
 from keylime_verifier.api.enrolment import EnrolmentRules
+from keylime_verifier.api.event_streams import EventHandlers, EventStreams
 from keylime_verifier.api.history_handlers import HistoryHandlers
 from keylime_verifier.api.operations import Agents
 from keylime_verifier.api.policy_handlers import REFERENCE_STATES, RUNTIME_POLICIES, PolicyHandlers
@@ -115,6 +116,7 @@ def api_routes(
     agents: Agents,
     forget_references: ForgetReferences,
     judges: EvidenceWorkers,
+    streams: EventStreams,
 ) -> tuple[Route, ...]:
     """Every route but the probes and the description of them all."""
     signed_only = config.require_policy_signatures
@@ -141,6 +143,7 @@ def api_routes(
         PolicyHandlers(REFERENCE_STATES, boot),
         VerificationHandlers(stored.agents.ak_tpm_of, judges, config.max_evidence),
         RevocationHandlers(functools.partial(read_overview, stored.database)),
+        EventHandlers(streams),
     )
 
 
@@ -151,6 +154,7 @@ def table(
     boot: PolicyHandlers[MeasuredBootPolicyRequest],
     verification: VerificationHandlers,
     revocations: RevocationHandlers,
+    events: EventHandlers,
 ) -> tuple[Route, ...]:
     """The routes of all handlers, whatever is behind them."""
     return (
@@ -162,4 +166,5 @@ def table(
         *boot.routes(),
         *verification.routes(),
         *revocations.routes(),
+        *events.routes(),
     )

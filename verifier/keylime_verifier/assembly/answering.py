@@ -7,6 +7,7 @@ from keylime.http.openapi import openapi_route
 from keylime.http.probes import probe_routes
 from keylime.http.server import RoleRule, Server, ServerLimits, administrator
 from keylime.service.health import Health
+from keylime_verifier.api.event_streams import EventStreams
 from keylime_verifier.api.operations import Agents
 from keylime_verifier.api.routes import VERIFIER_API, Repositories, api_routes, enrolment_rules
 from keylime_verifier.assembly.attesting import Attesting
@@ -22,6 +23,7 @@ def verifier_server(
     roster: Roster,
     attesting: Attesting,
     judges: EvidenceWorkers,
+    streams: EventStreams,
     health: Health,
     now: Callable[[], float],
 ) -> Server:
@@ -37,7 +39,7 @@ def verifier_server(
         now,
     )
     routes = (
-        *api_routes(config, stored, agents, attesting.poller.forget_references, judges),
+        *api_routes(config, stored, agents, attesting.poller.forget_references, judges, streams),
         *probe_routes(health),
     )
     return Server(

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from keylime import patience
@@ -81,8 +82,9 @@ def dividing(
     clock: DatabaseClock,
     telling: Telling,
     attesting: Attesting,
+    on_events: Callable[[], None],
 ) -> Dividing:
-    """Not begun yet; `sessions` are those of this process."""
+    """Not begun yet; `sessions` are those of this process, `on_events` hears of what the history was told."""
     roster = Roster(
         member.member_id,
         stored.agents,
@@ -117,6 +119,7 @@ def dividing(
         Topic.AGENTS: on_agents,
         Topic.SHARDS: membership.look,
         Topic.REVOCATIONS: telling.on_revocations,
+        Topic.EVENTS: on_events,
     }
     changes = ChangeFeed(lease_database, topics, sessions)
     return Dividing(roster, membership, mortality, changes, config.lease_s)

@@ -17,6 +17,7 @@ from keylime.service.background import supervised
 from keylime.service.certificates import CertificateKeeper, kept_certificates
 from keylime.service.health import Health
 from keylime_verifier.agents.deliveries import ZEROMQ
+from keylime_verifier.api.event_streams import EventStreams
 from keylime_verifier.api.routes import Repositories
 from keylime_verifier.assembly.answering import evidence_judges, verifier_server
 from keylime_verifier.assembly.attesting import Attesting, attesting, connect
@@ -55,6 +56,7 @@ class Verifier:
     _poller: Poller
     _webhook: Webhook | None
     _tls: Tls
+    _streams: EventStreams
     keeper: CertificateKeeper
 
     async def is_alive(self) -> bool:
@@ -81,6 +83,7 @@ class Verifier:
 
     def _use(self, contexts: Contexts, max_body: int) -> None:
         self._server.renew(tls=contexts.server, max_body=max_body)
+        self._streams.end()  # who comes back is looked at by the authorities of now
         self._tls.contexts = contexts
         self._poller.reconnect()
         if self._webhook is not None:
@@ -112,10 +115,13 @@ async def running(config: VerifierConfig, place: WorkerPlace = WorkerPlace()) ->
         judges = evidence_judges(config)
         stack.push_async_callback(judges.close)
         attests = attesting(config, stored, tells, connected, clock.now)
-        divides = dividing(config, stored, member, lease_database, sessions, clock, tells, attests)
+        streams = EventStreams(stored.history)
+        divides = dividing(
+            config, stored, member, lease_database, sessions, clock, tells, attests, streams.look
+        )
         health = Health()
         _add_checks(health, database, attests, divides)
-        server = verifier_server(config, stored, divides.roster, attests, judges, health, clock.now)
+        server = verifier_server(config, stored, divides.roster, attests, judges, streams, health, clock.now)
         stack.push_async_callback(divides.leave)
         await divides.join()
         stack.push_async_callback(attests.flush_at_last)
@@ -130,7 +136,8 @@ async def running(config: VerifierConfig, place: WorkerPlace = WorkerPlace()) ->
         shared = place.count > 1
         port = server.listen(config.ip, config.port, tls.contexts.server, reuse_port=shared)
         stack.push_async_callback(server.stop, drain_s)
-        verifier = Verifier(port, health, config, server, attests.poller, tells.webhook, tls, keeper)
+        stack.callback(streams.close)
+        verifier = Verifier(port, health, config, server, attests.poller, tells.webhook, tls, streams, keeper)
         keeper.on_change = verifier.take_up
         yield verifier
 

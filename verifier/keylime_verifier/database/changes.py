@@ -5,8 +5,9 @@ News say only that there is something to read. Who missed any reads the counters
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -14,7 +15,7 @@ from keylime import patience
 from keylime.database.engine import DatabaseUnavailable
 from keylime.database.servers import Sessions
 from keylime.database.transactions import Database
-from keylime_verifier.database.schema import change_counters
+from keylime_verifier.database.schema import change_counters, event_counter
 
 log = logging.getLogger("keylime.verifier")
 
@@ -27,15 +28,20 @@ _SERVERS: Mapping[str, sa.ColumnElement[object]] = {
     "postgresql": sa.func.pg_postmaster_start_time(),
     "mariadb": sa.literal_column("CONCAT_WS(' ', @@hostname, @@port, @@server_id)"),
 }
+_LAST_EVENT = sa.select(event_counter.c.last)  # of one row
 _SILENCE_S = 15.0  # after which a connection without news is asked whether anybody is there
 
 
 class Topic(Enum):
-    """What changed: agents or policies, the members and their shards, or revocations for others to carry."""
+    """What changed: agents or policies, the members and their shards, or revocations for others to carry.
+
+    EVENTS is what the history was told; its counter is that of the events, see `history`.
+    """
 
     AGENTS = "agents"
     SHARDS = "shards"
     REVOCATIONS = "revocations"
+    EVENTS = "events"
 
 
 def publish(connection: sa.Connection, topic: Topic) -> None:
@@ -48,6 +54,11 @@ def publish(connection: sa.Connection, topic: Topic) -> None:
         .where(change_counters.c.topic == topic.value)
         .values(changes=change_counters.c.changes + 1)
     )
+    spread_news(connection, topic)
+
+
+def spread_news(connection: sa.Connection, topic: Topic) -> None:
+    """Tells the others when the caller's transaction commits, where the database can."""
     if connection.dialect.name == "postgresql":
         connection.execute(sa.select(sa.func.pg_notify(_CHANNEL, topic.value)))
 
@@ -107,17 +118,19 @@ class ChangeFeed:
         query = sa.select(change_counters)
         if self._which_server is not None:
             query = query.add_columns(self._which_server.label("server"))
-        rows = await self._database.read(
-            "read the change counters", lambda connection: connection.execute(query).all()
-        )
+
+        def work(connection: sa.Connection) -> tuple[Sequence[sa.Row[Any]], int]:
+            return connection.execute(query).all(), connection.execute(_LAST_EVENT).scalar_one()
+
+        rows, last_event = await self._database.read("read the change counters", work)
         servers = {row._mapping.get("server") for row in rows}
         if servers != {self._server}:
             (self._server,) = servers or {None}
             self._seen.clear()
-        for row in rows:
-            topic = Topic(row.topic)
-            if self._seen.get(topic) != row.changes:
-                self._seen[topic] = row.changes
+        counted = {Topic(row.topic): row.changes for row in rows} | {Topic.EVENTS: last_event}
+        for topic, changes in counted.items():
+            if self._seen.get(topic) != changes:
+                self._seen[topic] = changes
                 self._on_change[topic]()
 
     async def _listen(self) -> None:

@@ -19,9 +19,10 @@ from keylime.database.engine import DatabaseUnavailable
 from keylime.database.many import insert_many
 from keylime.database.transactions import Database
 from keylime.identifiers import AgentId
-from keylime.messages.history import AgentHistory, HistoryEvent
+from keylime.messages.history import AgentHistory, EventsAfter, HistoryEvent
 from keylime_verifier.agents.events import Actor, Event, EventKind, encode_details, policy_key
 from keylime_verifier.agents.policy_categories import MEASURED_BOOT, RUNTIME
+from keylime_verifier.database.changes import Topic, spread_news
 from keylime_verifier.database.schema import agents, event_counter, events
 
 log = logging.getLogger("keylime.verifier")
@@ -74,6 +75,7 @@ def write_events(connection: sa.Connection, what: Sequence[Event]) -> None:
             for number, event in enumerate(new, last - len(new) + 1)
         ],
     )
+    spread_news(connection, Topic.EVENTS)
 
 
 def _unknown(connection: sa.Connection, what: Sequence[Event]) -> list[Event]:
@@ -120,6 +122,38 @@ class History:
 
         return await self._database.read("read an agent's history", work)
 
+    async def last_id(self) -> int:
+        """The id of what happened last; 0 before anything did."""
+        query = sa.select(event_counter.c.last)
+        return await self._database.read(
+            "read the history", lambda connection: int(connection.execute(query).scalar_one())
+        )
+
+    async def events_after(self, after: int, agent_id: AgentId | None, limit: int) -> EventsAfter:
+        """What happened with ids above `after`, to one agent or to everything; oldest first."""
+
+        newer = sa.select(events).where(events.c.id > after)
+        if agent_id is not None:
+            newer = newer.where(events.c.agent_id == agent_id)
+        some = newer.order_by(events.c.id).limit(limit).subquery()
+        oldest = sa.select(sa.func.min(events.c.id)).scalar_subquery()
+        # One statement: what two of them see need not go together on every database.
+        query = (
+            sa.select(event_counter.c.last, oldest.label("oldest"), some)
+            .select_from(event_counter.outerjoin(some, sa.true()))
+            .where(event_counter.c.counter == _COUNTER)
+            .order_by(some.c.id)
+        )
+
+        def work(connection: sa.Connection) -> EventsAfter:
+            rows = connection.execute(query).all()
+            last, oldest = rows[0].last, rows[0].oldest
+            found = [_event_of(row) for row in rows if row.id is not None]
+            # Nothing is left of a history that was forgotten: it would go on after its last id.
+            return EventsAfter(found, first=last + 1 if oldest is None else oldest, last=last)
+
+        return await self._database.read("read the history", work)
+
     async def prune(self) -> int:
         """Forgets what is too old; how many events."""
         if not self._retention_s:
@@ -163,7 +197,7 @@ def _policies_of(row: sa.Row[Any, Any, Any]) -> list[str]:
     return names if boot is None else [*names, policy_key(MEASURED_BOOT, boot)]
 
 
-def _event_of(row: sa.Row[tuple[object, ...]]) -> HistoryEvent:
+def _event_of(row: sa.Row[Any]) -> HistoryEvent:
     found = row._mapping
     return HistoryEvent(
         id=found["id"],
