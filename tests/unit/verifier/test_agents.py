@@ -8,6 +8,7 @@ from typing import cast
 from keylime.identifiers import AgentId
 from keylime.messages.verifier import OperationalState
 from keylime_verifier.agents.records import AgentRecord, RowVersion
+from keylime_verifier.agents.shards import MemberId, ShardClaim
 from keylime_verifier.api.enrolment import EnrolmentRules
 from keylime_verifier.api.operations import Agents
 from keylime_verifier.policies.references import References
@@ -24,21 +25,24 @@ REJECTED = replace(
 
 
 class World:
-    """The database, and what one process knows; something may happen while the first row is on its way."""
+    """The database, and what one process knows.
 
-    def __init__(self, while_read: Callable[["World"], None]) -> None:
+    Something may happen while the first row is on its way, or while the versions of its policies are.
+    """
+
+    def __init__(self, happening: Callable[["World"], None], while_reading: str) -> None:
         self.row = PASSING
         self.known: AgentRecord | None = PASSING
         self.pending: AgentRecord | None = None
         self.settling = 0  # how often it must be waited for what is being written
-        self._happenings = [while_read]
+        self._happenings = [happening]
+        self._while_reading = while_reading
 
     # As the store
 
     async def find(self, _agent_id: AgentId) -> AgentRecord:
         row = self.row
-        if self._happenings:
-            self._happenings.pop()(self)
+        self._happens("row")
         return row
 
     async def list_ids(self, _verifier_id: str | None) -> list[AgentId]:
@@ -46,6 +50,10 @@ class World:
 
     async def load(self, _wanted: Collection[AgentId]) -> list[AgentRecord]:
         return [await self.find(PASSING.agent_id)]
+
+    def _happens(self, while_reading: str) -> None:
+        if self._happenings and while_reading == self._while_reading:
+            self._happenings.pop()(self)
 
     # As the policies
 
@@ -56,9 +64,11 @@ class World:
         return {}
 
     async def number(self, _kind: str, _name: str) -> int | None:
+        self._happens("versions")
         return 1
 
     async def numbers(self, _kind: str) -> dict[str, int]:
+        self._happens("versions")
         return {}
 
     async def demands_ima(self, _content_hash: str | None) -> bool:
@@ -75,6 +85,9 @@ class World:
     def unwritten(self, _agent_id: AgentId) -> AgentRecord | None:
         return self.pending
 
+    def waiting_verdict(self, _agent_id: AgentId) -> AgentRecord | None:
+        return self.pending
+
     def is_settling(self, _agent_id: AgentId) -> bool:
         return self.settling > 0
 
@@ -84,13 +97,18 @@ class World:
             self.row, self.known, self.pending = REJECTED, None, None
 
 
-def shown(while_read: Callable[[World], None]) -> set[tuple[object, str | None]]:
-    """What both ways of asking say; they must agree."""
+def shown(
+    happening: Callable[[World], None],
+    while_reading: str = "row",
+    first: Callable[[World], None] = lambda _world: None,
+) -> set[tuple[object, str | None]]:
+    """What both ways of asking say; they must agree. `first` sets the world up."""
 
     async def ask() -> set[tuple[object, str | None]]:
         statuses = []
         for ask_all in (False, True):
-            world = World(while_read)
+            world = World(happening, while_reading)
+            first(world)
             agents = Agents(
                 cast(AgentStore, world),
                 cast(PolicyStore, world),
@@ -153,3 +171,22 @@ def test_a_row_that_another_verifier_has_judged_meanwhile_is_what_counts() -> No
         world.known = None
 
     assert shown(before) == {(9, "FAIL")}
+
+
+def test_a_verdict_that_is_written_while_versions_are_looked_up_is_shown() -> None:
+    def happening(world: World) -> None:
+        world.row, world.known = REJECTED, None
+
+    assert shown(happening, while_reading="versions") == {(9, "FAIL")}
+
+
+def test_a_verdict_of_the_former_owner_that_is_written_while_the_row_is_read_is_shown() -> None:
+    def taken_over(world: World) -> None:
+        world.row = replace(PASSING, claim=theirs)
+        world.known = world.pending = REJECTED
+
+    def happening(world: World) -> None:
+        world.row, world.pending = replace(REJECTED, claim=theirs), None
+
+    theirs = ShardClaim(owner=MemberId("other"), epoch=PASSING.claim.epoch + 1)
+    assert shown(happening, first=taken_over) == {(9, "FAIL")}

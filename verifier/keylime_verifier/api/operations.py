@@ -19,7 +19,14 @@ from keylime.messages.verifier import (
 from keylime_verifier.agents.events import Actor, details_of
 from keylime_verifier.agents.lifecycle import Cadence
 from keylime_verifier.agents.policy_categories import MEASURED_BOOT, RUNTIME
-from keylime_verifier.agents.records import AgentRecord, Enrolment, PolicyPart, PolicyVersions, Secrets
+from keylime_verifier.agents.records import (
+    AgentRecord,
+    Enrolment,
+    PolicyPart,
+    PolicyVersions,
+    RowVersion,
+    Secrets,
+)
 from keylime_verifier.agents.refusals import ChangingHands, InTheWay, NotThere, Unusable
 from keylime_verifier.agents.shards import VerifierId
 from keylime_verifier.agents.status import describe, shown_record
@@ -139,18 +146,12 @@ class Agents:
     async def show(self, agent_id: AgentId) -> AgentStatus:
         """The status of one agent."""
         try:
-            found = await self._look(agent_id)
+            status = await self._look(agent_id)
         except UnreadableRecord as error:
             raise Unusable(str(error)) from error
-        if found is None:
+        if status is None:
             raise NotThere("agent id not found")
-        enrolment = found[0].enrolment
-        boot = enrolment.measured_boot_policy
-        numbers = (
-            await self._policies.number(RUNTIME, enrolment.runtime_policy),
-            None if boot is None else await self._policies.number(MEASURED_BOOT, boot),
-        )
-        return self._describe(*found, numbers)
+        return status
 
     async def list_ids(self, verifier_id: VerifierId | None) -> list[AgentId]:
         """The ids of all agents, or those of one verifier."""
@@ -165,24 +166,24 @@ class Agents:
         demands: dict[str, bool] = {}
         for first in range(0, len(ids), _SHOWN_AT_ONCE):
             part = ids[first : first + _SHOWN_AT_ONCE]
-            before = {agent_id: self._roster.row_version(agent_id) for agent_id in part}
+            before = {agent_id: self._known_here(agent_id) for agent_id in part}
             records = await self._store.load(part)
             # One of several policies is refused where it makes no demand.
             for name in {record.enrolment.runtime_policy for record in records} - demands.keys():
                 demands[name] = await self._references.demands_ima(hashes.get(name))
             for record in records:
                 agent_id = record.agent_id
-                found: tuple[AgentRecord, bool] | None = record, demands[record.enrolment.runtime_policy]
-                has_changed = self._roster.row_version(agent_id) != before[agent_id]
-                if has_changed or self._recorder.is_settling(agent_id):
-                    found = await self._look(agent_id)
-                if found is not None:
-                    enrolment = found[0].enrolment
-                    boot_number = boot.get(enrolment.measured_boot_policy or "")
-                    yield (
-                        agent_id,
-                        self._describe(*found, (runtime.get(enrolment.runtime_policy), boot_number)),
+                enrolment = record.enrolment
+                if self._known_here(agent_id) != before[agent_id] or self._recorder.is_settling(agent_id):
+                    status = await self._look(agent_id)
+                else:
+                    numbers = (
+                        runtime.get(enrolment.runtime_policy),
+                        boot.get(enrolment.measured_boot_policy or ""),
                     )
+                    status = self._describe(record, demands[enrolment.runtime_policy], numbers)
+                if status is not None:
+                    yield agent_id, status
             await asyncio.sleep(0)  # whatever the database, others get their turn
 
     async def stop(self, agent_id: AgentId, *, by: Actor | None) -> None:
@@ -273,23 +274,34 @@ class Agents:
         demands_ima = await self._references.demands_ima(content_hash)
         return judges_nothing(record.enrolment, runtime_policy=demands_ima)
 
-    async def _look(self, agent_id: AgentId) -> tuple[AgentRecord, bool] | None:
-        """The row of an agent that is not older than what is known of it here, and whether IMA is demanded.
+    async def _look(self, agent_id: AgentId) -> AgentStatus | None:
+        """The status of one agent; None when it is not there. Raises UnreadableRecord.
 
-        None when it is not there. Whose polling ends while its row is read is read again: what the row said
-        before that verdict must not be shown after it. Raises UnreadableRecord.
+        What became of a verdict while the row was read is not in the row: then it is read again, for what a
+        row said before a verdict must not be shown after it.
         """
         for _ in range(_LOOKS):
             await self._recorder.settle(agent_id)
-            version = self._roster.row_version(agent_id)
+            before = self._known_here(agent_id)
             record = await self._store.find(agent_id)
             if record is None:
                 return None
-            content_hash = await self._policies.content_hash(RUNTIME, record.enrolment.runtime_policy)
-            demands_ima = await self._references.demands_ima(content_hash)
-            if self._roster.row_version(agent_id) == version and not self._recorder.is_settling(agent_id):
-                return record, demands_ima
+            enrolment = record.enrolment
+            demands_ima = await self._references.demands_ima(
+                await self._policies.content_hash(RUNTIME, enrolment.runtime_policy)
+            )
+            boot = enrolment.measured_boot_policy
+            numbers = (
+                await self._policies.number(RUNTIME, enrolment.runtime_policy),
+                None if boot is None else await self._policies.number(MEASURED_BOOT, boot),
+            )
+            if self._known_here(agent_id) == before and not self._recorder.is_settling(agent_id):
+                return self._describe(record, demands_ima, numbers)
         raise ChangingHands("The agent is changing hands, try again later")
+
+    def _known_here(self, agent_id: AgentId) -> tuple[RowVersion | None, AgentRecord | None]:
+        """Changes when this process begins or ceases to know more of an agent than the database."""
+        return self._roster.row_version(agent_id), self._recorder.waiting_verdict(agent_id)
 
     def _describe(
         self, record: AgentRecord, demands_ima: bool, numbers: tuple[int | None, int | None]

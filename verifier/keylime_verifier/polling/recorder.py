@@ -244,11 +244,15 @@ class Recorder:
         """The agents about which verdicts wait, as they will be."""
         return [waiting.after for waiting in self._waiting.values()]
 
-    def unwritten(self, agent_id: AgentId) -> AgentRecord | None:
-        """What an agent will be shown as when the database has taken it; None when it has all there is."""
+    def waiting_verdict(self, agent_id: AgentId) -> AgentRecord | None:
+        """What an agent will be once the database has taken the verdict about it that waits, if one does."""
         waiting = self._waiting.get(agent_id)
-        if waiting is not None:
-            return waiting.after
+        return None if waiting is None else waiting.after
+
+    def unwritten(self, agent_id: AgentId) -> AgentRecord | None:
+        """As `waiting_verdict`, or of passes that have waited for too long; None when nothing does."""
+        if (after := self.waiting_verdict(agent_id)) is not None:
+            return after
         if time.monotonic() - self._all_written_at < _OVERDUE_S:
             return None
         return self._routine.get(agent_id) or self._under_way.get(agent_id)

@@ -70,7 +70,7 @@ class Roster:
         return self._poller.current(agent_id) or self._recorder.unwritten(agent_id)
 
     def row_version(self, agent_id: AgentId) -> RowVersion | None:
-        """Changes when this process begins or ceases to know more of an agent than the database."""
+        """That of what this process knows of an agent; None when the database knows all."""
         record = self.current(agent_id)
         return None if record is None else record.row_version
 
