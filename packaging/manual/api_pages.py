@@ -65,7 +65,10 @@ def _call(operation: Mapping[str, Any]) -> Iterator[str]:
 def _answer(response: Mapping[str, Any]) -> str:
     if "content" not in response:
         return "no body"
-    schema = response["content"]["application/json"]["schema"]
+    ((media_type, content),) = response["content"].items()
+    schema = content["schema"]
+    if media_type == "text/event-stream":
+        return f"server-sent events, the data of each of which is {_name(schema)}"
     results = schema.get("properties", {}).get("results")
     if results is None:
         return _name(schema)
