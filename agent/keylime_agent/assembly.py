@@ -1,26 +1,20 @@
-"""The agent at work: its parts put together, from the first registration to the last answer."""
+"""An agent that is polled: its parts put together, from the first registration to the last answer."""
 
 import asyncio
-import base64
 import logging
 import uuid
-from collections.abc import AsyncIterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from functools import partial
 
 from keylime.config.loader import load_settings
-from keylime.errors import TpmError
 from keylime.hashes import HashAlgorithm
-from keylime.http.client import Peer
 from keylime.http.replies import peer_url
 from keylime.http.server import RoleRule, Server, ServerLimits
 from keylime.keylime_logging import setup as setup_logging
-from keylime.messages.registrar import RegisterRequest
 from keylime.messages.versions import AGENT_VERSIONS
 from keylime.pki.agent_certificate import DISABLED
 from keylime.pki.certificates import public_key_text
-from keylime.pki.server_names import NameCheck
 from keylime.revocation.channel import RevocationSubscriber
 from keylime.revocation.publication import endpoint
 from keylime.service.background import SupervisedLoop, accompanied
@@ -31,22 +25,21 @@ from keylime.tpm.device import Tpm
 from keylime_agent.actions import ActionRunner
 from keylime_agent.attestation import Attestor
 from keylime_agent.certificate_renewal import CertificateRenewal
-from keylime_agent.config import agent_config
+from keylime_agent.config import AgentConfig, agent_config
+from keylime_agent.core import AgentCore
 from keylime_agent.handled_revocations import HandledRevocations
 from keylime_agent.handlers import AgentApi, any_client, unrouted
 from keylime_agent.listener import trusted_clients
 from keylime_agent.machine import BOOT_ID, Machine
 from keylime_agent.payload import Bootstrap, PayloadWorker
+from keylime_agent.premises import Keys, Premises
 from keylime_agent.preparation import Prepared
 from keylime_agent.processes import child_environment
 from keylime_agent.quoting import QuoteAlgorithms
-from keylime_agent.registration import Registrant
 from keylime_agent.revocation import RevocationHandler, incarnation
-from keylime_agent.tpm_recovery import RecoveringTpmThread
 
 log = logging.getLogger("keylime_agent.main")
 _LIMITS = ServerLimits(max_body=8 << 20, max_connections=256, max_connections_per_address=64)
-_REGISTRAR_TIMEOUT_S = 60.0
 _DRAIN_S = 3.0
 _RELOADED = frozenset({"trusted_client_ca"})
 
@@ -56,27 +49,28 @@ class Agent:
 
     def __init__(
         self,
-        prepared: Prepared,
+        prepared: Prepared[AgentConfig],
+        premises: Premises,
         machine: Machine,
+        keys: Keys,
         environ: Mapping[str, str],
         manager: ServiceManager,
         stop: asyncio.Event,
     ) -> None:
         """`stop` ends it; it is set as well when the agent cannot go on."""
         self._prepared = prepared
+        self._premises = premises
         self._config = prepared.config
         self._machine = machine
+        self._keys = keys
         self._environ = environ
         self._manager = manager
         self._stop = stop
-        self._lost_tpm: TpmError | None = None
         self._health = Health()
         self._renewal: CertificateRenewal | None = None
-        self._turn_to_register = asyncio.Lock()
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tpm")
-        self._tpm = RecoveringTpmThread(machine.tpm, self._executor, self._give_up)
+        self._core = AgentCore(prepared, machine, stop)
         environment = child_environment(machine.agent_id, self._config.work_dir, test_mode=prepared.test_mode)
-        unzipped = prepared.secure.path / "unzipped"
+        unzipped = premises.secure.path / "unzipped"
         runner = ActionRunner(environment, self._config.work_dir, unzipped, self._config.actions)
         certificate = self._config.revocation_certificate or unzipped / "RevocationNotifier-cert.crt"
         who_am_i = partial(incarnation, machine.agent_id, unzipped, _boot())
@@ -84,7 +78,7 @@ class Agent:
         self._revocations = RevocationHandler(certificate, runner.run_all, who_am_i, handled)
         self._payloads = PayloadWorker(
             environment,
-            prepared.secure.path,
+            premises.secure.path,
             self._config.payload,
             self._measure,
             self._revocations.certificate_arrived,
@@ -92,9 +86,9 @@ class Agent:
 
     async def run(self) -> None:
         """Serve until `stop`. Raises RegistrationRefused, TpmError when the TPM is lost, ConfigError."""
-        listener = self._machine.listener
+        listener = self._keys.listener
         async with AsyncExitStack() as stack:
-            stack.callback(self._executor.shutdown)
+            stack.callback(self._core.close)
             server = Server(
                 self._api().routes(mutual_tls=listener is not None),
                 limits=_LIMITS,
@@ -103,12 +97,12 @@ class Agent:
                 wrong_method=unrouted,
                 versions=AGENT_VERSIONS,
             )
-            context = None if listener is None else listener.context(self._prepared.trusted_clients)
-            port = server.listen_on(self._prepared.port, context)
+            context = None if listener is None else listener.context(self._premises.trusted_clients)
+            port = server.listen_on(self._premises.port, context)
             if listener is not None:
                 self._renewal = CertificateRenewal(
                     listener,
-                    self._prepared.trusted_clients,
+                    self._premises.trusted_clients,
                     serve=lambda context: server.renew(tls=context, max_body=_LIMITS.max_body),
                     register=self._register,
                 )
@@ -117,7 +111,7 @@ class Agent:
             log.info("%s", status)
             workers = accompanied(*(worker.run() for worker in self._workers(stack)))
             await stack.enter_async_context(workers)
-            await stack.enter_async_context(self._registering())
+            await stack.enter_async_context(self._core.registering(self._register))
             await attend(
                 self._stop,
                 reload=self._reload,
@@ -126,12 +120,7 @@ class Agent:
                 status=status,
             )
             log.info("stopping")
-        if self._lost_tpm is not None:
-            raise self._lost_tpm
-
-    def _give_up(self, error: TpmError) -> None:
-        self._lost_tpm = error
-        self._stop.set()
+        self._core.require_tpm()
 
     def _workers(self, stack: AsyncExitStack) -> list[SupervisedLoop]:
         workers = [
@@ -156,24 +145,6 @@ class Agent:
     async def _is_alive(self) -> bool:
         return (await self._health.alive()).is_good
 
-    @asynccontextmanager
-    async def _registering(self) -> AsyncIterator[None]:
-        """Registers beside the block; stops the agent and raises RegistrationRefused when it is refused."""
-
-        def ended(task: "asyncio.Task[None]") -> None:
-            if not task.cancelled() and task.exception() is not None:
-                self._stop.set()
-
-        registration = asyncio.create_task(self._register())
-        registration.add_done_callback(ended)
-        try:
-            yield
-        finally:
-            registration.cancel()
-            await asyncio.gather(registration, return_exceptions=True)
-        if not registration.cancelled():
-            registration.result()
-
     def _reload(self) -> None:
         """Takes up trusted_client_ca, another certificate for the agent's key, and logging.conf.
 
@@ -191,12 +162,12 @@ class Agent:
 
     def _api(self) -> AgentApi:
         machine, algorithms = self._machine, self._config.algorithms
-        pubkey_pem = public_key_text(machine.payload_key.public_key())
+        pubkey_pem = public_key_text(self._keys.payload_key.public_key())
         quotes = QuoteAlgorithms(
             algorithms.hash_alg, machine.keys.ak_key.encryption_label, machine.keys.ak_key.scheme.label
         )
         attestor = Attestor(
-            self._tpm,
+            self._core.tpm,
             machine.keys.ak,
             quotes,
             pubkey_pem=pubkey_pem,
@@ -205,44 +176,21 @@ class Agent:
             os_log=self._prepared.os_log,
             boottime=machine.boottime,
         )
-        bootstrap = Bootstrap(machine.agent_id, machine.payload_key, self._payloads.deliver)
+        bootstrap = Bootstrap(machine.agent_id, self._keys.payload_key, self._payloads.deliver)
         ak_handle = machine.tpm.tpm_handle(machine.keys.ak)
         return AgentApi(
             machine.agent_id, pubkey_pem, quotes, ak_handle, attestor, bootstrap, self._revocations.receive
         )
 
     async def _register(self) -> None:
-        async with self._turn_to_register:  # what is told last is what stays
-            await self._register_in_turn()
-
-    async def _register_in_turn(self) -> None:
-        keys, config = self._machine.keys, self._config
-        request = RegisterRequest(
-            ek_tpm=_base64(keys.ek.tpm2b_public),
-            aik_tpm=_base64(keys.ak.tpm2b_public),
-            ekcert=keys.ek_certificates or None,
-            ip=config.contact_ip,
-            port=config.contact_port,
-            mtls_cert=DISABLED if self._renewal is None else self._renewal.identity.certificate_pem,
-        )
-        tls = self._prepared.registrar
-        url = peer_url(config.registrar_ip, config.registrar_port, tls=tls is not None)
-        names = NameCheck.WARN if config.registrar_tls is None else config.registrar_tls.names
-        async with Peer(url, tls=tls, names=names, timeout_s=_REGISTRAR_TIMEOUT_S) as peer:
-            machine = self._machine
-            await Registrant(
-                peer, machine.agent_id, request, self._activate, config.backoff, device=machine.device
-            ).run()
-
-    async def _activate(self, id_object: bytes, secret: bytes) -> bytes:
-        keys = self._machine.keys
-        return await self._tpm.run(lambda tpm: tpm.activate_credential(keys.ek, keys.ak, id_object, secret))
+        identity = None if self._renewal is None else self._renewal.identity
+        await self._core.register(DISABLED if identity is None else identity.certificate_pem)
 
     async def _measure(self, pcr: int, data: bytes) -> None:
         def extend(tpm: Tpm) -> None:
             tpm.extend_pcr(pcr, {bank: bank.digest(data) for bank in tpm.banks() if _is_computable(bank)})
 
-        await self._tpm.run(extend)
+        await self._core.tpm.run(extend)
 
 
 def _boot() -> bytes:
@@ -259,7 +207,3 @@ def _is_computable(bank: HashAlgorithm) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode()

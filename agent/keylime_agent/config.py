@@ -1,25 +1,16 @@
-"""The agent's options as one frozen value, made before anything starts."""
+"""The options of an agent that is polled as one frozen value, made before anything starts."""
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from keylime.addresses import means_own_host
-from keylime.config.settings import Settings, work_dir
+from keylime.config.settings import Settings
 from keylime.errors import ConfigError
-from keylime.hashes import HashAlgorithm
-from keylime.pki.server_names import NameCheck
-from keylime.tpm.device_key_templates import DEVICE_KEY_KINDS, DeviceKeyKind, kind_of
-from keylime.tpm.templates import ak_label
 from keylime_agent.actions import ActionOptions
-from keylime_agent.device_identity import DeviceIdentityOptions, DeviceKeyOptions
-from keylime_agent.evidence import BOOT_LOG, IMA_LIST
-from keylime_agent.os_log import OS_LOG
+from keylime_agent.machine_config import MachineConfig, agent_directory, keyword, machine_fields
 from keylime_agent.payload import PayloadOptions
-from keylime_agent.registration import Backoff, RegistrarTls
-from keylime_agent.tpm_identity import TpmAlgorithms
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,77 +24,36 @@ class TlsOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class AgentConfig:
-    """Everything the operator decides about an agent. Paths are absolute; None means "not wanted"."""
+class AgentConfig(MachineConfig):
+    """Everything the operator decides about an agent that is polled."""
 
-    work_dir: Path
-    uuid: str
     ip: str
     port: int
-    contact_ip: str
-    contact_port: int
-    registrar_ip: str
-    registrar_port: int
-    registrar_tls: RegistrarTls | None  # None: plain HTTP
     tls: TlsOptions | None  # None: plain HTTP
     require_admin_role: bool
     secure_size: str
-    run_as: str
-    algorithms: TpmAlgorithms
-    ek_handle: str
-    endorsement_auth: bytes = field(repr=False)
-    device_identity: DeviceIdentityOptions | None  # None: registers without
-    data_path: Path | None
-    ima_path: Path
-    boot_log_path: Path
-    os_log_path: Path
     payload: PayloadOptions
     actions: ActionOptions
     revocation_certificate: Path | None  # None: the payload's
     publishers: tuple[tuple[str, int], ...]  # of revocations over ZeroMQ
-    backoff: Backoff
 
 
 def agent_config(settings: Settings, environ: Mapping[str, str]) -> AgentConfig:
     """The configuration in `settings`. Raises ConfigError naming the option."""
-    directory = (
-        work_dir(environ) if environ.get("KEYLIME_DIR") else Path(settings.text("keylime_dir")).absolute()
-    )
+    directory = agent_directory(settings, environ)
     tls = _tls(settings, directory) if settings.flag("enable_agent_mtls") else None
-    registrar_tls = _registrar_tls(settings, directory) if settings.flag("registrar_tls_enabled") else None
     certificate = settings.text("revocation_cert")
-    data_path = settings.text("agent_data_path")
     return AgentConfig(
-        work_dir=directory,
-        uuid=settings.text("uuid"),
+        **machine_fields(settings, directory),
         ip=settings.text("ip"),
         port=settings.integer("port"),
-        contact_ip=settings.text("contact_ip"),
-        contact_port=settings.integer("contact_port"),
-        registrar_ip=settings.text("registrar_ip"),
-        registrar_port=settings.integer("registrar_port" if registrar_tls is None else "registrar_tls_port"),
-        registrar_tls=registrar_tls,
         tls=tls,
         require_admin_role=settings.flag("require_admin_role"),
         secure_size=settings.text("secure_size"),
-        run_as=settings.text("run_as"),
-        algorithms=_algorithms(settings),
-        ek_handle=settings.text("ek_handle"),
-        endorsement_auth=_authorisation(settings, "tpm_ownerpassword"),
-        device_identity=_device_identity(settings, directory) if settings.flag("enable_iak_idevid") else None,
-        data_path=directory / _keyword(data_path, "agent_data.json") if data_path else None,
-        ima_path=Path("/") / _keyword(settings.text("ima_ml_path"), str(IMA_LIST)),
-        boot_log_path=Path("/") / _keyword(settings.text("measuredboot_ml_path"), str(BOOT_LOG)),
-        os_log_path=Path("/") / _keyword(settings.text("os_ml_path"), str(OS_LOG)),
         payload=_payload(settings, has_tls=tls is not None),
         actions=_actions(settings),
         revocation_certificate=directory / certificate if certificate not in ("default", "") else None,
         publishers=_publishers(settings),
-        backoff=Backoff(
-            settings.integer("exponential_backoff_initial_delay") / 1000,
-            settings.integer("exponential_backoff_max_delay") / 1000,
-            settings.integer("exponential_backoff_max_retries"),
-        ),
     )
 
 
@@ -118,13 +68,9 @@ def contact_remark(config: AgentConfig) -> str | None:
     )
 
 
-def _keyword(value: str, default: str) -> str:
-    return default if value in ("default", "") else value
-
-
 def _tls(settings: Settings, directory: Path) -> TlsOptions:
     # "secure" was the meaning of `default` in agents whose certificate did not outlive them.
-    tls_dir = directory / _keyword(settings.text("tls_dir"), "")
+    tls_dir = directory / keyword(settings.text("tls_dir"), "")
     trusted = settings.items("trusted_client_ca")
     if "all" in trusted:
         raise ConfigError(
@@ -136,94 +82,12 @@ def _tls(settings: Settings, directory: Path) -> TlsOptions:
             "cv_ca/cacert.crt from the verifier"
         )
     return TlsOptions(
-        certificate=tls_dir / _keyword(settings.text("server_cert"), "server-cert.crt"),
-        key=tls_dir / _keyword(settings.text("server_key"), "server-private.pem"),
+        certificate=tls_dir / keyword(settings.text("server_cert"), "server-cert.crt"),
+        key=tls_dir / keyword(settings.text("server_key"), "server-private.pem"),
         key_password=settings.text("server_key_password") or None,
         trusted_clients=tuple(
             directory / "cv_ca" / "cacert.crt" if name == "default" else directory / name for name in trusted
         ),
-    )
-
-
-def _registrar_tls(settings: Settings, directory: Path) -> RegistrarTls:
-    return RegistrarTls(
-        directory / _keyword(settings.text("registrar_tls_ca_cert"), "cv_ca/cacert.crt"),
-        NameCheck(settings.text("check_server_names")),
-    )
-
-
-def _algorithms(settings: Settings) -> TpmAlgorithms:
-    algorithms = TpmAlgorithms(
-        HashAlgorithm.from_label(settings.text("tpm_hash_alg")),
-        settings.text("tpm_encryption_alg"),
-        settings.text("tpm_signing_alg"),
-    )
-    try:
-        ak_label(algorithms.signing_alg, algorithms.encryption_alg)
-    except ValueError as error:
-        raise ConfigError(f"[agent] tpm_signing_alg, tpm_encryption_alg: {error}") from error
-    return algorithms
-
-
-def _authorisation(settings: Settings, option: str) -> bytes:
-    password = settings.text(option)
-    if not password.startswith("hex:"):
-        return password.encode()
-    try:
-        return bytes.fromhex(password.removeprefix("hex:"))
-    except ValueError:
-        raise ConfigError(f"[agent] {option}: what follows `hex:` is not hex") from None
-
-
-def _device_identity(settings: Settings, directory: Path) -> DeviceIdentityOptions:
-    return DeviceIdentityOptions(
-        _device_key_kind(settings),
-        _device_key(settings, directory, "idevid"),
-        _device_key(settings, directory, "iak"),
-    )
-
-
-def _device_key_kind(settings: Settings) -> DeviceKeyKind | None:
-    template = settings.text("iak_idevid_template")
-    if template in ("", "default", "detect"):
-        return None
-    if template == "H-5":
-        raise ConfigError(
-            "[agent] iak_idevid_template = H-5: no registrar here can check signatures of SM2 with SM3; "
-            "use H-1 to H-4 if the device has such an identity too, or switch enable_iak_idevid off"
-        )
-    if template != "manual":
-        return DEVICE_KEY_KINDS[template]
-    family, name_alg = settings.text("iak_idevid_asymmetric_alg"), settings.text("iak_idevid_name_alg")
-    try:
-        return kind_of(family, HashAlgorithm.from_label(name_alg))
-    except ValueError as error:
-        raise ConfigError(
-            f"[agent] iak_idevid_asymmetric_alg = {family}, iak_idevid_name_alg = {name_alg}: {error}"
-        ) from error
-
-
-def _device_key(settings: Settings, directory: Path, name: str) -> DeviceKeyOptions:
-    certificate = settings.text(f"{name}_cert")
-    return DeviceKeyOptions(
-        certificate=directory / _keyword(certificate, f"{name}-cert.crt") if certificate else None,
-        must_exist=certificate not in ("", "default"),
-        handle=_persistent_handle(settings, f"{name}_handle"),
-        authorisation=_authorisation(settings, f"{name}_password"),
-    )
-
-
-def _persistent_handle(settings: Settings, option: str) -> int | None:
-    text = settings.text(option).strip()
-    if not text:
-        return None
-    # With or without 0x, as files of the field have it.
-    digits = text[2:] if text[:2] in ("0x", "0X") else text
-    if re.fullmatch(r"81[0-9a-fA-F]{6}", digits):
-        return int(digits, 16)
-    raise ConfigError(
-        f"[agent] {option} = {text}: expected the handle of a persistent key, such as 0x81020000, or nothing "
-        "to make the key from its template"
     )
 
 

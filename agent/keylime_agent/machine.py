@@ -7,16 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
 from keylime.errors import ConfigError
 from keylime.identifiers import AgentId
-from keylime.pki.key_files import load_or_create_rsa_key
 from keylime.tpm.device import Tpm, choose_tcti
 from keylime_agent.device_identity import DeviceIdentity, load_device_identity
 from keylime_agent.evidence import boot_time
 from keylime_agent.identity import resolve_agent_id
-from keylime_agent.listener import ListenerIdentity, own_identity
+from keylime_agent.machine_config import MachineConfig
 from keylime_agent.preparation import Prepared
 from keylime_agent.tpm_identity import TpmIdentity, load_tpm_identity, save_agent_data
 
@@ -34,12 +32,10 @@ class Machine:
     keys: TpmIdentity
     device: DeviceIdentity | None  # None: registers without
     boottime: int
-    payload_key: RSAPrivateKey
-    listener: ListenerIdentity | None  # None: plain HTTP
 
 
-def meet_tpm(prepared: Prepared, environ: Mapping[str, str]) -> Machine:
-    """The TPM with its keys, and the id and certificates that follow. Raises ConfigError, TpmError."""
+def meet_tpm(prepared: Prepared[MachineConfig], environ: Mapping[str, str]) -> Machine:
+    """The TPM with its keys, and the id that follows. Raises ConfigError, TpmError."""
     config = prepared.config
     tpm = Tpm.open(choose_tcti(environ), endorsement_auth=config.endorsement_auth)
     try:
@@ -67,9 +63,7 @@ def meet_tpm(prepared: Prepared, environ: Mapping[str, str]) -> Machine:
             else load_device_identity(tpm, keys.ak, agent_id, config.device_identity)
         )
         boottime, keys = _boot_time(keys, config.data_path)
-        payload_key = load_or_create_rsa_key(config.work_dir / "payload-private.pem", None)
-        listener = None if config.tls is None else own_identity(config.tls, agent_id, config.contact_ip)
-        return Machine(agent_id, tpm, keys, device, boottime, payload_key, listener)
+        return Machine(agent_id, tpm, keys, device, boottime)
     except BaseException:
         tpm.close()
         raise

@@ -84,7 +84,8 @@ class RegistrationForbidden(RefusedByRegistrar):
 class Registrant:
     """One agent's registration. `activate` opens a credential (id object, encrypted secret) with the TPM.
 
-    `device` is the identity that the device's maker gave it, where it is to be registered as well.
+    `device` is the identity that the device's maker gave it, where it is to be registered as well. One that
+    `insists` goes on when it is refused: where nobody can reach a machine, nobody could start it again.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Registrant:
         backoff: Backoff,
         *,
         device: DeviceIdentity | None = None,
+        insists: bool = False,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._peer = peer
@@ -104,13 +106,14 @@ class Registrant:
         self._activate = activate
         self._backoff = backoff
         self._device = device
+        self._insists = insists
         self._sleep = sleep
 
     async def run(self) -> None:
         """Come back registered and active; tries for ever while there is no registrar to answer.
 
         Raises RegistrationForbidden at once on 403, and RegistrationRefused after the configured number of
-        other refusals.
+        other refusals, unless it insists.
         """
         failures = refusals = 0
         while True:
@@ -123,8 +126,10 @@ class Registrant:
                 refusals += not _is_passing(error)
                 reason = str(error)
                 if _is_final(error):
-                    raise RegistrationForbidden(self._remedy(reason)) from error
-                if refusals > self._backoff.max_refusals:
+                    reason = self._remedy(reason)
+                    if not self._insists:
+                        raise RegistrationForbidden(reason) from error
+                if not self._insists and refusals > self._backoff.max_refusals:
                     raise RefusedByRegistrar(
                         f"registration of {self._agent_id} was refused: {reason}"
                     ) from error
@@ -139,11 +144,11 @@ class Registrant:
             await self._sleep(delay)
 
     def _remedy(self, reason: str) -> str:
+        again = "" if self._insists else "; start the agent again after it (systemctl start keylime_agent)"
         return (
             f"registration of {self._agent_id} was refused: {reason}. If its TPM, agent_data.json or "
             "tpm_*_alg were changed on purpose, an administrator runs "
-            f"`keylime_tenant -c regdelete -u {self._agent_id}`; start the agent again after it "
-            "(systemctl start keylime_agent)"
+            f"`keylime_tenant -c regdelete -u {self._agent_id}`{again}"
         )
 
     async def _register_and_activate(self) -> str:
