@@ -13,12 +13,18 @@ from keylime.messages.envelope import parse_body
 
 CERTIFICATION, LOG = "certification", "log"
 TPM_QUOTE, UEFI_LOG, IMA_LOG = "tpm_quote", "uefi_log", "ima_log"
+OS_LOG = "os_log"
+"""systemd's log of what the operating system measured: an extension, which other verifiers pass over."""
 CLASSES = frozenset({CERTIFICATION, LOG})
-CLASS_OF: Mapping[str, str] = {TPM_QUOTE: CERTIFICATION, UEFI_LOG: LOG, IMA_LOG: LOG}
-ORDER = (TPM_QUOTE, UEFI_LOG, IMA_LOG)
+CLASS_OF: Mapping[str, str] = {TPM_QUOTE: CERTIFICATION, UEFI_LOG: LOG, IMA_LOG: LOG, OS_LOG: LOG}
+ORDER = (TPM_QUOTE, UEFI_LOG, IMA_LOG, OS_LOG)
 """In which order items are asked for."""
 
-FORMAT_OF: Mapping[str, str] = {UEFI_LOG: "application/octet-stream", IMA_LOG: "text/plain"}
+FORMAT_OF: Mapping[str, str] = {
+    UEFI_LOG: "application/octet-stream",
+    IMA_LOG: "text/plain",
+    OS_LOG: "application/octet-stream",
+}
 COMPONENT_VERSION = "2.0"
 MAX_VERSION = 20
 MAX_ITEMS = 64
@@ -111,7 +117,7 @@ class QuoteData(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LogData(msgspec.Struct, frozen=True, kw_only=True):
-    """Entries: of an IMA list its lines, each with its end; of a boot log base64 of its bytes."""
+    """Entries: of an IMA list its lines, each with its end; of the other logs base64 of their bytes."""
 
     entry_count: Count | msgspec.UnsetType = msgspec.UNSET
     entries: str

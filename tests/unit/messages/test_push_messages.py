@@ -68,7 +68,7 @@ quote_parameters = st.builds(
     certification_key=keys,
 )
 log_parameters = st.builds(LogParameters, starting_offset=st.just(msgspec.UNSET) | counts, format=words)
-logs = st.sampled_from([push_evidence.UEFI_LOG, push_evidence.IMA_LOG])
+logs = st.sampled_from([push_evidence.UEFI_LOG, push_evidence.IMA_LOG, push_evidence.OS_LOG])
 quote_data = st.builds(QuoteData, subject_data=words, message=words, signature=words)
 log_data = st.builds(LogData, entry_count=st.just(msgspec.UNSET) | counts, entries=words)
 offers = st.lists(
