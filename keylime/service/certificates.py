@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from keylime.errors import KeylimeError
-from keylime.pki.lifetimes import remark, short_remark, unusable
+from keylime.pki.lifetimes import CertificateFile, remark, short_remark, unusable
 from keylime.pki.service_certificates import Done, RenewalImpossible
 from keylime.pki.tls import TlsFiles
 from keylime.service.health import Health
@@ -61,6 +61,11 @@ class CertificateKeeper:
         self._renewal_failure: str | None = None
         self._seen = _fingerprint(files.paths)
         self._in_use = files.certificates()
+
+    @property
+    def in_use(self) -> tuple[CertificateFile, ...]:
+        """The certificates as they were taken up last."""
+        return tuple(self._in_use)
 
     async def run(self) -> None:
         """Looks for ever."""

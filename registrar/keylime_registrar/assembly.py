@@ -32,6 +32,7 @@ from keylime_registrar import takeover
 from keylime_registrar.anchors import Anchors
 from keylime_registrar.config import SQLITE_NAME, RegistrarConfig, load_config
 from keylime_registrar.handlers import REGISTRAR_API, Handlers
+from keylime_registrar.measuring import measuring
 from keylime_registrar.registrations import Clocks, Registrations, Rules
 from keylime_registrar.schema import SCHEMA
 from keylime_registrar.store import PendingLimits, Store
@@ -124,7 +125,8 @@ async def running(config: RegistrarConfig, number: int = 0) -> AsyncIterator[Reg
     Raises ConfigError when it cannot start.
     """
     async with AsyncExitStack() as stack:
-        database = _open_database(config)
+        measured = measuring(config, number)
+        database = measured.timed(_open_database(config))
         stack.push_async_callback(database.close)
         context = config.tls.server_context(require_client=False)
         registrations = Registrations(
@@ -138,7 +140,7 @@ async def running(config: RegistrarConfig, number: int = 0) -> AsyncIterator[Reg
         ensure = functools.partial(_ensure_certificates, config)
         keeper = kept_certificates(config.tls, ensure, health, is_speaker=number == 0)
         await stack.enter_async_context(supervised({"certificate keeper": keeper.run}, health))
-        routes = (*Handlers(registrations).routes(), *probe_routes(health, plain_http=True))
+        routes = (*Handlers(registrations, measured.meter).routes(), *probe_routes(health, plain_http=True))
         server = http.Server(
             [*routes, openapi_route(REGISTRAR_API, routes, plain_http=True)],
             limits=http.ServerLimits(max_body=config.max_upload),
@@ -148,6 +150,7 @@ async def running(config: RegistrarConfig, number: int = 0) -> AsyncIterator[Reg
         )
         stack.push_async_callback(server.stop, _DRAIN_S)
         shared = config.workers > 1
+        measured.serve(database, keeper, stack)
         port = server.listen(config.ip, config.port, reuse_port=shared)
         tls_port = server.listen(config.ip, config.tls_port, context, reuse_port=shared)
         registrar = Registrar((port, tls_port), health, server, keeper)

@@ -11,6 +11,7 @@ from keylime.config.settings import Settings, path_below, work_dir
 from keylime.database.engine import PoolSize, parse_database_url
 from keylime.pki.ca_settings import CaSettings, ca_settings
 from keylime.pki.tls import TlsFiles, resolve_tls_files
+from keylime.service.metrics_place import MetricsPlace, metrics_place
 from keylime.service.supervisor import worker_count
 from keylime.takeover.place import Place
 from keylime_registrar.identity import IdentityDemand
@@ -43,6 +44,7 @@ class RegistrarConfig:
     tpm_identity: IdentityDemand
     malformed_cert_action: str  # warn, reject or ignore
     certificate_store: Path  # of TPM vendors; the tenant's option
+    metrics: MetricsPlace | None  # None: none are served
     settings: Settings = field(repr=False)  # of registrar.conf: what most of this was made of
     warnings: tuple[str, ...]
 
@@ -56,6 +58,7 @@ def load_config(environ: Mapping[str, str]) -> RegistrarConfig:
     """The configuration from files and environment. Raises ConfigError, which names option and remedy."""
     settings = load_settings("registrar", environ=environ)
     base = work_dir(environ)
+    metrics = metrics_place(settings, base)
     ca = load_settings("ca", environ=environ)
     # IAK and IDevID certificates are checked against the store that the tenant checks EK certificates with.
     tenant = load_settings("tenant", environ=environ)
@@ -79,6 +82,12 @@ def load_config(environ: Mapping[str, str]) -> RegistrarConfig:
         tpm_identity=_TPM_IDENTITIES[settings.text("tpm_identity")],
         malformed_cert_action=settings.text("malformed_cert_action"),
         certificate_store=path_below(base, tenant, "tpm_cert_store"),
+        metrics=metrics,
         settings=settings,
-        warnings=(*settings.warnings, *ca.warnings, *tls.warnings),
+        warnings=(
+            *settings.warnings,
+            *ca.warnings,
+            *tls.warnings,
+            *(() if metrics is None else metrics.warnings),
+        ),
     )

@@ -66,6 +66,22 @@ class Registrations(Protocol):
     async def delete(self, agent_id: AgentId, administrator: str, /) -> bool: ...
 
 
+class Meter:
+    """What is counted of the requests, for whoever measures it; this one counts nothing."""
+
+    def registration(self, result: str) -> None:
+        """A registration came to one of `REGISTRATIONS`."""
+
+    def activation(self, result: str) -> None:
+        """An activation came to one of `ACTIVATIONS`."""
+
+    def limited(self) -> None:
+        """A source was told to come back later."""
+
+
+REGISTRATIONS = ("challenged", "refused", "identity_changed")
+ACTIVATIONS = ("proven", "already_active", "wrong_tag", "unknown_agent", "identity_changed", "conflict")
+
 _Handler = Callable[["Handlers", Request], Awaitable[Response]]
 
 
@@ -78,6 +94,7 @@ def _limited(handler: _Handler) -> _Handler:
             return await handler(self, request)
         except TooManyRequests as error:
             log.warning("%s", error)
+            self._meter.limited()
             text = "Too many registrations, try again later"
             raise HttpError(429, text, retry_after_s=error.wait_s) from error
 
@@ -87,8 +104,9 @@ def _limited(handler: _Handler) -> _Handler:
 class Handlers:
     """One method for each route. Requests come in parsed and authorised."""
 
-    def __init__(self, registrations: Registrations) -> None:
+    def __init__(self, registrations: Registrations, meter: Meter | None = None) -> None:
         self._registrations = registrations
+        self._meter = meter or Meter()
 
     def routes(self) -> tuple[Route, ...]:
         """The table of routes and rights. What agents need is open to anyone, on both ports."""
@@ -135,11 +153,14 @@ class Handlers:
         try:
             blob = await self._registrations.register(agent_id, message, request.caller.address)
         except RegistrationRefused as error:
+            self._meter.registration("refused")
             log.warning("agent %s: registration from %s refused: %s", agent_id, request.caller.address, error)
             raise HttpError(400, f"{_INVALID}: {error}") from error
         except IdentityChanged as error:
+            self._meter.registration("identity_changed")
             log.warning("agent %s: registration from %s refused: %s", agent_id, request.caller.address, error)
             raise HttpError(403, _CHANGED) from error
+        self._meter.registration("challenged")
         return Response(results=RegisterReply(base64.b64encode(blob).decode("ascii")))
 
     @_limited
@@ -149,20 +170,28 @@ class Handlers:
         try:
             outcome = await self._registrations.activate(agent_id, message.auth_tag, request.caller.address)
         except IdentityChanged as error:
+            self._meter.activation("identity_changed")
             raise HttpError(403, _CHANGED) from error
         except RegistrationConflict as error:
+            self._meter.activation("conflict")
             raise HttpError(
                 403,
                 f"Agent with UUID '{agent_id}' cannot be registered. This UUID is already in use or a "
                 "concurrent registration is in progress.",
             ) from error
         match outcome:
-            case Proven() | AlreadyActive():
+            case Proven():
+                self._meter.activation("proven")
+                return Response()
+            case AlreadyActive():
+                self._meter.activation("already_active")
                 return Response()
             case WrongTag() | TooManyWrongTags():
+                self._meter.activation("wrong_tag")
                 # The same words whatever is stored, and never the tag: neither theirs nor ours.
                 raise HttpError(400, f"Auth tag for agent '{agent_id}' does not match expected value")
             case UnknownAgent():
+                self._meter.activation("unknown_agent")
                 raise _not_found(agent_id)
 
     async def list_agents(self, _request: Request) -> Response:

@@ -10,6 +10,7 @@ from keylime import keylime_logging
 from keylime.errors import KeylimeError
 from keylime.file_errors import file_errors_explained
 from keylime.http.server import reserved_port
+from keylime.metrics.sharing import shared_metrics
 from keylime.pki.library_warnings import ignore_library_warnings
 from keylime.service.config_report import Components, config_report
 from keylime.service.core_dumps import forbid_core_dumps
@@ -87,7 +88,11 @@ def _start(config: RegistrarConfig, manager: ServiceManager) -> None:
 
 
 def _serve_with_workers(config: RegistrarConfig, manager: ServiceManager) -> None:
-    with reserved_port(config.ip, config.port) as port, reserved_port(config.ip, config.tls_port) as tls_port:
+    with (
+        reserved_port(config.ip, config.port) as port,
+        reserved_port(config.ip, config.tls_port) as tls_port,
+        shared_metrics(config.metrics),
+    ):
         bound = replace(config, port=port, tls_port=tls_port)
 
         def work(worker: Worker) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from tests.fakes.metrics_page import free_port, scrape
 from tests.fakes.running_registrar import RunningRegistrar, install_certificates, registrar_authority
 from tests.fakes.server_process import ServerProcess
 from tests.fakes.software_identity import SoftwareIdentity
@@ -43,16 +44,24 @@ async def enrol_all(
     return seen[0]
 
 
+async def proven(port: int) -> float:
+    """How many proofs all workers have counted."""
+    return (await scrape(port)).value("keylime_registrar_activations_total", result="proven")
+
+
 def test_steps_of_a_registration_may_go_to_different_workers(tmp_path: Path) -> None:
-    with registrar(tmp_path) as process:
+    port = free_port()
+    with registrar(tmp_path, KEYLIME_REGISTRAR_METRICS_PORT=str(port)) as process:
         assert "with 2 worker processes" in process.line("Listening on.*")[0]
         identities = {f"agent-{number}": SoftwareIdentity() for number in range(6)}
         assert asyncio.run(enrol_all(process, tmp_path, identities)) == set(identities)
+        assert [asyncio.run(proven(port)) for _ in range(4)] == [6] * 4, "of both, whichever is asked"
         first, second = process.children
         os.kill(second, signal.SIGKILL)
         process.line(r"worker \d ended \(SIGKILL\), starting another in 1 s")
         assert asyncio.run(enrol_all(process, tmp_path, identities)) == set(identities)
         assert first in process.children
+        assert asyncio.run(proven(port)) == 12, "what the one that was killed has counted stays"
         status, took_s = process.stop()
         assert (status, took_s < 5) == (0, True)
 

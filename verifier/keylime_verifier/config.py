@@ -16,6 +16,7 @@ from keylime.measured_boot.pcr_sets import PcrSet
 from keylime.pki.ca_settings import CaSettings, ca_settings
 from keylime.pki.tls import TlsFiles, resolve_tls_files
 from keylime.revocation.publication import endpoint
+from keylime.service.metrics_place import MetricsPlace, metrics_place
 from keylime.service.supervisor import worker_count
 from keylime.takeover.place import Place
 from keylime_verifier.agents.deliveries import AGENT, WEBHOOK, ZEROMQ, Channel
@@ -69,6 +70,7 @@ class VerifierConfig:
     revocation_history_s: float
     history_retention_s: float
     policy_versions: int
+    metrics: MetricsPlace | None  # None: none are served
     settings: Settings = field(repr=False)  # of verifier.conf: what most of this was made of
     warnings: tuple[str, ...]
 
@@ -94,6 +96,7 @@ def load_config(environ: Mapping[str, str]) -> VerifierConfig:
     """The configuration from files and environment. Raises ConfigError, which names option and remedy."""
     settings = load_settings("verifier", environ=environ)
     base = work_dir(environ)
+    metrics = metrics_place(settings, base)
     ca = load_settings("ca", environ=environ)
     tls = resolve_tls_files(settings, "verifier", base)
     notifications = _notifications(settings)
@@ -146,8 +149,14 @@ def load_config(environ: Mapping[str, str]) -> VerifierConfig:
         revocation_history_s=settings.number("history", section="revocations"),
         history_retention_s=settings.number("history_retention"),
         policy_versions=settings.integer("policy_versions"),
+        metrics=metrics,
         settings=settings,
-        warnings=(*settings.warnings, *ca.warnings, *tls.warnings),
+        warnings=(
+            *settings.warnings,
+            *ca.warnings,
+            *tls.warnings,
+            *(() if metrics is None else metrics.warnings),
+        ),
     )
 
 

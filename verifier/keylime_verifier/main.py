@@ -11,6 +11,7 @@ from keylime import keylime_logging
 from keylime.errors import ConfigError, KeylimeError
 from keylime.file_errors import file_errors_explained
 from keylime.http.server import reserved_port
+from keylime.metrics.sharing import shared_metrics
 from keylime.pki.library_warnings import ignore_library_warnings
 from keylime.safe_paths import require_safe_directory
 from keylime.service.certificates import ensure_at_start
@@ -120,7 +121,7 @@ def _make_work_dir(config: VerifierConfig) -> None:
 
 
 def _serve_with_workers(config: VerifierConfig, manager: ServiceManager) -> None:
-    with reserved_port(config.ip, config.port) as port:
+    with reserved_port(config.ip, config.port) as port, shared_metrics(config.metrics):
         bound = replace(config, port=port)
 
         def work(worker: Worker) -> None:

@@ -43,6 +43,7 @@ REGISTRAR = ComponentTable(
             choices=("warn", "reject", "ignore"),
         ),
         shared.max_workers("registrar"),
+        *shared.metrics("registrar"),
         _registrar(
             "max_upload_size",
             Kind.INTEGER,

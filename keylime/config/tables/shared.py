@@ -123,6 +123,21 @@ def database(section: str) -> tuple[Option, ...]:
     )
 
 
+def metrics(section: str) -> tuple[Option, ...]:
+    """Where measurements are served."""
+    option = partial(Option, section)
+    return (
+        option(
+            "metrics_ip",
+            Kind.ADDRESS,
+            "127.0.0.1",
+            "Address of GET /metrics for Prometheus, without TLS and open to whoever reaches it: an address "
+            "of the public network is refused.",
+        ),
+        option("metrics_port", Kind.INTEGER, 0, "TCP port of it; 0: no metrics.", minimum=0, maximum=65535),
+    )
+
+
 def max_workers(section: str) -> Option:
     """The upper limit for the number of processes."""
     return Option(

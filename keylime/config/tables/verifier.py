@@ -78,6 +78,7 @@ VERIFIER = ComponentTable(
             minimum=0,
         ),
         shared.max_workers("verifier"),
+        *shared.metrics("verifier"),
         _verifier(
             "lease",
             Kind.NUMBER,

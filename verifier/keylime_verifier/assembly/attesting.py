@@ -12,6 +12,7 @@ from keylime_verifier.api.routes import Repositories
 from keylime_verifier.assembly.telling import Telling
 from keylime_verifier.certificates import Tls
 from keylime_verifier.config import VerifierConfig
+from keylime_verifier.polling.meter import Meter
 from keylime_verifier.polling.poller import Poller
 from keylime_verifier.polling.recorder import Recorder
 
@@ -47,6 +48,7 @@ def attesting(
     telling: Telling,
     connect: Callable[[AgentRecord], AgentClient],
     now: Callable[[], float],
+    meter: Meter,
 ) -> Attesting:
     """Not begun yet."""
     recorder = Recorder(
@@ -61,6 +63,7 @@ def attesting(
         severities=config.severities,
         max_concurrent=_MAX_CONCURRENT_POLLS,
         now=now,
+        meter=meter,
     )
     return Attesting(recorder, poller)
 

@@ -18,6 +18,7 @@ from keylime_verifier.assembly.attesting import LAST_WRITES_S, Attesting
 from keylime_verifier.assembly.telling import Telling
 from keylime_verifier.config import VerifierConfig
 from keylime_verifier.database.changes import ChangeFeed, Topic
+from keylime_verifier.polling.meter import Meter
 from keylime_verifier.sharing.membership import Member, Membership
 from keylime_verifier.sharing.mortality import Mortality
 from keylime_verifier.sharing.roster import Roster
@@ -83,6 +84,7 @@ def dividing(
     telling: Telling,
     attesting: Attesting,
     on_events: Callable[[], None],
+    meter: Meter,
 ) -> Dividing:
     """Not begun yet; `sessions` are those of this process, `on_events` hears of what the history was told."""
     roster = Roster(
@@ -111,6 +113,7 @@ def dividing(
         clock=clock,
         let_go=roster.without,
         on_moves=on_moves,
+        meter=meter,
     )
     mortality = Mortality(
         lease_database, config.verifier_id, member.member_id, lease_s=config.lease_s, clock=uptime

@@ -22,6 +22,7 @@ from keylime_verifier.api.routes import Repositories
 from keylime_verifier.assembly.answering import evidence_judges, verifier_server
 from keylime_verifier.assembly.attesting import Attesting, attesting, connect
 from keylime_verifier.assembly.dividing import Dividing, dividing
+from keylime_verifier.assembly.measuring import measuring
 from keylime_verifier.assembly.telling import Telling, open_telling
 from keylime_verifier.certificates import Contexts, Tls, ensure_certificates
 from keylime_verifier.config import VerifierConfig, load_config
@@ -103,7 +104,8 @@ async def running(config: VerifierConfig, place: WorkerPlace = WorkerPlace()) ->
         member = Member.new(config.verifier_id, broker)
         # Others find what this process may leave behind by its name.
         sessions = Sessions.of_this_process(member.member_id)
-        database = open_database(config.database_url, config.database_pool, sessions)
+        measured = measuring(config, place.number, place.count)
+        database = measured.timed(open_database(config.database_url, config.database_pool, sessions))
         stack.push_async_callback(database.close)
         lease_database = open_database(config.database_url, _LEASE_POOL, sessions)
         stack.push_async_callback(lease_database.close)
@@ -114,10 +116,19 @@ async def running(config: VerifierConfig, place: WorkerPlace = WorkerPlace()) ->
         tells = await open_telling(config, stored, broker, tls, connected, clock.now, stack)
         judges = evidence_judges(config)
         stack.push_async_callback(judges.close)
-        attests = attesting(config, stored, tells, connected, clock.now)
+        attests = attesting(config, stored, tells, connected, clock.now, measured.meter)
         streams = EventStreams(stored.history)
         divides = dividing(
-            config, stored, member, lease_database, sessions, clock, tells, attests, streams.look
+            config,
+            stored,
+            member,
+            lease_database,
+            sessions,
+            clock,
+            tells,
+            attests,
+            streams.look,
+            measured.meter,
         )
         health = Health()
         _add_checks(health, database, attests, divides)
@@ -134,6 +145,7 @@ async def running(config: VerifierConfig, place: WorkerPlace = WorkerPlace()) ->
         loops = _loops(tells, attests, divides, stored.history)
         await stack.enter_async_context(supervised({**loops, "certificate keeper": keeper.run}, health))
         shared = place.count > 1
+        measured.serve(database, keeper, stack)
         port = server.listen(config.ip, config.port, tls.contexts.server, reuse_port=shared)
         stack.push_async_callback(server.stop, drain_s)
         stack.callback(streams.close)

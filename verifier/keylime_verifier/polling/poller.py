@@ -59,6 +59,7 @@ from keylime_verifier.agents.records import AgentRecord, Enrolment, PolicyVersio
 from keylime_verifier.polling.answer_budget import AnswerBudget, Reservation
 from keylime_verifier.polling.due_times import due_at, given_up_due_at, tick_s
 from keylime_verifier.polling.fencing import Ruling
+from keylime_verifier.polling.meter import Meter
 from keylime_verifier.polling.polled_agent import PolledAgent
 from keylime_verifier.polling.recorder import Recorder
 
@@ -94,9 +95,11 @@ class Poller:
         max_concurrent: int,
         budget: AnswerBudget | None = None,
         now: Callable[[], float] = time.time,
+        meter: Meter | None = None,
     ) -> None:
         """`now` is the clock by which policies end."""
         self._now = now
+        self._meter = meter or Meter()
         self._connect = connect
         self._build_reference = build_reference
         self._read_v = read_v
@@ -222,6 +225,7 @@ class Poller:
         agent = due.agent
         if agent.is_dropped:
             return
+        self._meter.began(asyncio.get_running_loop().time() - due.at)
         turn = asyncio.create_task(self._turn(agent, due.action))
         agent.begin(turn)
         self._turns.add(turn)
@@ -326,19 +330,25 @@ class Poller:
             reference.runtime_policy.content_hash, reference.succeeded
         )
         challenge = make_challenge(reference, checkpoint, new_nonce(), renew_key=renew_key)
+        asked_at = time.perf_counter()
         try:
             answer = await client.quote(challenge, place.admit)
         except MalformedMessage as error:
             finding = quote_finding("invalid_data", "the agent's answer is not a quote", error=str(error))
             return Rejected((finding,), checkpoint.restarted())
+        self._meter.asked(time.perf_counter() - asked_at)
         steps = appraise_stepwise(answer, challenge, reference, checkpoint, self._memo)
+        took_s = 0.0
         while True:
             async with self._budget.judging(place):
+                began = time.perf_counter()
                 try:
                     next(steps)
                 except StopIteration as end:
+                    self._meter.appraised(took_s + time.perf_counter() - began)
                     verdict: Verdict = end.value
                     return verdict
+                took_s += time.perf_counter() - began
 
     async def _provide_v(self, agent: PolledAgent, public_key: str) -> Outcome:
         share = await self._read_v(agent.record.agent_id)
@@ -355,6 +365,7 @@ class Poller:
         """Judges the outcome, writes it down, and only then acts on it."""
         if agent.is_dropped:
             return
+        self._meter.concluded(outcome)
         before = agent.record, agent.polling
         polling, commands = advance(agent.polling, outcome, self._cadence, self._severities)
         notices = [command for command in commands if isinstance(command, Notify)]

@@ -27,6 +27,7 @@ from keylime.database.transactions import Database
 from keylime_verifier.agents.shards import SHARDS, MemberId, VerifierId
 from keylime_verifier.database.changes import Topic, publish
 from keylime_verifier.database.schema import members, shards
+from keylime_verifier.polling.meter import Meter
 from keylime_verifier.sharing.lineage import Lineage, Renewals
 from keylime_verifier.sharing.lineage_query import read_lineage
 from keylime_verifier.sharing.liveness import Pulse, Watch
@@ -111,6 +112,7 @@ class Membership:
         clock: DatabaseClock,
         let_go: LetGo,
         on_moves: Callable[[], None],
+        meter: Meter | None = None,
     ) -> None:
         """`let_go` is entered while shards are given up, `on_moves` called after they changed hands.
 
@@ -123,6 +125,7 @@ class Membership:
         self._clock = clock
         self._let_go = let_go
         self._on_moves = on_moves
+        self._meter = meter or Meter()
         self._identity = ProcessIdentity.own()
         self._wake = asyncio.Event()
         self._patience = RenewalPatience(lease_s)
@@ -229,6 +232,7 @@ class Membership:
         if lost:
             log.info("%d shards have gone over to other verifiers", len(lost))
         self._mine = mine | taken
+        self._meter.moved(len(taken), len(lost))
         if taken or lost or begins_again:
             self._on_moves()
         if moves.release and (self._releasing is None or self._releasing.done()):
@@ -366,6 +370,7 @@ class Membership:
             log.error("%s; the next renewal tries again", error)
             return
         self._mine -= surplus
+        self._meter.moved(0, len(surplus))
         log.info("gave up %d shards, which other verifiers take over", len(surplus))
         self._on_moves()
 
