@@ -13,11 +13,13 @@ from keylime.addresses import means_own_host
 from keylime.checkup import Result, bad, ok, unknown, warning
 from keylime.config.loader import load_settings
 from keylime.errors import ConfigError, CredentialError, KeylimeError, MalformedEvidence, TpmError
+from keylime.hashes import HashAlgorithm
 from keylime.pki.der import read_certificate
 from keylime.pki.lifetimes import CertificateFile, Holder, Lifetime, life_remark, when
 from keylime.pki.tls import load_trusted_certificates
 from keylime.tpm.device import Tpm, choose_tcti
 from keylime_agent.config import AgentConfig, agent_config
+from keylime_agent.kernel_remarks import bank_remark
 from keylime_agent.tpm_identity import open_ek
 
 _IMA_POLICY = Path("/sys/kernel/security/ima/policy")
@@ -41,6 +43,7 @@ def examine(environ: Mapping[str, str]) -> Iterator[Result]:
         yield ok("configuration", ", ".join(map(str, settings.files)) or "defaults, no file")
     yield from tpm(config, environ)
     yield from ima(config.ima_path)
+    yield kernel(os.uname().release, config.algorithms.hash_alg)
     yield boot_log(config.boot_log_path)
     yield from addresses(config)
     yield registrar(config)
@@ -158,6 +161,15 @@ def ima_policy(policy: Path, command_line: Path) -> Result:
     if not measured:
         return bad(subject, text, "boot with ima_policy=tcb, or write a policy to /etc/ima/ima-policy")
     return ok(subject, text)
+
+
+def kernel(release: str, bank: HashAlgorithm) -> Result:
+    """Whether the kernel extends the quoted bank as its hash demands."""
+    remark = bank_remark(release, bank)
+    if remark is None:
+        return ok("kernel", release)
+    text, _, remedy = remark.rpartition("; ")
+    return warning("kernel", text, remedy)
 
 
 def boot_log(path: Path) -> Result:

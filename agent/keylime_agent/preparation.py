@@ -23,6 +23,7 @@ from keylime.safe_paths import Owners, require_safe_directory, require_safe_file
 from keylime.service.core_dumps import forbid_core_dumps
 from keylime_agent.evidence import BootLog, LogFile
 from keylime_agent.ima_list import ImaList
+from keylime_agent.kernel_remarks import bank_remark
 from keylime_agent.machine_config import MachineConfig
 from keylime_agent.os_log import OsLog
 from keylime_agent.privileges import Account, drop_privileges, target_account
@@ -76,6 +77,9 @@ def prepare(
     config = configure(settings, environ)
     if config.algorithms.hash_alg is HashAlgorithm.SHA1:
         log.warning("[agent] tpm_hash_alg = sha1: such quotes are weak and refused by default; use sha256")
+    remark = bank_remark(os.uname().release, config.algorithms.hash_alg)
+    if remark is not None:
+        log.warning("%s", remark)
     _require_directory(config.work_dir)
     os.umask(0o077)
     forbid_core_dumps()

@@ -6,7 +6,17 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from keylime.checkup import Grade, Result
 from keylime.config.loader import load_settings
-from keylime_agent.checkup import addresses, authority, boot_log, examine, ima, ima_policy, resource_manager
+from keylime.hashes import HashAlgorithm
+from keylime_agent.checkup import (
+    addresses,
+    authority,
+    boot_log,
+    examine,
+    ima,
+    ima_policy,
+    kernel,
+    resource_manager,
+)
 from keylime_agent.config import AgentConfig, agent_config
 from tests.fakes.tls_material import Authority
 
@@ -123,3 +133,22 @@ def test_options_that_cannot_be_used_end_the_examination(tmp_path: Path) -> None
     (found,) = examine(environ)
     assert (found.subject, found.grade) == ("configuration", Grade.BAD)
     assert "port" in found.text
+
+
+@pytest.mark.parametrize(
+    ("release", "bank", "grade"),
+    [
+        ("4.18.0-553.el8_10.x86_64", HashAlgorithm.SHA256, Grade.WARNING),
+        ("5.4.0-42-generic", HashAlgorithm.SHA384, Grade.WARNING),
+        ("5.4.0-42-generic", HashAlgorithm.SHA1, Grade.OK),
+        ("5.8.0", HashAlgorithm.SHA256, Grade.OK),
+        ("6.1.0-37-amd64", HashAlgorithm.SHA256, Grade.OK),
+        ("10.0", HashAlgorithm.SHA256, Grade.OK),
+        ("of our own", HashAlgorithm.SHA256, Grade.OK),
+    ],
+)
+def test_kernels_that_extend_a_padded_sha1_are_told(release: str, bank: HashAlgorithm, grade: Grade) -> None:
+    found = kernel(release, bank)
+    assert found.grade is grade
+    assert release in found.text
+    assert grade is Grade.OK or (bank.label in found.text and found.remedy == "use a later kernel")
