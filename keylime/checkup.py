@@ -85,6 +85,21 @@ def rows(results: Sequence[Result]) -> list[dict[str, str]]:
     ]
 
 
+def read_document(value: object) -> tuple[Result, ...]:
+    """The results in what `document` has made. Raises ValueError when it is nothing of that kind."""
+    checks = value.get("checks") if isinstance(value, dict) else None
+    if not isinstance(checks, list):
+        raise ValueError("no list of checks")
+    grades = {grade.lower(): grade for grade in Grade}
+    try:
+        return tuple(
+            Result(str(one["subject"]), grades[one["grade"]], str(one["text"]), str(one["remedy"]))
+            for one in checks
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"a check without what each has: {error}") from error
+
+
 def lines(results: Sequence[Result]) -> Iterator[str]:
     """One line for each result, and the summary."""
     yield from map(str, results)

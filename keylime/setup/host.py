@@ -1,15 +1,19 @@
 """This machine as `keylime-setup` changes it: files, programs and services."""
 
+import json
 import os
+import shlex
 import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from keylime.checkup import Result, read_document
 from keylime.config.loader import load_settings
 from keylime.config.settings import Settings
 from keylime.errors import ConfigError, CredentialError
@@ -95,6 +99,27 @@ class Host:
         if done.returncode != 0:
             raise ConfigError(done.stderr.strip() or f"{program} --check-config ended with {done.returncode}")
 
+    def examine(self, program: str, *flags: str, service: str | None = None) -> tuple[Result, ...]:
+        """What a program finds on this machine; with `service`, in the environment that its unit has.
+
+        Raises ConfigError when it tells nothing.
+        """
+        done = self._run(program, *flags, "--json", more=self._environment_of(service) if service else {})
+        try:
+            return read_document(json.loads(done.stdout))
+        except ValueError as error:
+            said = (done.stderr.strip() or f"it ended with {done.returncode}: {error}").splitlines()[-1]
+            raise ConfigError(f"{' '.join((program, *flags))}: {said}") from error
+
+    def _environment_of(self, service: str) -> dict[str, str]:
+        """What a unit and its drop-ins set: another TPM, for one."""
+        shown = self._run("systemctl", "show", "--property=Environment", "--value", service)
+        try:
+            words = shlex.split(shown.stdout) if shown.returncode == 0 else []
+        except ValueError:
+            return {}
+        return dict(word.split("=", 1) for word in words if "=" in word)
+
     def start(self, *services: str) -> None:
         """Enables services and starts them anew, in order. Raises ConfigError with what they said last."""
         for service in services:
@@ -111,10 +136,11 @@ class Host:
         """Whether a program is installed."""
         return shutil.which(program) is not None
 
-    def _run(self, *command: str) -> "subprocess.CompletedProcess[str]":
-        environ: Mapping[str, str] = {
-            name: value for name, value in os.environ.items() if not name.startswith("KEYLIME_")
-        }
+    def _run(
+        self, *command: str, more: Mapping[str, str] = MappingProxyType({})
+    ) -> "subprocess.CompletedProcess[str]":
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("KEYLIME_")}
+        environ.update(more)
         try:
             return subprocess.run(  # noqa: S603
                 command, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False

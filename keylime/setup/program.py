@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cryptography import x509
 
+from keylime.checkup import Grade, Result, summary
 from keylime.errors import ConfigError, CredentialError, KeylimeError
 from keylime.pki.certificates import parse_certificate
 from keylime.pki.server_names import ServerNames
@@ -44,7 +45,8 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog=_PROGRAM,
         description="Sets up a machine with one command: writes setup.conf into /etc/keylime/*.conf.d, "
-        "checks it, enables the services and tries whether they answer. Running it again does no harm.",
+        "checks it, enables the services, tries whether they answer, and examines the machine. Running it "
+        "again does no harm.",
     )
     add_version(parser)
     roles = parser.add_subparsers(dest="role", required=True, metavar="control|node")
@@ -113,10 +115,12 @@ def set_up_control(arguments: argparse.Namespace, host: Host) -> None:
     try:
         leaf, authority = presented_authority(names[0], verifier_port)
     except ConfigError as error:  # of servers with certificates from elsewhere
+        _examine_control(host)
         print(f"On each machine that is to be watched:\n  keylime-setup node --control {names[0]} --ca FILE")
         print(f"warning: {error}")
         return
     _warn_of_names(leaf, names, host)
+    _examine_control(host)
     print(f"Fingerprint (SHA-256) of the authority:\n  {fingerprint(authority)}")
     print(f"On each machine that is to be watched:\n  {node_command(names[0], fingerprint(authority))}")
 
@@ -151,6 +155,7 @@ def set_up_node(arguments: argparse.Namespace, host: Host) -> None:
             contact, settings.integer("port"), f"is {contact} an address of this machine?", patience_s=30
         )
         print(f"Started keylime_agent, which others reach at {contact}")
+        _show("keylime_agent --check", host.examine("keylime_agent", "--check", service="keylime_agent"))
     print(f"Where the tenant is:\n  keylime_tenant -u {node.agent_id} -c add")
 
 
@@ -205,6 +210,20 @@ def _warn_of_names(leaf: x509.Certificate, names: Sequence[str], host: Host) -> 
             f"warning: the servers' certificate is not for {', '.join(missing)}: it is older than this "
             f"set-up. If it was made by the verifier, remove {file} and restart both services"
         )
+
+
+def _examine_control(host: Host) -> None:
+    """What the tenant finds, where it is on this machine as well."""
+    if host.has("keylime_tenant"):
+        _show("keylime_tenant doctor", host.examine("keylime_tenant", "doctor"))
+
+
+def _show(command: str, results: Sequence[Result]) -> None:
+    """Of an examination, what is to be looked at. It decides nothing: everything was written, and answers."""
+    print(f"{command}: {summary(results)}")
+    for result in results:
+        if result.grade is not Grade.OK:
+            print(f"  {result}")
 
 
 def _ask(question: str, flag: str) -> str:

@@ -239,6 +239,53 @@ def test_control_ends_with_the_command_for_nodes(
     assert f"keylime-setup node --control {address} {known}" in told
 
 
+TENANT = """\
+#!/bin/sh
+echo "keylime_tenant $*" >>{calls}
+echo '{{"checks": [{{"subject": "EK store", "grade": "bad", "text": "is empty", "remedy": "fill it"}},'
+echo ' {{"subject": "clock", "grade": "ok", "text": "is right", "remedy": ""}}]}}'
+exit 1
+"""
+
+
+def test_control_ends_with_an_examination_where_the_tenant_is(
+    address: str, host: Host, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, text in (("systemctl", "#!/bin/sh\n"), ("keylime_tenant", TENANT)):
+        (tmp_path / "bin" / name).write_text(text.format(calls=tmp_path / "calls"))
+        (tmp_path / "bin" / name).chmod(0o755)
+    with tls_server(address, 8881), listening(address, 8890), listening(address, 8891):
+        set_up_control(argparse.Namespace(address=[address], listen=None, no_start=False), host)
+    assert (tmp_path / "calls").read_text().endswith("keylime_tenant doctor --json\n")
+    told = capsys.readouterr().out
+    assert "doctor: 1 of 2 things do not work\n  BAD      EK store: is empty; fill it\nFingerprint" in told
+    assert "clock" not in told
+
+
+def test_an_agent_is_examined_in_the_environment_of_its_service(
+    address: str, host: Host, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scripts = {
+        "systemctl": 'case "$1" in show) echo \'TCTI=tabrmd: "NAME=two words"\';; esac',
+        "keylime_agent": """[ "$2" != --json ] || echo '{"checks": [{"subject": "TPM", "grade": "warning",'\
+            "\\"text\\": \\"$TCTI $NAME\\"", '"remedy": "look"}]}'""",
+    }
+    for name, text in scripts.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    own = own_address_towards(address)
+    with tls_server(address, 8881), listening(address, 8890), listening(own, 9002):
+        set_up_node(node_arguments(address, fingerprint=fingerprint(AUTHORITY), no_start=False), host)
+    told = capsys.readouterr().out
+    assert "  warning  TPM: tabrmd: two words; look\n" in told
+
+
+def test_an_examination_that_tells_nothing_is_an_error(host: Host, tmp_path: Path) -> None:
+    (tmp_path / "bin/keylime_agent").write_text("#!/bin/sh\necho 'keylime_agent: error: no' >&2\nexit 1\n")
+    with pytest.raises(ConfigError, match=r"^keylime_agent --check: keylime_agent: error: no$"):
+        host.examine("keylime_agent", "--check")
+
+
 def test_a_service_that_does_not_start_is_quoted(host: Host, tmp_path: Path) -> None:
     for name, text in (("systemctl", "exit 1"), ("journalctl", "echo 'no TPM'")):
         (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")

@@ -1,4 +1,6 @@
-from keylime.checkup import Grade, bad, document, is_good, lines, ok, summary, unknown, warning
+import pytest
+
+from keylime.checkup import Grade, bad, document, is_good, lines, ok, read_document, summary, unknown, warning
 
 
 def test_each_result_is_one_line_with_what_to_type() -> None:
@@ -25,4 +27,13 @@ def test_programs_read_the_same() -> None:
         "ok": False,
         "checks": [{"subject": "a", "grade": "bad", "text": "b", "remedy": "c"}],
     }
+    assert read_document(document([bad("a", "b", "c")])) == (bad("a", "b", "c"),)
     assert {grade.lower() for grade in Grade} == {"ok", "warning", "bad", "unknown"}
+
+
+@pytest.mark.parametrize(
+    "value", [None, [], {}, {"checks": 1}, {"checks": [1]}, {"checks": [{"subject": "a", "grade": "good"}]}]
+)
+def test_what_is_no_document_is_said(value: object) -> None:
+    with pytest.raises(ValueError, match="check"):
+        read_document(value)
