@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.old_databases import DATA
-from tests.machines.commands import blocks_of
+from tests.machines.commands import README, TWO_MACHINES, blocks_of
 from tests.machines.conftest import Boot
 
 RELEASES = ("6.5.1-odd", "7.14.3-odd", "upgraded-6.4.3-to-7.14.3")
@@ -23,7 +23,7 @@ def rows(file: Path, question: str) -> set[str]:
 @pytest.mark.parametrize("release", RELEASES)
 def test_an_earlier_installation_goes_on(boot: Boot, release: str) -> None:
     (control,) = boot("control")
-    control.run(blocks_of("README.md", "## Set it up on two machines in five minutes")[0])
+    control.run(blocks_of(README, TWO_MACHINES)[0])
     for name in ("cv_data.sqlite", "reg_data.sqlite"):
         shutil.copyfile(DATA / release / name, control.path("/var/lib/keylime") / name)
     control.run("chown keylime: /var/lib/keylime/*.sqlite")

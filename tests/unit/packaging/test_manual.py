@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.machines.commands import TYPED, blocks_of
+
 ROOT = Path(__file__).parents[3]
 SCRIPTS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["scripts"]
 PROGRAMS = ("registrar", "verifier", "agent")
@@ -103,3 +105,9 @@ def _options(parser: Any) -> Iterator[str]:
         yield from (name for name in action.option_strings if name.startswith("--"))
         for child in (action.choices or {}).values() if isinstance(action.choices, dict) else ():
             yield from _options(child)
+
+
+@pytest.mark.parametrize(("page", "headings"), TYPED.items())
+def test_what_is_typed_on_machines_stands_there(page: str, headings: dict[str, int]) -> None:
+    """The machines themselves (tests/machines) take too long to notice."""
+    assert {heading: len(blocks_of(page, heading)) for heading in headings} == headings
