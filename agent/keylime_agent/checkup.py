@@ -5,13 +5,14 @@ Nothing is written, and no key is made that stays: it may be asked beside a runn
 
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from keylime.addresses import means_own_host
 from keylime.checkup import Result, bad, ok, unknown, warning
 from keylime.config.loader import load_settings
+from keylime.config.settings import Settings
 from keylime.errors import ConfigError, CredentialError, KeylimeError, MalformedEvidence, TpmError
 from keylime.hashes import HashAlgorithm
 from keylime.pki.der import read_certificate
@@ -20,6 +21,7 @@ from keylime.pki.tls import load_trusted_certificates
 from keylime.tpm.device import Tpm, choose_tcti
 from keylime_agent.config import AgentConfig, agent_config
 from keylime_agent.kernel_remarks import bank_remark
+from keylime_agent.machine_config import MachineConfig
 from keylime_agent.tpm_identity import open_ek
 
 _IMA_POLICY = Path("/sys/kernel/security/ima/policy")
@@ -37,6 +39,14 @@ def examine(environ: Mapping[str, str]) -> Iterator[Result]:
     except KeylimeError as error:
         yield bad("configuration", str(error))
         return
+    yield from machine(settings, config, environ)
+    yield from addresses(config)
+    yield registrar(config)
+    yield from authority(config)
+
+
+def machine(settings: Settings, config: MachineConfig, environ: Mapping[str, str]) -> Iterator[Result]:
+    """What agents of both models need of this machine."""
     for text in settings.warnings:
         yield warning("configuration", text)
     if not settings.warnings:
@@ -45,12 +55,9 @@ def examine(environ: Mapping[str, str]) -> Iterator[Result]:
     yield from ima(config.ima_path)
     yield kernel(os.uname().release, config.algorithms.hash_alg)
     yield boot_log(config.boot_log_path)
-    yield from addresses(config)
-    yield registrar(config)
-    yield from authority(config)
 
 
-def tpm(config: AgentConfig, environ: Mapping[str, str]) -> Iterator[Result]:
+def tpm(config: MachineConfig, environ: Mapping[str, str]) -> Iterator[Result]:
     """The TPM, how it is reached, its banks, and the certificate of its endorsement key."""
     os.environ.setdefault("TSS2_LOG", "all+NONE")
     try:
@@ -95,7 +102,7 @@ def resource_manager(tcti: str) -> Result:
     return ok("resource manager", "the kernel's" if "tpmrm" in tcti else f"left to {tcti.partition(':')[0]}")
 
 
-def ek_certificate(device: Tpm, config: AgentConfig) -> Result:
+def ek_certificate(device: Tpm, config: MachineConfig) -> Result:
     """Whether the TPM's maker vouches for it, and who that is."""
     subject = "EK certificate"
     certificate = device.ek_certificates(open_ek(device, config.algorithms, config.ek_handle)).certificate
@@ -208,31 +215,40 @@ def addresses(config: AgentConfig) -> Iterator[Result]:
             )
 
 
-def registrar(config: AgentConfig) -> Result:
+def registrar(config: MachineConfig) -> Result:
     """Whether somebody listens where the agent registers."""
-    subject = f"registrar {config.registrar_ip}:{config.registrar_port}"
+    return listens(
+        f"registrar {config.registrar_ip}:{config.registrar_port}",
+        (config.registrar_ip, config.registrar_port),
+        "check [agent] registrar_ip and registrar_port, firewalls, and that keylime_registrar runs there",
+    )
+
+
+def listens(subject: str, address: tuple[str, int], remedy: str) -> Result:
+    """Whether somebody takes connections at `address`."""
     try:
-        socket.create_connection((config.registrar_ip, config.registrar_port), _LIMIT_S).close()
+        socket.create_connection(address, _LIMIT_S).close()
     except OSError as error:
-        return bad(
-            subject,
-            f"cannot be reached: {error.strerror or error}",
-            "check [agent] registrar_ip and registrar_port, firewalls, and that keylime_registrar runs there",
-        )
+        return bad(subject, f"cannot be reached: {error.strerror or error}", remedy)
     return ok(subject, "takes connections")
 
 
 def authority(config: AgentConfig) -> Iterator[Result]:
     """The CAs whose clients may call the agent, and whom it believes to be the registrar."""
     files = [] if config.tls is None else [("trusted_client_ca", path) for path in config.tls.trusted_clients]
-    if config.registrar_tls is not None:
-        files.append(("registrar_tls_ca_cert", config.registrar_tls.authority))
     if config.tls is None:
         yield warning(
             "CA",
             "mutual TLS is off: whoever reaches the agent may ask it",
             "[agent] enable_agent_mtls = True",
         )
+    yield from authorities(config, files)
+
+
+def authorities(config: MachineConfig, files: Sequence[tuple[str, Path]]) -> Iterator[Result]:
+    """The CAs in `files`, each with its option, and that of the registrar."""
+    if config.registrar_tls is not None:
+        files = [*files, ("registrar_tls_ca_cert", config.registrar_tls.authority)]
     now = datetime.now(UTC)
     for option, path in files:
         subject = f"[agent] {option} {path}"

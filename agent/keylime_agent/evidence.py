@@ -91,7 +91,12 @@ class BootLog:
 
     def read_base64(self) -> str | None:
         """The whole log in base64, None when there is none."""
-        return base64.b64encode(self._file.read_from(0)).decode() if self._file.reopen() else None
+        data = self.read()
+        return None if data is None else base64.b64encode(data).decode()
+
+    def read(self) -> bytes | None:
+        """The whole log, None when there is none."""
+        return self._file.read_from(0) if self._file.reopen() else None
 
     def close(self) -> None:
         """Let go of the file."""

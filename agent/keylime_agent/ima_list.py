@@ -166,16 +166,7 @@ class ImaList:
         """
         if not self._file.reopen():
             return None
-        if self._file.identity != self._identity:
-            self._forget()
-        elif self._first_line() != self._first:
-            self._find_again()
-        known = max((number for number in self._bookmarks if number <= entry), default=self._deleted)
-        text = self._lines_at(known)
-        if text is None:  # the file was cut or written anew
-            self._find_again()
-            known = self._deleted
-            text = self._lines_at(known) or b""
+        known, text = self._lines_before(entry)
         skipped = _skip_lines(text, entry - known) if entry >= known else None
         if skipped is None:
             entry, known, skipped = 0, self._deleted, 0
@@ -186,9 +177,34 @@ class ImaList:
         self._mark(known, text)
         return ListExcerpt(list_text(text[skipped:]), entry)
 
+    def count(self) -> int | None:
+        """How many entries there have been since the boot, None when there is no list."""
+        if not self._file.reopen():
+            return None
+        known, text = self._lines_before(None)
+        entries = known + text.count(b"\n")
+        self._remember(entries, self._bookmarks[known] + len(text))
+        self._mark(known, text)
+        return entries
+
     def close(self) -> None:
         """Let go of the file."""
         self._file.close()
+
+    def _lines_before(self, entry: int | None) -> tuple[int, bytes]:
+        """The last entry up to `entry` (None: of all) with a bookmark, and the lines from it on."""
+        if self._file.identity != self._identity:
+            self._forget()
+        elif self._first_line() != self._first:
+            self._find_again()
+        marked = (number for number in self._bookmarks if entry is None or number <= entry)
+        known = max(marked, default=self._deleted)
+        text = self._lines_at(known)
+        if text is None:  # the file was cut or written anew
+            self._find_again()
+            known = self._deleted
+            text = self._lines_at(known) or b""
+        return known, text
 
     def _lines_at(self, known: int) -> bytes | None:
         """The complete lines from the bookmark of entry `known`, or None if no line begins there."""

@@ -26,7 +26,7 @@ from keylime.errors import (
     WrongPeerKey,
 )
 from keylime.http.key_check import KeyCheck, KeyMismatch
-from keylime.http.replies import DEFAULT_MAX_BODY, HEADERS, Admit, Reply, log_call, read_reply
+from keylime.http.replies import DEFAULT_MAX_BODY, HEADERS, Admit, Answer, Reply, log_call, read_reply
 from keylime.http.server_check import ServerCheck
 from keylime.http.trouble import reason_of, unreachable
 from keylime.messages.envelope import parse_body
@@ -105,12 +105,38 @@ class Peer:
         `max_body` is for this answer. Calls that are made by the thousand are routine, and logged at
         DEBUG only.
         """
-        target = self._url + path + (f"?{urllib.parse.urlencode(query)}" if query else "")
-        content = None if body is None else io.BytesIO(msgspec.json.encode(body))
+        target = path + (f"?{urllib.parse.urlencode(query)}" if query else "")
+        answer = await self.exchange(
+            method,
+            target,
+            content=None if body is None else msgspec.json.encode(body),
+            headers={} if body is None else {"Content-Type": "application/json"},
+            timeout_s=timeout_s,
+            max_body=max_body,
+            admit=admit,
+            is_routine=is_routine,
+        )
+        return read_reply(answer.code, answer.content, self._url)
+
+    async def exchange(
+        self,
+        method: str,
+        target: str,
+        *,
+        content: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
+        max_body: int | None = None,
+        admit: Admit | None = None,
+        is_routine: bool = False,
+    ) -> Answer:
+        """The answer, whatever it holds, to `content` with these `headers`. `target` is path and query.
+
+        Raises as `request` does, but for what is no envelope.
+        """
+        path = target.partition("?")[0]
         about = request_id.for_call()
-        headers = {**HEADERS, request_id.HEADER: about}
-        if body is not None:
-            headers["Content-Type"] = "application/json"
+        sent = {**HEADERS, request_id.HEADER: about, **(headers or {})}
         deadline = aiohttp.ClientTimeout(total=self._timeout_s if timeout_s is None else timeout_s)
         data: bytes | bytearray = b""
         has_begun = False
@@ -118,9 +144,9 @@ class Peer:
         try:
             async with self._open().request(
                 method,
-                yarl.URL(target, encoded=True),
-                data=content,
-                headers=headers,
+                yarl.URL(self._url + target, encoded=True),
+                data=None if content is None else io.BytesIO(content),
+                headers=sent,
                 ssl=self._tls if self._tls is not None else True,
                 allow_redirects=False,
                 timeout=deadline,
@@ -129,7 +155,7 @@ class Peer:
                 is_news = not is_routine and (method != "GET" or response.status >= 400)
                 log_call(log, method, self._url + path, response.status, about, is_news=is_news)
                 data = await self._read(response, self._max_body if max_body is None else max_body, admit)
-                return read_reply(response.status, data, self._url)
+                return Answer(response.status, response.headers, data)
         except TimeoutError as error:
             if has_begun:
                 reason = f"the answer was not complete within {deadline.total:g} s"

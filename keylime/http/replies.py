@@ -1,7 +1,7 @@
 """What HTTP clients make of answers: the envelope read, hostile texts made printable, one line in the log."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -25,6 +25,15 @@ def peer_url(host: str, port: int, *, tls: bool) -> str:
     """The base URL of a peer; an IPv6 address is bracketed."""
     name = f"[{host}]" if ":" in host and not host.startswith("[") else host
     return f"{'https' if tls else 'http'}://{name}:{port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A peer's answer as it came: HTTP status, headers (whose names are found in any case), body."""
+
+    code: int
+    headers: Mapping[str, str]
+    content: bytes | bytearray
 
 
 @dataclass(frozen=True, slots=True)

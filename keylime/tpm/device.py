@@ -379,19 +379,23 @@ class Tpm:
         ak: LoadedKey,
         selection: PcrSelection,
         nonce: bytes,
-        pubkey_pem: str,
+        pubkey_pem: str | None,
         measurements: Measurements | None = None,
     ) -> QuoteParts:
         """A quote over `selection` and PCR 16, which holds nothing but the binding of `pubkey_pem`.
 
-        The values are read before the quote, and any program may extend PCR 16 in between: then all is done
-        again, up to five times. The kernel may extend PCR 10 faster than that. Its value in the quote then
-        follows from the value read and from the kernel's list, `measurements`.
+        Without a `pubkey_pem` PCR 16 is left alone, as any other. The values are read before the quote, and
+        any program may extend PCR 16 in between: then all is done again, up to five times. The kernel may
+        extend PCR 10 faster than that. Its value in the quote then follows from the value read and from the
+        kernel's list, `measurements`.
         """
-        selection = PcrSelection(selection.bank, selection.indices | {DATA_PCR})
-        bound = data_pcr_value(selection.bank, pubkey_pem)
+        bound = None
+        if pubkey_pem is not None:
+            selection = PcrSelection(selection.bank, selection.indices | {DATA_PCR})
+            bound = data_pcr_value(selection.bank, pubkey_pem)
         for attempt in range(QUOTE_ATTEMPTS):
-            self._bind(selection.bank, pubkey_pem)
+            if pubkey_pem is not None:
+                self._bind(selection.bank, pubkey_pem)
             # At first, PCR 10 probably does not move, and to look where a long list ends takes its time.
             moving = measurements if attempt and IMA_PCR in selection.indices else None
             if moving is not None:
@@ -400,7 +404,7 @@ class Tpm:
             with tpm_command("TPM2_Quote"):
                 quoted, signature = self._esapi.quote(self._handle(ak), _tpm_selection(selection), nonce)
             attest = bytes(quoted)
-            if pcrs.values[DATA_PCR] != bound:
+            if bound is not None and pcrs.values[DATA_PCR] != bound:
                 continue
             later = moving.later_values(selection.bank, pcrs.values[IMA_PCR]) if moving is not None else ()
             signed = _signed_digest(attest)

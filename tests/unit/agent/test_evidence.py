@@ -56,6 +56,16 @@ def test_a_line_that_is_still_being_written_waits(path: Path) -> None:
     assert ima.read_from(6) == ListExcerpt(LINES[6], 6)
 
 
+def test_complete_lines_are_counted_without_reading_the_old_ones_again(path: Path) -> None:
+    ima = ImaList(LogFile(path))
+    assert ima.count() == 5
+    with path.open("a") as file:
+        file.write(LINES[5] + LINES[6][:20])
+    assert ima.count() == 6
+    assert ima.read_from(5) == ListExcerpt(text(5, 6), 5)
+    assert ImaList(LogFile(path.with_name("none"))).count() is None
+
+
 def test_a_list_that_was_replaced_is_read_anew(path: Path) -> None:
     ima = ImaList(LogFile(path))
     ima.read_from(5)
