@@ -13,3 +13,9 @@ def ima_emulator() -> None:
     with extra_explained("keylime_ima_emulator", "agent"):
         from keylime_agent.ima_emulator import main as run
     run()
+
+
+def push_model_agent() -> None:
+    with extra_explained("keylime_push_model_agent", "agent"):
+        from keylime_agent.pushing.main import main as run
+    run()

@@ -6,7 +6,7 @@ import importlib
 import sys
 
 # Daemons belong to section 8, what people call belongs to section 1.
-_DAEMONS = frozenset({"keylime_agent", "keylime_registrar", "keylime_verifier"})
+_DAEMONS = frozenset({"keylime_agent", "keylime_push_model_agent", "keylime_registrar", "keylime_verifier"})
 
 
 class _ParserFound(BaseException):

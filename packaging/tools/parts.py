@@ -125,7 +125,7 @@ def _system_file(path: PurePosixPath) -> str:
     """Units, configuration and directories are their role's, if their name has one."""
     if path.name == "var-lib-keylime-secure.mount" or path.parts[-2:] == ("libexec", "keylime"):
         return "keylime-agent"
-    role = re.match(r"(?:keylime_)?(agent|registrar|tenant|verifier)\b", path.name)
+    role = re.match(r"(?:keylime_(?:push_model_)?)?(agent|registrar|tenant|verifier)\b", path.name)
     return COMMON if role is None else f"keylime-{role[1]}"
 
 

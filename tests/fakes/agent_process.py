@@ -93,6 +93,8 @@ async def _reader_of(pipe: int) -> AsyncIterator[asyncio.StreamReader]:
 class AgentProcess:
     """The console program with options from the environment; its output is collected line by line."""
 
+    program = "keylime_agent"
+
     def __init__(self, work_dir: Path, tcti: str, **options: object) -> None:
         self.work_dir = work_dir
         self.lines: list[str] = []
@@ -117,7 +119,7 @@ class AgentProcess:
     async def __aenter__(self) -> Self:
         (output, stdout), (errors, stderr) = os.pipe(), os.pipe()
         try:
-            self._process = start(Order("keylime_agent", (), self.environment), stdout=stdout, stderr=stderr)
+            self._process = start(Order(self.program, (), self.environment), stdout=stdout, stderr=stderr)
         finally:
             os.close(stdout)
             os.close(stderr)
@@ -141,6 +143,13 @@ class AgentProcess:
     async def port(self) -> int:
         """Where it listens."""
         return int((await self.line("Listening on")).rpartition(":")[2])
+
+    @property
+    def pid(self) -> int:
+        """The process."""
+        if self._process is None:
+            raise AssertionError("not started")
+        return self._process.pid
 
     def hang_up(self) -> None:
         """Sends SIGHUP."""
@@ -176,3 +185,9 @@ class AgentProcess:
         async with self._grown:
             self.lines.append(line)
             self._grown.notify_all()
+
+
+class PushAgentProcess(AgentProcess):
+    """The agent that attests by itself."""
+
+    program = "keylime_push_model_agent"

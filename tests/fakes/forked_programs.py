@@ -38,6 +38,7 @@ _LOADED_LATE = {
     "keylime_convert_runtime_policy": "keylime_policy.convert",
     "keylime_create_policy": "keylime_policy.create_policy",
     "keylime_ima_emulator": "keylime_agent.ima_emulator",
+    "keylime_push_model_agent": "keylime_agent.pushing.main",
     "keylime_registrar": "keylime_registrar.main",
     "keylime_sign_runtime_policy": "keylime_policy.sign_runtime_policy",
     "keylime_tenant": "keylime_tenant.main",

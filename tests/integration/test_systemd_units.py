@@ -15,7 +15,7 @@ from keylime_agent.main import FORBIDDEN
 
 _SYSTEMD = Path(__file__).parents[2] / "systemd"
 _DOCUMENT = Path(__file__).parents[2] / "docs/operation.md"
-_SERVICES = ("keylime_agent", "keylime_registrar", "keylime_verifier")
+_SERVICES = ("keylime_agent", "keylime_push_model_agent", "keylime_registrar", "keylime_verifier")
 
 
 def _tool(name: str) -> str:
@@ -43,7 +43,7 @@ def test_systemd_understands_every_unit(tmp_path: Path) -> None:
             text = text.replace(f"/usr/bin/{service}", str(stub))
         (tmp_path / path.name).write_text(text)
     units = sorted(str(path) for path in tmp_path.iterdir() if path.suffix)
-    assert len(units) == 5
+    assert len(units) == 6
     result = subprocess.run(  # noqa: S603
         [analyze, "verify", "--man=no", *units], capture_output=True, text=True, check=False
     )
@@ -102,8 +102,18 @@ def test_what_a_restart_cannot_mend_is_not_repeated() -> None:
     assert _unit("keylime_agent.service")["Service"]["RestartPreventExitStatus"] == str(FORBIDDEN)
 
 
-def test_the_agent_starts_as_root() -> None:
-    assert "User" not in _unit("keylime_agent.service")["Service"]
+@pytest.mark.parametrize("service", ["keylime_agent", "keylime_push_model_agent"])
+def test_an_agent_starts_as_root(service: str) -> None:
+    assert "User" not in _unit(f"{service}.service")["Service"]
+
+
+def test_a_machine_has_an_agent_of_one_model() -> None:
+    polled, pushing = _unit("keylime_agent.service"), _unit("keylime_push_model_agent.service")
+    assert polled["Unit"]["Conflicts"] == "keylime_push_model_agent.service"
+    assert pushing["Unit"]["Conflicts"] == "keylime_agent.service"
+    # It takes no payload, and goes on when it is refused.
+    assert "Requires" not in pushing["Unit"]
+    assert "RestartPreventExitStatus" not in pushing["Service"]
 
 
 @pytest.mark.parametrize("service", ["keylime_verifier", "keylime_registrar"])
@@ -114,7 +124,13 @@ def test_servers_run_as_keylime_with_nothing_but_their_working_directory(service
 
 
 @pytest.mark.parametrize(
-    ("service", "tenths"), [("keylime_verifier", 20), ("keylime_registrar", 20), ("keylime_agent", 50)]
+    ("service", "tenths"),
+    [
+        ("keylime_verifier", 20),
+        ("keylime_registrar", 20),
+        ("keylime_agent", 50),
+        ("keylime_push_model_agent", 40),
+    ],
 )
 def test_services_are_exposed_no_more_than_they_must(service: str, tenths: int) -> None:
     command = [_tool("systemd-analyze"), "security", "--offline=true", "--no-pager", f"--threshold={tenths}"]

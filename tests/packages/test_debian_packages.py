@@ -25,7 +25,7 @@ ALONE = {
     "keylime-verifier": {"keylime-common", "keylime-database"},
 }
 SCRIPTS = {
-    "keylime-agent": ("keylime_agent", "keylime_ima_emulator"),
+    "keylime-agent": ("keylime_agent", "keylime_ima_emulator", "keylime_push_model_agent"),
     "keylime-registrar": ("keylime_registrar",),
     "keylime-tenant": ("keylime_tenant", "keylime-policy", "keylime_ca"),
     "keylime-verifier": ("keylime_verifier",),

@@ -312,6 +312,41 @@ AGENT = ComponentTable(
             "Log of what the operating system measured; default is systemd's, "
             "/run/log/systemd/tpm2-measure.log.",
         ),
+        # Of keylime_push_model_agent alone.
+        _agent(
+            "verifier_url",
+            Kind.LIST,
+            ("https://localhost:8881",),
+            "Verifier that keylime_push_model_agent attests to; of several, a list, in which they are tried.",
+        ),
+        _agent(
+            "verifier_tls_ca_cert",
+            Kind.PATH,
+            "default",
+            "Certificate of the authority that vouches for the verifier of keylime_push_model_agent; default "
+            "is cv_ca/cacert.crt in the working directory.",
+        ),
+        _agent(
+            "attestation_interval_seconds",
+            Kind.INTEGER,
+            60,
+            "Seconds between attestations of keylime_push_model_agent where the verifier does not say (its "
+            "quote_interval), and before it asks again a verifier to which it was not added.",
+            minimum=1,
+            maximum=86400,
+        ),
+        _agent(
+            "certification_keys_server_identifier",
+            Kind.TEXT,
+            "ak",
+            "What keylime_push_model_agent calls its attestation key to the verifier.",
+        ),
+        _agent(
+            "uefi_logs_evidence_version",
+            Kind.TEXT,
+            "2.1",
+            "Version of the boot log that keylime_push_model_agent announces.",
+        ),
         # Known from existing files, without effect today.
         _ignored("api_versions", Kind.LIST, ("default",), "REST versions to offer."),
         _ignored(
@@ -322,12 +357,12 @@ AGENT = ComponentTable(
         _ignored("exponential_backoff", Kind.FLAG, True, "Growing pauses between TPM commands."),
         _ignored("retry_interval", Kind.NUMBER, 2.0, "Pause between TPM commands."),
         _ignored("max_retries", Kind.INTEGER, 4, "Attempts for TPM commands."),
-        _ignored("attestation_interval_seconds", Kind.INTEGER, 60, "Period of the push model."),
-        _ignored("verifier_url", Kind.TEXT, "https://localhost:8881", "Verifier of the push model."),
-        _ignored("verifier_tls_ca_cert", Kind.PATH, "default", "CA of the verifier (push model)."),
-        _ignored("certification_keys_server_identifier", Kind.TEXT, "ak", "Key name in the push model."),
-        _ignored("uefi_logs_evidence_version", Kind.TEXT, "2.1", "Evidence version in the push model."),
-        _ignored("tls_accept_invalid_certs", Kind.FLAG, False, "Testing aid of the push model."),
+        _ignored(
+            "tls_accept_invalid_certs",
+            Kind.FLAG,
+            False,
+            "Testing aid of the push model: servers are always checked.",
+        ),
         _ignored("tls_accept_invalid_hostnames", Kind.FLAG, False, "Testing aid of the push model."),
         _ignored("disabled_signing_algorithms", Kind.LIST, (), "Withdrawn option."),
         _ignored("ima_ml_count_file", Kind.PATH, "default", "Withdrawn option."),
