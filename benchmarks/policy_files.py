@@ -8,12 +8,14 @@ Both use two processors and read the same files from memory, turn about; the bes
 import json
 import os
 import random
+import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -44,11 +46,21 @@ def make_tree(top: Path, files: int) -> int:
     return total
 
 
-def seconds(action: Callable[[], object]) -> float:
-    """How long it takes."""
-    began = time.perf_counter()
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Seconds by the clock, and of processors."""
+
+    wall: float
+    cpu: float
+
+
+def taken(action: Callable[[], object]) -> Taken:
+    """What the processes that it starts take."""
+    began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     action()
-    return time.perf_counter() - began
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Taken(time.perf_counter() - began, cpu)
 
 
 def by_sha256sum(top: Path) -> None:
@@ -76,24 +88,28 @@ def main() -> int:
         policy = home / "policy.json"
         rounds = [
             (
-                seconds(lambda: by_sha256sum(home / "tree")),
-                seconds(lambda: by_policy_tool(home / "tree", policy)),
+                taken(lambda: by_sha256sum(home / "tree")),
+                taken(lambda: by_policy_tool(home / "tree", policy)),
             )
             for _ in range(_ROUNDS)
         ]
         made = len(json.loads(policy.read_text())["digests"])
     finally:
         shutil.rmtree(home)
-    theirs, ours = (min(times) for times in zip(*rounds, strict=True))
+    theirs, ours = (
+        Taken(min(one.wall for one in times), min(one.cpu for one in times))
+        for times in zip(*rounds, strict=True)
+    )
     table = Table(title=f"{made} files, {size >> 20} MiB, best of {_ROUNDS} rounds")
-    for heading in ("", "seconds", "files/s"):
+    for heading in ("", "seconds", "CPU seconds", "files/s"):
         table.add_column(heading, justify="left" if not heading else "right")
-    for name, taken in (("find | xargs -P2 sha256sum", theirs), ("keylime-policy create runtime", ours)):
-        table.add_row(name, f"{taken:.2f}", f"{files / taken:,.0f}")
+    for name, one in (("find | xargs -P2 sha256sum", theirs), ("keylime-policy create runtime", ours)):
+        table.add_row(name, f"{one.wall:.2f}", f"{one.cpu:.2f}", f"{files / one.wall:,.0f}")
     console = Console()
     console.print(table)
-    met = theirs / ours >= BUDGET and made == files
-    console.print(f"{'met' if met else 'MISSED'}: {theirs / ours:.2f} of its speed, budget {BUDGET}")
+    speed = theirs.wall / ours.wall
+    met = speed >= BUDGET and made == files
+    console.print(f"{'met' if met else 'MISSED'}: {speed:.2f} of its speed, budget {BUDGET}")
     return 0 if met else 1
 
 

@@ -29,7 +29,7 @@ _EARLY = (b"kernel/", b"early_cpio")
 class Hash(Protocol):
     """A hash object of `hashlib`."""
 
-    def update(self, data: bytes, /) -> None:
+    def update(self, data: bytes | memoryview, /) -> None:
         """Adds data."""
 
     def hexdigest(self) -> str:

@@ -337,7 +337,10 @@ def _add_claim(claims: list[AlgorithmClaim], claim: AlgorithmClaim | None) -> No
 
 def _merge(section: dict[str, set[str]], found: Mapping[str, Iterable[str]]) -> None:
     for name, digests in found.items():
-        section.setdefault(name, set()).update(digests)
+        if name in section:
+            section[name].update(digests)
+        else:
+            section[name] = set(digests)
 
 
 def _sorted(section: Mapping[str, set[str]]) -> dict[str, list[str]]:

@@ -175,13 +175,18 @@ def _belongs_to(entry: "os.DirEntry[bytes]", owner: int) -> bool:
 
 def _hash_batch(paths: Sequence[bytes], algorithm: HashAlgorithm) -> list[tuple[bytes, str]]:
     results = []
+    # One for all files: most are small, and a fresh one for each costs more than reading it.
+    buffer = bytearray(_PIECE)
+    view = memoryview(buffer)
     for path in paths:
         digest = new_hash(algorithm)
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            with open(descriptor, "rb", buffering=0) as file:
-                while piece := file.read(_PIECE):
-                    digest.update(piece)
+            try:
+                while count := os.readv(descriptor, (buffer,)):
+                    digest.update(view[:count])
+            finally:
+                os.close(descriptor)
         except FileNotFoundError:
             continue  # removed meanwhile
         except OSError as error:
