@@ -132,7 +132,7 @@ def _add_update(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _add_show(add: Callable[..., argparse.ArgumentParser]) -> None:
-    parser = add("show", help="print a runtime policy, plain or signed, for people")
+    parser = add("show", help="print a runtime policy or a reference state, for people")
     parser.set_defaults(action=("show",))
     parser.add_argument("policy", metavar="POLICY")
     parser.add_argument("--json", action="store_true", help="print its document, indented, sorted")
@@ -141,9 +141,9 @@ def _add_show(add: Callable[..., argparse.ArgumentParser]) -> None:
 def _add_diff(add: Callable[..., argparse.ArgumentParser]) -> None:
     parser = add(
         "diff",
-        help="what one runtime policy allows more and less than another",
-        description="Compare two runtime policies rule by rule. Exit status: 0 the same rules, 1 others, 2 "
-        "unusable input.",
+        help="what one policy allows more and less than another",
+        description="Compare two runtime policies, or two reference states for measured boot, rule by rule. "
+        "Exit status: 0 the same rules, 1 others, 2 unusable input.",
     )
     parser.set_defaults(action=("diff",))
     parser.add_argument("old", metavar="OLD")
@@ -160,7 +160,9 @@ def _add_lint(add: Callable[..., argparse.ArgumentParser]) -> None:
         "unusable input.",
     )
     parser.set_defaults(action=("lint",))
-    parser.add_argument("policy", metavar="FILE", help="a runtime policy, an allowlist or an exclude list")
+    parser.add_argument(
+        "policy", metavar="FILE", help="a runtime policy, an allowlist, an exclude list or a reference state"
+    )
     parser.add_argument(
         "-e", "--excludelist", metavar="FILE", help="an exclude list that is used with the policy"
     )

@@ -1,4 +1,4 @@
-"""Runtime policies that are there already: shown, compared, united, converted, amended, looked over."""
+"""Policies that are there already: shown, compared, united, converted, amended, looked over."""
 
 import json
 import sys
@@ -20,6 +20,7 @@ from keylime.ima.runtime_policy import (
     merge,
     parse_runtime_policy,
 )
+from keylime_policy.boot_states import is_reference_state
 from keylime_policy.create_runtime import PolicyDraft, summary, verification_keys
 from keylime_policy.files import read_text, write_output
 from keylime_policy.lint import Remark, lint, lint_excludes
@@ -32,6 +33,7 @@ from keylime_policy.policies import (
     load_findings,
     load_policy,
 )
+from keylime_policy.reference_states import lint_state, show_state, show_state_difference
 from keylime_policy.sources import blaming
 from keylime_policy.times import local_time, timestamp_of
 
@@ -41,6 +43,8 @@ _DIFFERENT = 1
 
 def show(path: str, *, as_json: bool) -> int:
     """Prints a policy: its rows, its expressions and keys, then a line for each digest."""
+    if is_reference_state(read_text("POLICY", path)):
+        return show_state(path, as_json=as_json)
     loaded = load_policy("POLICY", path)
     policy = loaded.policy
     if as_json:
@@ -86,6 +90,14 @@ def _count(digests: DigestMap) -> str:
 
 def show_difference(old: str, new: str, *, as_json: bool) -> int:
     """Prints what `new` allows more (+) and less (-) than `old`; the status is 1 where they differ."""
+    kinds = [is_reference_state(read_text(option, path)) for option, path in (("OLD", old), ("NEW", new))]
+    if all(kinds):
+        return show_state_difference(old, new, as_json=as_json)
+    if any(kinds):
+        state, policy = (old, new) if kinds[0] else (new, old)
+        raise ConfigError(
+            f"{state} is a reference state for measured boot, and {policy} is none: they do not compare"
+        )
     difference = diff(load_policy("OLD", old).policy, load_policy("NEW", new).policy)
     if as_json:
         sys.stdout.write(json.dumps(_difference_document(difference), indent=2) + "\n")
@@ -206,6 +218,10 @@ def lint_file(path: str, excludes: str | None, *, as_json: bool) -> int:
     text = read_text("POLICY", path)
     if not text.strip():
         raise ConfigError(f"POLICY {path}: is empty")
+    if is_reference_state(text):
+        if excludes is not None:
+            raise ConfigError("--excludelist goes with runtime policies, and this is a reference state")
+        return lint_state(path, as_json=as_json)
     if text.lstrip().startswith("{") or is_allowlist(text):
         policy = parse_runtime_policy(load_any_policy("POLICY", path))
         found = [(path, _line(text, remark.place), remark) for remark in lint(policy)]
