@@ -36,7 +36,7 @@ help:
 	@echo 'make test-packages  build packages and images, install them, run them, remove them (some minutes)'
 	@echo 'make test-systemd  boot Debian machines, install packages and type what the documentation says (some minutes)'
 	@echo 'make docs    build the manual, in which no link leads nowhere, into build/docs'
-	@echo 'make config  write the packaged configuration files and their reference anew from their tables'
+	@echo 'make config  write the packaged configuration files, their reference, and the schema of JSON documents anew'
 	@echo 'make venv    make $(VENV) with the project installed editable'
 	@echo 'make clean   remove everything that the other targets made'
 
@@ -132,6 +132,7 @@ test-systemd: venv $(WHEELS)/.complete
 config: venv
 	@$(BIN)/python -m keylime.config.packaged config
 	@$(BIN)/python -m keylime.config.reference docs/reference/configuration.md
+	@$(BIN)/python -m keylime_tenant.json_documents docs/reference/keylime_tenant.schema.json
 
 requirements: lock
 

@@ -46,6 +46,8 @@ def collect(target: Path) -> None:
         _write(target / place, _led(page.read_text("utf-8"), f"docs/{place}", place))
     for source, place in _OF_THE_ROOT.items():
         _write(target / place, _led((ROOT / source).read_text("utf-8"), source, place))
+    for schema in sorted((ROOT / "docs" / "reference").glob("*.schema.json")):
+        _write(target / "reference" / schema.name, schema.read_text("utf-8"))
     shutil.copy(ROOT / "LICENSE", target / "LICENSE.txt")
     apis = documents()
     for program, document in apis.items():

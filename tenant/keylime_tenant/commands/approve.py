@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from keylime.errors import ConfigError
 from keylime.findings.finding import printable
 from keylime.messages.verification import PolicyVersions
@@ -13,6 +15,7 @@ from keylime_tenant.client import read_results
 from keylime_tenant.commands.verifier import reactivate_one
 from keylime_tenant.commands.why import read_case
 from keylime_tenant.errors import CommandFailed
+from keylime_tenant.json_documents import Approval, Approved
 from keylime_tenant.judgement import await_judgement
 from keylime_tenant.payload_sources import read_file
 from keylime_tenant.session import Session
@@ -35,7 +38,7 @@ async def approve(session: Session) -> None:
     key = None
     if session.arguments.sign_key is not None:
         key = signing_key(session.arguments.sign_key, read_file("--sign-key", session.arguments.sign_key))
-    approved: list[dict[str, Any]] = []
+    approved: list[Approved] = []
     for _ in range(_MOST_ROUNDS):
         text = await _text(session, name)
         proposal = propose(text, case.findings, only=session.arguments.only, force=session.arguments.force)
@@ -47,8 +50,10 @@ async def approve(session: Session) -> None:
         reply = await session.verifier.policy("PUT", _KIND, name, request_of(proposal, key))
         if reply.code != 201:
             raise session.verifier.refusal(reply, f"store the next version of policy {name!r}")
-        approved.append({"policy": name, "added": proposal.difference.added})
-        session.output.result({"agent_id": session.agent_id, "approved": approved}, names=[session.agent_id])
+        approved.append(_approved(name, proposal))
+        session.output.result(
+            msgspec.to_builtins(Approval(session.agent_id, approved)), names=[session.agent_id]
+        )
         session.output.said("Policy %s has a new version; agent %s is judged by it", name, session.agent_id)
         findings = await _judged(session)
         if findings is None:
@@ -59,11 +64,16 @@ async def approve(session: Session) -> None:
     )
 
 
+def _approved(policy: str, proposal: Proposal) -> Approved:
+    """What the new version of a policy allows more."""
+    return msgspec.convert({"policy": policy, "added": proposal.difference.added}, Approved)
+
+
 async def _judged(session: Session) -> list[FindingSummary] | None:
     """Has the agent judged anew; the findings if it fails by others than before, None when it passes."""
     wait = _WAIT_S if session.arguments.wait is None else session.arguments.wait
     patient = dataclasses.replace(session, arguments=dataclasses.replace(session.arguments, wait=wait))
-    passes = await reactivate_one(session, session.agent_id)
+    _, passes = await reactivate_one(session, session.agent_id)
     try:
         await await_judgement(patient, session.agent_id, passes)
     except CommandFailed:

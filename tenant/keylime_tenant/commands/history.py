@@ -4,6 +4,7 @@ from msgspec import to_builtins
 
 from keylime_tenant.doing import doing
 from keylime_tenant.history import history_lines
+from keylime_tenant.json_documents import History
 from keylime_tenant.session import Session
 
 
@@ -12,7 +13,8 @@ async def history(session: Session) -> None:
     output = session.output
     with doing(output, f"Reading the history of agent {session.agent_id}"):
         events = await session.verifier.history(session.agent_id)
-    rows = to_builtins(events)
-    output.result({"agent_id": session.agent_id, "events": rows}, rows=rows, names=[session.agent_id])
+    output.result(
+        to_builtins(History(session.agent_id, events)), rows=to_builtins(events), names=[session.agent_id]
+    )
     if not output.form.is_document:  # no script expects anything else
         output.lines(history_lines(events, output.terminal))

@@ -71,10 +71,12 @@ async def show_record(session: Session) -> dict[str, Any]:
 async def status(session: Session) -> None:
     """The registrar's record and the verifier's status."""
     record = await show_record(session)
+    names = [str(session.agent_id)]
+    session.output.result({"registrar": record, "verifier": {}}, names=names)  # should the verifier not tell
     info = await show_status(session)
     (one,) = info.values()
     session.output.show(lambda terminal: policy_lines(one, terminal))
-    session.output.result({"registrar": record, "verifier": info}, names=[str(session.agent_id)])
+    session.output.result({"registrar": record, "verifier": info}, names=names)
 
 
 async def regdelete(session: Session) -> None:

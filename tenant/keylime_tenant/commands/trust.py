@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from msgspec import to_builtins
+
 from keylime.pki.der import OPERATORS, read_certificate
 from keylime.pki.ek import EkVerdict, TrustStore, check_ek_certificate, trust_store
 from keylime.pki.tpm_cert_store import load_trust_store
@@ -12,6 +14,7 @@ from keylime_tenant.ca.vendor_import import add_to_store
 from keylime_tenant.ek_check import certificate_of, endorsement_key
 from keylime_tenant.errors import AgentRejected, CommandFailed
 from keylime_tenant.issuers import IssuerChain, Link, find_issuers, parse_fingerprint
+from keylime_tenant.json_documents import Issuer, Issuers
 from keylime_tenant.session import Session
 
 _QUESTION = (
@@ -99,21 +102,16 @@ def _store(session: Session, directory: Path, chosen: Sequence[Link]) -> tuple[s
     return tuple(stored)
 
 
-def _document(
-    session: Session, links: Sequence[Link], stored: Sequence[str], *, trusted: bool
-) -> dict[str, object]:
-    return {
-        "agent_id": session.agent_id,
-        "trusted": trusted,
-        "chain": [
-            {
-                "subject": link.item.certificate.subject.rfc4514_string(),
-                "sha256": link.item.fingerprint,
-                "not_after": f"{link.item.certificate.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ}",
-                "is_root": link.is_root,
-                "address": link.address,
-                "stored": link.item.fingerprint in stored,
-            }
-            for link in links
-        ],
-    }
+def _document(session: Session, links: Sequence[Link], stored: Sequence[str], *, trusted: bool) -> object:
+    chain = [
+        Issuer(
+            subject=link.item.certificate.subject.rfc4514_string(),
+            sha256=link.item.fingerprint,
+            not_after=f"{link.item.certificate.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ}",
+            is_root=link.is_root,
+            address=link.address,
+            stored=link.item.fingerprint in stored,
+        )
+        for link in links
+    ]
+    return to_builtins(Issuers(session.agent_id, trusted, chain))

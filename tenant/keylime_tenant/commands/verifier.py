@@ -5,8 +5,11 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from msgspec import to_builtins
+
 from keylime.errors import KeylimeError, MalformedMessage
 from keylime.findings.finding import printable
+from keylime.http.replies import Reply
 from keylime.identifiers import AgentId, parse_agent_id
 from keylime.messages.verifier import OperationalState
 from keylime.revocation.message import certificate_serial
@@ -14,6 +17,7 @@ from keylime_tenant.client import VerifierClient, answer_document, results_of
 from keylime_tenant.config import Address
 from keylime_tenant.errors import CommandFailed, Unjudged
 from keylime_tenant.first_verdict import FirstVerdict, failure, standing
+from keylime_tenant.json_documents import Reactivated
 from keylime_tenant.judgement import await_judgement
 from keylime_tenant.people import agent_lines, name_lines
 from keylime_tenant.session import Session
@@ -124,7 +128,8 @@ async def reactivate(session: Session) -> None:
     if session.arguments.state is not None:
         await _reactivate_all(session, session.arguments.state)
         return
-    passes_before = await reactivate_one(session, session.agent_id)
+    reply, passes_before = await reactivate_one(session, session.agent_id)
+    session.output.result(answer_document(reply))
     await _show_reactivated(session)
     await await_judgement(session, session.agent_id, passes_before)
 
@@ -152,7 +157,7 @@ async def _reactivate_all(session: Session, state: str) -> None:
     passes, errors = {}, {}
     for agent_id in agents:
         try:
-            passes[agent_id] = await reactivate_one(session, parse_agent_id(agent_id))
+            _, passes[agent_id] = await reactivate_one(session, parse_agent_id(agent_id))
         except KeylimeError as error:
             errors[agent_id] = str(error)
     for agent_id, passes_before in passes.items():
@@ -164,13 +169,13 @@ async def _reactivate_all(session: Session, state: str) -> None:
         session.output.warning("%s", reason)
     done = [one for one in agents if one not in errors]
     session.output.said("%d of %d agents in state %s re-activated", len(done), len(agents), state)
-    session.output.result({"reactivated": done, "errors": errors}, names=done)
+    session.output.result(to_builtins(Reactivated(done, errors)), names=done)
     if errors:
         raise CommandFailed(f"{len(errors)} of {len(agents)} agents were not re-activated, or did not pass")
 
 
-async def reactivate_one(session: Session, agent_id: AgentId) -> int:
-    """Has one agent attested again; how often it had passed before, as far as that was asked."""
+async def reactivate_one(session: Session, agent_id: AgentId) -> tuple[Reply, int]:
+    """Has one agent attested again: the answer, and how often it had passed before, as far as was asked."""
     verifier, passes = session.verifier, 0
     if session.arguments.verifier_check:
         found = await verifier.status(agent_id)
@@ -186,8 +191,7 @@ async def reactivate_one(session: Session, agent_id: AgentId) -> int:
     if reply.code != 200:
         raise verifier.refusal(reply, f"re-activate agent {agent_id}")
     session.output.said("Agent %s re-activated", agent_id)
-    session.output.result(answer_document(reply))
-    return passes
+    return reply, passes
 
 
 async def delete_from_verifier(session: Session, agent_id: AgentId) -> Mapping[str, Any] | None:

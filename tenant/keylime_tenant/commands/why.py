@@ -1,11 +1,11 @@
 """`why` and `diff`: the reasons of a failure, and what was measured against what is allowed."""
 
 import time
-from typing import Any
 
 from msgspec import to_builtins
 
 from keylime_tenant.errors import CommandFailed
+from keylime_tenant.json_documents import Deviation, Deviations, Reasons
 from keylime_tenant.session import Session
 from keylime_tenant.why import Case, case_of, difference_lines, next_commands, why_lines
 
@@ -14,17 +14,15 @@ async def why(session: Session) -> None:
     """Findings in full, since when, what changed before, and the next command."""
     case = await read_case(session)
     output = session.output
-    output.result(
-        {
-            "agent_id": case.agent_id,
-            "findings": to_builtins(case.findings),
-            "findings_left_off": case.left_off,
-            "since": None if case.fall is None else case.fall.at,
-            "before": to_builtins(case.before),
-            "next": next_commands(case),
-        },
-        names=[case.agent_id],
+    reasons = Reasons(
+        agent_id=case.agent_id,
+        findings=list(case.findings),
+        findings_left_off=case.left_off,
+        since=None if case.fall is None else case.fall.at,
+        before=list(case.before),
+        next=next_commands(case),
     )
+    output.result(to_builtins(reasons), names=[case.agent_id])
     if not output.form.is_document:
         output.lines(why_lines(case, output.terminal, time.time()))
 
@@ -33,19 +31,19 @@ async def diff(session: Session) -> None:
     """What the machine measured, against its policy: of the last rejection."""
     case = await read_case(session)
     output = session.output
-    rows: list[dict[str, Any]] = [
-        {
-            "path": finding.path,
-            "log_index": finding.log_index,
-            "section": finding.rule,
-            "expected": finding.expected,
-            "observed": finding.observed,
-        }
+    rows = [
+        Deviation(
+            path=finding.path,
+            log_index=finding.log_index,
+            section=finding.rule,
+            expected=finding.expected,
+            observed=finding.observed,
+        )
         for finding in case.findings
     ]
     output.result(
-        {"agent_id": case.agent_id, "differences": rows, "left_off": case.left_off},
-        rows=rows,
+        to_builtins(Deviations(case.agent_id, rows, case.left_off)),
+        rows=to_builtins(rows),
         names=[case.agent_id],
     )
     if not output.form.is_document:
