@@ -8,21 +8,18 @@ import logging
 import zlib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
 from keylime import patience
 from keylime.database.file import FOREIGN_TABLES, OTHER_IMPLEMENTATION
+from keylime.database.schema import UNFINISHED, Schema
 from keylime.database.transactions import Database
 from keylime.errors import ConfigError
 
 if TYPE_CHECKING:
     from alembic.config import Config
-
-UNFINISHED = "unfinished"
-"""What stands for a revision while tables are made that are not part of a transaction."""
 
 _ACTION = "prepare the tables"
 # A table with a million rows takes its time, and so does another process that has begun before.
@@ -37,31 +34,6 @@ TakeOver = Callable[[sa.Connection], None]
 """What is to be done once, in the transaction that makes the tables."""
 
 _CHATTER = ("alembic.runtime.migration", "alembic.runtime.plugins")
-
-
-@dataclass(frozen=True, slots=True)
-class Schema:
-    """A component's tables: the folder of its revisions, and the table that remembers the current one.
-
-    `program --migrate` is what an operator runs to bring them up to date. `tables` are those of the newest
-    revision.
-    """
-
-    migrations: Path
-    version_table: str
-    program: str
-    tables: sa.MetaData
-
-    @property
-    def revisions(self) -> tuple[str, ...]:
-        """All that there are, the newest last. Files are named for them, like `v0002_shards.py`."""
-        files = (self.migrations / "versions").glob("*_*.py")
-        return tuple(sorted(path.name.partition("_")[0] for path in files))
-
-    @property
-    def newest(self) -> str:
-        """The revision that this release works with."""
-        return self.revisions[-1]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from keylime import patience
 from keylime.database.engine import DatabaseUnavailable
 from keylime.database.locks import Holder, Sightings, holders_of, how_to_end
 from keylime.database.mariadb.failures import number_of
-from keylime.database.migrate import Schema
+from keylime.database.schema import Schema
 from keylime.database.transactions import Database
 from keylime.service.health import Check, Health
 

@@ -12,7 +12,8 @@ from sqlalchemy.engine import URL
 
 from keylime import patience
 from keylime.database.file import FOREIGN_TABLES, OTHER_IMPLEMENTATION
-from keylime.database.migrate import Migration, Schema, prepare_schema
+from keylime.database.migrate import Migration, prepare_schema
+from keylime.database.schema import Schema
 from keylime.database.transactions import Database
 from keylime.errors import ConfigError
 from keylime.takeover.place import Place

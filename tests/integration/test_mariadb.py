@@ -15,8 +15,9 @@ from keylime.database.clock import database_time
 from keylime.database.engine import DatabaseUnavailable, OutcomeUnknown, parse_database_url
 from keylime.database.many import delete_many, insert_many, update_many
 from keylime.database.mariadb.sessions import FRESH_S, find_problem
-from keylime.database.migrate import UNFINISHED, prepare_schema
+from keylime.database.migrate import prepare_schema
 from keylime.database.readiness import database_check, remedy_of
+from keylime.database.schema import UNFINISHED
 from keylime.database.transactions import Database, open_database
 from keylime.errors import ConfigError
 from keylime_registrar.schema import SCHEMA

@@ -7,7 +7,7 @@ import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
-from keylime.database.migrate import Schema
+from keylime.database.schema import Schema
 from keylime_registrar.schema import SCHEMA as REGISTRAR
 from keylime_verifier.database.schema import SCHEMA as VERIFIER
 

@@ -15,7 +15,7 @@ from alembic.script import ScriptDirectory
 
 from keylime.database.engine import DatabaseUnavailable
 from keylime.database.mariadb.sessions import SESSION_SETTINGS, Session
-from keylime.database.migrate import UNFINISHED
+from keylime.database.schema import UNFINISHED
 from keylime.errors import ConfigError
 
 _LONGEST_TURN_S = 600

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from keylime.database.migrate import Schema
+from keylime.database.schema import Schema
 
 metadata = sa.MetaData()
 
