@@ -13,6 +13,9 @@ PREFIX ?= /usr/local
 WHEELS := build/wheels
 MANUAL := build/docs
 
+# Programs and tests are compiled once, and not at each start.
+unexport PYTHONDONTWRITEBYTECODE
+
 # What has nothing to be made, and would be called up to date.
 FOLDERS := keylime packaging agent registrar tenant verifier systemd
 
@@ -70,7 +73,7 @@ test-time: system-packages venv
 	@$(BIN)/python -m pytest tests/e2e/test_year.py tests/unit/pki/test_lifetimes.py tests/integration/test_verifier_certificates.py
 
 unit: venv
-	@$(BIN)/python -m pytest tests/unit -n auto
+	@KEYLIME_TESTS_QUICK=1 $(BIN)/python -m pytest tests/unit -n logical --dist worksteal
 
 check: lint unit
 

@@ -6,14 +6,17 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
+from tests.effort import examples
+
 # How long one example takes says how busy the machine is. Tests of speed measure processor time themselves.
-settings.register_profile("tests", deadline=None)
+settings.register_profile("tests", deadline=None, max_examples=examples(100))
 settings.load_profile("tests")
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """Two for each processor: half of the time tests wait, for leases that end and for polls."""
-    return 2 * len(os.sched_getaffinity(0))
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """With `-n logical` one for each processor; with `-n auto` two, since half of the time programs wait."""
+    per_processor = 1 if config.option.numprocesses == "logical" else 2
+    return per_processor * len(os.sched_getaffinity(0))
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 """Comments and docstrings cite only what a reader can open, and only rows and sections that are there."""
 
+import functools
 import re
 from pathlib import Path
 
@@ -17,23 +18,28 @@ from tests.citations import (
     sections,
 )
 
-REMARKS = tuple(remarks())
 # Documents by their bare names, numbers of sections without a document, and places outside the repository.
 UNREADABLE = re.compile(r"(?<![\w/-])(?:rest-api|policies-and-logs|config-and-cli)\b(?!\.py)|§|\.\./shared")
 PAGES = sorted((*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")))
 LINK = re.compile(r"\]\((?!https?:)([^)\s]+)\)")
 
 
+@functools.cache
+def all_remarks() -> tuple[Remark, ...]:
+    """Those of the whole code."""
+    return tuple(remarks())
+
+
 def test_there_is_something_to_look_at() -> None:
-    assert sum(bool(cited_ids(remark.text)) for remark in REMARKS) > 50
-    assert sum(bool(cited_documents(remark.text)) for remark in REMARKS) > 10
+    assert sum(bool(cited_ids(remark.text)) for remark in all_remarks()) > 50
+    assert sum(bool(cited_documents(remark.text)) for remark in all_remarks()) > 10
 
 
 def test_each_cited_row_is_there() -> None:
     rows = {*ids_of_rows(PAGE.read_text("utf-8")), *ids_of_decisions(DECISIONS.read_text("utf-8"))}
     assert [
         (remark.place, row_id)
-        for remark in REMARKS
+        for remark in all_remarks()
         for row_id in cited_ids(remark.text)
         if row_id not in rows
     ] == []
@@ -42,7 +48,7 @@ def test_each_cited_row_is_there() -> None:
 def test_each_cited_document_and_section_is_there() -> None:
     missing = [
         (remark.place, document, number)
-        for remark in REMARKS
+        for remark in all_remarks()
         for document, numbers in cited_documents(remark.text)
         for number in (numbers or ("",))
         if not _has(ROOT / document, number)
@@ -57,7 +63,7 @@ def _has(document: Path, number: str) -> bool:
 def test_nothing_is_cited_that_a_reader_cannot_open() -> None:
     assert [
         remark.place
-        for remark in REMARKS
+        for remark in all_remarks()
         if UNREADABLE.search(remark.text) and not remark.place.startswith("tests/unit/test_citations.py")
     ] == []
 

@@ -1,6 +1,7 @@
 """Modules that say that they are pure are under the contract that holds them to it, and keep to it."""
 
 import ast
+import functools
 import re
 import tomllib
 from pathlib import Path
@@ -11,6 +12,7 @@ CLAIM = re.compile(r"(?:^|[\s:])Pure[.,:;]|\bDecisions only\b|\bpure bookkeeping
 OPENING = {"open", "read_text", "read_bytes", "write_text", "write_bytes", "unlink", "mkdir", "iterdir"}
 
 
+@functools.cache
 def modules() -> dict[str, ast.Module]:
     """Every module of the project by its dotted name."""
     found = {}
@@ -24,6 +26,7 @@ def modules() -> dict[str, ast.Module]:
     return found
 
 
+@functools.cache
 def held() -> list[str]:
     """The modules and packages under the contract."""
     document = tomllib.loads((ROOT / "pyproject.toml").read_text())

@@ -16,6 +16,7 @@ from keylime.ima.runtime_policy import RuntimePolicy, parse_runtime_policy
 from keylime.messages.agent import QuoteReply
 from keylime.tpm.keys import SignatureScheme
 from tests.appraisal_rounds import QUOTE, Watch, events
+from tests.effort import examples
 from tests.evidence import SoftwareMachine, policy_of, reference
 from tests.fakes.software_ak import SoftwareAk
 from tests.ima_rounds import Kernel
@@ -228,5 +229,5 @@ class AgentHistory(RuleBasedStateMachine):
 
 TestAgentHistory = AgentHistory.TestCase
 TestAgentHistory.settings = settings(
-    max_examples=120, stateful_step_count=40, deadline=None, derandomize=True
+    max_examples=examples(120), stateful_step_count=40, deadline=None, derandomize=True
 )

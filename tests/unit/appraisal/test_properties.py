@@ -32,6 +32,7 @@ from keylime.tpm.quote import encode_quote, parse_quote
 from keylime.tpm.tpm_policy import TpmPolicy
 from tests.appraisal_rounds import Watch
 from tests.captures import AK_LABELS, Stage, capture, stages
+from tests.effort import examples
 from tests.evidence import (
     SoftwareMachine,
     boot_policy,
@@ -55,7 +56,7 @@ PARTS = ("attestation", "signature", "PCR blob", "IMA list", "boot log")
 
 quickly = settings(
     deadline=None,
-    max_examples=100,
+    max_examples=examples(100),
     derandomize=True,  # a run of all tests means the same every time; the fuzz targets look further
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
@@ -360,7 +361,7 @@ TEXTS = st.one_of(
 NUMBERS = st.one_of(st.integers(), st.integers(-1, 200))
 
 
-@settings(quickly, max_examples=300)
+@settings(quickly, max_examples=examples(300))
 @given(
     st.fixed_dictionaries(
         {},

@@ -14,6 +14,7 @@ from keylime.config.effective import as_lines, as_tree, effective
 from keylime.config.loader import load_settings
 from keylime.config.model import MASK, Kind, Option
 from keylime.config.options import TABLES
+from tests.effort import examples
 
 ROOT = Path(__file__).parents[3]
 URL = Option("verifier", "database_url", Kind.TEXT, "sqlite", "")
@@ -56,7 +57,7 @@ def test_secrets_are_masked(option: str, text: str, tmp_path: Path) -> None:
     assert MASK in told
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters=":"), min_size=4))
 def test_no_password_of_a_url_is_shown_whatever_is_in_it(password: str) -> None:
     assert URL.masked(f"postgresql://u:{password}@h/d") == f"postgresql://u:{MASK}@h/d"

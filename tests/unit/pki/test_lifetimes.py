@@ -18,6 +18,7 @@ from keylime.pki.lifetimes import (
     short_remark,
     unusable,
 )
+from tests.effort import examples
 
 START = datetime(2026, 11, 29, 12, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
@@ -100,7 +101,7 @@ def test_a_certificate_that_would_get_no_longer_life_is_left_alone() -> None:
 
 
 @given(st.integers(1, 4000), st.integers(1, 4000), st.floats(-10, 5000))
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 def test_what_was_renewed_is_not_due_again_at_once(leaf_days: int, ca_days: int, at: float) -> None:
     now = after(at)
     authority, leaf = Lifetime(START, after(ca_days)), Lifetime(START, after(min(leaf_days, ca_days)))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from keylime_registrar.fairness import PendingAttempt, Source, surplus
+from tests.effort import examples, tried
 
 CAPACITY = 1 << 20
 HONEST_SIZE = 4096
@@ -94,7 +95,7 @@ def by_the_definition(attempts: Sequence[PendingAttempt], capacity: int) -> froz
     return frozenset(a.attempt_id for a in attempts) - frozenset(a.attempt_id for a in left)
 
 
-@pytest.mark.parametrize("beside", range(0, 64, 7))
+@pytest.mark.parametrize("beside", tried(range(0, 64, 7)))
 def test_r20_64_prefixes_displace_no_attempt_of_an_agent_wherever_they_are(beside: int) -> None:
     """Some of them are neighbours of the agent, in its own network; the others have a network each."""
     agent = PendingAttempt(0, ("honest network", "honest", "EK"), HONEST_SIZE)
@@ -182,5 +183,7 @@ class FloodBesideAgents(RuleBasedStateMachine):
             assert self.room.has(attempt_id)
 
 
-FloodBesideAgents.TestCase.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+FloodBesideAgents.TestCase.settings = settings(
+    max_examples=examples(40), stateful_step_count=25, deadline=None
+)
 test_r20_no_attempt_of_an_agent_is_ever_displaced = FloodBesideAgents.TestCase

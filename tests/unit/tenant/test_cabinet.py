@@ -12,6 +12,7 @@ from keylime.errors import ConfigError
 from keylime_tenant.ca.cabinet import CabinetError, read_cabinet
 from keylime_tenant.ca.vendor_import import import_vendor, read_source
 from tests.captures import DATA
+from tests.effort import examples
 from tests.fakes.cabinets import cabinet
 from tests.fakes.vendor_certificates import Parts, ca_certificate
 from tests.fuzz.cpu_time import within
@@ -38,7 +39,7 @@ def test_a_cabinet_of_another_program_is_read() -> None:
     assert files[-1][1] == b"sample\r\n" * 9000
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(FILES, st.booleans(), st.integers(0, 9), st.booleans(), st.binary(max_size=50))
 def test_what_was_put_in_comes_out(
     files: list[tuple[str, bytes]], compressed: bool, reserve: int, checksums: bool, signature: bytes
@@ -47,7 +48,7 @@ def test_what_was_put_in_comes_out(
     assert read(made + signature) == files
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(st.data())
 def test_damage_ends_in_a_sentence_or_in_the_content(data: st.DataObject) -> None:
     whole = bytearray(data.draw(st.sampled_from((MAKERS.read_bytes(), cabinet([("a", b"b" * 99)])))))

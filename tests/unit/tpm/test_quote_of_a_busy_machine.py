@@ -18,6 +18,7 @@ from keylime.tpm.device import QuoteParts
 from keylime.tpm.pcr import DATA_PCR, IMA_PCR, PcrSelection, extend
 from keylime_agent.evidence import LogFile
 from keylime_agent.ima_list import ImaList
+from tests.effort import examples
 from tests.fakes.busy_machine import BANK, BusyMachine, BusyTpm, all_values
 from tests.fakes.counted_calls import counted_calls
 
@@ -131,7 +132,7 @@ def lines_of(count: int, seed: int) -> list[bytes]:
     ]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(st.integers(0, 40), st.data(), st.sampled_from(ExtendMode), st.integers(0, 3))
 def test_the_running_replay_gives_what_the_search_gives(
     count: int, data: st.DataObject, mode: ExtendMode, seed: int

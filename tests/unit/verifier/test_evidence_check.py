@@ -29,6 +29,7 @@ from keylime_verifier.verification.evidence_check import (
 )
 from keylime_verifier.verification.evidence_claims import MAX_REPEATED
 from tests.captures import VM_DEBIAN12, Stage, capture
+from tests.effort import examples
 from tests.evidence import policy_of
 from tests.fakes.software_ak import AK_ATTRIBUTES, SoftwareAk
 from tests.os_logs import firmware_log, held, os_log
@@ -207,7 +208,7 @@ def test_what_cannot_be_read_is_named_and_is_no_verdict(field: str, value: str) 
     assert refused.value.finding.event_id == "default.invalid_param"
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 @given(
     fields=st.dictionaries(
         st.sampled_from(TpmEvidence.__struct_fields__),
