@@ -39,6 +39,7 @@ from keylime.pki.tls_failures import is_no_tls
 from keylime.tpm.pcr import MEASURED_BOOT_PCRS
 from keylime_tenant.config import Address
 from keylime_tenant.errors import CommandFailed
+from keylime_tenant.told_status import ToldStatus, told_status
 
 ResultT = TypeVar("ResultT")
 
@@ -226,19 +227,26 @@ class VerifierClient(Service):
         where = Whereabouts(tuple(typed), "[tenant] verifier_ip and verifier_port (-v, -vp)", 8881)
         super().__init__("verifier", address, peer, where=where, doing=doing)
 
-    async def status(self, agent_id: AgentId) -> dict[str, Any] | None:
-        """The status of an agent, with all fields that were sent; None when the id is not known."""
+    async def status(self, agent_id: AgentId) -> ToldStatus | None:
+        """The status of an agent; None when the id is not known."""
         reply = await self.call("GET", f"/agents/{agent_id}")
         if reply.code == 404:
             return None
         if reply.code != 200:
             raise self.refusal(reply, f"tell about agent {agent_id}")
-        return results_of(reply)
+        return told_status(results_of(reply))
 
-    async def agents(self, verifier_id: str, *, bulk: bool) -> Reply:
-        """The answer to the list of ids, or of whole statuses."""
-        query = {"bulk": "True", "verifier": verifier_id} if bulk else {"verifier": verifier_id}
-        return await self.call("GET", "/agents/", query=query)
+    async def statuses(self, verifier_id: str) -> dict[str, ToldStatus]:
+        """The statuses of all agents by their ids. Raises CommandFailed."""
+        reply = await self.call("GET", "/agents/", query={"bulk": "True", "verifier": verifier_id})
+        if reply.code != 200:
+            raise self.refusal(reply, "tell about its agents")
+        found = results_of(reply)
+        return {agent_id: told_status(one) for agent_id, one in found.items() if isinstance(one, dict)}
+
+    async def agents(self, verifier_id: str) -> Reply:
+        """The answer to the list of ids."""
+        return await self.call("GET", "/agents/", query={"verifier": verifier_id})
 
     async def add(self, agent_id: AgentId, request: AddAgentRequest) -> Reply:
         """The answer to an added agent."""

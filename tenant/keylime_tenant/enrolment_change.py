@@ -2,7 +2,7 @@
 
 import base64
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
@@ -17,6 +17,7 @@ from keylime_tenant.enrolment import Candidate, add_request
 from keylime_tenant.errors import CommandFailed
 from keylime_tenant.payload import NOTHING, PayloadDelivery
 from keylime_tenant.policies import AgentPolicies, operator_policy
+from keylime_tenant.told_status import ToldStatus
 
 T = TypeVar("T")
 
@@ -78,34 +79,34 @@ def _payload(delivery: PayloadDelivery) -> NewPayload | UnsetType:
 
 
 def restored_request(
-    candidate: Candidate, version: str, found: Mapping[str, Any], own: Mapping[str, str | None]
+    candidate: Candidate, version: str, found: ToldStatus, own: Mapping[str, str | None]
 ) -> AddAgentRequest | None:
     """The enrolment in the status `found`, with the policies that came with it (`own`, by kind).
 
     None when it has a policy of a name that the verifier does not tell. Nor is its revocation key told.
     """
-    if _is_untold(found, "has_runtime_policy", own["allowlists"]) or _is_untold(
-        found, "has_mb_refstate", own["mbpolicies"]
+    if (found.has_runtime_policy and own["allowlists"] is None) or (
+        found.has_mb_refstate and own["mbpolicies"] is None
     ):
         return None
     return AddAgentRequest(
-        v=_text(found, "v"),
-        cloudagent_ip=_text(found, "ip") or candidate.verifier_contact.host,
-        cloudagent_port=found.get("port") or candidate.verifier_contact.port,
-        verifier_ip=_text(found, "verifier_ip"),
-        verifier_port=found.get("verifier_port"),
-        tpm_policy=_text(found, "tpm_policy") or "{}",
+        v=found.v,
+        cloudagent_ip=found.ip or candidate.verifier_contact.host,
+        cloudagent_port=found.port or candidate.verifier_contact.port,
+        verifier_ip=found.verifier_ip,
+        verifier_port=found.verifier_port,
+        tpm_policy=found.tpm_policy or "{}",
         runtime_policy=_base64(own["allowlists"]),
         runtime_policy_name="",
         runtime_policy_key="",
         mb_policy=own["mbpolicies"],
         mb_policy_name="",
         ima_sign_verification_keys="",
-        metadata=_text(found, "meta_data") or "{}",
+        metadata=found.meta_data or "{}",
         revocation_key="",
-        accept_tpm_hash_algs=list(found.get("accept_tpm_hash_algs") or ()),
-        accept_tpm_encryption_algs=list(found.get("accept_tpm_encryption_algs") or ()),
-        accept_tpm_signing_algs=list(found.get("accept_tpm_signing_algs") or ()),
+        accept_tpm_hash_algs=found.accept_tpm_hash_algs,
+        accept_tpm_encryption_algs=found.accept_tpm_encryption_algs,
+        accept_tpm_signing_algs=found.accept_tpm_signing_algs,
         ak_tpm=candidate.ak_tpm,
         mtls_cert=candidate.mtls_certificate,
         supported_version=version,
@@ -119,7 +120,7 @@ def whole_request(
     policies: AgentPolicies,
     delivery: PayloadDelivery,
     accepted: AllowedAlgorithms,
-    found: Mapping[str, Any],
+    found: ToldStatus,
     own: Mapping[str, str | None],
 ) -> AddAgentRequest:
     """The whole new enrolment, for a verifier that cannot change one. Raises CommandFailed, PolicyError.
@@ -128,11 +129,16 @@ def whole_request(
     """
     keeps_runtime = not (arguments.names_runtime_policy or arguments.no_runtime_policy)
     keeps_boot = not (arguments.names_mb_policy or arguments.no_mb_policy)
-    for keeps, field, kind, flag in (
-        (keeps_runtime, "has_runtime_policy", "allowlists", "--runtime-policy-name or --no-runtime-policy"),
-        (keeps_boot, "has_mb_refstate", "mbpolicies", "--mb-policy-name or --no-mb-policy"),
+    for keeps, is_there, kind, flag in (
+        (
+            keeps_runtime,
+            found.has_runtime_policy,
+            "allowlists",
+            "--runtime-policy-name or --no-runtime-policy",
+        ),
+        (keeps_boot, found.has_mb_refstate, "mbpolicies", "--mb-policy-name or --no-mb-policy"),
     ):
-        if keeps and _is_untold(found, field, own[kind]):
+        if keeps and is_there and own[kind] is None:
             raise CommandFailed(
                 "the verifier is of a release that does not tell which policy agent "
                 f"{candidate.agent_id} has, so that it cannot be kept: give {flag}"
@@ -143,33 +149,27 @@ def whole_request(
         policies=policies,
         delivery=delivery,
         accepted=accepted,
-        verifier=Address(_text(found, "verifier_ip") or "", found.get("verifier_port") or 0),
+        verifier=Address(found.verifier_ip or "", found.verifier_port or 0),
     )
-    request = replace(
-        request, verifier_ip=_text(found, "verifier_ip"), verifier_port=found.get("verifier_port")
-    )
+    request = replace(request, verifier_ip=found.verifier_ip, verifier_port=found.verifier_port)
     if keeps_runtime:
         request = replace(request, runtime_policy=_base64(own["allowlists"]))
     if keeps_boot:
         request = replace(request, mb_policy=own["mbpolicies"])
     if not (arguments.agent_ip or arguments.cv_targethost):
-        request = replace(request, cloudagent_ip=_text(found, "ip") or request.cloudagent_ip)
+        request = replace(request, cloudagent_ip=found.ip or request.cloudagent_ip)
         if not arguments.agent_port:
-            request = replace(request, cloudagent_port=found.get("port") or request.cloudagent_port)
+            request = replace(request, cloudagent_port=found.port or request.cloudagent_port)
     if delivery == NOTHING:
-        request = replace(
-            request, v=_text(found, "v"), metadata=_text(found, "meta_data") or request.metadata
-        )
+        request = replace(request, v=found.v, metadata=found.meta_data or request.metadata)
     return replace(request, tpm_policy=_tpm_policy(arguments, found, request))
 
 
-def _tpm_policy(arguments: Arguments, found: Mapping[str, Any], request: AddAgentRequest) -> str:
+def _tpm_policy(arguments: Arguments, found: ToldStatus, request: AddAgentRequest) -> str:
     keeps = arguments.tpm_policy is None and not arguments.no_tpm_policy
     try:
         policy = (
-            TpmPolicy.from_wire(_text(found, "tpm_policy") or "{}")
-            if keeps
-            else operator_policy(arguments.tpm_policy)
+            TpmPolicy.from_wire(found.tpm_policy or "{}") if keeps else operator_policy(arguments.tpm_policy)
         )
     except PolicyError as error:
         raise CommandFailed(f"the TPM policy that the agent has cannot be kept: {error}") from error
@@ -178,15 +178,6 @@ def _tpm_policy(arguments: Arguments, found: Mapping[str, Any], request: AddAgen
     if request.mb_policy is not None or request.mb_policy_name:
         policy = policy.with_mask(MEASURED_BOOT_PCRS)
     return policy.to_wire()
-
-
-def _is_untold(found: Mapping[str, Any], field: str, own: str | None) -> bool:
-    return bool(found.get(field)) and own is None
-
-
-def _text(found: Mapping[str, Any], field: str) -> str | None:
-    value = found.get(field)
-    return value if isinstance(value, str) else None
 
 
 def _base64(text: str | None) -> str:

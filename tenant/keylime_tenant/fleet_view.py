@@ -6,14 +6,12 @@ The terminal, the clock and the verifier are its caller's.
 import enum
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from keylime.findings.finding import printable
 from keylime_tenant.people import below
 from keylime_tenant.standing import Standing, standing_of
 from keylime_tenant.terminal import Terminal, age, ago
-
-JsonObject = Mapping[str, Any]
+from keylime_tenant.told_status import ToldStatus
 
 _KEYS = (
     "up/down move  space mark  a mark all  enter findings  / filter  s state  r reactivate  t stop  "
@@ -45,7 +43,7 @@ class Mode(enum.Enum):
 class Fleet:
     """What the verifier said last, and when; `problem` is why it says nothing now."""
 
-    statuses: Mapping[str, JsonObject] = field(default_factory=dict)
+    statuses: Mapping[str, ToldStatus] = field(default_factory=dict)
     asked_at: float | None = None
     problem: str = ""
 
@@ -93,10 +91,10 @@ def visible(fleet: Fleet, view: View) -> list[str]:
     """The ids that the filters let through, the worst first."""
     needle = view.filter.lower()
 
-    def wanted(agent_id: str, status: JsonObject) -> bool:
+    def wanted(agent_id: str, status: ToldStatus) -> bool:
         if view.state is not None and standing_of(status) is not view.state:
             return False
-        texts = (agent_id, str(status.get("ip")), *_policies(status))
+        texts = (agent_id, status.ip or "", *_policies(status))
         return any(needle in text.lower() for text in texts)
 
     found = [
@@ -105,8 +103,8 @@ def visible(fleet: Fleet, view: View) -> list[str]:
     return [agent for _, agent in sorted(found)]
 
 
-def _policies(status: JsonObject) -> Iterable[str]:
-    return (str(status[name]) for name in ("runtime_policy_name", "mb_policy_name") if status.get(name))
+def _policies(status: ToldStatus) -> Iterable[str]:
+    return (name for name in (status.runtime_policy_name, status.mb_policy_name) if name)
 
 
 def press(view: View, key: str, fleet: Fleet) -> tuple[View, Order]:
@@ -200,9 +198,9 @@ def screen(fleet: Fleet, view: View, place: str, now: float) -> list[Line]:
     for agent in agents:
         status = fleet.statuses[agent]
         standing = standing_of(status)
-        passed = ago(status.get("last_successful_attestation"), now)
+        passed = ago(status.last_successful_attestation, now)
         mark = "*" if agent in view.marked else " "
-        count = status.get("attestation_count", "?")
+        count = "?" if status.attestation_count is None else status.attestation_count
         text = f"{mark} {printable(agent):{width}}  {standing.word:14}  {passed:16}  {count}"
         lines.append(Line(text, standing.style, agent == current))
         if agent in view.opened:

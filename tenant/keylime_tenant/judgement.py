@@ -4,7 +4,7 @@ import time
 
 from keylime.identifiers import AgentId
 from keylime_tenant.errors import CommandFailed, Unjudged
-from keylime_tenant.first_verdict import FirstVerdict, failure, standing
+from keylime_tenant.first_verdict import FirstVerdict, failure, first_verdict
 from keylime_tenant.session import Session
 
 _FIRST_LOOK_S, _LONGEST_LOOK_S = 0.25, 2.0
@@ -19,7 +19,7 @@ async def await_judgement(session: Session, agent_id: AgentId, passes_before: in
         status = await session.verifier.status(agent_id)
         if status is None:
             raise CommandFailed(f"{session.verifier.place} does not have agent {agent_id} any more")
-        found = standing(status, passes_before)
+        found = first_verdict(status, passes_before)
         if found is FirstVerdict.FAILED:
             raise failure(agent_id, status)
         if found is FirstVerdict.PASSED:

@@ -7,21 +7,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from keylime.findings.finding import printable
-from keylime_tenant.standing import (
-    circumstances,
-    findings_of,
-    grouped_findings,
-    standing_of,
-    state_text,
-)
+from keylime_tenant.standing import circumstances, grouped_findings, standing_of
 from keylime_tenant.terminal import Column, Terminal, ago, lines_of, moment, record_lines
+from keylime_tenant.told_status import ToldStatus
 
 JsonObject = Mapping[str, Any]
 
 _SHOWN_OF_A_GROUP = 5
 
 
-def agent_lines(statuses: Mapping[str, JsonObject], terminal: Terminal, now: float) -> Iterator[str]:
+def agent_lines(statuses: Mapping[str, ToldStatus], terminal: Terminal, now: float) -> Iterator[str]:
     """One line for each agent, the worst first, and below it why it does not pass."""
     agents = sorted(statuses.items(), key=lambda item: (standing_of(item[1]), item[0]))
     heading, *rows = lines_of(_agent_columns(agents, terminal, now), terminal)
@@ -31,11 +26,11 @@ def agent_lines(statuses: Mapping[str, JsonObject], terminal: Terminal, now: flo
         yield from below(status, terminal)
 
 
-def below(status: JsonObject, terminal: Terminal) -> Iterator[str]:
+def below(status: ToldStatus, terminal: Terminal) -> Iterator[str]:
     """What stands below the line of an agent."""
     for text in circumstances(status):
         yield f"   {text}"
-    for number, group in enumerate(grouped_findings(findings_of(status)), 1):
+    for number, group in enumerate(grouped_findings(status.last_findings), 1):
         yield "   " + terminal.paint(f"{number}. {group.title}", "strong")
         shown = group.places if terminal.is_wide else group.places[:_SHOWN_OF_A_GROUP]
         for place in shown:
@@ -48,81 +43,90 @@ def below(status: JsonObject, terminal: Terminal) -> Iterator[str]:
 
 
 def _agent_columns(
-    agents: Sequence[tuple[str, JsonObject]], terminal: Terminal, now: float
+    agents: Sequence[tuple[str, ToldStatus]], terminal: Terminal, now: float
 ) -> Sequence[Column]:
     statuses = [status for _, status in agents]
     standings = [standing_of(status) for status in statuses]
     columns = [
         Column("agent", [printable(agent_id) for agent_id, _ in agents]),
         Column("state", [one.word for one in standings], 0, [one.style for one in standings]),
-        Column("last pass", [ago(one.get("last_successful_attestation"), now) for one in statuses], 1),
-        Column("passes", [str(one.get("attestation_count", "?")) for one in statuses], 3),
-        Column("address", [_address(one) for one in statuses], 2),
+        Column("last pass", [ago(one.last_successful_attestation, now) for one in statuses], 1),
+        Column("passes", [_passes(one) for one in statuses], 3),
+        Column("address", [_address(one.ip, one.port) for one in statuses], 2),
         Column("policies", [", ".join(policies_in_force(one)) for one in statuses], 4),
     ]
     if terminal.is_wide:
         columns += [
-            Column("step", [str(state_text(one.get("operational_state"))) for one in statuses], 5),
+            Column("step", [str(one.state_text) for one in statuses], 5),
             Column("algorithms", [_algorithms(one) for one in statuses], 5),
             Column("verifier", [_verifier(one) for one in statuses], 5),
         ]
     return columns
 
 
-def policies_in_force(status: JsonObject) -> list[str]:
+def _passes(status: ToldStatus) -> str:
+    return "?" if status.attestation_count is None else str(status.attestation_count)
+
+
+def policies_in_force(status: ToldStatus) -> list[str]:
     """The policies that an agent is held to, by names and versions as far as its verifier tells them."""
-    several = [*_several(status)]
-    found = [
-        *(several or _policy("runtime policy", status, "runtime_policy", has="has_runtime_policy")),
-        *_policy("measured boot policy", status, "mb_policy", has="has_mb_refstate"),
-    ]
-    tpm_policy = status.get("tpm_policy")
-    if isinstance(tpm_policy, str) and tpm_policy.strip() not in ("", "{}") and '": [' in tpm_policy:
+    runtime = list(_several(status)) or list(
+        _policy(
+            "runtime policy",
+            status.runtime_policy_name,
+            status.runtime_policy_version,
+            is_there=bool(status.has_runtime_policy),
+        )
+    )
+    boot = _policy(
+        "measured boot policy",
+        status.mb_policy_name or None,
+        status.mb_policy_version,
+        is_there=bool(status.has_mb_refstate),
+    )
+    found = [*runtime, *boot]
+    tpm_policy = (status.tpm_policy or "").strip()
+    if tpm_policy not in ("", "{}") and '": [' in tpm_policy:
         found.append("TPM policy")
     return found
 
 
-def _several(status: JsonObject) -> Iterator[str]:
+def _several(status: ToldStatus) -> Iterator[str]:
     """The runtime policies of an agent with more than one, and when they end."""
-    parts = status.get("runtime_policies")
-    for part in parts if isinstance(parts, list) else []:
-        if not isinstance(part, Mapping) or part.get("has_ended"):
+    for part in status.parts:
+        if part.has_ended:
             continue
-        text = f"runtime policy {printable(str(part.get('name')))}"
-        if part.get("name") == status.get("runtime_policy_name") and "runtime_policy_version" in status:
-            text += f" version {printable(str(status['runtime_policy_version']))}"
-        yield text if part.get("until") is None else f"{text} until {moment(part['until'])}"
+        text = f"runtime policy {printable(part.name)}"
+        if part.name == status.runtime_policy_name and status.runtime_policy_version is not None:
+            text += f" version {status.runtime_policy_version}"
+        yield text if part.until is None else f"{text} until {moment(part.until)}"
 
 
-def _policy(title: str, status: JsonObject, prefix: str, *, has: str) -> Iterator[str]:
-    name, version = status.get(f"{prefix}_name"), status.get(f"{prefix}_version")
-    if isinstance(name, str) and name:
+def _policy(title: str, name: str | None, version: int | None, *, is_there: bool) -> Iterator[str]:
+    if name:
         text = f"{title} {printable(name)}"
-        yield text if version is None else f"{text} version {printable(str(version))}"
-    elif status.get(has):
+        yield text if version is None else f"{text} version {version}"
+    elif is_there:
         yield title
 
 
-def policy_lines(status: JsonObject, terminal: Terminal) -> Iterator[str]:
+def policy_lines(status: ToldStatus, terminal: Terminal) -> Iterator[str]:
     """The policies in force, one in each line."""
     for text in policies_in_force(status) or ("no policy: nothing but its TPM is judged",):
         yield f"   {terminal.paint('in force', 'quiet')}  {text}"
 
 
-def _address(status: JsonObject) -> str:
-    host, port = status.get("ip"), status.get("port")
+def _address(host: object, port: object) -> str:
     return f"{printable(str(host))}:{port}" if host else ""
 
 
-def _algorithms(status: JsonObject) -> str:
-    names = (status.get("hash_alg"), status.get("enc_alg"), status.get("sign_alg"))
-    return "/".join(printable(str(name)) for name in names if name)
+def _algorithms(status: ToldStatus) -> str:
+    return "/".join(printable(name) for name in (status.hash_alg, status.enc_alg, status.sign_alg) if name)
 
 
-def _verifier(status: JsonObject) -> str:
-    host = status.get("verifier_ip")
-    name = printable(str(status.get("verifier_id") or ""))
-    return f"{name} {printable(str(host))}:{status.get('verifier_port')}".strip() if host else name
+def _verifier(status: ToldStatus) -> str:
+    name = printable(status.verifier_id or "")
+    return f"{name} {_address(status.verifier_ip, status.verifier_port)}".strip()
 
 
 def registration_lines(
@@ -132,7 +136,7 @@ def registration_lines(
     for agent_id, record in records.items():
         yield f"{terminal.paint(printable(agent_id), 'strong')}  {title}"
         fields = [
-            ("address", _address(record)),
+            ("address", _address(record.get("ip"), record.get("port"))),
             ("registered", _times(record.get("regcount"))),
             ("EK certificate", _digest(record.get("ekcert"), "none", terminal)),
             ("endorsement key", _digest(record.get("ek_tpm"), "", terminal)),

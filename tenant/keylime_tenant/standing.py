@@ -2,18 +2,15 @@
 
 import enum
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import msgspec
 
 from keylime.findings.explain import terminal_lines
 from keylime.findings.finding import printable
 from keylime.messages.verifier import NOTHING_JUDGED, STOPPED_BY_OPERATOR, FindingSummary, OperationalState
 from keylime_tenant.terminal import moment
-
-JsonObject = Mapping[str, Any]
+from keylime_tenant.told_status import ToldStatus, read_part
 
 _SHOWN_FINDINGS = 5
 
@@ -55,90 +52,61 @@ _STYLES = {
     Standing.UNJUDGED: "doubtful",
     Standing.ATTESTED: "good",
 }
-_REJECTED = {
-    word
-    for state in (OperationalState.FAILED, OperationalState.INVALID_QUOTE)
-    for word in (int(state), state.text)
-}
-_STOPPED = {int(OperationalState.TENANT_FAILED), OperationalState.TENANT_FAILED.text}
+REJECTED = frozenset({OperationalState.FAILED, OperationalState.INVALID_QUOTE})
 
 
-def standing_of(status: JsonObject) -> Standing:
+def standing_of(status: ToldStatus) -> Standing:
     """How the agent stands. A verdict against it outweighs silence, as in the verifier.
 
     Verifiers of other releases tell no `attestation_status`; then the state and the number of passes count.
     """
-    state, told = status.get("operational_state"), status.get("attestation_status")
-    if status.get("attestation_text") == STOPPED_BY_OPERATOR or state in _STOPPED:
+    told = status.attestation_status
+    if status.attestation_text == STOPPED_BY_OPERATOR or status.state is OperationalState.TENANT_FAILED:
         return Standing.STOPPED
-    if status.get("unreachable_since"):
+    if status.unreachable_since:
         return Standing.UNREACHABLE
-    if told == "FAIL" or state in _REJECTED:
+    if told == "FAIL" or status.state in REJECTED:
         return Standing.FAILED
-    if told == "PENDING" or (told is None and not status.get("attestation_count")):
+    if told == "PENDING" or (told is None and not status.passes):
         return Standing.PENDING
     return Standing.UNJUDGED if is_unjudged(status) else Standing.ATTESTED
 
 
-def state_text(state: object) -> object:
-    """The words for `state`; anything that is not a known number is returned as it is."""
-    if isinstance(state, int) and state in OperationalState.__members__.values():
-        return OperationalState(state).text
-    return state
-
-
-def worded_status(status: JsonObject) -> dict[str, Any]:
-    """A verifier's status object with the operational state in words, other fields untouched.
-
-    Some verifiers show the V share of a payload key; that goes to no terminal and no log (P14, Y5).
-    """
-    hidden = {"v": None} if "v" in status else {}
-    return {**status, **hidden, "operational_state": state_text(status.get("operational_state"))}
-
-
-def is_unjudged(status: JsonObject) -> bool:
+def is_unjudged(status: ToldStatus) -> bool:
     """Whether the verifier says that an agent's passes mean nothing but that its TPM is alive."""
-    return NOTHING_JUDGED in str(status.get("attestation_text", ""))
+    return NOTHING_JUDGED in status.attestation_text
 
 
-def remarks(status: JsonObject) -> list[str]:
+def remarks(status: ToldStatus) -> list[str]:
     """What is said of an agent in one message: silence, findings with their reasons, reboots."""
     lines = list(_circumstances(status))
-    findings = findings_of(status)
+    findings = status.last_findings
     for finding in findings[:_SHOWN_FINDINGS]:
         lines.extend(_finding_lines(finding))
     if len(findings) > _SHOWN_FINDINGS:
         lines.append(f"and {len(findings) - _SHOWN_FINDINGS} more findings: --json shows them")
-    if not findings and status.get("last_event_id"):
-        lines.append(f"last failure: {printable(str(status['last_event_id']))}")
-    if status.get("reboots"):
-        lines.append(f"rebooted {status['reboots']} times")
-    return lines
+    return [*lines, *_events(status)]
 
 
-def circumstances(status: JsonObject) -> list[str]:
+def circumstances(status: ToldStatus) -> list[str]:
     """What is to be known beside the findings."""
-    lines = list(_circumstances(status))
-    if not findings_of(status) and status.get("last_event_id"):
-        lines.append(f"last failure: {printable(str(status['last_event_id']))}")
-    if status.get("reboots"):
-        lines.append(f"rebooted {status['reboots']} times")
-    return lines
+    return [*_circumstances(status), *_events(status)]
 
 
-def _circumstances(status: JsonObject) -> Iterator[str]:
+def _circumstances(status: ToldStatus) -> Iterator[str]:
     if is_unjudged(status):
-        yield f"{printable(str(status['attestation_text']))}: no policy makes a demand of the agent"
-    if status.get("attestation_text") == STOPPED_BY_OPERATOR:
+        yield f"{printable(status.attestation_text)}: no policy makes a demand of the agent"
+    if status.attestation_text == STOPPED_BY_OPERATOR:
         yield f"{STOPPED_BY_OPERATOR}: -c reactivate goes on with it"
-    if status.get("unreachable_since"):
-        yield f"unreachable since {moment(status['unreachable_since'])}"
+    if status.unreachable_since:
+        yield f"unreachable since {moment(status.unreachable_since)}"
 
 
-def findings_of(status: JsonObject) -> list[Any]:
-    """The reasons of the last rejection, each as it came."""
-    given = status.get("last_findings")
-    return given if isinstance(given, list) else []
+def _events(status: ToldStatus) -> Iterator[str]:
+    if not status.last_findings and status.last_event_id:
+        yield f"last failure: {printable(status.last_event_id)}"
+    if status.reboots:
+        yield f"rebooted {status.reboots} times"
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +123,8 @@ def grouped_findings(findings: Sequence[Any]) -> list[FindingGroup]:
     groups: dict[object, list[FindingSummary]] = {}
     others = []
     for finding in findings:
-        try:
-            summary = msgspec.convert(finding, FindingSummary)
-        except msgspec.ValidationError:  # of a verifier that tells it in another form
+        summary = read_part(finding, FindingSummary)
+        if summary is None:
             others.append(FindingGroup(printable(json.dumps(finding)), (), ()))
             continue
         key = (summary.event_id, summary.severity, summary.explanation, summary.hint, summary.rule)
@@ -179,9 +146,8 @@ def _group(members: Sequence[FindingSummary]) -> FindingGroup:
 
 
 def _finding_lines(finding: object) -> list[str]:
-    try:
-        summary = msgspec.convert(finding, FindingSummary)
-    except msgspec.ValidationError:
+    summary = read_part(finding, FindingSummary)
+    if summary is None:
         return [printable(json.dumps(finding))]
     title = f"{printable(summary.event_id)} ({printable(summary.severity)})"
     return [title, *(f"  {line}" for line in terminal_lines(summary))]

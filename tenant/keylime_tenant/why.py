@@ -1,11 +1,8 @@
 """Why an agent fails: its findings, since when, what changed before, and what to type next."""
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import msgspec
 
 from keylime.findings.explain import terminal_lines
 from keylime.findings.finding import printable
@@ -13,8 +10,9 @@ from keylime.ima.amendments import amendment
 from keylime.messages.history import HistoryEvent
 from keylime.messages.verifier import FindingSummary
 from keylime_tenant.history import history_lines
-from keylime_tenant.standing import Standing, findings_of, standing_of
+from keylime_tenant.standing import Standing, standing_of
 from keylime_tenant.terminal import Terminal, ago, moment
+from keylime_tenant.told_status import ToldStatus
 
 _CHANGES = frozenset(
     {"changed", "enrolled", "reactivated", "rebooted", "held_to", "policy_replaced", "policy_stored"}
@@ -28,16 +26,16 @@ class Case:
     """One agent's standing, with what the history tells of it."""
 
     agent_id: str
-    status: Mapping[str, Any]
+    status: ToldStatus
     findings: Sequence[FindingSummary]
     left_off: int  # findings that there were beside those
     fall: HistoryEvent | None  # when it began to stand so
     before: Sequence[HistoryEvent]  # what changed until then, since it fell the time before
 
 
-def case_of(agent_id: str, status: Mapping[str, Any], events: Sequence[HistoryEvent]) -> Case:
+def case_of(agent_id: str, status: ToldStatus, events: Sequence[HistoryEvent]) -> Case:
     """What is known of an agent."""
-    findings = readable(status)
+    findings = status.findings
     states = [event for event in events if event.kind == "state"]
     fall = None
     if findings:
@@ -53,17 +51,6 @@ def case_of(agent_id: str, status: Mapping[str, Any], events: Sequence[HistoryEv
     last = states[-1] if states else None
     left_off = int(last.details.get("findings_left_off", 0)) if findings and last is not None else 0
     return Case(agent_id, status, findings, left_off, fall, before[-_SHOWN_CHANGES:])
-
-
-def readable(status: Mapping[str, Any]) -> list[FindingSummary]:
-    """The findings of a status, as far as they can be read."""
-    found = []
-    for finding in findings_of(status):
-        try:
-            found.append(msgspec.convert(finding, FindingSummary))
-        except msgspec.ValidationError:  # of a later release
-            continue
-    return found
 
 
 def next_commands(case: Case) -> list[str]:

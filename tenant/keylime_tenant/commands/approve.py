@@ -1,7 +1,6 @@
 """`approve`: from a false alarm to a good machine, when an operator says that what was found is right."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -19,7 +18,8 @@ from keylime_tenant.json_documents import Approval, Approved
 from keylime_tenant.judgement import await_judgement
 from keylime_tenant.payload_sources import read_file
 from keylime_tenant.session import Session
-from keylime_tenant.why import Case, readable
+from keylime_tenant.told_status import ToldStatus
+from keylime_tenant.why import Case
 
 _WAIT_S = 300.0
 _MOST_ROUNDS = 20  # a status has the first findings of many: those after them show in the next round
@@ -78,7 +78,7 @@ async def _judged(session: Session) -> list[FindingSummary] | None:
         await await_judgement(patient, session.agent_id, passes)
     except CommandFailed:
         status = await session.verifier.status(session.agent_id)
-        findings = [] if status is None else readable(status)
+        findings = [] if status is None else status.findings
         if not findings or session.arguments.only:
             raise
         session.output.warning("agent %s shows more than was approved", session.agent_id)
@@ -86,19 +86,16 @@ async def _judged(session: Session) -> list[FindingSummary] | None:
     return None
 
 
-def _policy_name(session: Session, status: Mapping[str, Any]) -> str:
+def _policy_name(session: Session, status: ToldStatus) -> str:
     """The policy that is to be amended: one of the agent's."""
-    several = status.get("runtime_policies") or []
-    names = [one.get("name") for one in several] or [status.get("runtime_policy_name")]
-    chosen = session.arguments.policy or status.get("runtime_policy_name")
-    if not isinstance(chosen, str) or not chosen:
+    names = [one.name for one in status.parts] or [status.runtime_policy_name or ""]
+    chosen = session.arguments.policy or status.runtime_policy_name
+    if not chosen:
         raise CommandFailed(
             f"agent {session.agent_id} has no runtime policy that could list it: give it one with update"
         )
     if chosen not in names:
-        raise ConfigError(
-            f"--policy {chosen}: agent {session.agent_id} uses {', '.join(str(name) for name in names)}"
-        )
+        raise ConfigError(f"--policy {chosen}: agent {session.agent_id} uses {', '.join(names)}")
     return chosen
 
 

@@ -1,8 +1,10 @@
 """`add`: from a registered agent to one that the verifier attests."""
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from msgspec import UNSET
 
 from keylime.addresses import means_own_host
 from keylime.errors import ConfigError, KeylimeError, PeerUnreachable
@@ -13,13 +15,13 @@ from keylime.payload.keys import auth_tag, encrypt_share, is_auth_tag
 from keylime_tenant.client import AgentConnection
 from keylime_tenant.enrolment import Candidate, add_request, check_identity, contact_remark, make_candidate
 from keylime_tenant.errors import AgentRejected, CommandFailed
-from keylime_tenant.first_verdict import FirstVerdict, failure, standing
+from keylime_tenant.first_verdict import FirstVerdict, failure, first_verdict
 from keylime_tenant.judgement import await_judgement
 from keylime_tenant.payload import PayloadDelivery, check_rules
 from keylime_tenant.people import agent_lines
 from keylime_tenant.policies import AgentPolicies, compose
 from keylime_tenant.session import Session
-from keylime_tenant.standing import worded_status
+from keylime_tenant.told_status import ToldStatus
 
 AnswerT = TypeVar("AnswerT")
 
@@ -200,12 +202,12 @@ def _already_there(candidate: Candidate) -> CommandFailed:
 async def await_verifier(session: Session, candidate: Candidate) -> None:
     """Shows the status of the agent as soon as the verifier has it. Raises CommandFailed."""
     verifier = session.verifier
-    seen = []
+    seen: list[ToldStatus] = []
 
     async def look() -> bool:
         found = await verifier.status(candidate.agent_id)
         if found is not None:
-            seen.append(worded_status(found))
+            seen.append(found)
         return found is not None
 
     tries = await session.retry(f"Waiting for the verifier to know agent {candidate.agent_id}", look)
@@ -213,19 +215,19 @@ async def await_verifier(session: Session, candidate: Candidate) -> None:
         raise CommandFailed(
             f"{verifier.place} took agent {candidate.agent_id} but does not know it afterwards"
         )
-    if session.arguments.runtime_policies and "runtime_policies" not in seen[-1]:
+    if session.arguments.runtime_policies and seen[-1].runtime_policies is UNSET:
         session.output.warning(
             "%s does not know of several runtime policies: it holds agent %s to %s alone",
             verifier.place,
             candidate.agent_id,
             session.arguments.runtime_policy_name,
         )
-    info = {str(candidate.agent_id): seen[-1]}
+    agent_id, document = str(candidate.agent_id), seen[-1].for_scripts()
     session.output.listing(
         f"Agent Info from Verifier ({verifier.address}):",
-        info,
-        rows=[{"agent_id": candidate.agent_id, **seen[-1]}],
-        names=[candidate.agent_id],
+        {agent_id: document},
+        rows=[{"agent_id": agent_id, **document}],
+        names=[agent_id],
     )
     session.output.said(
         "Agent %s (%s) added to Verifier (%s) after %d tries",
@@ -234,7 +236,7 @@ async def await_verifier(session: Session, candidate: Candidate) -> None:
         verifier.address,
         tries - 1,  # the printed number is that of further tries
     )
-    session.output.show(lambda terminal: agent_lines(info, terminal, time.time()))
+    session.output.show(lambda terminal: agent_lines({agent_id: seen[-1]}, terminal, time.time()))
 
 
 async def verify_key(
@@ -250,7 +252,7 @@ async def verify_key(
     challenge = new_nonce()
     key = delivery.key.k
     proofs: list[str | None] = []
-    failed: list[Mapping[str, Any]] = []
+    failed: list[ToldStatus] = []
 
     async def ask() -> bool:
         try:
@@ -261,7 +263,7 @@ async def verify_key(
             status = await session.verifier.status(candidate.agent_id)
         except PeerUnreachable:
             return False
-        if status is not None and standing(status) is FirstVerdict.FAILED:
+        if status is not None and first_verdict(status) is FirstVerdict.FAILED:
             failed.append(status)
         return bool(failed)
 

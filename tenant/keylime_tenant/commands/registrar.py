@@ -71,12 +71,12 @@ async def show_record(session: Session) -> dict[str, Any]:
 async def status(session: Session) -> None:
     """The registrar's record and the verifier's status."""
     record = await show_record(session)
-    names = [str(session.agent_id)]
-    session.output.result({"registrar": record, "verifier": {}}, names=names)  # should the verifier not tell
-    info = await show_status(session)
-    (one,) = info.values()
-    session.output.show(lambda terminal: policy_lines(one, terminal))
-    session.output.result({"registrar": record, "verifier": info}, names=names)
+    agent = str(session.agent_id)
+    # Should the verifier not tell.
+    session.output.result({"registrar": record, "verifier": {}}, names=[agent])
+    told = await show_status(session)
+    session.output.show(lambda terminal: policy_lines(told, terminal))
+    session.output.result({"registrar": record, "verifier": {agent: told.for_scripts()}}, names=[agent])
 
 
 async def regdelete(session: Session) -> None:

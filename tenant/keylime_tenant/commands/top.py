@@ -8,11 +8,9 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from keylime.errors import KeylimeError
 from keylime.identifiers import parse_agent_id
-from keylime_tenant.client import results_of
 from keylime_tenant.commands.verifier import delete_from_verifier, show_agents
 from keylime_tenant.errors import CommandFailed
 from keylime_tenant.fleet_view import (
@@ -29,8 +27,8 @@ from keylime_tenant.fleet_view import (
 )
 from keylime_tenant.forms import Form
 from keylime_tenant.session import Session
-from keylime_tenant.standing import worded_status
 from keylime_tenant.terminal import wants_colours
+from keylime_tenant.told_status import ToldStatus
 
 _INTERVAL_S = 2.0
 _KEYS = {
@@ -68,11 +66,8 @@ async def top(session: Session) -> None:
         curses.endwin()
 
 
-async def _statuses(session: Session) -> Mapping[str, Mapping[str, Any]]:
-    reply = await session.verifier.agents(session.arguments.verifier_id or "", bulk=True)
-    if reply.code != 200:
-        raise session.verifier.refusal(reply, "tell about its agents")
-    return {agent: worded_status(status) for agent, status in results_of(reply).items()}
+async def _statuses(session: Session) -> Mapping[str, ToldStatus]:
+    return await session.verifier.statuses(session.arguments.verifier_id or "")
 
 
 class _Live:

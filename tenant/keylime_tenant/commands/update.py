@@ -9,7 +9,7 @@ from msgspec.structs import asdict
 
 from keylime.errors import KeylimeError
 from keylime.identifiers import AgentId
-from keylime.messages.verifier import NOTHING_JUDGED, OperationalState, UpdatedAgent
+from keylime.messages.verifier import NOTHING_JUDGED, UpdatedAgent
 from keylime_tenant.client import VerifierClient, read_results
 from keylime_tenant.commands import enrol
 from keylime_tenant.commands.verifier import delete_from_verifier, enrolled_serial, owner, release
@@ -21,8 +21,9 @@ from keylime_tenant.judgement import await_judgement
 from keylime_tenant.payload import PayloadDelivery, check_rules
 from keylime_tenant.policies import AgentPolicies, compose
 from keylime_tenant.session import Session
+from keylime_tenant.standing import REJECTED
+from keylime_tenant.told_status import ToldStatus, told_status
 
-_REJECTED = (OperationalState.FAILED, OperationalState.INVALID_QUOTE)
 _KINDS = (("allowlists", "runtime policy"), ("mbpolicies", "measured boot policy"))
 
 
@@ -43,7 +44,7 @@ async def update(session: Session) -> None:
 
 
 async def _update(
-    session: Session, verifier: VerifierClient, found: Mapping[str, Any], policies: AgentPolicies
+    session: Session, verifier: VerifierClient, found: ToldStatus, policies: AgentPolicies
 ) -> None:
     for warning in policies.warnings:
         if NOTHING_JUDGED not in warning:  # which is not true of policies that stay; the verifier knows
@@ -60,7 +61,7 @@ async def _update(
             _take_back_certificate(session, candidate.agent_id, found)
         delivery = session.prepare_delivery(candidate.agent_id)
         await enrol.send_u(candidate, agent, version, pubkey, delivery)
-        if "mb_policy_name" in found:  # told by verifiers that can change an enrolment
+        if found.can_be_changed:
             await _change(session, verifier, candidate, version, policies, delivery)
         else:
             await _replace(session, verifier, found, candidate, version, policies, delivery)
@@ -69,8 +70,7 @@ async def _update(
             await enrol.verify_key(session, candidate, agent, version, delivery)
     finally:
         await agent.close()
-    passes = found.get("attestation_count") if "mb_policy_name" in found else 0
-    await await_judgement(session, candidate.agent_id, passes if isinstance(passes, int) else 0)
+    await await_judgement(session, candidate.agent_id, found.passes if found.can_be_changed else 0)
 
 
 async def _demand_names(session: Session, verifier: VerifierClient, policies: AgentPolicies) -> None:
@@ -93,12 +93,12 @@ async def _demand_names(session: Session, verifier: VerifierClient, policies: Ag
             )
 
 
-def _compare_address(session: Session, candidate: Candidate, found: Mapping[str, Any]) -> None:
+def _compare_address(session: Session, candidate: Candidate, found: ToldStatus) -> None:
     arguments, registered = session.arguments, candidate.verifier_contact
     if arguments.agent_ip or arguments.cv_targethost or arguments.agent_port:
         return
-    host, port = found.get("ip"), found.get("port")
-    if isinstance(host, str) and isinstance(port, int) and Address(host, port) != registered:
+    host, port = found.ip, found.port
+    if host is not None and port is not None and Address(host, port) != registered:
         session.output.warning(
             "Agent %s has registered as %s, and the verifier goes on asking %s: give -t or --cv_targethost "
             "to change that",
@@ -108,10 +108,10 @@ def _compare_address(session: Session, candidate: Candidate, found: Mapping[str,
         )
 
 
-def _take_back_certificate(session: Session, agent_id: AgentId, found: Mapping[str, Any]) -> None:
+def _take_back_certificate(session: Session, agent_id: AgentId, found: ToldStatus) -> None:
     """A rejected agent gets a new certificate: revocations name the one that was compromised."""
     serial = enrolled_serial(found)
-    if serial is not None and found.get("operational_state") in _REJECTED:
+    if serial is not None and found.state in REJECTED:
         session.revoke_certificate(agent_id, serial)
 
 
@@ -162,7 +162,7 @@ def _show_change(
 async def _replace(
     session: Session,
     verifier: VerifierClient,
-    found: Mapping[str, Any],
+    found: ToldStatus,
     candidate: Candidate,
     version: str,
     policies: AgentPolicies,
@@ -189,12 +189,12 @@ async def _replace(
         problem = CommandFailed(str(error))
     if problem is None:
         wanted = ("ip", "port", "tpm_policy", "meta_data", "has_runtime_policy", "has_mb_refstate")
-        after = await verifier.status(agent_id) or {}
+        after = await verifier.status(agent_id) or told_status({})
         _show_change(
             session,
             agent_id,
-            {one: found.get(one) for one in wanted},
-            {one: after.get(one) for one in wanted},
+            {one: found.document.get(one) for one in wanted},
+            {one: after.document.get(one) for one in wanted},
             has_new_payload=delivery.key is not None,
         )
         return

@@ -3,7 +3,6 @@
 import ipaddress
 import time
 from collections.abc import Mapping
-from typing import Any
 
 from msgspec import to_builtins
 
@@ -16,12 +15,13 @@ from keylime.revocation.message import certificate_serial
 from keylime_tenant.client import VerifierClient, answer_document, results_of
 from keylime_tenant.config import Address
 from keylime_tenant.errors import CommandFailed, Unjudged
-from keylime_tenant.first_verdict import FirstVerdict, failure, standing
+from keylime_tenant.first_verdict import FirstVerdict, failure, first_verdict
 from keylime_tenant.json_documents import Reactivated
 from keylime_tenant.judgement import await_judgement
 from keylime_tenant.people import agent_lines, name_lines
 from keylime_tenant.session import Session
-from keylime_tenant.standing import is_unjudged, worded_status
+from keylime_tenant.standing import is_unjudged
+from keylime_tenant.told_status import ToldStatus
 
 _STATES = {
     "failed": OperationalState.FAILED,
@@ -33,7 +33,7 @@ _STATES = {
 async def cvlist(session: Session) -> None:
     """The ids of the verifier's agents."""
     verifier = session.verifier
-    reply = await verifier.agents(session.arguments.verifier_id or "", bulk=False)
+    reply = await verifier.agents(session.arguments.verifier_id or "")
     if reply.code != 200:
         raise verifier.refusal(reply, "list its agents")
     results = results_of(reply)
@@ -59,17 +59,17 @@ async def cvlist(session: Session) -> None:
 
 async def cvstatus(session: Session) -> None:
     """Everything that the verifier tells about one agent."""
-    status = (await show_status(session))[str(session.agent_id)]
+    status = await show_status(session)
     if session.arguments.exit_code:
-        state = standing(status)
+        state = first_verdict(status)
         if state is FirstVerdict.FAILED:
             raise failure(session.agent_id, status)
         if state is FirstVerdict.OPEN:
             raise Unjudged(f"agent {session.agent_id} is not judged yet")
 
 
-async def show_status(session: Session) -> dict[str, Any]:
-    """Prints and returns the verifier's status of the session's agent under its id. Raises CommandFailed."""
+async def show_status(session: Session) -> ToldStatus:
+    """Prints and returns the verifier's status of the session's agent. Raises CommandFailed."""
     verifier = session.verifier
     found = await verifier.status(session.agent_id)
     if found is None:
@@ -78,20 +78,20 @@ async def show_status(session: Session) -> dict[str, Any]:
             f"Agent {session.agent_id} does not exist on Verifier ({verifier.address}). "
             "See its agents with `-c cvlist`"
         )
-    info = {str(session.agent_id): worded_status(found)}
     if is_unjudged(found) and not session.output.form.is_for_people:  # who have it below the agent's line
         # Before the document, which scripts look for in the last line.
-        session.output.warning("Agent %s: %s", session.agent_id, printable(str(found["attestation_text"])))
-    show_agents(session, f"Agent Info from Verifier ({verifier.address}):", info)
-    return info
+        session.output.warning("Agent %s: %s", session.agent_id, printable(found.attestation_text))
+    show_agents(session, f"Agent Info from Verifier ({verifier.address}):", {str(session.agent_id): found})
+    return found
 
 
-def show_agents(session: Session, heading: str, statuses: Mapping[str, Mapping[str, Any]]) -> None:
+def show_agents(session: Session, heading: str, statuses: Mapping[str, ToldStatus]) -> None:
     """Shows agents by their ids; `heading` stands above the document that scripts read."""
+    documents = {agent_id: status.for_scripts() for agent_id, status in statuses.items()}
     session.output.listing(
         heading,
-        statuses,
-        rows=[{"agent_id": agent_id, **status} for agent_id, status in statuses.items()],
+        documents,
+        rows=[{"agent_id": agent_id, **document} for agent_id, document in documents.items()],
         names=tuple(statuses),
     )
     session.output.show(lambda terminal: agent_lines(statuses, terminal, time.time()))
@@ -99,10 +99,7 @@ def show_agents(session: Session, heading: str, statuses: Mapping[str, Mapping[s
 
 async def bulkinfo(session: Session) -> None:
     """Everything that the verifier tells about all its agents."""
-    reply = await session.verifier.agents(session.arguments.verifier_id or "", bulk=True)
-    if reply.code != 200:
-        raise session.verifier.refusal(reply, "tell about its agents")
-    statuses = {agent_id: worded_status(status) for agent_id, status in results_of(reply).items()}
+    statuses = await session.verifier.statuses(session.arguments.verifier_id or "")
     show_agents(session, "Bulk Agent Info:", statuses)
 
 
@@ -114,11 +111,10 @@ async def delete(session: Session) -> None:
         session.revoke_certificate(session.agent_id, serial)
 
 
-def enrolled_serial(status: Mapping[str, Any]) -> int | None:
+def enrolled_serial(status: ToldStatus) -> int | None:
     """The serial number in an agent's status at the verifier; None when it came without a certificate."""
-    meta_data = status.get("meta_data")
     try:
-        return certificate_serial(meta_data) if isinstance(meta_data, str) else None
+        return None if status.meta_data is None else certificate_serial(status.meta_data)
     except MalformedMessage:
         return None
 
@@ -145,15 +141,8 @@ async def _show_reactivated(session: Session) -> None:
 
 
 async def _reactivate_all(session: Session, state: str) -> None:
-    reply = await session.verifier.agents(session.arguments.verifier_id or "", bulk=True)
-    if reply.code != 200:
-        raise session.verifier.refusal(reply, "tell about its agents")
-    wanted = _STATES[state]
-    agents = sorted(
-        agent_id
-        for agent_id, status in results_of(reply).items()
-        if isinstance(status, dict) and status.get("operational_state") in (wanted, wanted.text)
-    )
+    statuses = await session.verifier.statuses(session.arguments.verifier_id or "")
+    agents = sorted(agent_id for agent_id, status in statuses.items() if status.state is _STATES[state])
     passes, errors = {}, {}
     for agent_id in agents:
         try:
@@ -182,8 +171,7 @@ async def reactivate_one(session: Session, agent_id: AgentId) -> tuple[Reply, in
         if found is None:
             raise CommandFailed(f"{verifier.place} does not have agent {agent_id}: add it first")
         verifier = owner(session, found)
-        count = found.get("attestation_count")
-        passes = count if isinstance(count, int) else 0
+        passes = found.passes
     try:
         reply = await verifier.act(agent_id, "reactivate")
     finally:
@@ -194,7 +182,7 @@ async def reactivate_one(session: Session, agent_id: AgentId) -> tuple[Reply, in
     return reply, passes
 
 
-async def delete_from_verifier(session: Session, agent_id: AgentId) -> Mapping[str, Any] | None:
+async def delete_from_verifier(session: Session, agent_id: AgentId) -> ToldStatus | None:
     """Returns when the verifier does not have `agent_id` any more: its last status, None if nobody asked.
 
     Raises CommandFailed, PeerUnreachable.
@@ -247,7 +235,7 @@ def _report_absent(session: Session, agent_id: AgentId) -> None:
     session.output.result({"code": 404, "status": f"agent {agent_id} is not at the verifier", "results": {}})
 
 
-def owner(session: Session, status: Mapping[str, Any]) -> VerifierClient:
+def owner(session: Session, status: ToldStatus) -> VerifierClient:
     """The verifier that takes orders about the agent of `status`: to be given to `release`."""
     address = owner_address(status, session.verifier.address)
     return session.verifier if address == session.verifier.address else session.connect_verifier(address)
@@ -259,13 +247,13 @@ async def release(session: Session, verifier: VerifierClient) -> None:
         await verifier.close()
 
 
-def owner_address(status: Mapping[str, Any], asked: Address) -> Address:
+def owner_address(status: ToldStatus, asked: Address) -> Address:
     """The verifier that takes orders about an agent, where several share a database.
 
     Addresses that mean something only on the verifier's own machine (loopback, unspecified) are not followed.
     """
-    host, port = status.get("verifier_ip"), status.get("verifier_port")
-    if not isinstance(host, str) or not isinstance(port, int) or not host or not 0 < port < 65536:
+    host, port = status.verifier_ip, status.verifier_port
+    if not host or port is None or not 0 < port < 65536:
         return asked
     try:
         address = ipaddress.ip_address(host)

@@ -1,6 +1,6 @@
 from dataclasses import replace
-from typing import Any
 
+import msgspec
 import pytest
 
 from keylime_tenant.fleet_view import (
@@ -20,18 +20,26 @@ from keylime_tenant.fleet_view import (
     window,
 )
 from keylime_tenant.standing import Standing
+from keylime_tenant.told_status import told_status
 from tests.unit.tenant.test_standing import finding
 
 NOW = 1_700_000_160.0
-GOOD: dict[str, Any] = {
-    "attestation_status": "PASS",
-    "attestation_count": 5,
-    "last_successful_attestation": 1_700_000_100,
-    "ip": "192.0.2.1",
-}
-BAD: dict[str, Any] = {**GOOD, "attestation_status": "FAIL", "last_findings": [finding("/bin/evil")]}
+GOOD = told_status(
+    {
+        "attestation_status": "PASS",
+        "attestation_count": 5,
+        "last_successful_attestation": 1_700_000_100,
+        "ip": "192.0.2.1",
+    }
+)
+BAD = msgspec.structs.replace(GOOD, attestation_status="FAIL", last_findings=[finding("/bin/evil")])
 FLEET = Fleet(
-    {"a": GOOD, "b": BAD, "c": {**GOOD, "runtime_policy_name": "Servers"}, "d": {**BAD, "ip": "192.0.2.9"}},
+    {
+        "a": GOOD,
+        "b": BAD,
+        "c": msgspec.structs.replace(GOOD, runtime_policy_name="Servers"),
+        "d": msgspec.structs.replace(BAD, ip="192.0.2.9"),
+    },
     NOW,
 )
 

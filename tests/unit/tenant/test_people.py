@@ -1,19 +1,19 @@
 import base64
 import hashlib
-from typing import Any
 
 import pytest
 
 from keylime_tenant.people import agent_lines, name_lines, policies_in_force, registration_lines
 from keylime_tenant.terminal import Terminal
+from keylime_tenant.told_status import ToldStatus, told_status
 from tests.unit.tenant.test_standing import STATUS, finding
 
 ID = "d432fbb3-d2f1-4a97-9ef7-75bd81c00000"
 NOW = 1_700_000_160.0
 
 
-def good(**others: object) -> dict[str, Any]:
-    return {
+def good(**others: object) -> ToldStatus:
+    document = {
         "operational_state": "Get Quote",
         "attestation_status": "PASS",
         "attestation_count": 12,
@@ -24,10 +24,12 @@ def good(**others: object) -> dict[str, Any]:
         "has_runtime_policy": 1,
         **others,
     }
+    return told_status(document)
 
 
 def test_there_is_one_line_for_each_agent_the_worst_first_with_findings_below() -> None:
-    lines = list(agent_lines({"a": good(), "b": {**STATUS, "unreachable_since": None}}, Terminal(), NOW))
+    failed = told_status({**STATUS, "unreachable_since": None})
+    lines = list(agent_lines({"a": good(), "b": failed}, Terminal(), NOW))
     assert lines[0].split() == ["AGENT", "STATE", "LAST", "PASS", "PASSES", "ADDRESS", "POLICIES"]
     assert lines[1].split()[:2] == ["b", "failed"]
     assert lines[2:-1] == [
@@ -81,8 +83,8 @@ def test_the_policies_in_force_have_names_and_versions() -> None:
         "runtime policy servers-of-the-second-data-centre version 7"
     ]
     status = {"has_runtime_policy": 1, "has_mb_refstate": 1, "tpm_policy": '{"15": ["ab"], "mask": "0x8000"}'}
-    assert policies_in_force(status) == ["runtime policy", "measured boot policy", "TPM policy"]
-    assert policies_in_force({"tpm_policy": "{}"}) == []
+    assert policies_in_force(told_status(status)) == ["runtime policy", "measured boot policy", "TPM policy"]
+    assert policies_in_force(told_status({"tpm_policy": "{}"})) == []
     several = [
         {"name": "old", "until": 1, "has_ended": True},
         {"name": "web", "until": 2_000_000_000},

@@ -2,14 +2,8 @@ from typing import Any
 
 import pytest
 
-from keylime_tenant.standing import (
-    Standing,
-    grouped_findings,
-    remarks,
-    standing_of,
-    state_text,
-    worded_status,
-)
+from keylime_tenant.standing import Standing, grouped_findings, remarks, standing_of
+from keylime_tenant.told_status import told_status
 
 STATUS: dict[str, Any] = {
     "operational_state": 9,
@@ -56,26 +50,11 @@ STATUS: dict[str, Any] = {
     ],
 )
 def test_how_an_agent_stands(status: dict[str, Any], expected: Standing) -> None:
-    assert standing_of(status) is expected
-
-
-def test_states_are_told_in_words_and_unknown_ones_as_they_are() -> None:
-    assert state_text(9) == "Invalid Quote"
-    assert state_text(77) == 77
-    assert state_text("Not applicable (Push Mode)") == "Not applicable (Push Mode)"
-    assert state_text(None) is None
-
-
-def test_a_worded_status_keeps_fields_that_we_do_not_know() -> None:
-    assert worded_status(STATUS) == {**STATUS, "operational_state": "Invalid Quote"}
-
-
-def test_y5_a_share_that_a_verifier_shows_is_not_shown_on() -> None:
-    assert worded_status({**STATUS, "v": "c2hhcmU="})["v"] is None
+    assert standing_of(told_status(status)) is expected
 
 
 def test_remarks_tell_silence_reasons_and_reboots() -> None:
-    lines = remarks(STATUS)
+    lines = remarks(told_status(STATUS))
     assert lines[0] == "unreachable since 2023-11-14 22:15:00 UTC"
     assert lines[1:-1] == [
         "ima.validation.ima-ng.not_in_allowlist (error)",
@@ -87,27 +66,27 @@ def test_remarks_tell_silence_reasons_and_reboots() -> None:
 
 
 def test_l7_remarks_say_first_that_nothing_is_judged() -> None:
-    stopped = remarks({**STATUS, "attestation_text": "stopped by an operator"})
+    stopped = remarks(told_status({**STATUS, "attestation_text": "stopped by an operator"}))
     assert "stopped by an operator: -c reactivate goes on with it" in stopped
-    lines = remarks({**STATUS, "attestation_text": "attested, nothing judged"})
+    lines = remarks(told_status({**STATUS, "attestation_text": "attested, nothing judged"}))
     assert lines[0] == "attested, nothing judged: no policy makes a demand of the agent"
-    assert remarks({**STATUS, "attestation_text": "attested"}) == remarks(STATUS)
+    assert remarks(told_status({**STATUS, "attestation_text": "attested"})) == remarks(told_status(STATUS))
 
 
 def test_of_many_findings_the_first_are_shown_and_the_rest_counted() -> None:
-    lines = remarks({"last_findings": STATUS["last_findings"] * 8})
+    lines = remarks(told_status({"last_findings": STATUS["last_findings"] * 8}))
     assert lines.count("  entry     41") == 5
     assert lines[-1] == "and 3 more findings: --json shows them"
 
 
 def test_a_finding_of_another_form_is_shown_as_it_came_and_cannot_steer_the_terminal() -> None:
     findings = [{"why": "\x1b[2J"}]
-    assert remarks({"last_findings": findings}) == ['{"why": "\\u001b[2J"}']
+    assert remarks(told_status({"last_findings": findings})) == ['{"why": "\\u001b[2J"}']
     assert [group.title for group in grouped_findings(findings)] == ['{"why": "\\u001b[2J"}']
 
 
 def test_a_verifier_without_findings_still_gives_its_event_id() -> None:
-    assert remarks({"last_event_id": "quote_validation"}) == ["last failure: quote_validation"]
+    assert remarks(told_status({"last_event_id": "quote_validation"})) == ["last failure: quote_validation"]
 
 
 def finding(path: str, **others: object) -> dict[str, object]:

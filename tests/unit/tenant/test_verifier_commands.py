@@ -2,13 +2,14 @@ import pytest
 
 from keylime_tenant.commands.verifier import owner_address
 from keylime_tenant.config import Address
+from keylime_tenant.told_status import told_status
 
 ASKED = Address("192.0.2.1", 8881)
 
 
 def test_an_agent_of_another_verifier_is_managed_there() -> None:
     status = {"verifier_ip": "192.0.2.2", "verifier_port": 8882}
-    assert owner_address(status, ASKED) == Address("192.0.2.2", 8882)
+    assert owner_address(told_status(status), ASKED) == Address("192.0.2.2", 8882)
 
 
 @pytest.mark.parametrize(
@@ -25,4 +26,4 @@ def test_an_agent_of_another_verifier_is_managed_there() -> None:
     ],
 )
 def test_addresses_that_lead_nowhere_from_here_are_not_followed(status: dict[str, object]) -> None:
-    assert owner_address(status, ASKED) == ASKED
+    assert owner_address(told_status(status), ASKED) == ASKED

@@ -7,6 +7,7 @@ import pytest
 
 from keylime.messages.history import HistoryEvent
 from keylime_tenant.terminal import Terminal
+from keylime_tenant.told_status import ToldStatus, told_status
 from keylime_tenant.why import case_of, next_commands, why_lines
 
 DIGEST = "ab" * 32
@@ -30,9 +31,9 @@ QUOTE = {
 NOW = 2_000_000_000
 
 
-def status(*findings: Mapping[str, Any], **more: object) -> dict[str, Any]:
+def status(*findings: Mapping[str, Any], **more: object) -> ToldStatus:
     told = {"attestation_status": "FAIL" if findings else "PASS", "last_findings": list(findings)}
-    return {"operational_state": 9 if findings else 3, **told, **more}
+    return told_status({"operational_state": 9 if findings else 3, **told, **more})
 
 
 def event(number: int, kind: str, **details: object) -> HistoryEvent:
@@ -104,5 +105,5 @@ def test_a_fall_that_is_told_again_began_before() -> None:
         (status(operational_state=10), ["keylime_tenant reactivate -u a"]),
     ],
 )
-def test_the_next_command_can_be_copied(shown: dict[str, Any], commands: list[str]) -> None:
+def test_the_next_command_can_be_copied(shown: ToldStatus, commands: list[str]) -> None:
     assert next_commands(case_of("a", shown, [])) == commands
