@@ -19,7 +19,7 @@ from keylime.pki.roles import ADMINISTRATOR, NODE, extended_usages, is_administr
 from keylime.pki.server_names import ServerNames
 from keylime.pki.service_certificates import Done, ensure_service_certificates, server_names
 
-CA_7_14_3 = Path(__file__).parents[2] / "data" / "ca-7.14.3"
+CA_7_14_3 = Path(__file__).parents[1] / "data" / "ca-7.14.3"
 CA_FILES = {"cacert.crt", "ca-public.pem", "cacrl.der", "cacrl.pem", "private.yml"}
 
 
