@@ -105,7 +105,6 @@ class Machine:
 
     def quote(self, nonce: str, mask: int, pubkey: str) -> str:
         """A genuine quote of the PCRs in `mask` and of PCR 16."""
-        self.clock += 7
         values = {
             index: b"\xff" * BANK.size if 17 <= index <= 22 else bytes(BANK.size)
             for index in range(24)
@@ -114,9 +113,14 @@ class Machine:
         if 10 in values:
             values[10] = self.pcr_10
         values[16] = BANK.digest(bytes(BANK.size) + BANK.digest(pubkey.encode()))
+        return self.quote_of(nonce.encode(), PcrValues(BANK, dict(sorted(values.items()))))
+
+    def quote_of(self, qualifying: bytes, values: PcrValues) -> str:
+        """A genuine quote with these values."""
+        self.clock += 7
         return self.ak.quote(
-            nonce.encode(),
-            PcrValues(BANK, dict(sorted(values.items()))),
+            qualifying,
+            values,
             clock=self.clock,
             reset_count=self.reset_count,
             restart_count=self.restart_count,

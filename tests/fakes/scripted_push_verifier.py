@@ -89,6 +89,7 @@ class ScriptedPushVerifier:
     async def start(self) -> None:
         """Listens; again on the same port after `stop`."""
         app = web.Application(client_max_size=1 << 26)
+        app.on_response_prepare.append(_echo_id)
         app.router.add_post("/v3.0/sessions", self._open)
         app.router.add_patch("/v3.0/sessions/{session}", self._prove)
         app.router.add_post("/v3.0/agents/{agent}/attestations", self._negotiate)
@@ -131,7 +132,8 @@ class ScriptedPushVerifier:
         assert attributes
         assert all(value is not None for value in attributes.values())
         self.received.append(Received(step, dict(request.headers), attributes, document["data"]["type"]))
-        assert request.content_type == JSON_API
+        is_session = step in ("open", "prove")
+        assert request.content_type == JSON_API or (is_session and request.content_type == "application/json")
         if not self.instead[step]:
             return attributes, None
         scripted = self.instead[step].popleft()
@@ -211,8 +213,16 @@ class ScriptedPushVerifier:
         values = None if quote is None else self._verified(request.match_info["agent"], challenge, quote)
         boot_time = offer["system_info"]["boot_time"]
         self.evidence.append(Evidence(values, data, offer["evidence_supported"], boot_time))
+        shown = {
+            "stage": "evaluating_evidence",
+            "evidence": [
+                {**wanted, "capabilities": _offered(offer, wanted["evidence_type"]), "data": item["data"]}
+                for wanted, item in zip(asked, collected, strict=True)
+            ],
+        }
         body = {
-            "data": {"type": "attestation", "attributes": {"stage": "evaluating_evidence", "evidence": []}},
+            "data": {"type": "attestation", "attributes": shown},
+            "jsonapi": {"version": "1.1"},
             "meta": {"seconds_to_next_attestation": self.next_s},
         }
         return _answer(202, body)
@@ -236,11 +246,13 @@ class ScriptedPushVerifier:
             offset = {"starting_offset": self.offset} if kind == "ima_log" else {}
             yield _item("log", kind, {"format": form, **offset})
 
-    def _verified(self, agent: str, challenge: bytes, quote: dict[str, str]) -> PcrValues:
-        text = f"r{quote['message']}:{quote['signature']}:{quote['subject_data']}"
-        key = self.added[agent]
-        selection = PcrSelection(key.scheme_hash, frozenset(self.pcrs))
-        return verify_quote(parse_quote(text), key, challenge, selection).pcrs
+    def _verified(self, agent: str, challenge: bytes, data: dict[str, str]) -> PcrValues:
+        text = f"r{data['message']}:{data['signature']}:{data['subject_data']}"
+        key, quote = self.added[agent], parse_quote(text)
+        # Agents in the field quote PCR 16 as well, which means nothing here.
+        found = frozenset(quote.pcrs.values)
+        assert found in (frozenset(self.pcrs), frozenset({*self.pcrs, 16}))
+        return verify_quote(quote, key, challenge, PcrSelection(key.scheme_hash, found)).pcrs
 
     def _refused(self, request: web.Request) -> web.StreamResponse | None:
         token = self._tokens.get(request.match_info["agent"])
@@ -248,6 +260,17 @@ class ScriptedPushVerifier:
             return None
         error = {"status": "401", "title": "Unauthorized", "detail": "Invalid authentication token"}
         return _answer(401, {"errors": [error]})
+
+
+async def _echo_id(request: web.Request, response: web.StreamResponse) -> None:
+    response.headers["X-Request-ID"] = request.headers.get("X-Request-ID", "")
+
+
+def _offered(offer: dict[str, Any], kind: str) -> dict[str, Any]:
+    (capabilities,) = (
+        one["capabilities"] for one in offer["evidence_supported"] if one["evidence_type"] == kind
+    )
+    return dict(capabilities)
 
 
 def _answer(code: int, body: Any, **headers: str) -> web.StreamResponse:

@@ -14,11 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from keylime.tpm.keys import parse_attestation_key
+from keylime.tpm.keys import SignatureScheme, parse_attestation_key
 from tests.captures import VM_DEBIAN12
 from tests.fakes.agent_process import PushAgentProcess, Registrar
+from tests.fakes.attesting_agent import Machine
+from tests.fakes.field_push_agent import FieldPushAgent, Logs, Refused
 from tests.fakes.running_verifier import eventually
 from tests.fakes.scripted_push_verifier import Scripted, ScriptedPushVerifier
+from tests.fakes.software_ak import SoftwareAk
 from tests.fakes.swtpm import SoftwareTpm
 from tests.fakes.tls_material import SERVER_AUTH, Authority
 from tests.os_logs import SYSTEMD_262
@@ -240,5 +243,38 @@ def test_one_line_says_what_is_wrong(tmp_path: Path, machine: SoftwareTpm) -> No
             (line,) = agent.errors.splitlines()
             assert line.startswith("keylime_push_model_agent: error: ")
             assert said in line
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("kind", "scheme"), [("rsa2048", SignatureScheme.RSASSA), ("ecc256", SignatureScheme.ECDSA)]
+)
+def test_both_stand_ins_understand_each_other(kind: str, scheme: SignatureScheme) -> None:
+    """Whoever is tested with one of them meets somebody as strict as the other."""
+
+    async def scenario() -> None:
+        authority = Authority()
+        server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue("server", usages=(SERVER_AUTH,)).load_into(server)
+        client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        authority.trusted_by(client)
+        kernel = Machine(SoftwareAk.generate(kind, scheme))
+        kernel.measure("boot_aggregate", b"")
+        logs = Logs(boot=BOOT_LOG.read_bytes())
+        async with (
+            ScriptedPushVerifier(server) as verifier,
+            FieldPushAgent(AGENT_ID, verifier.url, client, kernel, logs) as agent,
+        ):
+            with pytest.raises(Refused, match="200"):
+                await agent.attest()
+            verifier.added[AGENT_ID] = parse_attestation_key(kernel.ak.tpm2b_public)
+            verifier.pcrs, verifier.logs = [0, 10], ["uefi_log", "ima_log"]
+            assert await agent.attest() == 1
+            verifier.forget_tokens()
+            kernel.measure("/bin/true", b"true")
+            assert await agent.attest() == 1
+            assert verifier.logins == 2
+            assert verifier.evidence[-1].logs["ima_log"]["entry_count"] == 2
 
     run(scenario())
