@@ -227,9 +227,7 @@ def read_pace(body: bytes) -> int:
             _read(item.data, _QuoteData)
         else:
             _read(item.capabilities, _LogCapabilities)
-            _read(item.data, _BootData)
-            if item.evidence_type == "ima_log":
-                _read(item.data, _ImaData)
+            _read(item.data, _ImaData if item.evidence_type == "ima_log" else _BootData)
     return _read(document.meta, _Meta).seconds_to_next_attestation
 
 

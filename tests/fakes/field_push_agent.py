@@ -102,6 +102,11 @@ class FieldPushAgent:
         if self._session is not None:
             await self._session.close()
 
+    async def hang_up(self) -> None:
+        """The next request goes over a new connection."""
+        await self.__aexit__()
+        await self.__aenter__()
+
     @property
     def ak(self) -> SoftwareAk:
         """Its attestation key."""
