@@ -12,6 +12,8 @@ from typing import Any, NoReturn, TypeAlias
 from keylime.version import add_version
 from keylime_tenant.catalogue import COMMANDS, GROUPS
 from keylime_tenant.forms import WORDS, Form
+from keylime_tenant.moments import FORMS as FORMS_OF_SINCE
+from keylime_tenant.moments import parse_since
 from keylime_tenant.policy_parts import FORMS, PolicyPart, lasting_name, parse_parts
 
 DEFAULT_AGENT_ID = "d432fbb3-d2f1-4a97-9ef7-75bd81c00000"
@@ -84,6 +86,7 @@ class Arguments:
     exit_code: bool = False
     state: str | None = None
     fingerprint: str | None = None
+    since: int | None = None  # epoch seconds
     agent_api_version: str | None = None
     supported_version: str | None = None
 
@@ -206,6 +209,8 @@ def combination_problem(arguments: Arguments) -> str | None:
         return "--allowlist and --runtime-policy cannot be specified at the same time"
     if arguments.fingerprint is not None and arguments.command != "trust-issuer":
         return "--fingerprint is for -c trust-issuer"
+    if arguments.since is not None and arguments.command != "audit":
+        return "--since is for -c audit"
     approving = arguments.only or arguments.policy or arguments.sign_key or arguments.force or arguments.yes
     if approving and arguments.command != "approve":
         return "--only, --policy, --sign-key, --force and --yes are for approve"
@@ -456,6 +461,10 @@ def _exit_code(add: _Add) -> None:
     )
 
 
+def _since_when(add: _Add) -> None:
+    add("--since", type=_since, metavar="WHEN", help=f"audit: only from then on ({FORMS_OF_SINCE})")
+
+
 def _fingerprint(add: _Add) -> None:
     add(
         "--fingerprint",
@@ -580,6 +589,7 @@ _SECTIONS: Mapping[str, Callable[[_Add], None]] = {
     "wait": _wait,
     "exit code": _exit_code,
     "fingerprint": _fingerprint,
+    "since": _since_when,
     "authority": _authority,
     "payload": _payload,
     "runtime policy name": _runtime_name,
@@ -609,6 +619,7 @@ _GROUPS: Sequence[tuple[str, Sequence[str]]] = (
             "wait",
             "exit code",
             "fingerprint",
+            "since",
         ),
     ),
     ("payload, delivered after the first good attestation", ("authority", "payload")),
@@ -636,6 +647,13 @@ def _port(text: str) -> int:
     if not 1 <= port <= 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port (1 to 65535)")
     return port
+
+
+def _since(text: str) -> int:
+    try:
+        return parse_since(text, time.time())
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _seconds(text: str) -> float:

@@ -160,6 +160,12 @@ COMMANDS: Mapping[str, Command] = {
         (*_AGENT, *_VERIFIER),
         needs_agent=True,
     ),
+    "audit": Command(
+        "who did what, and what was refused to whom",
+        "audit.audit",
+        VIEWS,
+        (*_VERIFIER, "since"),
+    ),
     "revocations": Command(
         "whom revocations have reached, and whom not",
         "revocations.revocations",

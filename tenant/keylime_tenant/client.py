@@ -281,6 +281,23 @@ class VerifierClient(Service):
             if not found.more or not found.events:
                 return events
 
+    async def audit(self, since: int | None) -> list[HistoryEvent]:
+        """All that was done, and refused, since a time; oldest first. Raises CommandFailed."""
+        events: list[HistoryEvent] = []
+        while True:
+            query = {"after": str(events[-1].id if events else 0)}
+            if since is not None:
+                query["since"] = str(since)
+            reply = await self.call("GET", "/audit", query=query)
+            if reply.code == 404:
+                raise CommandFailed(f"{self.place} keeps no audit: its release is older")
+            if reply.code != 200:
+                raise self.refusal(reply, "tell what was done")
+            found = read_results(reply, AgentHistory, self.place)
+            events.extend(found.events)
+            if not found.more or not found.events:
+                return events
+
     async def revocations(self, agent_id: AgentId | None) -> Reply:
         """The answer to what became of revocations: those about one agent, or all."""
         return await self.call("GET", "/revocations", query=None if agent_id is None else {"agent": agent_id})

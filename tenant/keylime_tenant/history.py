@@ -33,7 +33,19 @@ def history_lines(events: Sequence[HistoryEvent], terminal: Terminal) -> Iterato
             yield f"{_INDENT}{line}"
 
 
+def audit_lines(events: Sequence[HistoryEvent], terminal: Terminal) -> Iterator[str]:
+    """One line for each event: when, on what, what, and who did it, with the id of the request."""
+    for event in events:
+        subject = "" if event.agent_id is None else f"agent {printable(event.agent_id)} "
+        by = "by itself" if event.actor is None else f"by {printable(event.actor)}"
+        request = f", request {printable(event.request_id)}" if event.request_id else ""
+        what = terminal.paint(f"{subject}{_headline(event)}", _style(event))
+        yield f"{moment(event.at)}  {event.id}  {what}, {by}{request}"
+
+
 def _style(event: HistoryEvent) -> str:
+    if event.kind in ("refused", "taken_over"):
+        return "doubtful"
     if event.kind != "state":
         return "strong"
     return "bad" if event.details.get("findings") else "good"
@@ -41,6 +53,12 @@ def _style(event: HistoryEvent) -> str:
 
 def _headline(event: HistoryEvent) -> str:
     details = event.details
+    if event.kind == "refused":
+        said = (printable(str(details.get(name))) for name in ("call", "code", "reason"))
+        return f"refused: {' '.join(said)}"
+    if event.kind == "taken_over":
+        name = printable(str(details.get("verifier")))
+        return f"{details.get('shards')} of {details.get('of')} shards taken over by verifier {name}"
     if event.policy is not None:
         kind, _, name = event.policy.partition("/")
         return f"{_POLICY_KINDS.get(kind, kind)} {printable(name)} {_WORDS.get(event.kind, event.kind)}"

@@ -1,6 +1,7 @@
 """Members of a group that stop, come back, and find another database than they left; on both databases."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -13,6 +14,7 @@ from keylime.database.clock import DatabaseClock
 from keylime.database.migrate import prepare_schema
 from keylime.database.transactions import Database
 from keylime_verifier.agents.shards import SHARDS, VerifierId
+from keylime_verifier.database.history import History
 from keylime_verifier.database.schema import SCHEMA
 from keylime_verifier.sharing.lineage import Lineage
 from keylime_verifier.sharing.lineage_query import read_lineage
@@ -58,6 +60,7 @@ class Group:
             clock=DatabaseClock(),
             let_go=nothing_to_let_go,
             on_moves=self._count,
+            tell=History(self._database, 0).tell,
         )
         return member.member_id, membership
 
@@ -82,6 +85,11 @@ class Group:
         """How many shards each has."""
         rows = await rows_of(self._database, "SELECT owner, count(*) AS number FROM shards GROUP BY owner")
         return {row.owner: row.number for row in rows}
+
+    async def told(self) -> list[dict[str, object]]:
+        """What the history was told of takeovers."""
+        rows = await rows_of(self._database, "SELECT details FROM events WHERE kind = 'taken_over'")
+        return [json.loads(row.details) for row in rows]
 
     async def epochs(self) -> set[int]:
         rows = await rows_of(self._database, "SELECT DISTINCT epoch FROM shards")
@@ -141,6 +149,9 @@ def test_who_joins_takes_nothing_from_a_silent_member_before_a_lease_is_over(url
             return await group.shares() == {name: SHARDS}
 
         await eventually(has_all, limit_s=LIMIT_S)
+        await eventually(group.told, limit_s=LIMIT_S)
+        (told,) = await group.told()
+        assert (told["shards"], told["of"]) == (SHARDS, SHARDS)
 
     play(url, act)
 

@@ -32,6 +32,8 @@ class EventKind(StrEnum):
     POLICY_STORED = "policy_stored"
     POLICY_REPLACED = "policy_replaced"
     POLICY_DELETED = "policy_deleted"
+    REFUSED = "refused"  # a call of an administrator
+    TAKEN_OVER = "taken_over"  # the agents of a verifier that is not heard of any more, by another one
 
 
 @dataclass(frozen=True, slots=True)

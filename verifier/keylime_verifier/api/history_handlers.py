@@ -1,4 +1,4 @@
-"""`GET /agents/{agent_id}/history`: what happened to an agent, also after it was deleted."""
+"""What happened, to one agent (`GET /agents/{agent_id}/history`) or at all (`GET /audit`)."""
 
 from typing import Protocol
 
@@ -16,6 +16,8 @@ class History(Protocol):
     """What happened, as it was written down."""
 
     async def of_agent(self, agent_id: AgentId, after: int, limit: int, /) -> AgentHistory | None: ...
+
+    async def audit(self, since: float | None, after: int, limit: int, /) -> AgentHistory: ...
 
 
 class HistoryHandlers:
@@ -41,8 +43,31 @@ class HistoryHandlers:
                     },
                     refusals=(404,),
                 ),
-            )
+            ),
+            Route(
+                "GET",
+                "/audit",
+                Role.ADMIN,
+                self.audit,
+                action="read_audit",
+                about=Operation(
+                    "What administrators did and what was refused to them, and what the verifiers did by "
+                    "themselves; oldest first.",
+                    AgentHistory,
+                    query={
+                        "since": QueryField("Only what happened from this time on, in seconds of the epoch."),
+                        "after": QueryField("Only events with ids above this one."),
+                        "limit": QueryField(f"How many events at most, 1 to {_MAX_LIMIT}."),
+                    },
+                ),
+            ),
         ]
+
+    async def audit(self, request: Request) -> Response:
+        after = _number(request, "after", 0, 0, _MAX_ID)
+        limit = _number(request, "limit", _MAX_LIMIT, 1, _MAX_LIMIT)
+        since = _number(request, "since", 0, 0, _MAX_ID)
+        return Response(results=await self._history.audit(since or None, after, limit))
 
     async def show(self, request: Request) -> Response:
         agent_id = AgentId(request.parameters["agent_id"])  # checked by the router

@@ -15,6 +15,7 @@ from keylime.messages.verifier import MeasuredBootPolicyRequest, RuntimePolicyRe
 from keylime.messages.versions import SUPPORTED_VERSIONS
 from keylime_verifier.agents.deliveries import ZEROMQ
 from keylime_verifier.api.agent_handlers import AgentHandlers, push_routes, version_routes
+from keylime_verifier.api.audited import audited
 from keylime_verifier.api.enrolment import EnrolmentRules
 from keylime_verifier.api.event_streams import EventHandlers, EventStreams
 from keylime_verifier.api.history_handlers import HistoryHandlers
@@ -136,7 +137,7 @@ def api_routes(
         forget_references,
         kept=config.policy_versions,
     )
-    return table(
+    routes = table(
         AgentHandlers(agents),
         HistoryHandlers(stored.history),
         PolicyHandlers(RUNTIME_POLICIES, runtime),
@@ -145,6 +146,7 @@ def api_routes(
         RevocationHandlers(functools.partial(read_overview, stored.database)),
         EventHandlers(streams),
     )
+    return audited(routes, stored.history.tell)
 
 
 def table(

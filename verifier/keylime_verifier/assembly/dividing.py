@@ -114,6 +114,7 @@ def dividing(
         let_go=roster.without,
         on_moves=on_moves,
         meter=meter,
+        tell=stored.history.tell,
     )
     mortality = Mortality(
         lease_database, config.verifier_id, member.member_id, lease_s=config.lease_s, clock=uptime

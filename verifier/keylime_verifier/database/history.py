@@ -105,7 +105,9 @@ class History:
             used = sa.select(agents.c.runtime_policy, agents.c.runtime_parts, agents.c.measured_boot_policy)
             row = connection.execute(used.where(agents.c.agent_id == agent_id)).first()
             first = connection.execute(
-                sa.select(sa.func.min(events.c.id)).where(events.c.agent_id == agent_id)
+                sa.select(sa.func.min(events.c.id)).where(
+                    events.c.agent_id == agent_id, events.c.kind != EventKind.REFUSED.value
+                )
             ).scalar()
             if row is None and first is None:
                 return None
@@ -113,7 +115,11 @@ class History:
             of_policies = sa.and_(events.c.policy.in_(names), events.c.id >= (first or 0))
             query = (
                 sa.select(events)
-                .where(events.c.id > after, sa.or_(events.c.agent_id == agent_id, of_policies))
+                .where(
+                    events.c.id > after,
+                    events.c.kind != EventKind.REFUSED.value,  # which has not happened
+                    sa.or_(events.c.agent_id == agent_id, of_policies),
+                )
                 .order_by(events.c.id)
                 .limit(limit + 1)
             )
@@ -121,6 +127,21 @@ class History:
             return AgentHistory([_event_of(row) for row in rows[:limit]], more=len(rows) > limit)
 
         return await self._database.read("read an agent's history", work)
+
+    async def tell(self, event: Event) -> None:
+        """Adds an event that no other transaction tells. Raises DatabaseUnavailable."""
+        await self._database.write("tell the history", lambda connection: write_events(connection, [event]))
+
+    async def audit(self, since: float | None, after: int, limit: int) -> AgentHistory:
+        """All that was done and refused, with ids above `after`, from the time `since` on; oldest first."""
+
+        def work(connection: sa.Connection) -> AgentHistory:
+            begin = after if since is None else max(after, _id_before(connection, since))
+            query = sa.select(events).where(events.c.id > begin).order_by(events.c.id).limit(limit + 1)
+            rows = connection.execute(query).all()
+            return AgentHistory([_event_of(row) for row in rows[:limit]], more=len(rows) > limit)
+
+        return await self._database.read("read the history", work)
 
     async def last_id(self) -> int:
         """The id of what happened last; 0 before anything did."""
@@ -187,6 +208,23 @@ class History:
                 if pruned:
                     log.info("forgot %d events that are older than history_retention", pruned)
             await asyncio.sleep(_PRUNE_INTERVAL_S)
+
+
+def _id_before(connection: sa.Connection, since: float) -> int:
+    """The last id from before a time: ids and times go together, and no index of times is needed."""
+    low, high = connection.execute(sa.select(sa.func.min(events.c.id), sa.func.max(events.c.id))).one()
+    if low is None:
+        return 0
+    low -= 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        newest = sa.select(events.c.at).where(events.c.id <= middle).order_by(events.c.id.desc()).limit(1)
+        at = connection.execute(newest).scalar()
+        if at is None or at < since:
+            low = middle
+        else:
+            high = middle - 1
+    return int(low)
 
 
 def _policies_of(row: sa.Row[Any, Any, Any]) -> list[str]:

@@ -11,7 +11,7 @@ import secrets
 import socket
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +24,7 @@ from keylime.database.clock import DatabaseClock, database_time, uptime
 from keylime.database.engine import DatabaseUnavailable
 from keylime.database.many import insert_many, insert_missing
 from keylime.database.transactions import Database
+from keylime_verifier.agents.events import Event, EventKind
 from keylime_verifier.agents.shards import SHARDS, MemberId, VerifierId
 from keylime_verifier.database.changes import Topic, publish
 from keylime_verifier.database.schema import members, shards
@@ -113,9 +114,11 @@ class Membership:
         let_go: LetGo,
         on_moves: Callable[[], None],
         meter: Meter | None = None,
+        tell: Callable[[Event], Awaitable[None]] | None = None,
     ) -> None:
         """`let_go` is entered while shards are given up, `on_moves` called after they changed hands.
 
+        `tell` adds what is taken from members that are gone to the history.
         `clock` learns at each renewal what time it is.
         `database` should be for nothing else: a lease must not wait until writers of verdicts had their turn.
         """
@@ -137,7 +140,9 @@ class Membership:
         self._lineage = Lineage()
         # What a transaction has seen stays true when it fails, or when nobody knows whether it did.
         self._saw_another_history = threading.Event()
+        self._tell = tell
         self._releasing: asyncio.Task[None] | None = None
+        self._telling: set[asyncio.Task[None]] = set()
 
     @property
     def holds_lease(self) -> bool:
@@ -160,9 +165,10 @@ class Membership:
                 await self._wait_for_renewal()
                 await self._try_step()
         finally:
-            if self._releasing is not None:
-                self._releasing.cancel()
-                await asyncio.gather(self._releasing, return_exceptions=True)
+            beside = [*self._telling, *([] if self._releasing is None else [self._releasing])]
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
 
     async def leave(self) -> None:
         """Gives everything up, so that others need not wait. Raises DatabaseUnavailable."""
@@ -227,6 +233,7 @@ class Membership:
             )
         if taken:
             log.info("took over %d of %d shards; %d verifiers are alive", len(taken), SHARDS, len(view.alive))
+            self._tell_of(sum(view.owners[shard] is not None for shard in taken))
         mine = view.owned_by(self._member.member_id)
         lost = self._mine - mine
         if lost:
@@ -238,6 +245,22 @@ class Membership:
         if moves.release and (self._releasing is None or self._releasing.done()):
             # Beside the renewals: work that has to end first may take longer than a lease.
             self._releasing = asyncio.create_task(self._release(moves.release))
+
+    def _tell_of(self, taken: int) -> None:
+        """Tells the history of shards that had an owner, beside the renewals: they wait for nobody."""
+        if not taken or self._tell is None:
+            return
+        details = {"verifier": self._member.name, "shards": taken, "of": SHARDS}
+        event = Event(token=uuid.uuid4().hex, kind=EventKind.TAKEN_OVER, details=details)
+        task = asyncio.create_task(self._told(self._tell, event))
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
+
+    async def _told(self, tell: Callable[[Event], Awaitable[None]], event: Event) -> None:
+        try:
+            await tell(event)
+        except DatabaseUnavailable as error:
+            log.warning("%s; the takeover is told in this log alone", error)
 
     def _one_step(self, renewals: Renewals, last: Lineage, watch: Watch, connection: sa.Connection) -> _Step:
         """What one transaction does and finds."""
