@@ -34,10 +34,7 @@ OUTCOMES = {
 
 async def of_a_verifier(directory: Path) -> Scraped:
     port = free_port()
-    environ = {
-        "KEYLIME_VERIFIER_METRICS_PORT": str(port),
-        "KEYLIME_VERIFIER_ENABLED_REVOCATION_NOTIFICATIONS": "[]",
-    }
+    environ = {"KEYLIME_VERIFIER_METRICS_PORT": str(port)}
     authority = verifier_authority()
     async with (
         AttestingAgent("agent-1", authority) as good,

@@ -20,9 +20,10 @@ from keylime_verifier.database.changes import ChangeFeed, Topic
 from keylime_verifier.database.history import History, new_token, write_events
 from tests.fakes.attesting_agent import AttestingAgent
 from tests.fakes.databases import KINDS, SERVERS, DatabaseServer
-from tests.fakes.running_verifier import RunningVerifier, running_verifier, verifier_authority
+from tests.fakes.running_verifier import RunningVerifier, eventually, running_verifier, verifier_authority
 from tests.fakes.statements import opened
 from tests.fakes.tls_material import client_context
+from tests.fakes.webhook_receiver import WebhookReceiver
 from tests.integration.test_verifier_history import history
 
 _WRITERS, _EACH = 3, 20
@@ -122,7 +123,8 @@ def test_administrators_follow_a_verifier_until_it_ends(tmp_path: Path) -> None:
         async with contextlib.AsyncExitStack() as last:
             async with (
                 AttestingAgent("agent-1", verifier_authority()) as agent,
-                running_verifier(tmp_path) as verifier,
+                WebhookReceiver(None) as receiver,
+                running_verifier(tmp_path, _elsewhere(receiver)) as verifier,
             ):
                 nobody = client_context(verifier_authority())
                 assert (await verifier.call("GET", "/v2.6/events", nobody)).code == 403
@@ -140,20 +142,49 @@ def test_administrators_follow_a_verifier_until_it_ends(tmp_path: Path) -> None:
                         state = await follower.until("state")
                     assert state["details"]["revocation"]
                     assert verifier.verifier is not None
-                    verifier.verifier.reload({**_environ(tmp_path)})
+                    verifier.verifier.reload(_environ(tmp_path) | _elsewhere(receiver))
                     with pytest.raises(AssertionError, match="ended"):
                         await follower.until("deleted")
                 session = await last.enter_async_context(aiohttp.ClientSession())
                 url = f"https://127.0.0.1:{verifier.port}/v2.6/events?agent_id=agent-1"
                 response = await last.enter_async_context(session.get(url, ssl=verifier.administrators))
+                await eventually(lambda: any('"type": "revocation"' in one.msg for one in receiver.received))
                 assert (await verifier.admin("DELETE", "/v2.6/agents/agent-1")).code == 200
                 deleted = await Follower(response).until("deleted")
                 assert deleted["agent_id"] == "agent-1"
+                await _are_brought(deleted["id"], tmp_path / "events.jsonl", receiver)
             # The end of the verifier is a proper end of the stream.
             async with asyncio.timeout(_LIMIT_S):
                 await response.content.read()
 
     asyncio.run(play())
+
+
+def _elsewhere(receiver: WebhookReceiver) -> dict[str, str]:
+    return {
+        "KEYLIME_VERIFIER_EVENTS_LOG": "events.jsonl",
+        "KEYLIME_VERIFIER_REVOCATIONS_ENABLED_REVOCATION_NOTIFICATIONS": "webhook",
+        "KEYLIME_VERIFIER_REVOCATIONS_WEBHOOK_URL": receiver.url,
+        "KEYLIME_VERIFIER_REVOCATIONS_WEBHOOK_ALLOW_HTTP": "True",
+        "KEYLIME_VERIFIER_REVOCATIONS_WEBHOOK_EVENTS": "True",
+    }
+
+
+async def _are_brought(last: int, path: Path, receiver: WebhookReceiver) -> None:
+    """All events up to the last one are in the file and at the receiver."""
+
+    def in_file() -> list[int]:
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [json.loads(line)["id"] for line in lines]
+
+    def posted() -> list[int]:
+        found = [json.loads(one.msg) for one in receiver.received]
+        return [one["id"] for one in found if one["type"] == "event"]
+
+    await eventually(lambda: in_file()[-1:] == [last])
+    await eventually(lambda: posted()[-1:] == [last])
+    for ids in (in_file(), posted()):
+        assert ids == list(range(ids[0], last + 1))
 
 
 def _environ(work_dir: Path) -> dict[str, str]:

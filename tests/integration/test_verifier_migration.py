@@ -119,6 +119,7 @@ LEASE_S = 1.5
 BEFORE_EVENTS = (
     "DROP TABLE events",
     "DROP TABLE event_counter",
+    "DROP TABLE event_followers",
     "DROP TABLE policy_versions",
     "ALTER TABLE policies DROP COLUMN version",
     "ALTER TABLE agents DROP COLUMN runtime_parts",

@@ -25,6 +25,8 @@ from keylime_verifier.agents.shards import VerifierId
 from keylime_verifier.revocations.webhook import WebhookUrl, parse_webhook_url
 
 SQLITE_NAME = "cv_data.sqlite"
+EVENTS_TO_LOG = Path("log")
+"""Instead of a path: events are lines of the verifier's log."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +71,8 @@ class VerifierConfig:
     revocation_retention_s: float
     revocation_history_s: float
     history_retention_s: float
+    events_log: Path | None  # None: nowhere; EVENTS_TO_LOG stands for the log
+    posts_events: bool
     policy_versions: int
     metrics: MetricsPlace | None  # None: none are served
     settings: Settings = field(repr=False)  # of verifier.conf: what most of this was made of
@@ -148,6 +152,8 @@ def load_config(environ: Mapping[str, str]) -> VerifierConfig:
         revocation_retention_s=settings.number("retention", section="revocations"),
         revocation_history_s=settings.number("history", section="revocations"),
         history_retention_s=settings.number("history_retention"),
+        events_log=_events_log(settings, base),
+        posts_events=_posts_events(settings, notifications),
         policy_versions=settings.integer("policy_versions"),
         metrics=metrics,
         settings=settings,
@@ -168,6 +174,23 @@ def _max_evidence(settings: Settings) -> int:
             f"raise max_stranger_bodies, which is {together}"
         )
     return size
+
+
+def _events_log(settings: Settings, base: Path) -> Path | None:
+    text = settings.text("events_log")
+    if not text:
+        return None
+    return EVENTS_TO_LOG if Path(text) == EVENTS_TO_LOG else base / text
+
+
+def _posts_events(settings: Settings, notifications: tuple[Channel, ...]) -> bool:
+    is_wanted = settings.flag("webhook_events", section="revocations")
+    if is_wanted and WEBHOOK not in notifications:
+        raise ConfigError(
+            "[revocations] webhook_events needs webhook among enabled_revocation_notifications, and a "
+            "webhook_url"
+        )
+    return is_wanted
 
 
 def _notifications(settings: Settings) -> tuple[Channel, ...]:

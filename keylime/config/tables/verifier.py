@@ -148,6 +148,13 @@ VERIFIER = ComponentTable(
             minimum=0,
         ),
         _verifier(
+            "events_log",
+            Kind.TEXT,
+            "",
+            "Where every event (GET /events) is written as one line of JSON: log for the verifier's own log, "
+            "or a file, relative to the working directory; empty: nowhere.",
+        ),
+        _verifier(
             "measured_boot_policy_name",
             Kind.TEXT,
             "accept-all",
@@ -246,6 +253,12 @@ VERIFIER = ComponentTable(
         ),
         _revocations(
             "webhook_allow_http", Kind.FLAG, False, "Accept a webhook_url with plain HTTP, unprotected."
+        ),
+        _revocations(
+            "webhook_events",
+            Kind.FLAG,
+            False,
+            "Post every event (GET /events) to webhook_url as well, as a message of the type event.",
         ),
         _revocations(
             "retention",

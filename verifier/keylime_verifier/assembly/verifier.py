@@ -22,6 +22,7 @@ from keylime_verifier.api.routes import Repositories
 from keylime_verifier.assembly.answering import evidence_judges, verifier_server
 from keylime_verifier.assembly.attesting import Attesting, attesting, connect
 from keylime_verifier.assembly.dividing import Dividing, dividing
+from keylime_verifier.assembly.followers import followers
 from keylime_verifier.assembly.measuring import measuring
 from keylime_verifier.assembly.telling import Telling, open_telling
 from keylime_verifier.certificates import Contexts, Tls, ensure_certificates
@@ -118,6 +119,12 @@ async def running(config: VerifierConfig, place: WorkerPlace = WorkerPlace()) ->
         stack.push_async_callback(judges.close)
         attests = attesting(config, stored, tells, connected, clock.now, measured.meter)
         streams = EventStreams(stored.history)
+        looking: list[Callable[[], None]] = [streams.look]
+
+        def on_events() -> None:
+            for look in looking:
+                look()
+
         divides = dividing(
             config,
             stored,
@@ -127,7 +134,7 @@ async def running(config: VerifierConfig, place: WorkerPlace = WorkerPlace()) ->
             clock,
             tells,
             attests,
-            streams.look,
+            on_events,
             measured.meter,
         )
         health = Health()
@@ -142,7 +149,10 @@ async def running(config: VerifierConfig, place: WorkerPlace = WorkerPlace()) ->
         await divides.roster.reconcile()
         ensure = functools.partial(ensure_certificates, config)
         keeper = kept_certificates(config.tls, ensure, health, is_speaker=place.number == 0)
+        follows = followers(config, stored, tells, divides.membership, place.number)
         loops = _loops(tells, attests, divides, stored.history)
+        loops |= {name: follower.run for name, follower in follows.items()}
+        looking.extend(follower.look for follower in follows.values())
         await stack.enter_async_context(supervised({**loops, "certificate keeper": keeper.run}, health))
         shared = place.count > 1
         measured.serve(database, keeper, stack)

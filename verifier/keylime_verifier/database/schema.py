@@ -205,6 +205,14 @@ events = sa.Table(
     sa.Index("ix_events_policy", "policy", "id"),
 )
 
+# Up to which event somebody was told of them: `name` is "webhook URL's origin".
+event_followers = sa.Table(
+    "event_followers",
+    metadata,
+    sa.Column("name", sa.String(255), primary_key=True),
+    sa.Column("through", sa.BigInteger, nullable=False),
+)
+
 event_counter = sa.Table(
     "event_counter",
     metadata,

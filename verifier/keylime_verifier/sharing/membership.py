@@ -149,6 +149,10 @@ class Membership:
         """Whether the others still have to respect it."""
         return self._renewed_at is not None and uptime() - self._renewed_at < self._lease_s
 
+    def owns(self, shard: int) -> bool:
+        """Whether a shard was ours at the last renewal, and the lease still counts."""
+        return shard in self._mine and self.holds_lease
+
     def look(self) -> None:
         """Tells that members or shards have changed."""
         self._wake.set()
