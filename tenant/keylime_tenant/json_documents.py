@@ -145,6 +145,12 @@ class History(msgspec.Struct, frozen=True):
     events: list[HistoryEvent]
 
 
+class Audit(msgspec.Struct, frozen=True):
+    """What administrators did, what was refused to them, what verifiers did; the oldest first."""
+
+    events: list[HistoryEvent]
+
+
 class Approved(msgspec.Struct, frozen=True):
     """What one new version of a policy allows more: digests by name, by section of the policy."""
 
@@ -213,6 +219,7 @@ DOCUMENTS: Mapping[str, tuple[Any, ...]] = {
     "why": (Reasons,),
     "diff": (Deviations,),
     "history": (History,),
+    "audit": (Audit,),
     "revocations": (Deliveries,),
     "addruntimepolicy": (Answer,),
     "updateruntimepolicy": (Answer,),

@@ -181,6 +181,7 @@ def test_an_agent_that_fell_is_explained_and_approved(run: Run, site: Site, mach
     (difference,) = run("diff", *me)["differences"]
     assert difference["observed"] == finding["observed"]
     assert "state" in {one["kind"] for one in run("history", *me)["events"]}
+    assert {"enrolled", "state"} <= {one["kind"] for one in run("audit", "--since", "1d")["events"]}
     approved = run("approve", *me, "--yes")["approved"]
     assert approved == [{"policy": "fleet", "added": {"digests": {finding["path"]: [finding["observed"]]}}}]
     run("revocations")

@@ -4,6 +4,7 @@ from msgspec import to_builtins
 
 from keylime_tenant.doing import doing
 from keylime_tenant.history import audit_lines
+from keylime_tenant.json_documents import Audit
 from keylime_tenant.session import Session
 
 
@@ -13,6 +14,6 @@ async def audit(session: Session) -> None:
     with doing(output, "Reading what was done"):
         events = await session.verifier.audit(session.arguments.since)
     rows = to_builtins(events)
-    output.result({"events": rows}, rows=rows, names=[str(event.id) for event in events])
+    output.result(to_builtins(Audit(events)), rows=rows, names=[str(event.id) for event in events])
     if not output.form.is_document:  # no script expects anything else
         output.lines(audit_lines(events, output.terminal))
