@@ -25,6 +25,7 @@ from keylime.database.migrate import prepare_schema
 from keylime.database.transactions import Database, open_database
 from keylime.identifiers import AgentId
 from keylime.ima.checkpoint import ImaCheckpoint
+from keylime.ima.runtime_policy import PolicyHash
 from keylime_verifier.agents.policy_categories import RUNTIME
 from keylime_verifier.agents.records import AgentRecord, Enrolment, Progress, Secrets
 from keylime_verifier.agents.shards import SHARDS, MemberId, VerifierId, shard_of
@@ -95,7 +96,7 @@ def machine(number: int) -> AgentRecord:
     checkpoint = Checkpoint(
         boot=BootSession(reset_count=7, restart_count=0, clock=1, boottime=1_790_000_000),
         ima=ImaCheckpoint(next_entry=2000, pcr=b"\x5a" * 32, bank="sha256", matched=0, length=0),
-        ima_policy="f" * 64,
+        ima_policy=PolicyHash("f" * 64),
         public_key=_PUBLIC_KEY,
         firmware_version=1,
     )

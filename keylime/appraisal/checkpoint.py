@@ -5,6 +5,7 @@ from collections.abc import Collection
 import msgspec
 
 from keylime.ima.checkpoint import ImaCheckpoint
+from keylime.ima.runtime_policy import PolicyHash, parts_of
 from keylime.measured_boot.machine_values import MachineValue
 
 
@@ -25,7 +26,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
 
     boot: BootSession | None = None
     ima: ImaCheckpoint = ImaCheckpoint.fresh()
-    ima_policy: str | None = None  # the content hash of the runtime policy that judged the list so far
+    ima_policy: PolicyHash | None = None  # of the runtime policy that judged the list so far
     public_key: str | None = None  # PEM of the payload key, as bound by PCR 16
     evaluated_boot: str | None = None  # which event log was evaluated in which bank by which policy
     incomplete_rounds: int = 0  # rounds without a verdict since the last one with one
@@ -43,13 +44,13 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
         """This checkpoint with the IMA list to be appraised from entry 0 again."""
         return msgspec.structs.replace(self, ima=ImaCheckpoint.fresh())
 
-    def under_policy(self, content_hash: str, succeeded: Collection[str] = ()) -> "Checkpoint":
+    def under_policy(self, content_hash: PolicyHash, succeeded: Collection[PolicyHash] = ()) -> "Checkpoint":
         """This checkpoint, restarted when other runtime policies judged the IMA list so far.
 
         Not so if all that did are among those of which it is known that they have been `succeeded`: they
         ended at a date that was set before, or the policy accepts whatever they did.
         """
-        judged_by = (self.ima_policy or "").split("+")
+        judged_by = parts_of(self.ima_policy or PolicyHash(""))
         goes_on = content_hash == self.ima_policy or all(one in succeeded for one in judged_by)
         return self if goes_on else self.restarted()
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from keylime.hashes import HashAlgorithm
 from keylime.ima.keyrings import Keyring
-from keylime.ima.runtime_policy import RuntimePolicy
+from keylime.ima.runtime_policy import PolicyHash, RuntimePolicy
 from keylime.measured_boot.boot_policy import MeasuredBootPolicy
 from keylime.tpm.keys import AttestationKey
 from keylime.tpm.pcr import DATA_PCR, IMA_PCR
@@ -47,7 +47,7 @@ class Reference:
     ignore_tomtou: bool = False
     evaluate_boot_always: bool = False
     # Content hashes of runtime policies, see `Checkpoint.under_policy`.
-    succeeded: frozenset[str] = frozenset()
+    succeeded: frozenset[PolicyHash] = frozenset()
     demanded_pcrs: frozenset[int] = field(
         init=False
     )  # that every quote must cover (T2), the data PCR included

@@ -13,7 +13,7 @@ from keylime.errors import PolicyError
 from keylime.ima.excludes import Excludes
 from keylime.ima.keyrings import Keyring
 from keylime.ima.measurement_list import BOOT_AGGREGATE
-from keylime.ima.runtime_policy import DigestMap, RuntimePolicy, united
+from keylime.ima.runtime_policy import DigestMap, PolicyHash, RuntimePolicy, united
 
 MAX_PARTS = 8
 
@@ -67,7 +67,7 @@ def unite(parts: Sequence[RuntimePolicy]) -> RuntimePolicy:
         ima_buf=_union(part.ima_buf for part in parts),
         verification_keys=Keyring(tuple(keys[fingerprint] for fingerprint in sorted(keys))),
         warnings=(),
-        content_hash="+".join(part.content_hash for part in parts),
+        content_hash=PolicyHash("+".join(part.content_hash for part in parts)),
         judged_keyrings=frozenset(name for some in keyrings for name in some),
     )
 

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NewType, TypeAlias
 
 from keylime.documents.strict_json import load_document
 from keylime.errors import PolicyError
@@ -35,6 +35,12 @@ EMPTY_POLICY = (
     '"ima": {"ignored_keyrings": [], "log_hash_alg": "sha1", "dm_policy": null}, "ima-buf": {}, '
     '"verification-keys": ""}'
 )
+
+PolicyHash = NewType("PolicyHash", str)
+"""The hex SHA-256 of a policy's canonical text (`to_json`): policies that mean the same have the same.
+
+That of several policies that are united has the hash of each, with a plus sign between.
+"""
 
 Allowed: TypeAlias = tuple[bytes, ...] | frozenset[bytes]
 DigestMap: TypeAlias = Mapping[str, Allowed]
@@ -62,8 +68,8 @@ class PolicyMeta:
 class RuntimePolicy:
     """A checked and compiled runtime policy. Digests are raw bytes, without their algorithm.
 
-    `content_hash` is the hex SHA-256 of the canonical text (`to_json`): policies that are equal in content
-    have the same, whatever the order or spelling of the text that they were read from.
+    Policies that are equal in content have the same `content_hash`, whatever the order or spelling of the
+    text that they were read from.
     """
 
     meta: PolicyMeta
@@ -77,16 +83,19 @@ class RuntimePolicy:
     ima_buf: DigestMap
     verification_keys: Keyring
     warnings: tuple[str, ...]
-    content_hash: str
-    # Of a union: those that are judged although some part ignores them. Its `content_hash` has that of each
-    # part, with a plus sign between.
+    content_hash: PolicyHash
+    # Of a union: those that are judged although some part ignores them.
     judged_keyrings: frozenset[str] = frozenset()
 
     @property
     def version(self) -> str:
         """The version of the policy, as people are told it."""
-        hashes = self.content_hash.split("+")
-        return " + ".join(policy_version("runtime policy", one) for one in hashes)
+        return " + ".join(policy_version("runtime policy", one) for one in self.part_hashes)
+
+    @property
+    def part_hashes(self) -> list[PolicyHash]:
+        """The hashes of those that are united in this policy; else its own."""
+        return parts_of(self.content_hash)
 
     @property
     def generator(self) -> int:
@@ -314,11 +323,17 @@ class _Section:
         return value
 
 
+def parts_of(content_hash: PolicyHash) -> list[PolicyHash]:
+    """The hashes of the policies that are united under this one."""
+    return [PolicyHash(one) for one in content_hash.split("+")]
+
+
 def _with_content_hash(**parts: Any) -> RuntimePolicy:
-    unhashed = RuntimePolicy(**parts, content_hash="")
+    unhashed = RuntimePolicy(**parts, content_hash=PolicyHash(""))
     if not unhashed.demands_ima:
         parts["warnings"] = (*parts["warnings"], JUDGES_NOTHING)
-    return RuntimePolicy(**parts, content_hash=hashlib.sha256(unhashed.to_json().encode()).hexdigest())
+    content_hash = PolicyHash(hashlib.sha256(unhashed.to_json().encode()).hexdigest())
+    return RuntimePolicy(**parts, content_hash=content_hash)
 
 
 def _canonical(document: object) -> str:

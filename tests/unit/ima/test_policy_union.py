@@ -9,7 +9,7 @@ from keylime.appraisal.checkpoint import Checkpoint
 from keylime.errors import PolicyError
 from keylime.ima.checkpoint import ImaCheckpoint
 from keylime.ima.policy_union import MAX_PARTS, covers, keeps_learned, overlaps, unite
-from keylime.ima.runtime_policy import EMPTY_POLICY, RuntimePolicy, parse_runtime_policy
+from keylime.ima.runtime_policy import EMPTY_POLICY, PolicyHash, RuntimePolicy, parse_runtime_policy
 from tests.appraisal_rounds import NOT_LISTED, WRONG_DIGEST
 from tests.ima_rounds import Verifier, file_digest, line_of
 from tests.unit.ima.test_rules import after, buffer_line, public_key
@@ -130,9 +130,10 @@ def test_keys_that_a_part_has_vouched_for_end_with_it() -> None:
 
 
 def test_a_list_is_gone_on_with_where_all_that_judged_it_is_accounted_for() -> None:
-    known = Checkpoint(ima=ImaCheckpoint(next_entry=7, anchored=True), ima_policy="a+b")
-    assert known.under_policy("a+b") is known
-    assert known.under_policy("b", {"a", "b", "x"}) is known
-    for succeeded in (set(), {"b"}, {"a"}, {"a+b"}):
-        assert known.under_policy("b", succeeded).ima == ImaCheckpoint.fresh()
-    assert Checkpoint().under_policy("b", {"b"}).ima == ImaCheckpoint.fresh()
+    a, b, both, other = (PolicyHash(one) for one in ("a", "b", "a+b", "x"))
+    known = Checkpoint(ima=ImaCheckpoint(next_entry=7, anchored=True), ima_policy=both)
+    assert known.under_policy(both) is known
+    assert known.under_policy(b, {a, b, other}) is known
+    for succeeded in ([], [b], [a], [both]):
+        assert known.under_policy(b, succeeded).ima == ImaCheckpoint.fresh()
+    assert Checkpoint().under_policy(b, {b}).ima == ImaCheckpoint.fresh()

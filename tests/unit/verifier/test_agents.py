@@ -7,6 +7,7 @@ from typing import cast
 
 from keylime.identifiers import AgentId
 from keylime.messages.verifier import OperationalState
+from keylime_verifier.agents.policy_categories import TextHash
 from keylime_verifier.agents.records import AgentRecord, RowVersion
 from keylime_verifier.agents.shards import MemberId, ShardClaim
 from keylime_verifier.api.enrolment import EnrolmentRules
@@ -57,10 +58,10 @@ class World:
 
     # As the policies
 
-    async def content_hash(self, _kind: str, _name: str) -> str:
-        return "hash"
+    async def text_hash(self, _kind: str, _name: str) -> TextHash:
+        return TextHash("hash")
 
-    async def content_hashes(self, _kind: str) -> dict[str, str]:
+    async def text_hashes(self, _kind: str) -> dict[str, TextHash]:
         return {}
 
     async def number(self, _kind: str, _name: str) -> int | None:
@@ -71,7 +72,7 @@ class World:
         self._happens("versions")
         return {}
 
-    async def demands_ima(self, _content_hash: str | None) -> bool:
+    async def demands_ima(self, _text_hash: TextHash | None) -> bool:
         return True
 
     # As roster and recorder

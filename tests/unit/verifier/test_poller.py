@@ -28,6 +28,7 @@ from keylime.tpm.tpm_policy import TpmPolicy
 from keylime_verifier.agent_client import AgentClient
 from keylime_verifier.agents.events import Event
 from keylime_verifier.agents.lifecycle import Cadence, Notify
+from keylime_verifier.agents.policy_categories import TextHash
 from keylime_verifier.agents.records import AgentRecord, PolicyVersions, Progress, Secrets, StoredRevocation
 from keylime_verifier.polling import recorder
 from keylime_verifier.polling.answer_budget import LONG_ANSWERS, ORDINARY_ANSWER, AnswerBudget
@@ -208,7 +209,7 @@ class Stage:
             tpm_policy=TpmPolicy.from_wire("{}"),
             runtime_policy=parse_runtime_policy(EMPTY_POLICY),
         )
-        return reference, PolicyVersions("empty")
+        return reference, PolicyVersions(TextHash("empty"))
 
     @property
     def count(self) -> int:

@@ -1,6 +1,7 @@
 """What a policy judges. The values are in databases."""
 
 from enum import StrEnum
+from typing import NewType
 
 
 class PolicyCategory(StrEnum):
@@ -14,3 +15,9 @@ RUNTIME, MEASURED_BOOT = PolicyCategory
 
 PolicyKey = tuple[PolicyCategory, str]
 """Category and name, as in our table."""
+
+TextHash = NewType("TextHash", str)
+"""The hex SHA-256 of a policy's text as it is stored, which names this version of it.
+
+What the text means has another one, `PolicyHash`: however it is spelled.
+"""

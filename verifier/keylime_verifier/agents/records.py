@@ -8,6 +8,7 @@ from keylime.appraisal.checkpoint import Checkpoint
 from keylime.identifiers import AgentId
 from keylime.messages.verifier import FindingSummary, OperationalState
 from keylime_verifier.agents.deliveries import Channel, DeliveryState
+from keylime_verifier.agents.policy_categories import TextHash
 from keylime_verifier.agents.shards import ShardClaim, VerifierId, shard_of
 
 
@@ -148,25 +149,35 @@ class PolicyVersions:
     them ends, in seconds since the epoch.
     """
 
-    runtime: str | None = None
-    boot: str | None = None
+    runtime: TextHash | None = None
+    boot: TextHash | None = None
     until: int | None = field(default=None, compare=False)
 
     @classmethod
-    def found(cls, enrolment: "Enrolment", runtime: Mapping[str, str], boot: str | None, now: float) -> Self:
+    def found(
+        cls,
+        enrolment: "Enrolment",
+        runtime: Mapping[str, TextHash],
+        boot: TextHash | None,
+        now: float,
+    ) -> Self:
         """Those of an agent at `now`, of what is stored; `runtime` has the SHA-256 of texts by name."""
         return cls.of_parts(enrolment.parts, runtime, boot, now)
 
     @classmethod
     def of_parts(
-        cls, all_parts: Sequence[PolicyPart], runtime: Mapping[str, str], boot: str | None, now: float
+        cls,
+        all_parts: Sequence[PolicyPart],
+        runtime: Mapping[str, TextHash],
+        boot: TextHash | None,
+        now: float,
     ) -> Self:
         """The same for an agent with these runtime policies."""
         parts = [part for part in all_parts if part.holds(now)]
         hashes = [runtime.get(part.name) for part in parts]
         ends = [part.until for part in parts if part.until is not None]
         together = None if None in hashes else "+".join(one for one in hashes if one is not None)
-        return cls(together or None, boot, min(ends, default=None))
+        return cls(None if not together else TextHash(together), boot, min(ends, default=None))
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,7 +161,7 @@ class Agents:
         """The status of every agent, or of those of one verifier, one after the other by id."""
         await self._recorder.settle()
         ids = await self._store.list_ids(verifier_id)
-        hashes = await self._policies.content_hashes(RUNTIME)
+        hashes = await self._policies.text_hashes(RUNTIME)
         runtime, boot = await self._policies.numbers(RUNTIME), await self._policies.numbers(MEASURED_BOOT)
         demands: dict[str, bool] = {}
         for first in range(0, len(ids), _SHOWN_AT_ONCE):
@@ -221,11 +221,11 @@ class Agents:
 
     async def _versions(self, enrolment: Enrolment) -> PolicyVersions:
         boot = enrolment.measured_boot_policy
-        found = {part.name: await self._policies.content_hash(RUNTIME, part.name) for part in enrolment.parts}
+        found = {part.name: await self._policies.text_hash(RUNTIME, part.name) for part in enrolment.parts}
         return PolicyVersions.found(
             enrolment,
-            {name: content_hash for name, content_hash in found.items() if content_hash is not None},
-            None if boot is None else await self._policies.content_hash(MEASURED_BOOT, boot),
+            {name: text_hash for name, text_hash in found.items() if text_hash is not None},
+            None if boot is None else await self._policies.text_hash(MEASURED_BOOT, boot),
             self._now(),
         )
 
@@ -240,7 +240,7 @@ class Agents:
         for part in parts:
             if part not in before and not part.holds(self._now()):
                 raise MalformedMessage(f"runtime_policies: {part.name!r} has ended already: leave it out")
-            if await self._policies.content_hash(RUNTIME, part.name) is None:
+            if await self._policies.text_hash(RUNTIME, part.name) is None:
                 raise NotThere(f"Could not find IMA policy with name {part.name}!")
         compiled = await self._references.compiled_parts([part.name for part in parts])
         try:
@@ -257,7 +257,7 @@ class Agents:
         for kind, name in wanted.items():
             if name is None:
                 continue
-            is_stored = await self._policies.content_hash(kind, name) is not None
+            is_stored = await self._policies.text_hash(kind, name) is not None
             if (kind, name) not in new.new_policies and not is_stored:
                 raise NotThere(f"Could not find {texts[kind]} with name {name}!")
             if (kind, name) in new.new_policies and is_stored and name != new.enrolment.agent_id:
@@ -270,8 +270,8 @@ class Agents:
         return _policy_in_the_way(agent_id)
 
     async def _judges_nothing(self, record: AgentRecord) -> bool:
-        content_hash = await self._policies.content_hash(RUNTIME, record.enrolment.runtime_policy)
-        demands_ima = await self._references.demands_ima(content_hash)
+        text_hash = await self._policies.text_hash(RUNTIME, record.enrolment.runtime_policy)
+        demands_ima = await self._references.demands_ima(text_hash)
         return judges_nothing(record.enrolment, runtime_policy=demands_ima)
 
     async def _look(self, agent_id: AgentId) -> AgentStatus | None:
@@ -288,7 +288,7 @@ class Agents:
                 return None
             enrolment = record.enrolment
             demands_ima = await self._references.demands_ima(
-                await self._policies.content_hash(RUNTIME, enrolment.runtime_policy)
+                await self._policies.text_hash(RUNTIME, enrolment.runtime_policy)
             )
             boot = enrolment.measured_boot_policy
             numbers = (

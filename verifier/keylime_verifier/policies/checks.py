@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from msgspec import UnsetType
 
 from keylime.errors import PolicyError
-from keylime.ima.runtime_policy import JUDGES_NOTHING
+from keylime.ima.runtime_policy import JUDGES_NOTHING, PolicyHash
 from keylime.messages.verifier import MeasuredBootPolicyRequest, RuntimePolicyRequest
 from keylime.tpm.tpm_policy import TpmPolicy
 from keylime_verifier.policies.demands import CompileBootPolicy
@@ -20,7 +20,7 @@ class PolicyContent:
     tpm_policy: str | None = None
     remark: str | None = None
     replaces: str | None = None  # the SHA-256 of the only text that it may replace
-    policy_hash: str | None = None  # of a runtime policy, see `RuntimePolicy.content_hash`
+    policy_hash: PolicyHash | None = None  # of a runtime policy
 
 
 def check_runtime_policy(request: RuntimePolicyRequest, *, signature_required: bool) -> PolicyContent:

@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from keylime.database.transactions import Database
 from keylime.messages.verification import PolicyVersions
 from keylime_verifier.agents.events import Actor, Event, EventKind, policy_key
-from keylime_verifier.agents.policy_categories import MEASURED_BOOT, RUNTIME, PolicyCategory
+from keylime_verifier.agents.policy_categories import MEASURED_BOOT, RUNTIME, PolicyCategory, TextHash
 from keylime_verifier.agents.policy_parts import decode_parts
 from keylime_verifier.agents.records import Enrolment
 from keylime_verifier.agents.refusals import InTheWay, NotThere, UnknownPolicy
@@ -222,7 +222,7 @@ class NamedPolicies(Generic[BodyT]):
             if self._check_users is not None:
                 await self._check_users(name, content.text)
             if await asyncio.to_thread(self._kind.covers, content.text, known.text):
-                covered = known.content_hash
+                covered = known.text_hash
         event = self._event(EventKind.POLICY_REPLACED, name, by)
 
         def work(connection: sa.Connection) -> tuple[str, int]:
@@ -233,13 +233,13 @@ class NamedPolicies(Generic[BodyT]):
             self._compare_releases(name, before.text, content.text)
             new = _new(content, covered)
             if content.replaces is not None:
-                if content.replaces != before.content_hash:
+                if content.replaces != before.text_hash:
                     raise InTheWay(f"{self._kind.title} with name {name} was replaced meanwhile: look again")
                 new = replace(new, tpm_policy=new.tpm_policy or before.tpm_policy)
             version = put_version(connection, self._kind.kind, name, before, new, by, kept=self._kept)
             count = len(self._users(connection, name))
             details = {
-                "was": before.content_hash,
+                "was": before.text_hash,
                 "sha256": _hash(content.text),
                 "was_version": before.version,
                 "version": version,
@@ -311,7 +311,7 @@ class NamedPolicies(Generic[BodyT]):
         return connection.execute(sa.select(policies.c.name).where(*where)).first() is not None
 
 
-def _new(content: PolicyContent, covered: str | None = None) -> NewVersion:
+def _new(content: PolicyContent, covered: TextHash | None = None) -> NewVersion:
     return NewVersion(content.text, content.tpm_policy, content.policy_hash, covered)
 
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from keylime.appraisal.reference import AcceptedAlgorithms, Reference, canonical_algorithm
 from keylime.errors import PolicyError
 from keylime.ima.policy_union import keeps_learned, unite
-from keylime.ima.runtime_policy import RuntimePolicy
+from keylime.ima.runtime_policy import PolicyHash, RuntimePolicy
 from keylime.measured_boot.boot_policy import MeasuredBootPolicy
 from keylime.tpm.tpm_policy import TpmPolicy
-from keylime_verifier.agents.policy_categories import MEASURED_BOOT, RUNTIME
+from keylime_verifier.agents.policy_categories import MEASURED_BOOT, RUNTIME, TextHash
 from keylime_verifier.agents.records import Enrolment, PolicyVersions
 from keylime_verifier.policies.demands import CompileBootPolicy, decode_attestation_key, tenant_keyring
 from keylime_verifier.policies.runtime import compile_stored_policy
@@ -18,7 +18,7 @@ from keylime_verifier.policies.store import PolicyStore
 
 
 class References:
-    """Builds references; compiled policies are shared, by content hash, for as long as an agent uses them."""
+    """Builds references; compiled policies are shared, by their texts, for as long as an agent uses them."""
 
     def __init__(
         self,
@@ -35,10 +35,10 @@ class References:
         self._compile_boot_policy = compile_boot_policy
         self._ignore_tomtou = ignore_tomtou
         self._evaluate_boot_always = evaluate_boot_always
-        self._runtime: weakref.WeakValueDictionary[str, RuntimePolicy] = weakref.WeakValueDictionary()
+        self._runtime: weakref.WeakValueDictionary[TextHash, RuntimePolicy] = weakref.WeakValueDictionary()
         self._compiling = asyncio.Lock()
-        self._demands_ima: dict[str, bool] = {}
-        self._boot: weakref.WeakValueDictionary[str, MeasuredBootPolicy] = weakref.WeakValueDictionary()
+        self._demands_ima: dict[TextHash, bool] = {}
+        self._boot: weakref.WeakValueDictionary[TextHash, MeasuredBootPolicy] = weakref.WeakValueDictionary()
 
     async def build(self, enrolment: Enrolment) -> tuple[Reference, PolicyVersions]:
         """The reference of one agent, and what it was built of. Raises KeylimeError for what is of no use.
@@ -74,9 +74,9 @@ class References:
         """The named runtime policies as they are stored. Raises PolicyError."""
         return [(name, await self._compiled(await self._hash_of(RUNTIME, name))) for name in names]
 
-    async def _united(self, together: str) -> RuntimePolicy:
+    async def _united(self, together: TextHash) -> RuntimePolicy:
         """The policy that those with these hashes are, see `PolicyVersions`."""
-        hashes = together.split("+")
+        hashes = [TextHash(one) for one in together.split("+")]
         if len(hashes) == 1:
             return await self._compiled(together)
         policy = self._runtime.get(together)
@@ -87,14 +87,14 @@ class References:
         return policy
 
     async def _succeeded(
-        self, enrolment: Enrolment, hashes: Mapping[str, str], policy: RuntimePolicy, now: float
-    ) -> frozenset[str]:
+        self, enrolment: Enrolment, hashes: Mapping[str, TextHash], policy: RuntimePolicy, now: float
+    ) -> frozenset[PolicyHash]:
         """Runtime policies whose verdicts hold on, though others judge what comes from now on.
 
         Those that have ended, unless they vouched for keys that nobody vouches for any more, and former
         versions of which those that hold accept everything.
         """
-        found = set(policy.content_hash.split("+"))
+        found = set(policy.part_hashes)
         for part in enrolment.parts:
             if part.holds(now):
                 found |= await self._policies.covered(part.name, hashes[part.name])
@@ -104,50 +104,50 @@ class References:
                 found.add(ended.content_hash)
         return frozenset(found)
 
-    async def demands_ima(self, content_hash: str | None) -> bool:
+    async def demands_ima(self, text_hash: TextHash | None) -> bool:
         """Whether the runtime policy with this text demands anything; one that cannot be read does.
 
         Remembered for each text, because a status must not cost the compilation of a policy.
         """
-        if content_hash is None:
+        if text_hash is None:
             return True
-        known = self._demands_ima.get(content_hash)
+        known = self._demands_ima.get(text_hash)
         if known is None:
             try:
-                known = (await self._compiled(content_hash)).demands_ima
+                known = (await self._compiled(text_hash)).demands_ima
             except PolicyError:
                 known = True
-            self._demands_ima[content_hash] = known
+            self._demands_ima[text_hash] = known
         return known
 
-    async def _compiled(self, content_hash: str) -> RuntimePolicy:
-        policy = self._runtime.get(content_hash)
+    async def _compiled(self, text_hash: TextHash) -> RuntimePolicy:
+        policy = self._runtime.get(text_hash)
         if policy is not None:
             return policy
         async with self._compiling:  # a fleet that starts together compiles its policy once
-            policy = self._runtime.get(content_hash)
+            policy = self._runtime.get(text_hash)
             if policy is None:
-                text = await self._text_of(content_hash)
+                text = await self._text_of(text_hash)
                 policy = await asyncio.to_thread(compile_stored_policy, text)
-                self._runtime[content_hash] = policy
+                self._runtime[text_hash] = policy
         return policy
 
-    async def _boot_policy(self, content_hash: str) -> MeasuredBootPolicy | None:
-        policy = self._boot.get(content_hash)
+    async def _boot_policy(self, text_hash: TextHash) -> MeasuredBootPolicy | None:
+        policy = self._boot.get(text_hash)
         if policy is None:
-            policy = self._compile_boot_policy(await self._text_of(content_hash))
+            policy = self._compile_boot_policy(await self._text_of(text_hash))
             if policy is not None:
-                self._boot[content_hash] = policy
+                self._boot[text_hash] = policy
         return policy
 
-    async def _hash_of(self, kind: str, name: str) -> str:
-        content_hash = await self._policies.content_hash(kind, name)
-        if content_hash is None:
+    async def _hash_of(self, kind: str, name: str) -> TextHash:
+        text_hash = await self._policies.text_hash(kind, name)
+        if text_hash is None:
             raise PolicyError(f"the {kind} policy {name!r} is gone from the database")
-        return content_hash
+        return text_hash
 
-    async def _text_of(self, content_hash: str) -> str:
-        text = await self._policies.text(content_hash)
+    async def _text_of(self, text_hash: TextHash) -> str:
+        text = await self._policies.text(text_hash)
         if text is None:
-            raise PolicyError(f"the policy text {content_hash} is gone from the database")
+            raise PolicyError(f"the policy text {text_hash} is gone from the database")
         return text

@@ -9,7 +9,7 @@ import msgspec
 from keylime.documents.dsse import open_envelope
 from keylime.errors import CredentialError, MalformedMessage, PolicyError
 from keylime.ima.policy_union import covers
-from keylime.ima.runtime_policy import RuntimePolicy, parse_runtime_policy
+from keylime.ima.runtime_policy import PolicyHash, RuntimePolicy, parse_runtime_policy
 from keylime_verifier.agents.refusals import NotApproved
 
 
@@ -19,7 +19,7 @@ class ReceivedPolicy:
 
     text: str
     demands_ima: bool
-    policy_hash: str  # see `RuntimePolicy.content_hash`
+    policy_hash: PolicyHash
 
 
 def accept_runtime_policy(policy: str, key: str | None, *, signature_required: bool) -> ReceivedPolicy:

@@ -7,7 +7,8 @@ import msgspec
 import sqlalchemy as sa
 
 from keylime.database.transactions import Database
-from keylime_verifier.agents.policy_categories import RUNTIME
+from keylime.ima.runtime_policy import PolicyHash
+from keylime_verifier.agents.policy_categories import RUNTIME, TextHash
 from keylime_verifier.database.schema import agents, policies, policy_texts, policy_versions
 
 _REMEMBERED = 1000  # policies of which it is known what they cover
@@ -18,20 +19,20 @@ class PolicyStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._covered: dict[tuple[str, str], frozenset[str]] = {}
+        self._covered: dict[tuple[str, TextHash], frozenset[PolicyHash]] = {}
 
-    async def content_hash(self, kind: str, name: str) -> str | None:
-        """The SHA-256 (hex) of the policy `name` of `kind`, which names this version of it, or None."""
+    async def text_hash(self, kind: str, name: str) -> TextHash | None:
+        """That of the current text of the policy `name` of `kind`, or None."""
         query = sa.select(policies.c.content_hash).where(policies.c.kind == kind, policies.c.name == name)
         return await self._database.read(
             "find a policy", lambda connection: connection.execute(query).scalar()
         )
 
-    async def content_hashes(self, kind: str) -> dict[str, str]:
-        """The content hashes of all policies of `kind`, by name."""
+    async def text_hashes(self, kind: str) -> dict[str, TextHash]:
+        """Those of the current texts of all policies of `kind`, by name."""
         query = sa.select(policies.c.name, policies.c.content_hash).where(policies.c.kind == kind)
 
-        def work(connection: sa.Connection) -> dict[str, str]:
+        def work(connection: sa.Connection) -> dict[str, TextHash]:
             return {row.name: row.content_hash for row in connection.execute(query)}
 
         return await self._database.read("list policies", work)
@@ -52,12 +53,12 @@ class PolicyStore:
             "find a policy", lambda connection: connection.execute(query).scalar()
         )
 
-    async def covered(self, name: str, content_hash: str) -> frozenset[str]:
+    async def covered(self, name: str, text_hash: TextHash) -> frozenset[PolicyHash]:
         """Former versions of a runtime policy of which its current text accepts everything.
 
-        Their content hashes, as `RuntimePolicy` has them; nothing if the text is not the current one.
+        Nothing if the text is not the current one.
         """
-        known = self._covered.get((name, content_hash))
+        known = self._covered.get((name, text_hash))
         if known is None:
             former = policy_versions.alias("former")
             query = (
@@ -75,7 +76,7 @@ class PolicyStore:
                 .where(
                     policies.c.kind == RUNTIME,
                     policies.c.name == name,
-                    policies.c.content_hash == content_hash,
+                    policies.c.content_hash == text_hash,
                     former.c.version >= policy_versions.c.covers,
                     former.c.version < policies.c.version,
                     former.c.policy_hash.is_not(None),
@@ -86,12 +87,12 @@ class PolicyStore:
             )
             if len(self._covered) > _REMEMBERED:
                 self._covered.clear()
-            known = self._covered[name, content_hash] = frozenset(rows)
+            known = self._covered[name, text_hash] = frozenset(rows)
         return known
 
-    async def text(self, content_hash: str) -> str | None:
+    async def text(self, text_hash: TextHash) -> str | None:
         """The policy text with this hash, or None."""
-        query = sa.select(policy_texts.c.text).where(policy_texts.c.content_hash == content_hash)
+        query = sa.select(policy_texts.c.text).where(policy_texts.c.content_hash == text_hash)
         return await self._database.read(
             "read a policy", lambda connection: connection.execute(query).scalar()
         )
@@ -119,40 +120,40 @@ def put_policy(
     version: int = 1,
 ) -> None:
     """Stores a new policy. Raises sqlalchemy's IntegrityError when the name is taken."""
-    content_hash = put_text(connection, text)
+    text_hash = put_text(connection, text)
     connection.execute(
         sa.insert(policies).values(
-            kind=kind, name=name, content_hash=content_hash, tpm_policy=tpm_policy, version=version
+            kind=kind, name=name, content_hash=text_hash, tpm_policy=tpm_policy, version=version
         )
     )
 
 
-def put_text(connection: sa.Connection, text: str) -> str:
+def put_text(connection: sa.Connection, text: str) -> TextHash:
     """The hash under which `text` is stored from now on, if it was not already."""
-    content_hash = hashlib.sha256(text.encode()).hexdigest()
+    text_hash = TextHash(hashlib.sha256(text.encode()).hexdigest())
     known = connection.execute(
-        sa.select(policy_texts.c.content_hash).where(policy_texts.c.content_hash == content_hash)
+        sa.select(policy_texts.c.content_hash).where(policy_texts.c.content_hash == text_hash)
     )
     if known.first() is None:
-        connection.execute(sa.insert(policy_texts).values(content_hash=content_hash, text=text))
-    return content_hash
+        connection.execute(sa.insert(policy_texts).values(content_hash=text_hash, text=text))
+    return text_hash
 
 
 def delete_policy(connection: sa.Connection, kind: str, name: str) -> bool:
     """Removes a policy with all its versions, and texts that no other has. False when it is not there."""
     where = (policies.c.kind == kind, policies.c.name == name)
-    content_hash = connection.execute(sa.select(policies.c.content_hash).where(*where)).scalar()
-    if content_hash is None:
+    text_hash = connection.execute(sa.select(policies.c.content_hash).where(*where)).scalar()
+    if text_hash is None:
         return False
     connection.execute(sa.delete(policies).where(*where))
     versions = (policy_versions.c.kind == kind, policy_versions.c.name == name)
     hashes = set(connection.execute(sa.select(policy_versions.c.content_hash).where(*versions)).scalars())
     connection.execute(sa.delete(policy_versions).where(*versions))
-    forget_texts(connection, hashes | {content_hash})
+    forget_texts(connection, hashes | {text_hash})
     return True
 
 
-def forget_texts(connection: sa.Connection, hashes: Collection[str]) -> None:
+def forget_texts(connection: sa.Connection, hashes: Collection[TextHash]) -> None:
     """Removes those of the texts that no policy has or had."""
     text = policy_texts.c.content_hash
     connection.execute(

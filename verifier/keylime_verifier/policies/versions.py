@@ -5,8 +5,10 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from keylime.database.clock import database_time
+from keylime.ima.runtime_policy import PolicyHash
 from keylime.messages.verification import PolicyVersion
 from keylime_verifier.agents.events import Actor
+from keylime_verifier.agents.policy_categories import TextHash
 from keylime_verifier.database.schema import policies, policy_texts, policy_versions
 from keylime_verifier.policies.store import forget_texts, put_text
 
@@ -16,19 +18,19 @@ class Current:
     """What is stored under a name."""
 
     version: int
-    content_hash: str
+    text_hash: TextHash
     text: str
     tpm_policy: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class NewVersion:
-    """What is to be: `policy_hash` see `policy_versions`; `covered` names a text of which all is accepted."""
+    """What is to be; `covered` names a text of which all is accepted."""
 
     text: str
     tpm_policy: str | None
-    policy_hash: str | None
-    covered: str | None = None
+    policy_hash: PolicyHash | None
+    covered: TextHash | None = None
 
 
 def current(connection: sa.Connection, kind: str, name: str) -> Current | None:
@@ -55,7 +57,7 @@ def note_first(connection: sa.Connection, kind: str, name: str, new: NewVersion,
     """Notes who has stored a policy, which is there already."""
     stored = current(connection, kind, name)
     if stored is not None:
-        _insert(connection, kind, name, stored.version, stored.content_hash, new, None, by)
+        _insert(connection, kind, name, stored.version, stored.text_hash, new, None, by)
 
 
 def put_version(
@@ -65,8 +67,8 @@ def put_version(
 
     The last `kept` versions stay. What says the same as before is no new version.
     """
-    content_hash = put_text(connection, new.text)
-    if content_hash == before.content_hash and new.tpm_policy == before.tpm_policy:
+    text_hash = put_text(connection, new.text)
+    if text_hash == before.text_hash and new.tpm_policy == before.tpm_policy:
         return before.version
     earlier = connection.execute(
         sa.select(policy_versions.c.covers).where(
@@ -75,16 +77,16 @@ def put_version(
     ).first()
     if earlier is None:  # it came with an agent, or from an earlier release
         unknown = NewVersion(before.text, before.tpm_policy, None)
-        _insert(connection, kind, name, before.version, before.content_hash, unknown, None, None)
+        _insert(connection, kind, name, before.version, before.text_hash, unknown, None, None)
     covers = None
-    if new.covered == before.content_hash:
+    if new.covered == before.text_hash:
         covers = before.version if earlier is None or earlier.covers is None else earlier.covers
     version = before.version + 1
-    _insert(connection, kind, name, version, content_hash, new, covers, by)
+    _insert(connection, kind, name, version, text_hash, new, covers, by)
     connection.execute(
         sa.update(policies)
         .where(policies.c.kind == kind, policies.c.name == name)
-        .values(content_hash=content_hash, tpm_policy=new.tpm_policy, version=version)
+        .values(content_hash=text_hash, tpm_policy=new.tpm_policy, version=version)
     )
     _forget(connection, kind, name, version - kept)
     return version
@@ -99,7 +101,7 @@ def list_versions(connection: sa.Connection, kind: str, name: str) -> list[Polic
         sa.select(policy_versions).where(*_named(kind, name)).order_by(policy_versions.c.version.desc())
     ).all()
     if not rows:
-        return [PolicyVersion(stored.version, stored.content_hash, None, None, is_current=True)]
+        return [PolicyVersion(stored.version, stored.text_hash, None, None, is_current=True)]
     return [
         PolicyVersion(
             row.version, row.content_hash, row.at, row.actor, is_current=row.version == stored.version
@@ -113,7 +115,7 @@ def _insert(
     kind: str,
     name: str,
     version: int,
-    content_hash: str,
+    text_hash: TextHash,
     new: NewVersion,
     covers: int | None,
     by: Actor | None,
@@ -124,7 +126,7 @@ def _insert(
             kind=kind,
             name=name,
             version=version,
-            content_hash=content_hash,
+            content_hash=text_hash,
             tpm_policy=new.tpm_policy,
             at=now,
             actor=None if by is None else by.certificate,

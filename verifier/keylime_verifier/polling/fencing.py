@@ -148,7 +148,7 @@ def _lock_versions(connection: sa.Connection, enrolment: Enrolment) -> PolicyVer
         .with_for_update(read=True)
     )
     found = {(row.kind, row.name): row.content_hash for row in rows}
-    by_name = {name: content_hash for (kind, name), content_hash in found.items() if kind == RUNTIME}
+    by_name = {name: text_hash for (kind, name), text_hash in found.items() if kind == RUNTIME}
     now = connection.execute(sa.select(database_time())).scalar_one() if enrolment.runtime_parts else 0.0
     boot_hash = found.get((MEASURED_BOOT, enrolment.measured_boot_policy or ""))
     return PolicyVersions.found(enrolment, by_name, boot_hash, now)

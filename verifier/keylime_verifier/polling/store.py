@@ -21,7 +21,7 @@ from keylime.messages.verifier import OperationalState
 from keylime.revocation.message import is_cleared
 from keylime_verifier.agents.events import Actor, Event, EventKind, details_of
 from keylime_verifier.agents.lifecycle import POLLED_STATES
-from keylime_verifier.agents.policy_categories import MEASURED_BOOT, RUNTIME, PolicyKey
+from keylime_verifier.agents.policy_categories import MEASURED_BOOT, RUNTIME, PolicyKey, TextHash
 from keylime_verifier.agents.policy_parts import decode_parts
 from keylime_verifier.agents.records import (
     AgentRecord,
@@ -392,7 +392,7 @@ class AgentStore:
         return await self._database.write("record a verdict", work)
 
 
-def _hashes_and_time(connection: sa.Connection) -> tuple[dict[str, str], float]:
+def _hashes_and_time(connection: sa.Connection) -> tuple[dict[str, TextHash], float]:
     hashes = {row.name: row.content_hash for row in connection.execute(_HASHES)}
     return hashes, connection.execute(sa.select(database_time())).scalar_one()
 
