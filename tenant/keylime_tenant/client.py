@@ -120,9 +120,13 @@ class Service:
         body: msgspec.Struct | None = None,
     ) -> Reply:
         """The answer to `method` on `path` (without the version). Raises PeerUnreachable."""
+        return await self._request(method, f"/v{await self.version()}{path}", query=query, body=body)
+
+    async def version(self) -> str:
+        """The API version to use, asked for once. Raises PeerUnreachable, CommandFailed."""
         if self._version is None:
             self._version = await self._negotiate()
-        return await self._request(method, f"/v{self._version}{path}", query=query, body=body)
+        return self._version
 
     async def probe(self, path: str) -> Reply:
         """The answer to a question outside of the versions. Raises PeerUnreachable."""

@@ -28,8 +28,8 @@ _WORDS = {
 def history_lines(events: Sequence[HistoryEvent], terminal: Terminal) -> Iterator[str]:
     """Every event with what is known of it, oldest first; nothing is abbreviated."""
     for event in events:
-        yield f"{moment(event.at)}  {terminal.paint(_headline(event), _style(event))}"
-        for line in _details(event):
+        yield f"{moment(event.at)}  {terminal.paint(headline(event), style(event))}"
+        for line in details(event):
             yield f"{_INDENT}{line}"
 
 
@@ -39,11 +39,12 @@ def audit_lines(events: Sequence[HistoryEvent], terminal: Terminal) -> Iterator[
         subject = "" if event.agent_id is None else f"agent {printable(event.agent_id)} "
         by = "by itself" if event.actor is None else f"by {printable(event.actor)}"
         request = f", request {printable(event.request_id)}" if event.request_id else ""
-        what = terminal.paint(f"{subject}{_headline(event)}", _style(event))
+        what = terminal.paint(f"{subject}{headline(event)}", style(event))
         yield f"{moment(event.at)}  {event.id}  {what}, {by}{request}"
 
 
-def _style(event: HistoryEvent) -> str:
+def style(event: HistoryEvent) -> str:
+    """How its line is painted, one of the styles of `terminal`."""
     if event.kind in ("refused", "taken_over"):
         return "doubtful"
     if event.kind != "state":
@@ -51,19 +52,20 @@ def _style(event: HistoryEvent) -> str:
     return "bad" if event.details.get("findings") else "good"
 
 
-def _headline(event: HistoryEvent) -> str:
-    details = event.details
+def headline(event: HistoryEvent) -> str:
+    """What happened, in one line."""
+    told = event.details
     if event.kind == "refused":
-        said = (printable(str(details.get(name))) for name in ("call", "code", "reason"))
+        said = (printable(str(told.get(name))) for name in ("call", "code", "reason"))
         return f"refused: {' '.join(said)}"
     if event.kind == "taken_over":
-        name = printable(str(details.get("verifier")))
-        return f"{details.get('shards')} of {details.get('of')} shards taken over by verifier {name}"
+        name = printable(str(told.get("verifier")))
+        return f"{told.get('shards')} of {told.get('of')} shards taken over by verifier {name}"
     if event.policy is not None:
         kind, _, name = event.policy.partition("/")
         return f"{_POLICY_KINDS.get(kind, kind)} {printable(name)} {_WORDS.get(event.kind, event.kind)}"
     if event.kind == "state":
-        return f"{printable(str(details.get('from')))} -> {printable(str(details.get('to')))}"
+        return f"{printable(str(told.get('from')))} -> {printable(str(told.get('to')))}"
     if event.kind == "rebooted":
         return "rebooted, and attested from the first entry of its list"
     if event.kind == "held_to":
@@ -71,23 +73,24 @@ def _headline(event: HistoryEvent) -> str:
     return _WORDS.get(event.kind, printable(event.kind))
 
 
-def _details(event: HistoryEvent) -> Iterator[str]:
-    details = event.details
+def details(event: HistoryEvent) -> Iterator[str]:
+    """What else is known of it: who did it, what changed, what was found."""
+    told = event.details
     if event.actor is not None:
         yield f"by {printable(event.actor)}, request {printable(event.request_id or '')}"
     if event.kind in ("enrolled", "changed"):
-        yield from _enrolment(details)
+        yield from _enrolment(told)
     if event.policy is not None:
-        yield from _policy_change(details)
-    yield from _judged_by(details)
+        yield from _policy_change(told)
+    yield from _judged_by(told)
     for finding in findings_of(event):
         yield f"{printable(finding.event_id)} ({printable(finding.severity)})"
         for line in terminal_lines(finding):
             yield f"  {line}"
-    if details.get("findings_left_off"):
-        yield f"and {details['findings_left_off']} more findings: see the verifier's log"
-    if details.get("revocation"):
-        yield f"revocation {printable(str(details['revocation']))}"
+    if told.get("findings_left_off"):
+        yield f"and {told['findings_left_off']} more findings: see the verifier's log"
+    if told.get("revocation"):
+        yield f"revocation {printable(str(told['revocation']))}"
 
 
 def findings_of(event: HistoryEvent) -> list[FindingSummary]:

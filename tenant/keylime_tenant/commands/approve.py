@@ -23,7 +23,7 @@ from keylime_tenant.why import Case
 
 _WAIT_S = 300.0
 _MOST_ROUNDS = 20  # a status has the first findings of many: those after them show in the next round
-_KIND = "allowlists"
+KIND = "allowlists"
 
 
 async def approve(session: Session) -> None:
@@ -34,20 +34,20 @@ async def approve(session: Session) -> None:
     case = await read_case(session)
     if not case.findings:
         raise CommandFailed(f"agent {session.agent_id} has no findings: there is nothing to approve")
-    name = _policy_name(session, case.status)
+    name = policy_to_amend(session, case.status)
     key = None
     if session.arguments.sign_key is not None:
         key = signing_key(session.arguments.sign_key, read_file("--sign-key", session.arguments.sign_key))
     approved: list[Approved] = []
     for _ in range(_MOST_ROUNDS):
-        text = await _text(session, name)
+        text = await policy_text(session, name)
         proposal = propose(text, case.findings, only=session.arguments.only, force=session.arguments.force)
         if proposal.is_signed and key is None:
             raise CommandFailed(
                 f"policy {name!r} is signed: give the key for its next version with --sign-key"
             )
         await _demand_consent(session, name, proposal, case)
-        reply = await session.verifier.policy("PUT", _KIND, name, request_of(proposal, key))
+        reply = await session.verifier.policy("PUT", KIND, name, request_of(proposal, key))
         if reply.code != 201:
             raise session.verifier.refusal(reply, f"store the next version of policy {name!r}")
         approved.append(_approved(name, proposal))
@@ -86,8 +86,8 @@ async def _judged(session: Session) -> list[FindingSummary] | None:
     return None
 
 
-def _policy_name(session: Session, status: ToldStatus) -> str:
-    """The policy that is to be amended: one of the agent's."""
+def policy_to_amend(session: Session, status: ToldStatus) -> str:
+    """The policy of the session's agent that is to be amended. Raises CommandFailed, ConfigError."""
     names = [one.name for one in status.parts] or [status.runtime_policy_name or ""]
     chosen = session.arguments.policy or status.runtime_policy_name
     if not chosen:
@@ -99,8 +99,9 @@ def _policy_name(session: Session, status: ToldStatus) -> str:
     return chosen
 
 
-async def _text(session: Session, name: str) -> str:
-    reply = await session.verifier.policy("GET", _KIND, name)
+async def policy_text(session: Session, name: str) -> str:
+    """The text of a runtime policy, as it was given. Raises CommandFailed."""
+    reply = await session.verifier.policy("GET", KIND, name)
     if reply.code != 200:
         raise session.verifier.refusal(reply, f"show policy {name!r}")
     text = read_results(reply, dict[str, Any], session.verifier.place).get("runtime_policy")
@@ -115,7 +116,7 @@ async def _demand_consent(session: Session, name: str, proposal: Proposal, case:
     if not output.form.is_document:
         output.lines([f"Policy {printable(name)} would list:"])
         output.lines(proposal_lines(proposal, output.terminal))
-    users = await _users(session, name)
+    users = await users_of(session, name)
     if users > 1:
         output.warning("policy %s is used by %d agents, which could run this as well", printable(name), users)
     if case.left_off:
@@ -128,8 +129,9 @@ async def _demand_consent(session: Session, name: str, proposal: Proposal, case:
         raise CommandFailed("nothing is changed: the answer was not yes")
 
 
-async def _users(session: Session, name: str) -> int:
-    reply = await session.verifier.call("GET", session.verifier.policy_path(_KIND, name, "versions"))
+async def users_of(session: Session, name: str) -> int:
+    """How many agents use a runtime policy; 0 when the verifier does not tell."""
+    reply = await session.verifier.call("GET", session.verifier.policy_path(KIND, name, "versions"))
     if reply.code != 200:
         return 0
     found = read_results(reply, PolicyVersions, session.verifier.place)
