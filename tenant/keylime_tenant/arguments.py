@@ -87,6 +87,8 @@ class Arguments:
     state: str | None = None
     fingerprint: str | None = None
     since: int | None = None  # epoch seconds
+    page_port: int | None = None
+    opens_browser: bool = True
     agent_api_version: str | None = None
     supported_version: str | None = None
 
@@ -214,6 +216,8 @@ def combination_problem(arguments: Arguments) -> str | None:
     approving = arguments.only or arguments.policy or arguments.sign_key or arguments.force or arguments.yes
     if approving and arguments.command != "approve":
         return "--only, --policy, --sign-key, --force and --yes are for approve"
+    if (arguments.page_port or not arguments.opens_browser) and arguments.command != "dashboard":
+        return "--port and --no-browser are for dashboard"
     if arguments.runtime_policies and arguments.command not in ("add", "update"):
         return "several --runtime-policy-name are for add and update"
     if arguments.runtime_policies and (has_policy or has_allowlist):
@@ -474,6 +478,22 @@ def _fingerprint(add: _Add) -> None:
     )
 
 
+def _page(add: _Add) -> None:
+    add(
+        "--port",
+        dest="page_port",
+        type=_port,
+        metavar="PORT",
+        help="dashboard: the port on 127.0.0.1 (default: any, on a loopback address of its own)",
+    )
+    add(
+        "--no-browser",
+        dest="opens_browser",
+        action="store_false",
+        help="dashboard: print the address, and open it nowhere",
+    )
+
+
 def _authority(add: _Add) -> None:
     add(
         "--cert",
@@ -590,6 +610,7 @@ _SECTIONS: Mapping[str, Callable[[_Add], None]] = {
     "exit code": _exit_code,
     "fingerprint": _fingerprint,
     "since": _since_when,
+    "page": _page,
     "authority": _authority,
     "payload": _payload,
     "runtime policy name": _runtime_name,
@@ -620,6 +641,7 @@ _GROUPS: Sequence[tuple[str, Sequence[str]]] = (
             "exit code",
             "fingerprint",
             "since",
+            "page",
         ),
     ),
     ("payload, delivered after the first good attestation", ("authority", "payload")),

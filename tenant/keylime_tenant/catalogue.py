@@ -135,6 +135,12 @@ COMMANDS: Mapping[str, Command] = {
         VIEWS,
         (*_VERIFIER, "verifier id"),
     ),
+    "dashboard": Command(
+        "the fleet in a browser, live; acts on agents",
+        "dashboard.dashboard",
+        VIEWS,
+        ("page", *_VERIFIER, "verifier id", *_REGISTRAR),
+    ),
     "cvlist": Command(
         "ids of the agents at the verifier", "verifier.cvlist", VIEWS, (*_VERIFIER, "verifier id")
     ),

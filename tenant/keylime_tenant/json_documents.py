@@ -200,6 +200,12 @@ class Examination(msgspec.Struct, frozen=True):
     checks: list[Check]
 
 
+class Served(msgspec.Struct, frozen=True):
+    """Where the dashboard was until it was ended; its link, which opens it, is in no document."""
+
+    address: str
+
+
 _Statuses = dict[str, AgentStatus]  # by agent id
 
 DOCUMENTS: Mapping[str, tuple[Any, ...]] = {
@@ -214,6 +220,7 @@ DOCUMENTS: Mapping[str, tuple[Any, ...]] = {
     "regstatus": (RegistrationAnswer,),
     "bulkinfo": (_Statuses,),
     "top": (_Statuses,),
+    "dashboard": (Served,),
     "cvlist": (VerifierAgents,),
     "reglist": (RegisteredAgents,),
     "why": (Reasons,),

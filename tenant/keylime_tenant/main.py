@@ -47,6 +47,7 @@ from keylime_tenant.render import Output, OutputHandler
 from keylime_tenant.session import Session
 
 if TYPE_CHECKING:  # what only some commands need is imported when it is used
+    from keylime.http.event_source import EventSource
     from keylime.pki.authority import Authority
     from keylime_tenant.enrolment import Candidate
     from keylime_tenant.payload import PayloadDelivery
@@ -203,6 +204,13 @@ class _Connections:
     def verifier(self, address: Address) -> VerifierClient:
         return VerifierClient(address, self.service(address), self._typed("verifier"), self.doing)
 
+    def events(self, address: Address) -> "EventSource":
+        from keylime.http.event_source import EventSource
+
+        return EventSource(
+            address.url(), tls=self.services, names=self.names, connect_timeout_s=self.timeout_s
+        )
+
     def _typed(self, name: str) -> tuple[str, ...]:
         return tuple(self.typed[one] for one in (f"{name}_ip", f"{name}_port") if one in self.typed)
 
@@ -298,6 +306,7 @@ def _session(
         registrar=connections.registrar(config.registrar),
         verifier=connections.verifier(config.verifier),
         connect_verifier=connections.verifier,
+        event_source=functools.partial(connections.events, config.verifier),
         connect_agent=connections.agent,
         read_policies=read_policies,
         prepare_delivery=deliver,

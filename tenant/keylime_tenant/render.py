@@ -148,6 +148,11 @@ class Output:
             print(line, file=self._stdout)
         self._stdout.flush()
 
+    def announce(self, line: str) -> None:
+        """`line` for who has started the program, and in no log: on stderr where stdout is a document's."""
+        self._clear()
+        print(line, file=self._stderr if self.form.is_document else self._stdout, flush=True)
+
     def finish(self) -> None:
         """The document for programs."""
         self._clear()

@@ -11,6 +11,7 @@ from keylime_tenant.config import Address, TenantConfig
 from keylime_tenant.render import Output
 
 if TYPE_CHECKING:  # what only some commands need costs the others nothing
+    from keylime.http.event_source import EventSource
     from keylime_tenant.enrolment import Candidate
     from keylime_tenant.payload import PayloadDelivery
     from keylime_tenant.policies import PolicyDocuments
@@ -27,6 +28,7 @@ class Session:
     registrar: RegistrarClient
     verifier: VerifierClient
     connect_verifier: Callable[[Address], VerifierClient]
+    event_source: "Callable[[], EventSource]"  # of the verifier
     connect_agent: "Callable[[Candidate], AgentConnection]"
     read_policies: "Callable[[], Awaitable[PolicyDocuments]]"
     prepare_delivery: "Callable[[AgentId], PayloadDelivery]"

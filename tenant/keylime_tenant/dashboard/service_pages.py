@@ -1,0 +1,174 @@
+"""What the pages of revocations and of services show. Pure: what services said comes in as values."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from keylime.findings.finding import printable
+from keylime.messages.deliveries import Deliveries, DeliveryStatus, TargetSummary
+from keylime_tenant.dashboard.fleet_page import machine_href
+from keylime_tenant.standing import Standing, standing_of
+from keylime_tenant.terminal import age, moment
+from keylime_tenant.told_status import ToldStatus
+
+JsonObject = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """How far one receiver of revocations is."""
+
+    target: str
+    channel: str
+    pending: int
+    failed: int
+    delivered: int
+    waiting: str
+    last_error: str
+    style: str
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One revocation on its way to one receiver."""
+
+    agent_id: str
+    href: str
+    made: str
+    target: str
+    state: str
+    style: str
+    attempts: int
+    last_error: str
+
+
+@dataclass(frozen=True, slots=True)
+class RevocationsPage:
+    """All of it; `left_off` deliveries are not shown."""
+
+    targets: Sequence[Target]
+    deliveries: Sequence[Delivery]
+    left_off: int
+
+
+def revocations_page(found: Deliveries, now: float) -> RevocationsPage:
+    """What is missing stands first."""
+    targets = [_target(one, now) for one in found.targets]
+    return RevocationsPage(
+        sorted(targets, key=lambda one: (one.style == "good", one.target)),
+        [_delivery(one) for one in found.deliveries],
+        found.left_off,
+    )
+
+
+def _target(one: TargetSummary, now: float) -> Target:
+    waits = one.pending + one.wrong_key
+    return Target(
+        target=printable(one.target),
+        channel=printable(one.channel),
+        pending=waits,
+        failed=one.failed,
+        delivered=one.delivered,
+        waiting=age(one.oldest_pending, now) if waits else "",
+        last_error=printable(one.last_error or ""),
+        style="bad" if one.failed else "doubtful" if waits else "good",
+    )
+
+
+_STYLES = {"delivered": "good", "failed": "bad", "pending": "doubtful", "wrong_key": "doubtful"}
+
+
+def _delivery(one: DeliveryStatus) -> Delivery:
+    return Delivery(
+        agent_id=printable(one.agent_id),
+        href=machine_href(one.agent_id),
+        made=moment(one.created_at),
+        target=f"{printable(one.channel)} {printable(one.target)}",
+        state=printable(one.state.replace("_", " ")),
+        style=_STYLES.get(one.state, ""),
+        attempts=one.attempts,
+        last_error=printable(one.last_error or ""),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceAnswer:
+    """What became of asking one service how it is; `results` is empty when it did not say."""
+
+    name: str
+    place: str
+    version: str
+    trouble: str  # why it could not be asked
+    results: JsonObject
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceView:
+    """One service."""
+
+    name: str
+    place: str
+    version: str
+    verdict: str
+    style: str
+    notes: Sequence[tuple[str, str]]  # what is wrong or will be, each with its style
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A verifier that looks after machines."""
+
+    verifier: str
+    address: str
+    machines: int
+    failed: int
+    unreachable: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServicesPage:
+    """All of it."""
+
+    services: Sequence[ServiceView]
+    shares: Sequence[Share]
+
+
+def services_page(answers: Sequence[ServiceAnswer], statuses: Mapping[str, ToldStatus]) -> ServicesPage:
+    """How services are, and who looks after how many machines."""
+    groups: dict[tuple[str, str], list[Standing]] = {}
+    for status in statuses.values():
+        address = f"{status.verifier_ip}:{status.verifier_port}" if status.verifier_ip else ""
+        key = status.verifier_id or "", address
+        groups.setdefault(key, []).append(standing_of(status))
+    shares = [
+        Share(
+            printable(name),
+            printable(address),
+            len(found),
+            found.count(Standing.FAILED),
+            found.count(Standing.UNREACHABLE),
+        )
+        for (name, address), found in sorted(groups.items())
+    ]
+    return ServicesPage([_service(one) for one in answers], shares)
+
+
+def _service(answer: ServiceAnswer) -> ServiceView:
+    if answer.trouble:
+        notes = [(printable(answer.trouble), "bad")]
+        return ServiceView(answer.name, answer.place, "", "cannot be asked", "bad", notes)
+    problems, remarks = _texts(answer.results, "problems"), _texts(answer.results, "remarks")
+    notes = [*((text, "bad") for text in problems), *((text, "doubtful") for text in remarks)]
+    verdict, style = (
+        ("not ready", "bad") if problems else ("ready", "doubtful") if remarks else ("ready", "good")
+    )
+    return ServiceView(answer.name, answer.place, printable(answer.version), verdict, style, notes)
+
+
+def _texts(results: JsonObject, name: str) -> list[str]:
+    found = results.get(name)
+    return (
+        [f"{printable(str(key))}: {printable(str(text))}" for key, text in sorted(found.items())]
+        if isinstance(found, Mapping)
+        else []
+    )
