@@ -32,7 +32,8 @@ TOOLS = (
 # commands need.
 INCLUDED = (
     *("ca-certificates", "curl", "dbus", "iproute2", "iptables", "iputils-ping", "libtss2-esys-3.0.2-0"),
-    *("libtss2-fapi1", "libtss2-rc0", "libtss2-tcti-device0", "libtss2-tcti-swtpm0", "libtss2-tctildr0"),
+    *("libtss2-fapi1", "libtss2-rc0", "libtss2-tcti-device0", "libtss2-tcti-swtpm0", "libtss2-tcti-tabrmd0"),
+    "libtss2-tctildr0",
     *(
         "openssh-client",
         "openssh-server",
@@ -43,7 +44,7 @@ INCLUDED = (
         "systemd",
         "systemd-sysv",
     ),
-    "tpm2-tools",
+    *("tpm2-abrmd", "tpm2-tools"),
 )
 BOOT_LOG = capture("direct-efistub").boot_log
 
@@ -96,6 +97,8 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
         command += [mirror] if mirror else []
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603
         _let_root_in(directory)
+        # It would wait for a device, and the agent for it.
+        (directory / "etc/systemd/system/tpm2-abrmd.service").symlink_to("/dev/null")
         (directory / "ready").touch()
     return directory
 

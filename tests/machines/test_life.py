@@ -16,7 +16,7 @@ import pytest
 from tests.demo.fence_stage import PAYLOADS
 from tests.lab.waiting import await_value
 from tests.machines.booted import BootedMachine
-from tests.machines.commands import blocks_of
+from tests.machines.commands import README, ROOT, TWO_MACHINES, blocks_of
 from tests.machines.conftest import BOOT_LOG, Boot
 from tests.machines.test_documentation import trust_maker
 
@@ -49,6 +49,15 @@ cat << EOF > /root/greets.sh
 echo "Hello!"
 EOF
 chmod a+x /root/greets.sh
+"""
+RESOURCE_MANAGER = "/etc/systemd/system/tpm2-abrmd.service"
+# As Debian's, which waits for a device; a software TPM has none.
+MANAGED = """\
+[Service]
+Type=dbus
+BusName=com.intel.tss2.Tabrmd
+ExecStart=/usr/sbin/tpm2-abrmd --tcti={tcti}
+User=tss
 """
 
 
@@ -98,7 +107,7 @@ class Site:
 def site(boot: Boot) -> Site:
     """Packages are installed, nothing is configured."""
     control, node1, node2 = boot("control", "node1", "node2")
-    on_control, on_node = blocks_of("README.md", "## Set it up on two machines in five minutes")[:2]
+    on_control, on_node = blocks_of(README, TWO_MACHINES)[:2]
     control.run(on_control)
     for node in (node1, node2):
         node.run(on_node)
@@ -119,6 +128,15 @@ def test_three_machines_live(site: Site) -> None:
             raise
         took = time.monotonic() - began
         print(f"{step.__name__.strip('_').replace('_', ' '):66}{took:6.1f} s", flush=True)
+
+
+def _what_the_firewalls_service_does_not_open_is_closed(site: Site) -> None:
+    service = (ROOT / "systemd/firewalld/keylime.xml").read_text("utf-8")
+    ports = (*re.findall(r'port="([0-9]+)"', service), "22")  # and what administrators come in by
+    rules = ("-i lo", "-p icmp", "-p tcp ! --syn", *(f"-p tcp --dport {port}" for port in ports))
+    for machine in (site.control, site.node1):  # node2 is to make rules of its own
+        machine.run("\n".join(f"iptables -A INPUT {rule} -j ACCEPT" for rule in rules))
+        machine.run("iptables -P INPUT DROP")
 
 
 def _services_start_with_packaged_files_alone(site: Site) -> None:
@@ -299,6 +317,27 @@ def _a_machine_that_was_put_right_is_added_again(site: Site) -> None:
     site.await_passes(site.node1)
 
 
+def _an_agent_reaches_its_tpm_through_a_resource_manager(site: Site) -> None:
+    node = site.node2
+    sockets = node.run("echo $TCTI").stdout.strip()
+    node.run(f"rm {RESOURCE_MANAGER}")  # in the image it is masked
+    node.write(RESOURCE_MANAGER, MANAGED.format(tcti=sockets))
+    node.write(
+        "/etc/systemd/system/keylime_agent.service.d/zz-tpm.conf", "[Service]\nEnvironment=TCTI=tabrmd:\n"
+    )
+    node.run("systemctl stop keylime_agent; systemctl daemon-reload; systemctl restart tpm2-abrmd")
+    node.run("systemctl start keylime_agent")
+    node.await_journal("keylime_agent", "is registered and active")
+    site.await_passes(node)
+    # Others have the TPM at the same time.
+    assert re.search("15 *: 0x", node.run("TPM2TOOLS_TCTI=tabrmd: tpm2_pcrread sha256:15").stdout)
+    node.run(
+        "systemctl stop keylime_agent tpm2-abrmd; rm /etc/systemd/system/keylime_agent.service.d/zz-tpm.conf"
+    )
+    node.run(f"ln -sf /dev/null {RESOURCE_MANAGER}; systemctl daemon-reload; systemctl start keylime_agent")
+    site.await_passes(node)
+
+
 def _a_pinned_register_is_watched(site: Site) -> None:
     node, agent_id = site.node2, IDS["node2"]
     site.tenant(f"-u {agent_id} -c delete")
@@ -320,6 +359,7 @@ def _packages_go_and_leave_nothing(site: Site) -> None:
 
 
 STEPS: tuple[Callable[[Site], None], ...] = (
+    _what_the_firewalls_service_does_not_open_is_closed,
     _services_start_with_packaged_files_alone,
     _an_agent_without_the_authority_says_what_is_missing,
     _agents_register_with_snippets_as_they_are_printed,
@@ -332,6 +372,7 @@ STEPS: tuple[Callable[[Site], None], ...] = (
     _lost_certificates_are_made_again_or_asked_for,
     _a_hacked_machine_is_fenced_off,
     _a_machine_that_was_put_right_is_added_again,
+    _an_agent_reaches_its_tpm_through_a_resource_manager,
     _a_pinned_register_is_watched,
     _packages_go_and_leave_nothing,
 )
