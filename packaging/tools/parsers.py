@@ -1,12 +1,15 @@
 """The argument parser of a program, for what is made of it: manual pages, completion, the manual."""
 
 import argparse
-import contextlib
 import importlib
 import sys
+from contextlib import ExitStack, redirect_stdout
+from unittest.mock import patch
 
 # Daemons belong to section 8, what people call belongs to section 1.
 _DAEMONS = frozenset({"keylime_agent", "keylime_push_model_agent", "keylime_registrar", "keylime_verifier"})
+# In some releases of Python one of these calls another, in others none.
+_PARSING = ("parse_args", "parse_known_args", "parse_intermixed_args", "parse_known_intermixed_args")
 
 
 class _ParserFound(BaseException):
@@ -23,20 +26,19 @@ def parser_of(script: str, place: str) -> argparse.ArgumentParser:
         raise _ParserFound(self)
 
     module, _, function = place.partition(":")
-    original = argparse.ArgumentParser.parse_args, argparse.ArgumentParser.parse_known_args, sys.argv
-    argparse.ArgumentParser.parse_args = caught  # type: ignore[assignment,method-assign]
-    argparse.ArgumentParser.parse_known_args = caught  # type: ignore[assignment,method-assign]
-    sys.argv = [script, "-"]  # without any, some only print their help
     try:
-        with contextlib.redirect_stdout(None):
+        with ExitStack() as stack:
+            for name in _PARSING:
+                stack.enter_context(patch.object(argparse.ArgumentParser, name, caught))
+            # Without any argument, some only print their help.
+            stack.enter_context(patch.object(sys, "argv", [script, "-"]))
+            stack.enter_context(redirect_stdout(None))
             getattr(importlib.import_module(module), function)()
     except _ParserFound as found:
         found.parser.prog = script
         return found.parser
     except SystemExit:
         pass
-    finally:
-        argparse.ArgumentParser.parse_args, argparse.ArgumentParser.parse_known_args, sys.argv = original  # type: ignore[method-assign]
     raise SystemExit(f"{script} parses no arguments")
 
 
