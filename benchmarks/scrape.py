@@ -29,6 +29,9 @@ _SCRAPES = 20
 class _NoCertificates:
     in_use = ()
 
+    def remarks(self) -> dict[str, str | None]:
+        return {}
+
 
 def _fill(connection: sa.Connection) -> None:
     texts = {
@@ -102,7 +105,9 @@ async def _scrape(url: str) -> float:
         async def measured() -> Sequence[Metric]:
             return await measure(database, VerifierId("default"))
 
-        page = MetricsPage("verifier", metrics.registry, measured, _NoCertificates(), kept_s=0.0)
+        page = MetricsPage(
+            "verifier", metrics.registry, measured, _NoCertificates(), _NoCertificates(), kept_s=0.0
+        )
         request = Request("GET", None, {}, {}, {}, b"", Caller(Role.ANONYMOUS, None, "127.0.0.1"))
         response = await page.show(request)
         began = time.process_time()

@@ -6,7 +6,7 @@ On an address of its own, without TLS and to anyone who reaches it: nothing in i
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime
 from pathlib import Path
@@ -45,6 +45,12 @@ class Certificates(Protocol):
     def in_use(self) -> Sequence[CertificateFile]: ...
 
 
+class Remarks(Protocol):
+    """Who knows what somebody should see to."""
+
+    def remarks(self) -> Mapping[str, str | None]: ...
+
+
 class MetricsPage:
     """What is shown when somebody asks."""
 
@@ -54,6 +60,7 @@ class MetricsPage:
         counted: CollectorRegistry,
         measure: Measure,
         certificates: Certificates,
+        remarks: Remarks,
         *,
         shared: Path | None = None,
         kept_s: float = _KEPT_S,
@@ -66,6 +73,7 @@ class MetricsPage:
         self._component = component
         self._measure = measure
         self._certificates = certificates
+        self._remarks = remarks
         self._measured: Sequence[Metric] = ()
         self._measured_at: float | None = None
         self._asking = asyncio.Lock()
@@ -110,6 +118,7 @@ class MetricsPage:
     def _state(self) -> Iterator[Metric]:
         yield from self._measured
         yield build_info()
+        yield warnings_of(self._component, self._remarks.remarks())
         yield certificate_ends(self._component, self._certificates.in_use)
 
 
@@ -129,6 +138,18 @@ def build_info() -> Metric:
     info = InfoMetricFamily("keylime_build", "The release of Keylime that runs.")
     info.add_metric([], {"version": installed_version()})
     return info
+
+
+def warnings_of(component: str, remarks: Mapping[str, str | None]) -> Metric:
+    """Which parts somebody should see to."""
+    found = GaugeMetricFamily(
+        f"keylime_{component}_warning",
+        "Whether somebody should see to a part (1) before it fails, or not (0); /readyz says what it is.",
+        labels=["about"],
+    )
+    for about, text in sorted(remarks.items()):
+        found.add_metric([about], 0 if text is None else 1)
+    return found
 
 
 def certificate_ends(component: str, certificates: Iterable[CertificateFile]) -> Metric:

@@ -55,8 +55,12 @@ class Health:
     async def ready(self) -> Report:
         """All checks, and all remarks."""
         report = await self._report(self._probes)
-        remarks = {name: text for name, remark in self._notes.items() if (text := remark()) is not None}
+        remarks = {name: text for name, text in self.remarks().items() if text is not None}
         return replace(report, remarks=remarks)
+
+    def remarks(self) -> Mapping[str, str | None]:
+        """What there is to be said by each of those who were asked for remarks; None: nothing."""
+        return {name: remark() for name, remark in self._notes.items()}
 
     async def watch(self) -> None:
         """Says in the log what is wrong and what is well again, each once, whether anybody asks or not.

@@ -25,6 +25,7 @@ from keylime.service.certificates import CertificateKeeper, ensure_at_start, kep
 from keylime.service.daemon import Stopped, unless
 from keylime.service.health import Health
 from keylime.service.supervisor import stop_event
+from keylime.service.surroundings import watched_surroundings
 from keylime.takeover.command import ImportRequest
 from keylime.takeover.importer import Importer
 from keylime.takeover.report import Report
@@ -32,6 +33,7 @@ from keylime_registrar import takeover
 from keylime_registrar.anchors import Anchors
 from keylime_registrar.config import SQLITE_NAME, RegistrarConfig, load_config
 from keylime_registrar.handlers import REGISTRAR_API, Handlers
+from keylime_registrar.issuers import Issuers
 from keylime_registrar.measuring import measuring
 from keylime_registrar.registrations import Clocks, Registrations, Rules
 from keylime_registrar.schema import SCHEMA
@@ -129,17 +131,22 @@ async def running(config: RegistrarConfig, number: int = 0) -> AsyncIterator[Reg
         database = measured.timed(_open_database(config))
         stack.push_async_callback(database.close)
         context = config.tls.server_context(require_client=False)
+        issuers = Issuers(config.certificate_store)
         registrations = Registrations(
             Store(database, PendingLimits()),
             _rules(config),
             Throttle(Allowance()),
             Clocks(wall=time.time, steady=time.monotonic),
+            issuers,
         )
         health = Health()
         add_database_checks(health, database, SCHEMA)
         ensure = functools.partial(_ensure_certificates, config)
         keeper = kept_certificates(config.tls, ensure, health, is_speaker=number == 0)
-        await stack.enter_async_context(supervised({"certificate keeper": keeper.run}, health))
+        around = watched_surroundings(config.work_dir, health, is_speaker=number == 0)
+        loops = {"certificate keeper": keeper.run, "surroundings": around.run}
+        await stack.enter_async_context(supervised(loops, health))
+        health.note("TPM certificate store", issuers.remark)
         routes = (*Handlers(registrations, measured.meter).routes(), *probe_routes(health, plain_http=True))
         server = http.Server(
             [*routes, openapi_route(REGISTRAR_API, routes, plain_http=True)],
@@ -150,7 +157,7 @@ async def running(config: RegistrarConfig, number: int = 0) -> AsyncIterator[Reg
         )
         stack.push_async_callback(server.stop, _DRAIN_S)
         shared = config.workers > 1
-        measured.serve(database, keeper, stack)
+        measured.serve(database, keeper, health, stack)
         port = server.listen(config.ip, config.port, reuse_port=shared)
         tls_port = server.listen(config.ip, config.tls_port, context, reuse_port=shared)
         registrar = Registrar((port, tls_port), health, server, keeper)

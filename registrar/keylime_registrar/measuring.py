@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from keylime.database.transactions import Database
 from keylime.service.certificates import CertificateKeeper
+from keylime.service.health import Health
 from keylime_registrar.config import RegistrarConfig
 from keylime_registrar.handlers import Meter
 
@@ -19,7 +20,9 @@ class Measuring:
         """The database as the others are to use it."""
         return database
 
-    def serve(self, database: Database, keeper: CertificateKeeper, stack: AsyncExitStack) -> None:
+    def serve(
+        self, database: Database, keeper: CertificateKeeper, health: Health, stack: AsyncExitStack
+    ) -> None:
         """Serves what was measured until `stack` ends. Raises ConfigError."""
 
 

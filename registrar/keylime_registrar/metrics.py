@@ -17,6 +17,7 @@ from keylime.database.transactions import Database
 from keylime.metrics.page import MetricsPage
 from keylime.metrics.sharing import count_together
 from keylime.service.certificates import CertificateKeeper
+from keylime.service.health import Health
 from keylime.service.metrics_place import MetricsPlace
 from keylime_registrar.handlers import ACTIVATIONS, REGISTRATIONS, Meter
 from keylime_registrar.measuring import Measuring
@@ -92,12 +93,15 @@ class MeasuredRegistrar(Measuring):
     def timed(self, database: Database) -> Database:
         return TimedDatabase(database, self.metrics.transaction)
 
-    def serve(self, database: Database, keeper: CertificateKeeper, stack: AsyncExitStack) -> None:
+    def serve(
+        self, database: Database, keeper: CertificateKeeper, health: Health, stack: AsyncExitStack
+    ) -> None:
         page = MetricsPage(
             "registrar",
             self.metrics.registry,
             lambda: measure(database),
             keeper,
+            health,
             shared=self.place.directory if self.is_shared else None,
         )
         page.serve(self.place, stack, reuse_port=self.is_shared)

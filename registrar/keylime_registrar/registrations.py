@@ -30,6 +30,7 @@ from keylime_registrar.identity import (
     hash_tag,
     judge,
 )
+from keylime_registrar.issuers import Issuers
 from keylime_registrar.refusals import TooManyRequests
 from keylime_registrar.store import Activation, ActiveRegistration, Origin, Store
 from keylime_registrar.submission import read_submission
@@ -65,12 +66,15 @@ class Clocks:
 class Registrations:
     """The registrar's acts. They raise DatabaseUnavailable besides what their docstrings name."""
 
-    def __init__(self, store: Store, rules: Rules, throttle: Throttle, clocks: Clocks) -> None:
+    def __init__(
+        self, store: Store, rules: Rules, throttle: Throttle, clocks: Clocks, issuers: Issuers | None = None
+    ) -> None:
         self._store = store
         self._turns = CallTurns()
         self._rules = rules
         self._throttle = throttle
         self._clocks = clocks
+        self._issuers = issuers
 
     async def register(self, agent_id: AgentId, request: RegisterRequest, source: str) -> bytes:
         """The credential for an agent, which becomes active only when it answers.
@@ -94,6 +98,7 @@ class Registrations:
         match activation.outcome:
             case Proven():
                 _report_activation(agent_id, activation)
+                await self._look_for_issuer(agent_id, prefixes)
             case WrongTag():
                 log.warning("agent %s: wrong activation tag from %s", agent_id, source)
             case TooManyWrongTags():
@@ -101,6 +106,14 @@ class Registrations:
             case AlreadyActive() | UnknownAgent():
                 pass
         return activation.outcome
+
+    async def _look_for_issuer(self, agent_id: AgentId, prefixes: tuple[str, ...]) -> None:
+        if self._issuers is None or not self._issuers.is_kept:
+            return
+        active = await self._store.active(agent_id)
+        if active is not None:
+            with self._charged(prefixes):
+                self._issuers.look_at(active.registration)
 
     async def find(self, agent_id: AgentId) -> RegisteredAgent | None:
         """The active registration of an agent, as administrators see it."""

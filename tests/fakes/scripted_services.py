@@ -127,6 +127,7 @@ class ScriptedVerifier:
         self.agents: dict[str, dict[str, Any]] = {}
         self.policies: dict[str, dict[str, str]] = {"allowlists": {}, "mbpolicies": {}}
         self.delete_rounds = 0
+        self.remarks: dict[str, str] = {}  # of its health; without any it is of an older release
         self.can_update = False  # as our own can, and those of the field cannot
         self.refusals: list[Answer] = []  # of the next requests that add or change an agent
         self.on_add: Callable[[str, dict[str, Any]], None] = lambda _agent, _body: None
@@ -137,6 +138,8 @@ class ScriptedVerifier:
         """What a verifier says to `call`."""
         if call.path == "/version":
             return Answer(results=VERSIONS)
+        if call.path == "/readyz" and self.remarks:
+            return Answer(results={"problems": {}, "remarks": self.remarks})
         match call.method, _split(call):
             case "GET", ["agents"]:
                 if call.query.get("bulk"):

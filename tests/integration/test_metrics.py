@@ -16,7 +16,8 @@ from tests.fakes.attesting_agent import AttestingAgent
 from tests.fakes.metrics_page import Scraped, free_port, scrape
 from tests.fakes.running_registrar import running_registrar
 from tests.fakes.running_verifier import running_verifier, verifier_authority
-from tests.fakes.software_identity import SoftwareIdentity
+from tests.fakes.software_identity import SoftwareIdentity, b64
+from tests.fakes.tls_material import Authority
 
 MONITORING = Path(__file__).parents[2] / "config" / "monitoring"
 ALERTS = MONITORING / "keylime-alerts.yml"
@@ -57,10 +58,22 @@ async def of_a_verifier(directory: Path) -> Scraped:
 
 
 async def of_a_registrar(directory: Path) -> Scraped:
-    port = free_port()
-    async with running_registrar(directory, {"KEYLIME_REGISTRAR_METRICS_PORT": str(port)}) as registrar:
+    port, store, maker = free_port(), directory / "makers", Authority("A maker of TPMs")
+    store.mkdir(parents=True)
+    Authority("Another one").write(store / "other.pem")
+    environ = {
+        "KEYLIME_REGISTRAR_METRICS_PORT": str(port),
+        "KEYLIME_TENANT_TPM_CERT_STORE": str(store),
+    }
+    async with running_registrar(directory, environ) as registrar:
         identity = SoftwareIdentity()
-        await registrar.enrol("agent-1", identity)
+        await registrar.enrol("agent-1", identity, ekcert=b64(identity.ek_certificate(maker)))
+        # Said before somebody wants to add it.
+        remark = (await registrar.plain("GET", "/readyz")).results["remarks"]["TPM certificate store"]
+        assert remark == "it lacks 1 makers of TPMs that have registered, see the log"
+        about = {"about": "TPM certificate store"}
+        assert (await scrape(port)).value("keylime_registrar_warning", **about) == 1
+        maker.write(store / "maker.pem")
         wrong = {"auth_tag": "0" * 96}
         assert (await registrar.plain("PUT", "/v2.6/agents/agent-1/activate", wrong)).code != 200
         assert (await registrar.plain("PUT", "/v2.6/agents/agent-9/activate", wrong)).code == 404
@@ -105,6 +118,10 @@ def test_what_is_measured_and_what_is_asked_for(tmp_path: Path) -> None:
     assert registrar.value("keylime_registrar_activations_total", result="unknown_agent") == 1
     assert registrar.value("keylime_registrar_agents", state="active") == 1
     assert registrar.value("keylime_build_info") == 1
+    assert registrar.value("keylime_registrar_warning", about="TPM certificate store") == 0
+    assert {"disk", "clock", "certificates"} <= set(
+        re.findall(r'verifier_warning\{about="(\w+)"', verifier.text)
+    )
     assert "agent-1" not in verifier.text + registrar.text
     assert verifier.without_help + registrar.without_help == []
     served = verifier.names | registrar.names

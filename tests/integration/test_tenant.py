@@ -671,7 +671,10 @@ def test_lists_are_printed_as_scripts_expect(lab: Lab) -> None:
 
 def test_status_shows_both_records(lab: Lab) -> None:
     succeeded(lab.run("-u", AGENT))
+    lab.verifier.remarks = {"disk": "90 MiB are free"}
     lines = succeeded(lab.run("-c", "status", "-u", AGENT)).stdout.splitlines()
+    assert any("WARNING" in line and line.endswith(": disk: 90 MiB are free") for line in lines)
+    lines = [line for line in lines if "90 MiB" not in line]
     heading = f"Agent Info from Verifier (127.0.0.1:{lab.verifier.server.port}):"
     assert lines[-2].endswith(heading)
     assert json.loads(lines[-1])[AGENT]["operational_state"] == "Get Quote"

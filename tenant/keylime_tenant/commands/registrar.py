@@ -6,6 +6,7 @@ from typing import Any
 from keylime.messages.verifier import OperationalState
 from keylime_tenant.client import answer_document, results_of
 from keylime_tenant.commands.verifier import show_status
+from keylime_tenant.commands.warnings import show_warnings
 from keylime_tenant.errors import CommandFailed
 from keylime_tenant.people import name_lines, policy_lines, registration_lines
 from keylime_tenant.session import Session
@@ -69,11 +70,12 @@ async def show_record(session: Session) -> dict[str, Any]:
 
 
 async def status(session: Session) -> None:
-    """The registrar's record and the verifier's status."""
+    """The registrar's record and the verifier's status, and what both services warn of."""
     record = await show_record(session)
     agent = str(session.agent_id)
     # Should the verifier not tell.
     session.output.result({"registrar": record, "verifier": {}}, names=[agent])
+    await show_warnings(session)  # before the verifier's status, which scripts expect to be the last
     told = await show_status(session)
     session.output.show(lambda terminal: policy_lines(told, terminal))
     session.output.result({"registrar": record, "verifier": {agent: told.for_scripts()}}, names=[agent])

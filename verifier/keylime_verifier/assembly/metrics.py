@@ -20,6 +20,7 @@ from keylime.messages.verifier import OperationalState
 from keylime.metrics.page import MetricsPage
 from keylime.metrics.sharing import count_together
 from keylime.service.certificates import CertificateKeeper
+from keylime.service.health import Health
 from keylime.service.metrics_place import MetricsPlace
 from keylime_verifier.agents.deliveries import AGENT, Channel
 from keylime_verifier.agents.lifecycle import (
@@ -174,12 +175,15 @@ class MeasuredVerifier(Measuring):
     def timed(self, database: Database) -> Database:
         return TimedDatabase(database, self.metrics.transaction)
 
-    def serve(self, database: Database, keeper: CertificateKeeper, stack: AsyncExitStack) -> None:
+    def serve(
+        self, database: Database, keeper: CertificateKeeper, health: Health, stack: AsyncExitStack
+    ) -> None:
         page = MetricsPage(
             "verifier",
             self.metrics.registry,
             lambda: measure(database, self.verifier_id),
             keeper,
+            health,
             shared=self.place.directory if self.is_shared else None,
         )
         page.serve(self.place, stack, reuse_port=self.is_shared)

@@ -16,6 +16,7 @@ from keylime.pki.tls import TlsFiles
 from keylime.service.background import supervised
 from keylime.service.certificates import CertificateKeeper, kept_certificates
 from keylime.service.health import Health
+from keylime.service.surroundings import watched_surroundings
 from keylime_verifier.agents.deliveries import ZEROMQ
 from keylime_verifier.api.event_streams import EventStreams
 from keylime_verifier.api.routes import Repositories
@@ -151,11 +152,13 @@ async def running(config: VerifierConfig, place: WorkerPlace = WorkerPlace()) ->
         keeper = kept_certificates(config.tls, ensure, health, is_speaker=place.number == 0)
         follows = followers(config, stored, tells, divides.membership, place.number)
         loops = _loops(tells, attests, divides, stored.history)
+        around = watched_surroundings(config.work_dir, health, is_speaker=place.number == 0)
+        loops["surroundings"] = around.run
         loops |= {name: follower.run for name, follower in follows.items()}
         looking.extend(follower.look for follower in follows.values())
         await stack.enter_async_context(supervised({**loops, "certificate keeper": keeper.run}, health))
         shared = place.count > 1
-        measured.serve(database, keeper, stack)
+        measured.serve(database, keeper, health, stack)
         port = server.listen(config.ip, config.port, tls.contexts.server, reuse_port=shared)
         stack.push_async_callback(server.stop, drain_s)
         stack.callback(streams.close)
