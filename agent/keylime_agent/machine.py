@@ -21,6 +21,7 @@ from keylime_agent.tpm_identity import TpmIdentity, load_tpm_identity, save_agen
 log = logging.getLogger("keylime_agent.main")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _PROC_STAT = Path("/proc/stat")
+_CLEARLY_LATER_S = 30  # verifiers take some seconds for a clock that was set
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,4 +92,4 @@ def later_boot(boottime: int, before: int) -> int:
     Machines without a battery for their clock seem to boot at the same moment each time, and verifiers tell
     boots apart by their times.
     """
-    return max(boottime, before + 1) if before else boottime
+    return max(boottime, before + _CLEARLY_LATER_S) if before else boottime
