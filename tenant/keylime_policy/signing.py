@@ -5,14 +5,12 @@ import os
 from contextlib import ExitStack
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
     PublicFormat,
-    load_pem_private_key,
 )
 
 from keylime.documents.dsse import (
@@ -25,11 +23,11 @@ from keylime.documents.dsse import (
 )
 from keylime.errors import ConfigError
 from keylime.ima.runtime_policy import parse_runtime_policy
+from keylime.signing_keys import signing_key
 from keylime_policy.files import read_input, write_new, write_output
 from keylime_policy.messages import Messages
 from keylime_policy.signing_order import Backend, SigningOrder
 from keylime_policy.sources import blaming
-from keylime_policy.token_keys import SCHEME, TPM_KEY, open_tpm_key, token_key
 
 _POLICY = "--runtime-policy"
 
@@ -54,10 +52,7 @@ def _key(order: SigningOrder, messages: Messages, stack: ExitStack) -> PolicySig
     path = order.key_file
     if path is None:
         return _new_key(order.new_key_file, messages)
-    if path.startswith(SCHEME):
-        return stack.enter_context(token_key(path, os.environ))
-    pem = read_input("--keyfile", path)
-    return open_tpm_key(path, pem, os.environ) if pem.startswith(TPM_KEY) else _load_key(path, pem)
+    return stack.enter_context(signing_key("--keyfile", path, os.environ, read_input))
 
 
 def _sign(
@@ -77,19 +72,6 @@ def _sign(
         pem = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
         write_output("--pubkey-outfile", order.public_key_file, pem)
     write_output("--output", order.output, sign_policy(content, key, key_id))
-
-
-def _load_key(path: str, pem: bytes) -> ec.EllipticCurvePrivateKey:
-    option = "--keyfile"
-    try:
-        key = load_pem_private_key(pem, None)
-    except TypeError as error:
-        raise ConfigError(f"{option} {path}: the key is encrypted; decrypt it first") from error
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise ConfigError(f"{option} {path}: no private key in PEM") from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ConfigError(f"{option} {path}: policies are signed with elliptic-curve keys, this is another")
-    return key
 
 
 def _new_key(path: str, messages: Messages) -> ec.EllipticCurvePrivateKey:

@@ -6,12 +6,9 @@ import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from keylime.documents.dsse import is_envelope, key_id_of, open_envelope, sign_policy
-from keylime.errors import ConfigError
+from keylime.documents.dsse import PolicySigner, is_envelope, key_id_of, open_envelope, sign_policy
 from keylime.findings.finding import printable
 from keylime.ima.amendments import SECTIONS, amendment
 from keylime.ima.runtime_policy import PolicyDifference, compile_runtime_policy, diff, parse_runtime_policy
@@ -68,7 +65,7 @@ def proposal_lines(proposal: Proposal, terminal: Terminal) -> Iterator[str]:
                 yield terminal.paint(f"   + {digest}", "good")
 
 
-def request_of(proposal: Proposal, key: EllipticCurvePrivateKey | None) -> RuntimePolicyRequest:
+def request_of(proposal: Proposal, key: PolicySigner | None) -> RuntimePolicyRequest:
     """What stores the proposal, signed by `key` if there is one."""
     text, public = proposal.document, ""
     if key is not None:
@@ -80,16 +77,3 @@ def request_of(proposal: Proposal, key: EllipticCurvePrivateKey | None) -> Runti
         runtime_policy_key=public or None,
         replaces=proposal.replaces,
     )
-
-
-def signing_key(path: str, pem: bytes) -> EllipticCurvePrivateKey:
-    """The key in the file of `--sign-key`. Raises ConfigError."""
-    try:
-        key = load_pem_private_key(pem, None)
-    except TypeError as error:
-        raise ConfigError(f"--sign-key {path}: the key is encrypted; decrypt it first") from error
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise ConfigError(f"--sign-key {path}: no private key in PEM") from error
-    if not isinstance(key, EllipticCurvePrivateKey):
-        raise ConfigError(f"--sign-key {path}: policies are signed with elliptic-curve keys, this is another")
-    return key

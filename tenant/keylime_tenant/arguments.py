@@ -550,7 +550,12 @@ def _approval(add: _Add) -> None:
         help="approve: only what was found at PATH; may be repeated",
     )
     add("--policy", metavar="NAME", help="approve: the policy to add to, where an agent has several")
-    add("--sign-key", metavar="FILE", help="approve: private key for the next version of a signed policy")
+    add(
+        "--sign-key",
+        metavar="KEY",
+        help="approve: private key for the next version of a signed policy: a PEM file, also a TPM's, "
+        "or a pkcs11: URI",
+    )
     add("--force", action="store_true", help="approve: also files that their own signature contradicts")
     add("--yes", action="store_true", help="approve: do not ask")
 

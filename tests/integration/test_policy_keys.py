@@ -1,5 +1,6 @@
 """Policies signed with keys that do not leave their device: SoftHSM behind PKCS#11, and a software TPM."""
 
+import base64
 import contextlib
 import datetime
 import os
@@ -13,13 +14,17 @@ import pytest
 import trustme
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from keylime.documents.dsse import verify_envelope
+from keylime.documents.dsse import PolicySigner, verify_envelope
 from keylime.errors import ConfigError
 from keylime.ima.runtime_policy import EMPTY_POLICY
+from keylime.messages.verifier import FindingSummary
+from keylime.signing_keys import signing_key
+from keylime.token_keys import open_tpm_key, parse_address, token_key
 from keylime_policy.messages import Messages
 from keylime_policy.signing import sign_runtime_policy
 from keylime_policy.signing_order import Backend, SigningOrder
-from keylime_policy.token_keys import open_tpm_key, parse_address, token_key
+from keylime_tenant.approval import Proposal, propose, request_of
+from keylime_tenant.payload_sources import read_file
 from tests.fakes.swtpm import SoftwareTpm
 
 NOW = datetime.datetime(2026, 2, 3, tzinfo=datetime.UTC)
@@ -105,7 +110,7 @@ def test_a_key_in_a_token_signs(token: Path, tmp_path: Path, key: str) -> None:
     uri = f"pkcs11:token=our%20token;{key}?module-path={MODULE}&pin-source=file:{token}/pin"
     signed = sign(tmp_path, uri)
     assert verify_envelope(signed, (tmp_path / "public.pem").read_bytes()) == EMPTY_POLICY.encode()
-    with token_key(uri, {}) as opened:
+    with token_key("--keyfile", uri, {}) as opened:
         public = opened.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     assert (tmp_path / "public.pem").read_bytes() == public
 
@@ -126,7 +131,7 @@ def test_what_is_wrong_with_a_token_is_one_line_without_the_pin(token: Path, tmp
     ):
         with (
             pytest.raises(ConfigError, match=rf"^--keyfile pkcs11:.*{reason}") as caught,
-            token_key(uri, environ),
+            token_key("--keyfile", uri, environ),
         ):
             pass
         assert "9876" not in str(caught.value)
@@ -137,8 +142,43 @@ def test_what_is_wrong_with_a_token_is_one_line_without_the_pin(token: Path, tmp
         sign(tmp_path, uri, Backend.X509)
 
 
+def approved() -> Proposal:
+    """What `approve` stores when a file was found that no policy lists."""
+    finding = FindingSummary(
+        event_id="ima.validation.ima-ng.not_in_allowlist",
+        severity="",
+        explanation="",
+        path="/opt/tool",
+        observed="ab" * 32,
+        rule="digests",
+    )
+    return propose(EMPTY_POLICY, [finding], only=(), force=False)
+
+
+def holds(proposal: Proposal, key: PolicySigner) -> None:
+    """The request stores what was proposed, signed by that key."""
+    request = request_of(proposal, key)
+    public = base64.b64decode(request.runtime_policy_key or "")
+    envelope = base64.b64decode(request.runtime_policy)
+    assert verify_envelope(envelope, public) == proposal.document.encode()
+
+
+@needs_token
+def test_what_is_approved_is_signed_by_a_key_in_a_token(token: Path) -> None:
+    uri = f"pkcs11:token=our%20token;object=policy?module-path={MODULE}&pin-value={PIN}"
+    with signing_key("--sign-key", uri, {}, read_file) as key:
+        holds(approved(), key)
+    with (
+        pytest.raises(ConfigError, match=r"^--sign-key pkcs11:.*names no key"),
+        signing_key("--sign-key", "pkcs11:token=our%20token", {}, read_file),
+    ):
+        pass
+
+
 def test_the_parts_of_an_address_are_taken_out_of_their_writing() -> None:
-    address = parse_address("pkcs11:token=a%3Bb;serial=%00x;object=k%20ey;id=%ff?pin-value=p%26w")
+    address = parse_address(
+        "--keyfile", "pkcs11:token=a%3Bb;serial=%00x;object=k%20ey;id=%ff?pin-value=p%26w"
+    )
     assert (address.token, address.serial, address.label) == ("a;b", b"\0x", "k ey")
     assert (address.key_id, address.pin_value, address.module) == (b"\xff", "p&w", None)
 
@@ -155,10 +195,17 @@ def test_a_key_of_a_tpm_signs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         path, public = tmp_path / "key.pem", key.public.to_pem()
         path.write_bytes(key.to_pem())
         assert verify_envelope(sign(tmp_path, str(path)), public) == EMPTY_POLICY.encode()
+        with signing_key("--sign-key", str(path), os.environ, read_file) as opened:
+            holds(approved(), opened)
         monkeypatch.setenv("KEYLIME_POLICY_KEY_PIN", "wrong")
         with pytest.raises(ConfigError, match="the TPM does not sign with it"):
             sign(tmp_path, str(path))
         with pytest.raises(ConfigError, match="elliptic-curve keys"):
-            open_tpm_key("x", rsa.to_pem(), os.environ)
+            open_tpm_key("--keyfile", "x", rsa.to_pem(), os.environ)
         with pytest.raises(ConfigError, match=r"^--keyfile x: the key of a TPM in it cannot be read"):
-            open_tpm_key("x", b"-----BEGIN TSS2 PRIVATE KEY-----\nMAA=\n-----END TSS2 PRIVATE KEY-----\n", {})
+            open_tpm_key(
+                "--keyfile",
+                "x",
+                b"-----BEGIN TSS2 PRIVATE KEY-----\nMAA=\n-----END TSS2 PRIVATE KEY-----\n",
+                {},
+            )

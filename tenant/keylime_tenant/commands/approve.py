@@ -1,15 +1,19 @@
 """`approve`: from a false alarm to a good machine, when an operator says that what was found is right."""
 
 import dataclasses
+import os
+from contextlib import ExitStack
 from typing import Any
 
 import msgspec
 
+from keylime.documents.dsse import PolicySigner
 from keylime.errors import ConfigError
 from keylime.findings.finding import printable
 from keylime.messages.verification import PolicyVersions
 from keylime.messages.verifier import FindingSummary
-from keylime_tenant.approval import Proposal, proposal_lines, propose, request_of, signing_key
+from keylime.signing_keys import signing_key
+from keylime_tenant.approval import Proposal, proposal_lines, propose, request_of
 from keylime_tenant.client import read_results
 from keylime_tenant.commands.verifier import reactivate_one
 from keylime_tenant.commands.why import read_case
@@ -34,10 +38,15 @@ async def approve(session: Session) -> None:
     case = await read_case(session)
     if not case.findings:
         raise CommandFailed(f"agent {session.agent_id} has no findings: there is nothing to approve")
-    name = policy_to_amend(session, case.status)
-    key = None
-    if session.arguments.sign_key is not None:
-        key = signing_key(session.arguments.sign_key, read_file("--sign-key", session.arguments.sign_key))
+    name, place = policy_to_amend(session, case.status), session.arguments.sign_key
+    with ExitStack() as stack:
+        key = None
+        if place is not None:
+            key = stack.enter_context(signing_key("--sign-key", place, os.environ, read_file))
+        await _approve(session, name, key, case)
+
+
+async def _approve(session: Session, name: str, key: PolicySigner | None, case: Case) -> None:
     approved: list[Approved] = []
     for _ in range(_MOST_ROUNDS):
         text = await policy_text(session, name)

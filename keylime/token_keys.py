@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, unquote_to_bytes
 
@@ -19,13 +20,11 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_der_public_key, load_pem_public_key
 
 from keylime.errors import ConfigError, TpmError
-from keylime_policy.files import read_text
 
 SCHEME = "pkcs11:"
 PIN_VARIABLE = "KEYLIME_POLICY_KEY_PIN"
 MODULE_VARIABLE = "PKCS11_MODULE_PATH"
 TPM_KEY = b"-----BEGIN TSS2 PRIVATE KEY-----"
-_OPTION = "--keyfile"
 _PATH = frozenset({"token", "object", "id", "serial", "manufacturer", "model", "type"})
 _QUERY = frozenset({"module-path", "pin-source", "pin-value"})
 
@@ -43,13 +42,13 @@ class TokenAddress:
     pin_value: str | None
 
 
-def parse_address(uri: str) -> TokenAddress:
-    """The parts of a PKCS#11 URI. Raises ConfigError, which never shows a PIN."""
+def parse_address(option: str, uri: str) -> TokenAddress:
+    """The parts of a PKCS#11 URI that `option` gives. Raises ConfigError, which never shows a PIN."""
     path, _, query = uri.removeprefix(SCHEME).partition("?")
-    parts = _attributes(path, ";", _PATH) | _attributes(query, "&", _QUERY)
+    parts = _attributes(option, path, ";", _PATH) | _attributes(option, query, "&", _QUERY)
     if "object" not in parts and "id" not in parts:
         raise ConfigError(
-            f"{_OPTION} {SCHEME}...: names no key: give object= (its label) or id=, as in "
+            f"{option} {SCHEME}...: names no key: give object= (its label) or id=, as in "
             "pkcs11:token=ours;object=policy?module-path=/usr/lib/softhsm/libsofthsm2.so"
         )
     return TokenAddress(
@@ -63,13 +62,13 @@ def parse_address(uri: str) -> TokenAddress:
     )
 
 
-def _attributes(text: str, separator: str, known: frozenset[str]) -> dict[str, str]:
+def _attributes(option: str, text: str, separator: str, known: frozenset[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for part in filter(None, text.split(separator)):
         name, equals, value = part.partition("=")
         if not equals or name not in known or name in found:
             raise ConfigError(
-                f"{_OPTION} {SCHEME}...: the attribute {name[:40]!r} is unknown, twice there or empty; "
+                f"{option} {SCHEME}...: the attribute {name[:40]!r} is unknown, twice there or empty; "
                 f"known are {', '.join(sorted(known))}"
             )
         found[name] = value
@@ -86,6 +85,7 @@ class TokenKey:
 
     _key: Any
     _public: ec.EllipticCurvePublicKey
+    _where: str
 
     def public_key(self) -> ec.EllipticCurvePublicKey:
         """The public half."""
@@ -99,34 +99,37 @@ class TokenKey:
         try:
             raw = self._key.sign(digest, mechanism=pkcs11.Mechanism.ECDSA)
         except pkcs11.PKCS11Error as error:
-            raise ConfigError(f"{_OPTION} {SCHEME}...: the token does not sign: {_reason(error)}") from error
+            raise ConfigError(f"{self._where}: the token does not sign: {_reason(error)}") from error
         half = len(raw) // 2
         return encode_dss_signature(int.from_bytes(raw[:half], "big"), int.from_bytes(raw[half:], "big"))
 
 
 @contextmanager
-def token_key(uri: str, environ: Mapping[str, str]) -> Iterator[TokenKey]:
-    """The elliptic-curve key that a PKCS#11 URI names, while its session is open. Raises ConfigError."""
+def token_key(option: str, uri: str, environ: Mapping[str, str]) -> Iterator[TokenKey]:
+    """The elliptic-curve key that a PKCS#11 URI of `option` names, while its session is open.
+
+    Raises ConfigError.
+    """
     try:
         import pkcs11
         import pkcs11.util.ec
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"{_OPTION} {SCHEME}...: the Python package python-pkcs11 is not installed; run: "
+            f"{option} {SCHEME}...: the Python package python-pkcs11 is not installed; run: "
             'pip install "keylime[pkcs11]"'
         ) from error
-    address = parse_address(uri)
+    address = parse_address(option, uri)
     module = address.module or environ.get(MODULE_VARIABLE)
     if not module:
         raise ConfigError(
-            f"{_OPTION} {SCHEME}...: what speaks to the token? Give ?module-path=FILE, or {MODULE_VARIABLE}"
+            f"{option} {SCHEME}...: what speaks to the token? Give ?module-path=FILE, or {MODULE_VARIABLE}"
         )
-    where = f"{_OPTION} {SCHEME}... ({module})"
+    where = f"{option} {SCHEME}... ({module})"
     with ExitStack() as stack:
         try:
             library = pkcs11.lib(module)
             token = library.get_token(token_label=address.token, token_serial=address.serial)
-            session = stack.enter_context(token.open(user_pin=_pin(address, environ)))
+            session = stack.enter_context(token.open(user_pin=_pin(option, address, environ)))
             private = _one(session, pkcs11.ObjectClass.PRIVATE_KEY, address, where)
             public = _one(session, pkcs11.ObjectClass.PUBLIC_KEY, address, where)
             if private.key_type is not pkcs11.KeyType.EC:
@@ -136,7 +139,7 @@ def token_key(uri: str, environ: Mapping[str, str]) -> Iterator[TokenKey]:
             raise ConfigError(f"{where}: {_reason(error)}") from error
         if not isinstance(key, ec.EllipticCurvePublicKey):
             raise ConfigError(f"{where}: policies are signed with elliptic-curve keys, this is another")
-        yield TokenKey(private, key)
+        yield TokenKey(private, key, where)
 
 
 def _one(session: Any, kind: object, address: TokenAddress, where: str) -> Any:
@@ -154,21 +157,26 @@ def _one(session: Any, kind: object, address: TokenAddress, where: str) -> Any:
     return found[0]
 
 
-def _pin(address: TokenAddress, environ: Mapping[str, str]) -> str | None:
+def _pin(option: str, address: TokenAddress, environ: Mapping[str, str]) -> str | None:
     """The PIN, from the first place that has one: a file, the URI, the environment, whoever types."""
     if address.pin_source is not None:
-        return read_text("pin-source", address.pin_source.removeprefix("file:")).rstrip("\r\n")
+        path = address.pin_source.removeprefix("file:")
+        try:
+            return Path(path).read_text("utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+            raise ConfigError(f"{option} {SCHEME}...: pin-source {path}: {reason}") from error
     if address.pin_value is not None:
         return address.pin_value
-    return _secret("the token", environ)
+    return _secret(option, "the token", environ)
 
 
-def _secret(what: str, environ: Mapping[str, str]) -> str:
+def _secret(option: str, what: str, environ: Mapping[str, str]) -> str:
     if PIN_VARIABLE in environ:
         return environ[PIN_VARIABLE]
     if sys.stdin.isatty():
         return getpass.getpass(f"PIN of {what}: ")
-    raise ConfigError(f"{_OPTION}: there is no PIN of {what}: {PIN_VARIABLE} (or ?pin-source=FILE) gives one")
+    raise ConfigError(f"{option}: there is no PIN of {what}: {PIN_VARIABLE} (or ?pin-source=FILE) gives one")
 
 
 def _digest(data: bytes, signature_algorithm: ec.ECDSA) -> bytes:
@@ -209,9 +217,9 @@ class TpmKey:
         return encode_dss_signature(int.from_bytes(r, "big"), int.from_bytes(s, "big"))
 
 
-def open_tpm_key(path: str, pem: bytes, environ: Mapping[str, str]) -> TpmKey:
-    """The elliptic-curve key in a TSS2 PEM file. Raises ConfigError."""
-    where = f"{_OPTION} {path}"
+def open_tpm_key(option: str, path: str, pem: bytes, environ: Mapping[str, str]) -> TpmKey:
+    """The elliptic-curve key in a TSS2 PEM file that `option` names. Raises ConfigError."""
+    where = f"{option} {path}"
     try:
         from tpm2_pytss.tsskey import TSSPrivKey  # type: ignore[import-untyped]
 
@@ -231,7 +239,7 @@ def open_tpm_key(path: str, pem: bytes, environ: Mapping[str, str]) -> TpmKey:
         raise ConfigError(f"{where}: the key of a TPM in it cannot be read: {error}") from error
     if not isinstance(public, ec.EllipticCurvePublicKey):
         raise ConfigError(f"{where}: policies are signed with elliptic-curve keys, this is another")
-    password = None if key.empty_auth else _secret("the TPM's key", environ)
+    password = None if key.empty_auth else _secret(option, "the TPM's key", environ)
     return TpmKey(key, public, None if password is None else password.encode(), tcti, where)
 
 
