@@ -1,6 +1,7 @@
 """What a person sees on a terminal, and a program in a document: every command against running services."""
 
 import fcntl
+import hashlib
 import json
 import os
 import pty
@@ -128,6 +129,39 @@ def test_no_screen_cuts_an_id_a_path_or_a_digest(
     assert failed.code == 1
     assert failed.text.count("x" * 79) == 1
     assert len(failed.text.splitlines()) == 1
+
+
+@pytest.mark.parametrize("columns", [80, 140])
+def test_no_screen_on_the_way_to_a_repair_cuts_them_either(
+    site: Site, failing: tuple[Machine, Path], columns: int
+) -> None:
+    machine, unknown = failing
+    (finding,) = site.record(machine)["last_findings"]
+    me, path, digest = machine.agent_id, str(unknown), finding["observed"]
+    policy = site.control.node.disk / f"policy-{machine.node.name}.json"
+    version = hashlib.sha256(policy.read_bytes()).hexdigest()
+    fleet = ("--runtime-policy-name", "fleet-of-screens")
+    refusal = (("Is all of this right (yes/no)? ", b"no\n"),)
+    for arguments, code, values, talk in (
+        (("why", "-u", me), 0, (me, path, digest, f"keylime_tenant approve -u {me}"), ()),
+        (("diff", "-u", me), 0, (path, digest), ()),
+        (("history", "-u", me), 0, (path, digest, version), ()),
+        (("policyversions", *fleet), 0, (me, version), ()),
+        (("showruntimepolicy", *fleet), 0, (str(machine.node.disk / "root/tool.sh"),), ()),
+        (("approve", "-u", me), 1, (path, digest, "nothing is changed: the answer was not yes"), refusal),
+        (("doctor",), 0, (str(site.control.node.work_dir / "cv_ca" / "client-cert.crt"),), ()),
+        (("trust-issuer", "-u", me), 0, (me,), ()),
+    ):
+        seen = on_terminal(site, columns, *arguments, talk=talk)
+        assert seen.code == code, seen.text
+        assert not [value for value in values if value not in seen.text], seen.text
+        assert "keylime.tenant - INFO" not in seen.text
+    # On the live screen lines are folded, and nothing of them is lost.
+    talk = (("1 failed", b"\n"), ("not_in_allowlist", b"q"))
+    seen = on_terminal(site, columns, "top", talk=talk)
+    assert seen.code == 0
+    shown = re.sub(r"\s", "", seen.text)
+    assert not [value for value in (me, path, digest) if value not in shown], seen.text
 
 
 def test_programs_get_documents_of_known_shape(site: Site, failing: tuple[Machine, Path]) -> None:

@@ -51,7 +51,7 @@ def named(agent: AttestingAgent, *parts: dict[str, object], name: str = "new") -
 
 
 @pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="dpkg-deb makes the packages")
-def test_a_package_is_updated_without_a_false_alarm(tmp_path: Path) -> None:
+def test_l12_a_package_is_updated_without_a_false_alarm(tmp_path: Path) -> None:
     old, new = package(tmp_path, "1.0"), package(tmp_path, "1.1")
     assert old.keys() == new.keys() == {"/usr/bin/tool"}
     assert old != new
@@ -84,7 +84,7 @@ def test_a_package_is_updated_without_a_false_alarm(tmp_path: Path) -> None:
     scene(tmp_path / "verifier", act)
 
 
-def test_what_several_policies_must_fulfil(tmp_path: Path) -> None:
+def test_l14_l15_what_several_policies_must_fulfil(tmp_path: Path) -> None:
     async def act(verifier: RunningVerifier, agent: AttestingAgent) -> None:
         await store(verifier, "base", agent.files)
         await store(verifier, "app", {"/opt/app": b"app"})

@@ -32,7 +32,7 @@ def events(parts: list[RuntimePolicy], *lines: bytes) -> list[str]:
     return [finding.event_id for finding in after(list(lines), Verifier(unite(parts))).findings]
 
 
-def test_what_one_part_lists_is_accepted_and_nothing_else() -> None:
+def test_l10_what_one_part_lists_is_accepted_and_nothing_else() -> None:
     parts = [rules({"/usr/bin/tool": [OLD]}), rules({"/usr/bin/tool": [NEW], "/usr/bin/more": [NEW]})]
     lines = line(OLD, "/usr/bin/tool"), line(NEW, "/usr/bin/tool"), line(NEW, "/usr/bin/more")
     for order in (parts, parts[::-1]):
@@ -42,7 +42,7 @@ def test_what_one_part_lists_is_accepted_and_nothing_else() -> None:
     assert [one.content_hash[:12] in str(finding.policy) for one in parts] == [True, True]
 
 
-def test_an_exclude_of_one_part_excuses_what_no_other_part_judges() -> None:
+def test_l11_an_exclude_of_one_part_excuses_what_no_other_part_judges() -> None:
     everything_else = rules({"/opt/app": [NEW]}, excludes=["/(?!opt/).*"])
     base = rules({"/usr/bin/tool": [OLD], "/var/cache": [OLD]}, excludes=["/var/.*", "/run/.*"])
     both = [everything_else, base]
@@ -55,7 +55,7 @@ def test_an_exclude_of_one_part_excuses_what_no_other_part_judges() -> None:
     assert "'app' match 1 of 2 names that 'base' lists" in remark
 
 
-def test_a_keyring_that_one_part_ignores_and_another_judges_is_judged() -> None:
+def test_l11_a_keyring_that_one_part_ignores_and_another_judges_is_judged() -> None:
     ours, theirs = public_key(11), public_key(12)
     judging = rules(keyrings={".ima": [hashlib.sha256(ours).hexdigest()]})
     for names in ([".ima"], ["*"]):
@@ -81,7 +81,7 @@ def test_a_keyring_that_one_part_ignores_and_another_judges_is_judged() -> None:
         ),
     ],
 )
-def test_what_cannot_hold_together_is_refused(parts: list[RuntimePolicy], reason: str) -> None:
+def test_l14_what_cannot_hold_together_is_refused(parts: list[RuntimePolicy], reason: str) -> None:
     with pytest.raises(PolicyError, match=reason):
         unite(parts)
 
@@ -123,13 +123,13 @@ def test_nothing_is_judged_again_where_everything_is_still_accepted(
     assert covers(new, old) is is_covered
 
 
-def test_keys_that_a_part_has_vouched_for_end_with_it() -> None:
+def test_l13_keys_that_a_part_has_vouched_for_end_with_it() -> None:
     teaching, other = rules(keyrings={".ima": [OLD]}), rules({"/x": [NEW]})
     assert not keeps_learned(other, teaching)
     assert keeps_learned(unite([other, teaching]), teaching)
 
 
-def test_a_list_is_gone_on_with_where_all_that_judged_it_is_accounted_for() -> None:
+def test_l13_a_list_is_gone_on_with_where_all_that_judged_it_is_accounted_for() -> None:
     a, b, both, other = (PolicyHash(one) for one in ("a", "b", "a+b", "x"))
     known = Checkpoint(ima=ImaCheckpoint(next_entry=7, anchored=True), ima_policy=both)
     assert known.under_policy(both) is known
