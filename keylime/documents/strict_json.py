@@ -14,6 +14,8 @@ def load_document(text: str | bytes, what: str) -> Any:
     Raises PolicyError for anything but strict UTF-8 JSON: duplicate keys, NaN and Infinity, numbers of
     thousands of digits, lone surrogates and bottomless nesting are refused.
     """
+    if not text.strip():
+        raise PolicyError(f"{what} is not valid JSON: it is empty")
     try:
         encoded = text.encode() if isinstance(text, str) else text
         decoded = encoded.decode()

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import socket
 import ssl
 import sys
 from datetime import UTC, datetime
@@ -80,6 +81,8 @@ def _has_connected(error: Exception) -> bool:
 
 def _system_reason(error: OSError) -> str:
     """The system's words; errors of TLS and of name resolution have numbers of their own kind."""
+    if isinstance(error, socket.gaierror) and error.strerror:
+        return error.strerror
     number = 0 if isinstance(error, ssl.SSLError) else error.errno or 0
     return os.strerror(number) if number > 0 else str(error) or "the connection was closed"
 

@@ -533,7 +533,7 @@ def _runtime_policy(add: _Add) -> None:
 
 
 def _policy_version(add: _Add) -> None:
-    add("--policy-version", type=int, metavar="NUMBER", help="restorepolicy: the version to go back to")
+    add("--policy-version", type=_number, metavar="NUMBER", help="restorepolicy: the version to go back to")
 
 
 def _signature_key(add: _Add) -> None:
@@ -681,6 +681,12 @@ def _since(text: str) -> int:
         return parse_since(text, time.time())
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return int(text)
 
 
 def _seconds(text: str) -> float:

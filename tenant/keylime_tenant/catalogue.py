@@ -21,7 +21,8 @@ class Command:
     """One word of the command line.
 
     `place` is the function that carries it out, `module.function` below `keylime_tenant.commands`. `flags`
-    are the sections of `keylime_tenant.arguments` that its help shows. `replacement` is the word to use
+    are the sections of `keylime_tenant.arguments` that its help shows. An agent that is not named has a
+    default id, as scripts of old expect, unless the command `asks_who`. `replacement` is the word to use
     instead of a deprecated one.
     """
 
@@ -30,6 +31,7 @@ class Command:
     group: str
     flags: tuple[str, ...] = ()
     needs_agent: bool = False
+    asks_who: bool = False
     replacement: str | None = None
 
 
@@ -94,6 +96,7 @@ COMMANDS: Mapping[str, Command] = {
         ENROLMENT,
         (*_AGENT, "approval", "wait", *_VERIFIER, "owner"),
         needs_agent=True,
+        asks_who=True,
     ),
     "trust-issuer": Command(
         "trust the maker of an agent's TPM",
@@ -101,6 +104,7 @@ COMMANDS: Mapping[str, Command] = {
         ENROLMENT,
         (*_AGENT, "fingerprint", *_REGISTRAR),
         needs_agent=True,
+        asks_who=True,
     ),
     "status": Command(
         "an agent at both services, and its policies in force",
@@ -151,6 +155,7 @@ COMMANDS: Mapping[str, Command] = {
         VIEWS,
         (*_AGENT, *_VERIFIER),
         needs_agent=True,
+        asks_who=True,
     ),
     "diff": Command(
         "what an agent measured, against its policy",
@@ -158,6 +163,7 @@ COMMANDS: Mapping[str, Command] = {
         VIEWS,
         (*_AGENT, *_VERIFIER),
         needs_agent=True,
+        asks_who=True,
     ),
     "history": Command(
         "what happened to an agent, and who did it",
@@ -165,6 +171,7 @@ COMMANDS: Mapping[str, Command] = {
         VIEWS,
         (*_AGENT, *_VERIFIER),
         needs_agent=True,
+        asks_who=True,
     ),
     "audit": Command(
         "who did what, and what was refused to whom",

@@ -107,13 +107,9 @@ def tenant_config(settings: Settings, arguments: Arguments, environ: Mapping[str
     directory = work_dir(environ)
     return TenantConfig(
         work_dir=directory,
-        verifier=Address(
-            arguments.verifier_ip or settings.text("verifier_ip"),
-            arguments.verifier_port or settings.integer("verifier_port"),
-        ),
-        registrar=Address(
-            arguments.registrar_ip or settings.text("registrar_ip"),
-            arguments.registrar_port or settings.integer("registrar_port"),
+        verifier=_service("verifier", arguments.verifier_ip, arguments.verifier_port, arguments, settings),
+        registrar=_service(
+            "registrar", arguments.registrar_ip, arguments.registrar_port, arguments, settings
         ),
         enable_agent_mtls=settings.flag("enable_agent_mtls"),
         accepted=AllowedAlgorithms(
@@ -131,6 +127,23 @@ def tenant_config(settings: Settings, arguments: Arguments, environ: Mapping[str
         ),
         mb_refstate=settings.text("mb_refstate"),
     )
+
+
+def _service(
+    name: str, host: str | None, port: int | None, arguments: Arguments, settings: Settings
+) -> Address:
+    """Where a service is. Raises ConfigError for what is more than an address."""
+    option = f"{name}_ip"
+    told = host or settings.text(option)
+    before, _, number = told.rpartition(":")
+    has_port = number.isdigit() and (":" not in before or before.endswith("]"))
+    if (before and has_port) or told.startswith(("http:", "https:")):
+        where = arguments.flag(option, "") if host else f"[tenant] {option} ({settings.source(option)})"
+        flag = {"verifier": "-vp", "registrar": "-rp"}[name]
+        raise ConfigError(
+            f"{where}: {told!r} is more than an address: give the port with {flag}, or as {name}_port"
+        )
+    return Address(told, port or settings.integer(f"{name}_port"))
 
 
 def _patience(settings: Settings) -> RetryPolicy:

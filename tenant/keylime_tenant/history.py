@@ -123,7 +123,7 @@ def _policy_change(details: Mapping[str, Any]) -> Iterator[str]:
     if details.get("sha256"):
         yield f"is now  sha256 {printable(str(details['sha256']))}"
     if details.get("agents"):
-        yield f"used by {details['agents']} agents"
+        yield f"used by {details['agents']} agent{'' if details['agents'] == 1 else 's'}"
 
 
 def _judged_by(details: Mapping[str, Any]) -> Iterator[str]:

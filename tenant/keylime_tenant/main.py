@@ -325,6 +325,8 @@ def _ask(question: str) -> str:
 
 
 def _agent_id(arguments: Arguments, command: Command, output: Output) -> AgentId:
+    if arguments.agent_uuid is None and command.asks_who:
+        raise ConfigError("which agent? give -u ID, of which `keylime_tenant cvlist` and `reglist` list all")
     if arguments.agent_uuid is None and command.needs_agent and arguments.state is None:
         output.warning("Using default UUID %s", DEFAULT_AGENT_ID)
     try:

@@ -316,6 +316,31 @@ def test_services_that_do_not_take_orders(
     assert "do not work" in failed(site, "doctor", environ=obstacle.environ)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("why",), "which agent? give -u ID"),
+        (
+            ("cvlist", "-v", "127.0.0.1:8881"),
+            "-v: '127.0.0.1:8881' is more than an address: give the port",
+        ),
+        (("reglist", "-r", "https://[::1]"), "-r: 'https://[::1]' is more than an address"),
+        (
+            ("cvlist", "-v", "name.invalid"),
+            "cannot connect: Name or service not known (check",
+        ),
+        (("addmbpolicy", "--mb-policy-name", "x", "--mb-policy", "/dev/null"), "is empty"),
+        (
+            ("add", "-u", "nobody", "--runtime-policy", "/dev/null"),
+            "--runtime-policy /dev/null: the runtime policy is",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_was_typed_wrongly_is_named(site: Site, arguments: tuple[str, ...], words: str) -> None:
+    assert words in failed(site, *arguments)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_wrong_usage(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:

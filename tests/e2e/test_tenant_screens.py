@@ -142,6 +142,7 @@ def test_no_screen_on_the_way_to_a_repair_cuts_them_either(
     version = hashlib.sha256(policy.read_bytes()).hexdigest()
     fleet = ("--runtime-policy-name", "fleet-of-screens")
     refusal = (("Is all of this right (yes/no)? ", b"no\n"),)
+    talk: Sequence[tuple[str, bytes]]
     for arguments, code, values, talk in (
         (("why", "-u", me), 0, (me, path, digest, f"keylime_tenant approve -u {me}"), ()),
         (("diff", "-u", me), 0, (path, digest), ()),
@@ -157,8 +158,8 @@ def test_no_screen_on_the_way_to_a_repair_cuts_them_either(
         assert not [value for value in values if value not in seen.text], seen.text
         assert "keylime.tenant - INFO" not in seen.text
     # On the live screen lines are folded, and nothing of them is lost.
-    talk = (("1 failed", b"\n"), ("not_in_allowlist", b"q"))
-    seen = on_terminal(site, columns, "top", talk=talk)
+    keys = (("1 failed", b"\n"), ("not_in_allowlist", b"q"))
+    seen = on_terminal(site, columns, "top", talk=keys)
     assert seen.code == 0
     shown = re.sub(r"\s", "", seen.text)
     assert not [value for value in (me, path, digest) if value not in shown], seen.text

@@ -190,7 +190,13 @@ async def _tell_verifier(
     if reply.code == 409 and "already exists. Please use delete" in reply.status:
         raise _already_there(candidate)
     if reply.code != 200:
-        raise verifier.refusal(reply, f"take agent {candidate.agent_id}")
+        refusal = verifier.refusal(reply, f"take agent {candidate.agent_id}")
+        if reply.code == 404 and "policy with name" in reply.status:
+            raise CommandFailed(
+                f"{refusal} Store it first with addruntimepolicy or addmbpolicy; listruntimepolicy and "
+                "listmbpolicy tell what there is"
+            )
+        raise refusal
 
 
 def _already_there(candidate: Candidate) -> CommandFailed:

@@ -16,7 +16,6 @@ from keylime_tenant.client import VerifierClient, answer_document, results_of
 from keylime_tenant.config import Address
 from keylime_tenant.errors import CommandFailed, Unjudged
 from keylime_tenant.first_verdict import FirstVerdict, failure, first_verdict
-from keylime_tenant.json_documents import Reactivated
 from keylime_tenant.judgement import await_judgement
 from keylime_tenant.people import agent_lines, name_lines
 from keylime_tenant.session import Session
@@ -156,6 +155,8 @@ async def _reactivate_all(session: Session, state: str) -> None:
             errors[agent_id] = str(error)
     for reason in errors.values():
         session.output.warning("%s", reason)
+    from keylime_tenant.json_documents import Reactivated  # which a status would have to wait for
+
     done = [one for one in agents if one not in errors]
     session.output.said("%d of %d agents in state %s re-activated", len(done), len(agents), state)
     session.output.result(to_builtins(Reactivated(done, errors)), names=done)
