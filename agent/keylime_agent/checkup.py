@@ -266,7 +266,7 @@ def authorities(config: MachineConfig, files: Sequence[tuple[str, Path]]) -> Ite
             said = life_remark(CertificateFile(Holder.AUTHORITY, path, life), now)
             if said is None:
                 yield ok(subject, f"good until {when(life.ends)}")
-            elif life.standing(now).is_usable:
+            elif life.validity(now).is_usable:
                 yield warning(subject, said, "copy the renewed cacert.crt there in time")
             else:
                 yield bad(subject, said, "copy the renewed cacert.crt there")

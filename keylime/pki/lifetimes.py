@@ -19,7 +19,7 @@ _DAY = timedelta(days=1)
 _SHARE_OF_LIFE = 3
 
 
-class Standing(enum.Enum):
+class Validity(enum.Enum):
     """A certificate's life, as seen at some time."""
 
     NOT_YET_VALID = enum.auto()
@@ -30,7 +30,7 @@ class Standing(enum.Enum):
     @property
     def is_usable(self) -> bool:
         """Whether peers accept it."""
-        return self in (Standing.GOOD, Standing.ENDS_SOON)
+        return self in (Validity.GOOD, Validity.ENDS_SOON)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +49,13 @@ class Lifetime:
         """How long before its end it is renewed."""
         return min(longest, (self.ends - self.begins) / _SHARE_OF_LIFE)
 
-    def standing(self, now: datetime, longest: timedelta = RENEWAL_MARGIN) -> Standing:
+    def validity(self, now: datetime, longest: timedelta = RENEWAL_MARGIN) -> Validity:
         """Whether it is valid, and for how long."""
         if now < self.begins:
-            return Standing.NOT_YET_VALID
+            return Validity.NOT_YET_VALID
         if now >= self.ends:
-            return Standing.ENDED
-        return Standing.ENDS_SOON if now >= self.ends - self.margin(longest) else Standing.GOOD
+            return Validity.ENDED
+        return Validity.ENDS_SOON if now >= self.ends - self.margin(longest) else Validity.GOOD
 
     def days_left(self, now: datetime) -> int:
         """Whole days until its end; negative when that is over."""
@@ -63,7 +63,7 @@ class Lifetime:
 
     def is_renewed_now(self, now: datetime, longest: timedelta = RENEWAL_MARGIN) -> bool:
         """Whether it ends soon, or has ended. One that is not valid yet shows a wrong clock, now or then."""
-        return self.standing(now, longest) in (Standing.ENDS_SOON, Standing.ENDED)
+        return self.validity(now, longest) in (Validity.ENDS_SOON, Validity.ENDED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +105,11 @@ def plan_renewal(
     would accept it until then.
     """
     renews_authority = not is_issued_elsewhere and authority.is_renewed_now(now, authority_margin(leaf_days))
-    is_usable = renews_authority or authority.standing(now).is_usable
+    is_usable = renews_authority or authority.validity(now).is_usable
     names = tuple(
         name
         for name, lifetime in leaves.items()
-        if (lifetime.standing(now) is Standing.NOT_YET_VALID and is_usable)
+        if (lifetime.validity(now) is Validity.NOT_YET_VALID and is_usable)
         # Where the authority ends as soon, and is not renewed, a new certificate would be no better.
         or (lifetime.is_renewed_now(now) and (renews_authority or authority.ends > lifetime.ends))
     )
@@ -146,14 +146,14 @@ def when(moment: datetime) -> str:
 def life_remark(certificate: CertificateFile, now: datetime) -> str | None:
     """What is to be said of its dates, without the remedy; None when all is well."""
     life = certificate.lifetime
-    match life.standing(now):
-        case Standing.GOOD:
+    match life.validity(now):
+        case Validity.GOOD:
             return None
-        case Standing.ENDS_SOON:
+        case Validity.ENDS_SOON:
             return f"the {certificate} ends on {when(life.ends)}, in {_days(life.days_left(now))}"
-        case Standing.ENDED:
+        case Validity.ENDED:
             return f"the {certificate} ended on {when(life.ends)}"
-        case Standing.NOT_YET_VALID:
+        case Validity.NOT_YET_VALID:
             return (
                 f"the {certificate} is not valid before {when(life.begins)}, and here it is {when(now)}: "
                 "check the clock of this machine (timedatectl)"
@@ -179,19 +179,19 @@ def remedy(certificate: CertificateFile) -> str:
 def remark(certificate: CertificateFile, now: datetime) -> str | None:
     """What is to be said of a certificate, with the remedy; None when all is well."""
     said = life_remark(certificate, now)
-    if said is None or certificate.lifetime.standing(now) is Standing.NOT_YET_VALID:
+    if said is None or certificate.lifetime.validity(now) is Validity.NOT_YET_VALID:
         return said
     return f"{said}; {remedy(certificate)}"
 
 
 def short_remark(certificate: CertificateFile, now: datetime) -> str | None:
     """The same in words fit for anyone: no folder and no command."""
-    standing, life = certificate.lifetime.standing(now), certificate.lifetime
+    validity, life = certificate.lifetime.validity(now), certificate.lifetime
     words = {
-        Standing.ENDS_SOON: f"ends on {life.ends:%Y-%m-%d}",
-        Standing.ENDED: f"ended on {life.ends:%Y-%m-%d}",
-        Standing.NOT_YET_VALID: f"is not valid before {when(life.begins)}: is this machine's clock right?",
-    }.get(standing)
+        Validity.ENDS_SOON: f"ends on {life.ends:%Y-%m-%d}",
+        Validity.ENDED: f"ended on {life.ends:%Y-%m-%d}",
+        Validity.NOT_YET_VALID: f"is not valid before {when(life.begins)}: is this machine's clock right?",
+    }.get(validity)
     return None if words is None else f"{certificate.holder.value} {certificate.path.name} {words}"
 
 
@@ -201,14 +201,14 @@ def unusable(certificates: Iterable[CertificateFile], now: datetime) -> tuple[Ce
     own = [
         one
         for one in found
-        if one.holder is not Holder.AUTHORITY and not one.lifetime.standing(now).is_usable
+        if one.holder is not Holder.AUTHORITY and not one.lifetime.validity(now).is_usable
     ]
     trusted: dict[str, list[CertificateFile]] = {}
     for one in found:
         if one.holder is Holder.AUTHORITY:
             trusted.setdefault(one.option, []).append(one)
     for group in trusted.values():
-        if not any(one.lifetime.standing(now).is_usable for one in group):
+        if not any(one.lifetime.validity(now).is_usable for one in group):
             own += group
     return tuple(dict.fromkeys(own))
 

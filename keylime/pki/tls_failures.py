@@ -46,7 +46,7 @@ def own_fault(reason: str, own: CertificateFile | None, now: datetime) -> str | 
     """
     if own is None or _VERIFY_FAILED in reason or is_no_tls(reason):  # that is the peer's
         return None
-    if not own.lifetime.standing(now).is_usable:
+    if not own.lifetime.validity(now).is_usable:
         return remark(own, now)
     life = own.lifetime
     is_near = now + _TOLERANCE >= life.ends or now - _TOLERANCE < life.begins
@@ -86,7 +86,7 @@ def explain(reason: str, side: Side, now: datetime, peer: Lifetime | None = None
 def _explain_refusal_of_peer(reason: str, side: Side, now: datetime, peer: Lifetime | None) -> str | None:
     said = reason.lower()
     for trusted in side.trusted if is_about_dates(reason) else ():
-        if not trusted.lifetime.standing(now).is_usable and (peer is None or peer.standing(now).is_usable):
+        if not trusted.lifetime.validity(now).is_usable and (peer is None or peer.validity(now).is_usable):
             return remark(trusted, now)
     if "has expired" in said:
         ended = "" if peer is None else f" on {when(peer.ends)}"

@@ -146,7 +146,7 @@ class CertificateKeeper:
         said: dict[tuple[object, ...], tuple[int, str]] = {}
         for one in self._in_use:
             if (text := remark(one, now)) is not None:
-                key: tuple[object, ...] = (one.holder, one.path, one.lifetime, one.lifetime.standing(now))
+                key: tuple[object, ...] = (one.holder, one.path, one.lifetime, one.lifetime.validity(now))
                 level = logging.ERROR if one in bad else logging.WARNING
                 said[key] = max(said.get(key, (level, text)), (level, text))
         if self._failure is not None:

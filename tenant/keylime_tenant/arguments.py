@@ -14,7 +14,7 @@ from keylime_tenant.catalogue import COMMANDS, GROUPS
 from keylime_tenant.forms import WORDS, Form
 from keylime_tenant.moments import FORMS as FORMS_OF_SINCE
 from keylime_tenant.moments import parse_since
-from keylime_tenant.policy_parts import FORMS, PolicyPart, lasting_name, parse_parts
+from keylime_tenant.policy_parts import FORMS, TimedName, lasting_name, parse_parts
 
 DEFAULT_AGENT_ID = "d432fbb3-d2f1-4a97-9ef7-75bd81c00000"
 
@@ -64,7 +64,7 @@ class Arguments:
     runtime_policy_checksum: str | None = None
     runtime_policy_sig_key: str | None = None
     runtime_policy_name: str | None = None
-    runtime_policies: tuple[PolicyPart, ...] = ()  # several, of which that name is one
+    runtime_policies: tuple[TimedName, ...] = ()  # several, of which that name is one
     policy_version: int | None = None
     policy: str | None = None
     only: tuple[str, ...] = ()

@@ -17,7 +17,7 @@ from keylime.errors import (
     WrongPeerKey,
     WrongServerCertificate,
 )
-from keylime.http.agent_connection import AgentConnection as PeerConnection
+from keylime.http.agent_connection import AgentConnection
 from keylime.http.replies import Reply
 from keylime.http.trouble import speaks_plain_http
 from keylime.http.wire import Closed
@@ -94,7 +94,7 @@ class Service:
         self,
         name: str,
         address: Address,
-        peer: PeerConnection,
+        peer: AgentConnection,
         *,
         where: Whereabouts,
         doing: Doing = _silently,
@@ -197,7 +197,7 @@ class RegistrarClient(Service):
     """The registrar's administrative API."""
 
     def __init__(
-        self, address: Address, peer: PeerConnection, typed: Sequence[str] = (), doing: Doing = _silently
+        self, address: Address, peer: AgentConnection, typed: Sequence[str] = (), doing: Doing = _silently
     ) -> None:
         """`typed` are the flags of the command line that the address is from."""
         where = Whereabouts(tuple(typed), "[tenant] registrar_ip and registrar_port (-r, -rp)", 8891)
@@ -225,7 +225,7 @@ class VerifierClient(Service):
     """The verifier's administrative API."""
 
     def __init__(
-        self, address: Address, peer: PeerConnection, typed: Sequence[str] = (), doing: Doing = _silently
+        self, address: Address, peer: AgentConnection, typed: Sequence[str] = (), doing: Doing = _silently
     ) -> None:
         """`typed` are the flags of the command line that the address is from."""
         where = Whereabouts(tuple(typed), "[tenant] verifier_ip and verifier_port (-v, -vp)", 8881)
@@ -316,11 +316,11 @@ class VerifierClient(Service):
         return await self.call(method, f"/{kind}/{quote(name, safe='')}", body=body)
 
 
-class AgentConnection:
+class AgentApi:
     """The agent's API, for the time of one enrolment."""
 
     def __init__(
-        self, address: Address, peer: PeerConnection, *, scheme: str = "https", doing: Doing = _silently
+        self, address: Address, peer: AgentConnection, *, scheme: str = "https", doing: Doing = _silently
     ) -> None:
         self._url = address.url(scheme)
         self._place = f"the agent at {self._url}"

@@ -164,9 +164,9 @@ def certificate_result(certificate: CertificateFile, now: datetime) -> Result:
     said = life_remark(certificate, now)
     if said is None:
         return ok(subject, f"{certificate.holder.value}, good until {when(certificate.lifetime.ends)}")
-    standing = certificate.lifetime.standing(now)
+    validity = certificate.lifetime.validity(now)
     text = said.removeprefix(f"the {certificate} ")
-    if standing.is_usable:
+    if validity.is_usable:
         return warning(subject, text, remedy(certificate))
     return bad(subject, text, "" if "timedatectl" in text else remedy(certificate))
 

@@ -14,7 +14,7 @@ from keylime import keylime_logging
 from keylime.config.loader import load_settings
 from keylime.errors import ConfigError, CredentialError, KeylimeError
 from keylime.file_errors import file_errors_explained
-from keylime.http.agent_connection import AgentConnection as PeerConnection
+from keylime.http.agent_connection import AgentConnection
 from keylime.identifiers import AgentId, parse_agent_id
 from keylime.pki.agent_certificate import PinnedKey
 from keylime.pki.library_warnings import ignore_library_warnings
@@ -32,7 +32,7 @@ from keylime_tenant.arguments import (
     unknown_command,
 )
 from keylime_tenant.catalogue import COMMANDS, DOCTOR, Command
-from keylime_tenant.client import AgentConnection, Doing, RegistrarClient, VerifierClient
+from keylime_tenant.client import AgentApi, Doing, RegistrarClient, VerifierClient
 from keylime_tenant.commands import run_of
 from keylime_tenant.config import (
     Address,
@@ -188,8 +188,8 @@ class _Connections:
     typed: Mapping[str, str]  # flags by what they set, as they were typed
     doing: Doing
 
-    def service(self, address: Address) -> PeerConnection:
-        return PeerConnection(
+    def service(self, address: Address) -> AgentConnection:
+        return AgentConnection(
             address.host,
             address.port,
             tls=self.services,
@@ -214,7 +214,7 @@ class _Connections:
     def _typed(self, name: str) -> tuple[str, ...]:
         return tuple(self.typed[one] for one in (f"{name}_ip", f"{name}_port") if one in self.typed)
 
-    def agent(self, candidate: "Candidate") -> AgentConnection:
+    def agent(self, candidate: "Candidate") -> AgentApi:
         place = candidate.contact.host, candidate.contact.port
         try:
             tls = candidate.tls
@@ -223,15 +223,15 @@ class _Connections:
                 f"the certificate that agent {candidate.agent_id} registered: {error}"
             ) from error
         if not isinstance(tls, PinnedKey):
-            return AgentConnection(
+            return AgentApi(
                 candidate.contact,
-                PeerConnection(*place, tls=None, timeout_s=self.timeout_s),
+                AgentConnection(*place, tls=None, timeout_s=self.timeout_s),
                 scheme="http",
                 doing=self.doing,
             )
-        return AgentConnection(
+        return AgentApi(
             candidate.contact,
-            PeerConnection(
+            AgentConnection(
                 *place,
                 tls=self.files.pinned_client_context(),
                 pin=tls.pin,

@@ -15,14 +15,14 @@ _SECONDS = {"m": 60, "h": 3600, "d": 86400}
 FORMS = "+30m, +12h, +7d, 2030-12-31 or 2030-12-31T18:00Z"
 
 
-class PolicyPart(NamedTuple):
-    """One of several policies, and the epoch second at which it ends."""
+class TimedName(NamedTuple):
+    """The name of one of several policies, and the epoch second at which it ends."""
 
     name: str
     until: int | None = None
 
 
-def parse_parts(names: Sequence[str], now: float) -> tuple[PolicyPart, ...]:
+def parse_parts(names: Sequence[str], now: float) -> tuple[TimedName, ...]:
     """The policies that `names` mean, of which there are several. Raises ValueError with what is wrong.
 
     What follows the last @ of a name and is no time belongs to the name.
@@ -38,15 +38,15 @@ def parse_parts(names: Sequence[str], now: float) -> tuple[PolicyPart, ...]:
     return parts
 
 
-def lasting_name(parts: Sequence[PolicyPart]) -> str:
+def lasting_name(parts: Sequence[TimedName]) -> str:
     """The one that verifiers of before are told: the last that does not end."""
     return [part.name for part in parts if part.until is None][-1]
 
 
-def _part(text: str, now: float) -> PolicyPart:
+def _part(text: str, now: float) -> TimedName:
     name, at, end = text.rpartition("@")
     until = _time(end, now) if at and name else None
-    return PolicyPart(text) if until is None else PolicyPart(name, until)
+    return TimedName(text) if until is None else TimedName(name, until)
 
 
 def _time(text: str, now: float) -> int | None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from keylime.identifiers import AgentId
 from keylime_tenant.arguments import Arguments
-from keylime_tenant.client import AgentConnection, RegistrarClient, VerifierClient
+from keylime_tenant.client import AgentApi, RegistrarClient, VerifierClient
 from keylime_tenant.config import Address, TenantConfig
 from keylime_tenant.render import Output
 
@@ -29,7 +29,7 @@ class Session:
     verifier: VerifierClient
     connect_verifier: Callable[[Address], VerifierClient]
     event_source: "Callable[[], EventSource]"  # of the verifier
-    connect_agent: "Callable[[Candidate], AgentConnection]"
+    connect_agent: "Callable[[Candidate], AgentApi]"
     read_policies: "Callable[[], Awaitable[PolicyDocuments]]"
     prepare_delivery: "Callable[[AgentId], PayloadDelivery]"
     revoke_certificate: Callable[[AgentId, int], None]  # by its serial number

@@ -12,7 +12,7 @@ from keylime.pki.ca_directory import CaDirectory, certificate_of, issued_names, 
 from keylime.pki.ca_settings import CaSettings
 from keylime.pki.file_names import CA_CERTIFICATE
 from keylime.pki.files import require_directory
-from keylime.pki.lifetimes import Lifetime, Standing, authority_margin
+from keylime.pki.lifetimes import Lifetime, Validity, authority_margin
 from keylime.pki.renewal import Renewal
 from keylime.pki.roles import common_name
 from keylime.pki.rollover import Rollover, is_issued_by
@@ -21,10 +21,10 @@ Say = Callable[[str], None]
 
 _CA = "ca"
 _WORDS = {
-    Standing.GOOD: "good",
-    Standing.ENDS_SOON: "ends soon",
-    Standing.ENDED: "ENDED",
-    Standing.NOT_YET_VALID: "NOT VALID YET",
+    Validity.GOOD: "good",
+    Validity.ENDS_SOON: "ends soon",
+    Validity.ENDED: "ENDED",
+    Validity.NOT_YET_VALID: "NOT VALID YET",
 }
 
 
@@ -36,13 +36,13 @@ def list_certificates(directory: Path, leaf_days: int, say: Say, now: datetime |
     rows = [("NAME", "SERIAL", "ENDS", "DAYS LEFT", "STATE", "ISSUED BY")]
     for number, authority in enumerate(trusted):
         margin = authority_margin(leaf_days)
-        state = _WORDS[Lifetime.of(authority).standing(moment, margin)]
+        state = _WORDS[Lifetime.of(authority).validity(moment, margin)]
         rows.append(_row(_CA if not number else "ca (also trusted)", authority, moment, state, ""))
     for name in issued_names(directory):
         certificate = certificate_of(directory, name)
         issuer = next((one for one in trusted if is_issued_by(certificate, one)), None)
         by = "a CA that is not in cacert.crt" if issuer is None else common_name(issuer) or ""
-        state = _WORDS[Lifetime.of(certificate).standing(moment)]
+        state = _WORDS[Lifetime.of(certificate).validity(moment)]
         rows.append(_row(name, certificate, moment, state, by))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:

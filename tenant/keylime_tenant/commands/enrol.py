@@ -12,7 +12,7 @@ from keylime.messages.agent import UKeyRequest
 from keylime.messages.versions import AGENT_VERSIONS
 from keylime.nonce import new_nonce
 from keylime.payload.keys import auth_tag, encrypt_share, is_auth_tag
-from keylime_tenant.client import AgentConnection
+from keylime_tenant.client import AgentApi
 from keylime_tenant.enrolment import Candidate, add_request, check_identity, contact_remark, make_candidate
 from keylime_tenant.errors import AgentRejected, CommandFailed
 from keylime_tenant.first_verdict import FirstVerdict, failure, first_verdict
@@ -101,7 +101,7 @@ def _remark_on_contact(session: Session, candidate: Candidate) -> None:
         session.output.warning("%s", remark)
 
 
-async def agent_version(session: Session, candidate: Candidate, agent: AgentConnection) -> str:
+async def agent_version(session: Session, candidate: Candidate, agent: AgentApi) -> str:
     """The API version that is spoken with the agent. Raises ConfigError, CommandFailed."""
     given = session.arguments.api_version
     if given is None:
@@ -135,7 +135,7 @@ async def ask_patiently(
     return answers[0]
 
 
-async def check_agent(session: Session, candidate: Candidate, agent: AgentConnection, version: str) -> str:
+async def check_agent(session: Session, candidate: Candidate, agent: AgentApi, version: str) -> str:
     """The payload key of an agent whose identity quote and EK hold."""
     nonce = new_nonce()
     reply = await ask_patiently(session, candidate, lambda: agent.identity_quote(version, nonce))
@@ -147,7 +147,7 @@ async def check_agent(session: Session, candidate: Candidate, agent: AgentConnec
 
 
 async def warn_without_boot_log(
-    session: Session, candidate: Candidate, agent: AgentConnection, version: str, policies: AgentPolicies
+    session: Session, candidate: Candidate, agent: AgentApi, version: str, policies: AgentPolicies
 ) -> None:
     """Says at once what the first attestation would say: that a boot policy finds no boot log to judge."""
     if not policies.names_boot_policy or await agent.sends_boot_log(version, new_nonce()) is not False:
@@ -161,7 +161,7 @@ async def warn_without_boot_log(
 
 
 async def send_u(
-    candidate: Candidate, agent: AgentConnection, version: str, pubkey: str, delivery: PayloadDelivery
+    candidate: Candidate, agent: AgentApi, version: str, pubkey: str, delivery: PayloadDelivery
 ) -> None:
     """Hands over U with the encrypted payload, if there is one."""
     if delivery.key is None:
@@ -246,7 +246,7 @@ async def await_verifier(session: Session, candidate: Candidate) -> None:
 
 
 async def verify_key(
-    session: Session, candidate: Candidate, agent: AgentConnection, version: str, delivery: PayloadDelivery
+    session: Session, candidate: Candidate, agent: AgentApi, version: str, delivery: PayloadDelivery
 ) -> None:
     """Waits until the agent shows that it holds K; stops its attestation when it does not.
 

@@ -12,7 +12,7 @@ from keylime.pki.lifetimes import (
     Holder,
     Lifetime,
     RenewalPlan,
-    Standing,
+    Validity,
     plan_renewal,
     remark,
     short_remark,
@@ -43,18 +43,18 @@ def certificate(
 @pytest.mark.parametrize(
     ("life", "now", "expected"),
     [
-        (YEAR, START - SECOND, Standing.NOT_YET_VALID),
-        (YEAR, START, Standing.GOOD),
-        (YEAR, after(335) - SECOND, Standing.GOOD),
-        (YEAR, after(335), Standing.ENDS_SOON),
-        (YEAR, after(365) - SECOND, Standing.ENDS_SOON),
-        (YEAR, after(365), Standing.ENDED),
-        (WEEK, after(4) - SECOND, Standing.GOOD),  # else it would be renewed, and warned of, all its life
-        (WEEK, after(4), Standing.ENDS_SOON),
+        (YEAR, START - SECOND, Validity.NOT_YET_VALID),
+        (YEAR, START, Validity.GOOD),
+        (YEAR, after(335) - SECOND, Validity.GOOD),
+        (YEAR, after(335), Validity.ENDS_SOON),
+        (YEAR, after(365) - SECOND, Validity.ENDS_SOON),
+        (YEAR, after(365), Validity.ENDED),
+        (WEEK, after(4) - SECOND, Validity.GOOD),  # else it would be renewed, and warned of, all its life
+        (WEEK, after(4), Validity.ENDS_SOON),
     ],
 )
-def test_the_standing_follows_from_the_dates(life: Lifetime, now: datetime, expected: Standing) -> None:
-    assert life.standing(now) is expected
+def test_the_validity_follows_from_the_dates(life: Lifetime, now: datetime, expected: Validity) -> None:
+    assert life.validity(now) is expected
 
 
 @pytest.mark.parametrize(

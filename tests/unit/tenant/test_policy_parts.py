@@ -3,7 +3,7 @@
 import pytest
 
 from keylime_tenant.arguments import parse_arguments
-from keylime_tenant.policy_parts import PolicyPart, lasting_name, parse_parts
+from keylime_tenant.policy_parts import TimedName, lasting_name, parse_parts
 
 NOW = 1_800_000_000.5
 
@@ -11,20 +11,20 @@ NOW = 1_800_000_000.5
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("old", PolicyPart("old")),
-        ("old@+30m", PolicyPart("old", 1_800_001_800)),
-        ("old@+12h", PolicyPart("old", 1_800_043_200)),
-        ("a@b@+7d", PolicyPart("a@b", 1_800_604_800)),
-        ("old@2030-12-31", PolicyPart("old", 1_924_905_600)),
-        ("old@2030-12-31T18:00Z", PolicyPart("old", 1_924_970_400)),
-        ("old@2030-12-31T18:00+02:00", PolicyPart("old", 1_924_963_200)),
-        ("old@2030-13-31", PolicyPart("old@2030-13-31")),
-        ("web@1", PolicyPart("web@1")),
-        ("@+7d", PolicyPart("@+7d")),
+        ("old", TimedName("old")),
+        ("old@+30m", TimedName("old", 1_800_001_800)),
+        ("old@+12h", TimedName("old", 1_800_043_200)),
+        ("a@b@+7d", TimedName("a@b", 1_800_604_800)),
+        ("old@2030-12-31", TimedName("old", 1_924_905_600)),
+        ("old@2030-12-31T18:00Z", TimedName("old", 1_924_970_400)),
+        ("old@2030-12-31T18:00+02:00", TimedName("old", 1_924_963_200)),
+        ("old@2030-13-31", TimedName("old@2030-13-31")),
+        ("web@1", TimedName("web@1")),
+        ("@+7d", TimedName("@+7d")),
     ],
 )
-def test_a_name_may_say_when_it_ends(text: str, part: PolicyPart) -> None:
-    assert parse_parts((text, "new"), NOW) == (part, PolicyPart("new"))
+def test_a_name_may_say_when_it_ends(text: str, part: TimedName) -> None:
+    assert parse_parts((text, "new"), NOW) == (part, TimedName("new"))
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_what_cannot_hold_together_is_said(names: tuple[str, ...], reason: str) 
 
 
 def test_verifiers_of_before_are_told_the_last_that_stays() -> None:
-    assert lasting_name([PolicyPart("a"), PolicyPart("b"), PolicyPart("c", 1)]) == "b"
+    assert lasting_name([TimedName("a"), TimedName("b"), TimedName("c", 1)]) == "b"
 
 
 def test_one_name_is_taken_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
