@@ -137,7 +137,7 @@ COMMANDS: Mapping[str, Command] = {
         "the fleet, live, the worst first; acts on many agents",
         "top.top",
         VIEWS,
-        (*_VERIFIER, "verifier id"),
+        (*_AGENT, *_VERIFIER, "verifier id"),
     ),
     "dashboard": Command(
         "the fleet in a browser, live; acts on agents",

@@ -1,4 +1,4 @@
-"""`top`: the fleet on one screen, asked for every few seconds; keys act on many agents at once."""
+"""`top`: the fleet on one screen, as it happens; keys act on many agents at once."""
 
 import asyncio
 import curses
@@ -26,11 +26,11 @@ from keylime_tenant.fleet_view import (
     window,
 )
 from keylime_tenant.forms import Form
+from keylime_tenant.live import LiveFleet
 from keylime_tenant.session import Session
 from keylime_tenant.terminal import wants_colours
 from keylime_tenant.told_status import ToldStatus
 
-_INTERVAL_S = 2.0
 _KEYS = {
     curses.KEY_UP: "up",
     curses.KEY_DOWN: "down",
@@ -70,17 +70,33 @@ async def _statuses(session: Session) -> Mapping[str, ToldStatus]:
     return await session.verifier.statuses(session.arguments.verifier_id or "")
 
 
+def _first_view(session: Session) -> View:
+    """All agents; with -u one of them, its findings opened."""
+    agent = session.arguments.agent_uuid
+    return View() if agent is None else View(filter=agent, opened=frozenset({agent}))
+
+
 class _Live:
     """The shell around `fleet_view`: a screen, a keyboard, a timer."""
 
     def __init__(self, session: Session, drawn: "curses.window") -> None:
         self._session = session
         self._window = drawn
-        self._fleet, self._view = Fleet(), View()
+        self._view = _first_view(session)
         self._changed = asyncio.Event()
         self._end = asyncio.Event()
         self._work: set[asyncio.Task[None]] = set()
+        self._live = LiveFleet(
+            session.verifier,
+            session.event_source,
+            session.arguments.verifier_id or "",
+            self._changed.set,
+        )
         self._styles = self._prepare()
+
+    @property
+    def _fleet(self) -> Fleet:
+        return self._live.fleet
 
     def _prepare(self) -> dict[str, int]:
         curses.noecho()
@@ -103,7 +119,7 @@ class _Live:
         loop = asyncio.get_running_loop()
         loop.add_reader(sys.stdin.fileno(), self._read_keys)
         loop.add_signal_handler(signal.SIGWINCH, self._resize)
-        polling = asyncio.create_task(self._poll())
+        polling = asyncio.create_task(self._live.run())
         try:
             while not self._end.is_set():
                 self._draw()
@@ -119,18 +135,6 @@ class _Live:
             for task in (polling, *self._work):
                 task.cancel()
             await asyncio.gather(polling, *self._work, return_exceptions=True)
-
-    async def _poll(self) -> None:
-        while True:
-            await self._refresh()
-            await asyncio.sleep(_INTERVAL_S)
-
-    async def _refresh(self) -> None:
-        try:
-            self._fleet = Fleet(await _statuses(self._session), time.time())
-        except KeylimeError as error:
-            self._fleet = Fleet(self._fleet.statuses, self._fleet.asked_at, str(error))
-        self._changed.set()
 
     def _read_keys(self) -> None:
         while (code := self._window.getch()) != -1:
@@ -154,7 +158,7 @@ class _Live:
         done = len(order.agents) - len(failures)
         said = f"{order.action.value}: {done} of {len(order.agents)} agents"
         self._say("; ".join([said, *dict.fromkeys(failures)]))
-        await self._refresh()
+        await self._live.refresh()
 
     async def _act(self, action: Action, agent: str) -> None:
         agent_id = parse_agent_id(agent)

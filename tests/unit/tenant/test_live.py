@@ -1,0 +1,102 @@
+"""The fleet of `top`: by events where there are some, by asking where there are none."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Callable
+
+from keylime.errors import PeerRefused
+from keylime.http.event_source import StreamedEvent
+from keylime.identifiers import AgentId
+from keylime_tenant.live import LiveFleet, concerned
+from keylime_tenant.told_status import ToldStatus, told_status
+from tests.fakes.running_verifier import eventually
+
+
+def event(number: int, agent_id: str | None, kind: str = "message") -> StreamedEvent:
+    return StreamedEvent(str(number), kind, json.dumps({"id": number, "agent_id": agent_id}).encode())
+
+
+class Verifier:
+    """Statuses in memory, and a stream of what a test says."""
+
+    def __init__(self, *, tells_events: bool = True) -> None:
+        self.agents = {"a": 1, "b": 1}
+        self.asked: list[str] = []
+        self.followed: list[tuple[str, str]] = []
+        self.told: asyncio.Queue[StreamedEvent | None] = asyncio.Queue()
+        self.tells_events = tells_events
+
+    async def version(self) -> str:
+        return "2.6"
+
+    def _status(self, agent: str) -> ToldStatus:
+        return told_status({"attestation_count": self.agents[agent]})
+
+    async def statuses(self, _verifier_id: str, /) -> dict[str, ToldStatus]:
+        self.asked.append("all")
+        return {agent: self._status(agent) for agent in self.agents}
+
+    async def status(self, agent_id: AgentId, /) -> ToldStatus | None:
+        self.asked.append(agent_id)
+        return self._status(agent_id) if agent_id in self.agents else None
+
+    async def follow(self, path: str, after: str) -> AsyncGenerator[StreamedEvent, None]:
+        self.followed.append((path, after))
+        if not self.tells_events:
+            raise PeerRefused(404, "Not Found")
+        yield StreamedEvent("7", "message", b"")
+        while (told := await self.told.get()) is not None:
+            yield told
+
+
+def play(verifier: Verifier, act: Callable[[LiveFleet], object]) -> None:
+    async def run() -> None:
+        live = LiveFleet(verifier, lambda: verifier, "", lambda: None)
+        running = asyncio.create_task(live.run())
+        try:
+            await eventually(lambda: len(live.fleet.statuses) == 2)
+            await act(live)  # type: ignore[misc]
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+def test_only_the_agents_are_asked_for_to_whom_something_happened() -> None:
+    verifier = Verifier()
+
+    async def act(live: LiveFleet) -> None:
+        await eventually(lambda: verifier.asked.count("all") == 2)  # the second when events began
+        verifier.agents["a"] = 5
+        del verifier.agents["b"]
+        for one in (event(8, "a"), event(9, "b"), event(10, None), StreamedEvent("11", "message", b"")):
+            verifier.told.put_nowait(one)
+        await eventually(lambda: set(live.fleet.statuses) == {"a"})
+        assert live.fleet.statuses["a"].attestation_count == 5
+        assert {"a", "b"} <= set(verifier.asked)
+        before = verifier.asked.count("all")
+        verifier.told.put_nowait(event(12, None, "gap"))
+        await eventually(lambda: verifier.asked.count("all") > before)
+        verifier.told.put_nowait(None)  # the verifier ends it
+        await eventually(lambda: len(verifier.followed) == 2)
+        assert verifier.followed == [("/v2.6/events", ""), ("/v2.6/events", "12")]
+
+    play(verifier, act)
+
+
+def test_an_older_verifier_is_asked_again_and_again() -> None:
+    verifier = Verifier(tells_events=False)
+
+    async def act(live: LiveFleet) -> None:
+        verifier.agents["a"] = 2
+        await eventually(lambda: live.fleet.statuses["a"].attestation_count == 2)
+        await eventually(lambda: verifier.asked.count("all") >= 3)
+        assert len(verifier.followed) == 1
+
+    play(verifier, act)
+
+
+def test_what_cannot_be_read_concerns_nobody() -> None:
+    assert concerned(StreamedEvent("1", "message", b"[]")) is None
+    assert concerned(StreamedEvent("1", "other", b'{"agent_id": "a"}')) is None
