@@ -45,11 +45,6 @@ def parse_body(body: bytes | bytearray | msgspec.Raw, kind: type[BodyT]) -> Body
         raise MalformedMessage(str(error)) from error
 
 
-def parse_results(body: bytes, kind: type[BodyT]) -> BodyT:
-    """The `results` of an answer as `kind`. Raises MalformedMessage."""
-    return parse_body(parse_envelope(body).results, kind)
-
-
 def encode_envelope(code: int, status: str, results: Any) -> bytes:
     """An answer's body; `results` is anything msgspec encodes (a message, a dictionary, None)."""
     return msgspec.json.encode({"code": code, "status": status, "results": results})

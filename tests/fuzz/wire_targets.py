@@ -87,7 +87,7 @@ def _message(data: bytes) -> None:
 
 
 def _answer(data: bytes) -> None:
-    envelope.parse_results(data, agent.QuoteReply)
+    envelope.parse_body(envelope.parse_envelope(data).results, agent.QuoteReply)
 
 
 def _http_answer(data: bytes) -> None:

@@ -32,7 +32,6 @@ _PING_LIMIT_S = 2
 _USED_AT = "keylime_used_at"
 _OLDEST = (10, 6)
 _LEAST_PACKET = 1 << 20  # bytes
-_LOST = 2013
 # As of sessions on PostgreSQL: what a server does by itself, whatever becomes of us. Seconds.
 SESSION_SETTINGS: dict[str, str | int] = {
     "sql_mode": "TRADITIONAL,NO_AUTO_VALUE_ON_ZERO",  # what does not fit is refused

@@ -57,10 +57,6 @@ class Enrolment:
         """The runtime policies of the agent, those that have ended included."""
         return self.runtime_parts or (PolicyPart(self.runtime_policy),)
 
-    def parts_at(self, now: float) -> tuple[PolicyPart, ...]:
-        """Those that hold."""
-        return tuple(part for part in self.parts if part.holds(now))
-
     def uses_runtime_policy(self, name: str) -> bool:
         """Whether the runtime policy of this name is one of them."""
         return any(part.name == name for part in self.parts)
