@@ -90,15 +90,16 @@ def _count(digests: DigestMap) -> str:
 
 def show_difference(old: str, new: str, *, as_json: bool) -> int:
     """Prints what `new` allows more (+) and less (-) than `old`; the status is 1 where they differ."""
-    kinds = [is_reference_state(read_text(option, path)) for option, path in (("OLD", old), ("NEW", new))]
-    if all(kinds):
-        return show_state_difference(old, new, as_json=as_json)
-    if any(kinds):
-        state, policy = (old, new) if kinds[0] else (new, old)
+    is_state = is_reference_state(read_text("OLD", old))
+    before = None if is_state else load_policy("OLD", old).policy
+    if is_reference_state(read_text("NEW", new)) is not is_state:
+        state, policy = (old, new) if is_state else (new, old)
         raise ConfigError(
             f"{state} is a reference state for measured boot, and {policy} is none: they do not compare"
         )
-    difference = diff(load_policy("OLD", old).policy, load_policy("NEW", new).policy)
+    if before is None:
+        return show_state_difference(old, new, as_json=as_json)
+    difference = diff(before, load_policy("NEW", new).policy)
     if as_json:
         sys.stdout.write(json.dumps(_difference_document(difference), indent=2) + "\n")
     else:
