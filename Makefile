@@ -20,7 +20,7 @@ unexport PYTHONDONTWRITEBYTECODE
 FOLDERS := keylime packaging agent registrar tenant verifier systemd
 
 .PHONY: help venv demo demo-fence test test-databases test-time tests unit check lint audit lock requirements bench benchmarks docs config clean \
-        system-packages install deb rpm test-packages test-systemd $(FOLDERS)
+        system-packages install deb rpm test-packages test-systemd test-browser $(FOLDERS)
 
 help:
 	@echo 'make demo    run registrar, verifier and two agents with software TPMs, and watch one fall from grace'
@@ -38,6 +38,7 @@ help:
 	@echo 'make deb     make Debian packages in dist/ (make rpm: RPMs)'
 	@echo 'make test-packages  build packages and images, install them, run them, remove them (some minutes)'
 	@echo 'make test-systemd  boot Debian machines, install packages and type what the documentation says (some minutes)'
+	@echo 'make test-browser  look at the dashboard with Chromium (a minute)'
 	@echo 'make docs    build the manual, in which no link leads nowhere, into build/docs'
 	@echo 'make config  write the packaged configuration files, their reference, and the schema of JSON documents anew'
 	@echo 'make venv    make $(VENV) with the project installed editable'
@@ -131,6 +132,11 @@ test-packages: venv $(WHEELS)/.complete
 test-systemd: venv $(WHEELS)/.complete
 	@tests/lab/install-packages debootstrap iproute2 openssh-client swtpm swtpm-tools systemd-container
 	@KEYLIME_TEST_SYSTEMD=1 $(BIN)/python -m pytest -v -s tests/machines
+
+test-browser: venv
+	@tests/lab/install-packages chromium chromium-driver fonts-dejavu-core
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[browser]'
+	@KEYLIME_TEST_BROWSER=1 $(BIN)/python -m pytest -v tests/browser
 
 config: venv
 	@$(BIN)/python -m keylime.config.packaged config

@@ -48,6 +48,7 @@ def collect(target: Path) -> None:
         _write(target / place, _led((ROOT / source).read_text("utf-8"), source, place))
     for schema in sorted((ROOT / "docs" / "reference").glob("*.schema.json")):
         _write(target / "reference" / schema.name, schema.read_text("utf-8"))
+    shutil.copytree(ROOT / "docs" / "images", target / "images")
     shutil.copy(ROOT / "LICENSE", target / "LICENSE.txt")
     apis = documents()
     for program, document in apis.items():

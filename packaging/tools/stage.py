@@ -164,17 +164,18 @@ def _system(layout: Layout) -> None:
 
 def _documentation(layout: Layout) -> None:
     place = layout.at(f"{layout.prefix}/share/doc/keylime")
-    for page in (*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))):
+    pictures = (ROOT / "docs" / "images").iterdir()
+    for page in (*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md")), *sorted(pictures)):
         _copy(page, place / page.relative_to(ROOT))
 
 
 def _copy(source: Path, target: Path) -> None:
-    _write(target, source.read_text("utf-8"))
+    _write(target, source.read_bytes())
 
 
-def _write(path: Path, text: str, *, mode: int = 0o644) -> None:
+def _write(path: Path, content: str | bytes, *, mode: int = 0o644) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, "utf-8")
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
     path.chmod(mode)
 
 

@@ -44,6 +44,7 @@ def test_everything_is_below_destdir(prefix: str, tmp_path: Path, monkeypatch: p
         f"{prefix}/lib/tmpfiles.d/keylime.conf",
         f"{prefix}/lib/firewalld/services/keylime.xml",
         f"{prefix}/share/doc/keylime/docs/installation.md",
+        f"{prefix}/share/doc/keylime/docs/images/dashboard-fleet.png",
         f"{prefix}/share/keylime/ima/ima-policy",
         "/etc/logrotate.d/keylime",
     ):
