@@ -3,8 +3,9 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON3 ?= python3
-PACKAGES := gcc gpg gpg-agent gpgv iproute2 iptables iputils-ping libtss2-dev libtss2-tcti-swtpm0 mariadb-server-core openssh-client \
-            openssh-server pkg-config postgresql procps python3-dev python3-venv softhsm2 swtpm swtpm-tools systemd tpm2-tools util-linux
+PACKAGES := gcc gpg gpg-agent gpgv iproute2 iptables iputils-ping libtss2-dev libtss2-tcti-swtpm0 mariadb-client-core mariadb-server-core \
+            openssh-client openssh-server pkg-config postgresql procps python3-dev python3-venv softhsm2 swtpm swtpm-tools systemd \
+            tpm2-tools util-linux
 
 # What makes packages, which are for Debian's own interpreter; PREFIX and DESTDIR are those of `make install`.
 PACKAGE_PYTHON ?= /usr/bin/python3
