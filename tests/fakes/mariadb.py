@@ -134,7 +134,7 @@ def running_mariadb() -> Iterator[MariaServer]:
     path = "/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin"
     installer, program = shutil.which("mariadb-install-db"), shutil.which("mariadbd", path=path)
     if installer is None or program is None:
-        pytest.skip("needs MariaDB (Debian package mariadb-server-core)")
+        pytest.skip("needs MariaDB (Debian packages mariadb-server-core, mariadb-client-core)")
     user = None
     if os.getuid() == 0:  # which MariaDB refuses to run as
         known = {entry.pw_name for entry in pwd.getpwall()}
