@@ -7,49 +7,31 @@ is shown as pending meanwhile, and is the first to be written when the database 
 import asyncio
 import logging
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from typing import Protocol
 
-from keylime.appraisal.verdict import Accepted, Incomplete, Rejected
+from keylime.appraisal.verdict import Accepted, Rejected
 from keylime.database.engine import DatabaseUnavailable
 from keylime.database.readiness import remedy_of
-from keylime.errors import CredentialError
-from keylime.findings.finding import Finding
 from keylime.findings.severity import SeverityPolicy
 from keylime.identifiers import AgentId
 from keylime.messages.verifier import OperationalState
-from keylime.revocation.message import RevocationKind, build_revocation
-from keylime.revocation.signing import sign_revocation
-from keylime_verifier.agents.events import (
-    Event,
-    EventKind,
-    has_changed,
-    has_other_policies,
-    policy_details,
-    rebooted,
-    state_details,
-)
+from keylime_verifier.agents.events import Event
 from keylime_verifier.agents.lifecycle import (
     POLLED_STATES,
     Notify,
     Outcome,
     Polling,
-    Refused,
-    Unreachable,
-    Unusable,
-    WrongKey,
 )
-from keylime_verifier.agents.progress import MAX_STORED_FINDINGS, is_routine, progress_after
+from keylime_verifier.agents.progress import is_routine, progress_after
 from keylime_verifier.agents.records import AgentRecord, PolicyVersions, StoredRevocation
-from keylime_verifier.database.history import new_token
 from keylime_verifier.polling.fencing import Refusal, Ruling
-from keylime_verifier.polling.findings_log import log_findings
+from keylime_verifier.polling.outcomes import events_of, log_outcome
 from keylime_verifier.polling.rows import lasting
 from keylime_verifier.polling.store import AgentStore
 from keylime_verifier.polling.unwritten import Unwritten
+from keylime_verifier.revocations.notices import CLEARED, signed_notice
 
 log = logging.getLogger("keylime.verifier")
 
@@ -62,16 +44,6 @@ _SAY_AGAIN_S = 60.0
 _SETTLING_S = 2.0  # a write under way is waited for before anything is shown, but not for longer
 
 _TRUSTED_STATES = POLLED_STATES - {OperationalState.START}
-_CLEARED = Notify(
-    RevocationKind.CLEARED,
-    Finding(
-        "internal.verifier.cleared",
-        {"message": "the agent passes its attestation again"},
-        recoverable=True,
-        explanation="the agent passes its attestation again",
-    ),
-    "info",
-)
 
 
 @dataclass(slots=True, eq=False)
@@ -184,8 +156,8 @@ class Recorder:
         Returns when the database has taken it or has shown that it does not count; `held_to` are the policies
         that a rejection was made under.
         """
-        _log_outcome(before, after, outcome)
-        events = _events(before, after, outcome, held_to)
+        log_outcome(before, after, outcome)
+        events = events_of(before, after, outcome, held_to)
         if notice is None and is_routine(before.progress, after.progress):
             self._routine[after.agent_id] = after
             if lasting(before.progress.checkpoint) != lasting(after.progress.checkpoint):
@@ -345,7 +317,7 @@ class Recorder:
                 waiting.events = [*self._noted.pop(after.agent_id, ()), *waiting.events]
             targets = self._targets()
             if waiting.ends_distrust and notice is None and targets:
-                notice = _CLEARED if await self._store.stands_revoked(after.agent_id) else None
+                notice = CLEARED if await self._store.stands_revoked(after.agent_id) else None
             if notice is not None and targets and waiting.revocation is None:
                 waiting.revocation = await self._sign(after, notice, waiting.judged_at)
             ruling = await self._store.record_change(
@@ -397,49 +369,7 @@ class Recorder:
         secrets = await self._store.secrets_of(agent_id)
         if secrets is None:
             return None
-        enrolment = record.enrolment
-        message = build_revocation(
-            notice.kind,
-            agent_id=agent_id,
-            ip=enrolment.ip,
-            port=enrolment.port,
-            tpm_policy=enrolment.tpm_policy,
-            meta_data=enrolment.meta_data,
-            finding=notice.finding,
-            severity_label=notice.severity_label,
-            when=datetime.fromtimestamp(now).astimezone(),
-            timestamp=now,
-        )
-        try:
-            signed = sign_revocation(message, secrets.revocation_key)
-        except CredentialError as error:
-            log.error("agent %s: its revocation cannot be signed and is sent unsigned: %s", agent_id, error)
-            signed = sign_revocation(message, "")
-        return StoredRevocation(uuid.uuid4().hex, agent_id, now, signed.msg, signed.signature)
-
-
-def _events(
-    before: AgentRecord, after: AgentRecord, outcome: Outcome, held_to: PolicyVersions | None
-) -> list[Event]:
-    """What the history tells of an outcome: nothing of a routine pass."""
-    first, then = before.progress, after.progress
-    versions = held_to if isinstance(outcome, Accepted | Rejected) else None
-    told: list[tuple[EventKind, dict[str, object]]] = []
-    if rebooted(first, then):
-        told.append((EventKind.REBOOTED, {"reboots": then.checkpoint.reboots}))
-    if has_changed(first, then):
-        omitted = 0
-        if isinstance(outcome, Rejected):  # what is said of several PCRs is one, and counts as each
-            omitted = max(len(outcome.findings) - len(then.last_findings), 0) + outcome.omitted
-            omitted = omitted if len(then.last_findings) == MAX_STORED_FINDINGS else outcome.omitted
-        told.append((EventKind.STATE, state_details(first, after, versions, omitted=omitted)))
-    elif has_other_policies(first, then):
-        told.append((EventKind.HELD_TO, policy_details(after.enrolment, versions)))
-    now = int(time.time())
-    return [
-        Event(token=new_token(), kind=kind, agent_id=after.agent_id, at=now, details=details)
-        for kind, details in told
-    ]
+        return signed_notice(record, notice, secrets.revocation_key, now)
 
 
 def _log_refusal(refusal: Refusal, verdict: str, *, is_rejection: bool) -> None:
@@ -452,33 +382,3 @@ def _log_refusal(refusal: Refusal, verdict: str, *, is_rejection: bool) -> None:
         verdict,
         refusal.ruling.value,
     )
-
-
-def _log_outcome(before: AgentRecord, after: AgentRecord, outcome: Outcome) -> None:
-    """One line for each change of state, and the reasons of every rejection."""
-    agent_id, state = after.agent_id, after.progress.operational_state
-    was_given_up = before.progress.operational_state is OperationalState.FAILED
-    is_known = was_given_up and after.progress.last_event_id == before.progress.last_event_id
-    silence = logging.DEBUG if is_known else logging.WARNING  # said once, not for days
-    match outcome:
-        case Rejected() as verdict:
-            log_findings(agent_id, verdict)
-        case Accepted(_, _, notes):
-            for note in notes:
-                log.info("agent %s: %s", agent_id, note)
-            if after.progress.checkpoint.reboots > before.progress.checkpoint.reboots:
-                log.info("agent %s: rebooted, attested again from the first IMA entry", agent_id)
-        case Incomplete(reason):
-            log.info("agent %s: no verdict (%s), asking again", agent_id, reason)
-        case Unreachable(reason):
-            log.log(silence, "agent %s: not reachable: %s", agent_id, reason)
-        case WrongKey(reason):
-            log.log(silence, "agent %s: %s", agent_id, reason)
-        case Unusable(reason):
-            log.log(silence, "agent %s: no answer that can be used: %s", agent_id, reason)
-        case Refused(reason):
-            log.log(logging.DEBUG if was_given_up else logging.ERROR, "agent %s: %s", agent_id, reason)
-        case _:
-            pass
-    if state is not before.progress.operational_state:
-        log.info("agent %s: %s -> %s", agent_id, before.progress.operational_state.text, state.text)
