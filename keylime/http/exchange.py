@@ -25,6 +25,9 @@ class Role(enum.Enum):
 
     ANONYMOUS = enum.auto()
     ADMIN = enum.auto()
+    # Who shows a token, which the route's handler looks at: it is known to a database alone.
+    AGENT = enum.auto()
+    AGENT_OR_ADMIN = enum.auto()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from keylime.http.routing import Route
 
 _REF = "#/components/schemas/{name}"
 _JSON = "application/json"
+_DOCUMENT = "application/vnd.api+json"
 STREAM_TYPE = "text/event-stream"
 _PARAMETER = re.compile(r"\{(\w+)\}")
 _NOT_WORD = re.compile(r"\W+")
@@ -71,7 +72,8 @@ def describe_api(api: Api, routes: Iterable[Route]) -> dict[str, Any]:
     newest = api.versions[-1]
     paths: dict[str, dict[str, Any]] = {}
     for route, operation in described:
-        path = f"/v{newest}{route.path}" if route.versioned else route.path
+        version = newest if route.major == 2 else f"{route.major}.0"
+        path = f"/v{version}{route.path}" if route.versioned else route.path
         paths.setdefault(path, {})[route.method.lower()] = _operation(route, operation, schema_of)
     return {
         "openapi": "3.1.0",
@@ -88,6 +90,11 @@ def describe_api(api: Api, routes: Iterable[Route]) -> dict[str, Any]:
             },
             "securitySchemes": {
                 "administrator": {"type": "mutualTLS", "description": api.administrators},
+                "agent": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "The token that an agent gets for the proof that it holds its AK.",
+                },
             },
         },
     }
@@ -117,9 +124,9 @@ _COMMON_SCHEMAS: dict[str, Any] = {
 
 def _operation(route: Route, operation: Operation, schema_of: Mapping[Any, Any]) -> dict[str, Any]:
     described: dict[str, Any] = {
-        "operationId": f"{route.method.lower()}{_NOT_WORD.sub('_', route.path)}",
+        "operationId": f"{route.method.lower()}{_NOT_WORD.sub('_', _named(route))}",
         "summary": operation.summary,
-        "security": [{"administrator": []}] if route.role is Role.ADMIN else [],
+        "security": _SECURITY[route.role],
         "parameters": [
             *_path_parameters(route),
             *_further_parameters("query", operation.query),
@@ -128,9 +135,22 @@ def _operation(route: Route, operation: Operation, schema_of: Mapping[Any, Any])
         "responses": _responses(route, operation, schema_of),
     }
     if operation.body is not None:
-        content = {_JSON: {"schema": schema_of[operation.body]}}
+        content_type = _DOCUMENT if operation.is_document else _JSON
+        content = {content_type: {"schema": schema_of[operation.body]}}
         described["requestBody"] = {"required": True, "content": content}
     return described
+
+
+_SECURITY: Mapping[Role, list[dict[str, list[str]]]] = {
+    Role.ANONYMOUS: [],
+    Role.ADMIN: [{"administrator": []}],
+    Role.AGENT: [{"agent": []}],
+    Role.AGENT_OR_ADMIN: [{"administrator": []}, {"agent": []}],
+}
+
+
+def _named(route: Route) -> str:
+    return route.path if route.major == 2 else f"/v{route.major}{route.path}"
 
 
 def _path_parameters(route: Route) -> list[dict[str, Any]]:
@@ -164,13 +184,16 @@ def _responses(route: Route, operation: Operation, schema_of: Mapping[Any, Any])
     elif operation.is_stream:
         answer["description"] = "Server-sent events without end, the data of each of which is this."
         answer["content"] = {STREAM_TYPE: {"schema": schema_of[operation.results]}}
-    elif operation.success != 204:
+    elif operation.is_document:
+        answer["content"] = {_DOCUMENT: {"schema": schema_of[operation.results]}}
+    elif operation.success not in (204, 307):
         answer["content"] = {_JSON: {"schema": _envelope(operation, schema_of)}}
     refusals = {400, *operation.refusals, 503}
     if operation.body is not None:
         refusals |= {413, 429}
-    responses = {str(operation.success): answer} | {str(code): _refusal("Refused") for code in refusals}
-    if route.role is Role.ADMIN:
+    refused = _document_refusal() if operation.is_document else _refusal("Refused")
+    responses = {str(operation.success): answer} | {str(code): refused for code in refusals}
+    if route.role in (Role.ADMIN, Role.AGENT_OR_ADMIN):
         responses |= {"401": _refusal("Denied", "Refused"), "403": _refusal("Denied")}
     return dict(sorted(responses.items()))
 
@@ -194,6 +217,13 @@ def _refusal(*names: str) -> dict[str, Any]:
     references = [{"$ref": _REF.format(name=name)} for name in names]
     schema = references[0] if len(references) == 1 else {"anyOf": references}
     return {"description": "Refused.", "content": {_JSON: {"schema": schema}}}
+
+
+def _document_refusal() -> dict[str, Any]:
+    """Some refusals of API 3.0 have no body; one that comes before its handler has an envelope."""
+    errors = {"schema": {"$ref": _REF.format(name="Denied")}}
+    either = {"anyOf": [{"$ref": _REF.format(name=name)} for name in ("Denied", "Refused")]}
+    return {"description": "Refused.", "content": {_JSON: {"schema": either}, _DOCUMENT: errors}}
 
 
 def _without_breaks(schema: dict[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,8 @@ class Operation:
     """Words, types and codes of a call.
 
     `alternative` is the type of results that some queries get instead of `results`. With `is_stream` the
-    answer has no end: server-sent events, the data of each of which is one of `results`.
+    answer has no end: server-sent events, the data of each of which is one of `results`. With `is_document`
+    body and results are documents of JSON:API, and there is no envelope.
     """
 
     summary: str
@@ -35,5 +36,6 @@ class Operation:
     query: Mapping[str, QueryField] = field(default_factory=dict)
     headers: Mapping[str, QueryField] = field(default_factory=dict)
     is_stream: bool = False
+    is_document: bool = False
     success: int = 200
     refusals: Sequence[int] = ()

@@ -26,8 +26,9 @@ _MAX_QUERY_FIELDS = 64
 class Route:
     """One method and path, who may call it, and what answers.
 
-    `path` is like "/agents/{agent_id}/stop" and stands behind the version prefix unless `versioned` is false;
-    a trailing slash is always optional. `action` names the call in refusals, by default the handler's name.
+    `path` is like "/agents/{agent_id}/stop" and stands behind the version prefix unless `versioned` is false,
+    that of the `major` version; a trailing slash is always optional. `action` names the call in refusals, by
+    default the handler's name.
     """
 
     method: str
@@ -36,6 +37,7 @@ class Route:
     handler: Handler
     plain_http: bool = False
     versioned: bool = True
+    major: int = 2
     max_body: int | None = None  # bytes, where it is less than the server's limit
     action: str | None = None
     admit: Admit | None = None  # raises HttpError for a caller whose body need not even be read
@@ -139,11 +141,12 @@ class Router:
         segments = path[1:].split("/")
         if len(segments) > 1 and segments[-1] == "":
             segments.pop()
-        found = self._lookup(segments, versioned=False, version=None)
+        found = self._lookup(segments, major=None, version=None)
         if found is not None or not segments:
             return found
         version = self._version_of(segments[0])
-        return self._lookup(segments[1:], versioned=True, version=version) if version else None
+        key = version_key(version) if version else None
+        return None if key is None else self._lookup(segments[1:], major=key[0], version=version)
 
     def _version_of(self, segment: str) -> str | None:
         match = _VERSION_SEGMENT.fullmatch(segment)
@@ -153,8 +156,8 @@ class Router:
             return self._newest.get(match[1])
         return segment[1:] if segment[1:] in self._versions else None
 
-    def _lookup(self, segments: Sequence[str], *, versioned: bool, version: str | None) -> _Match | None:
-        for pattern, routes in self._table.get((versioned, len(segments)), ()):
+    def _lookup(self, segments: Sequence[str], *, major: int | None, version: str | None) -> _Match | None:
+        for pattern, routes in self._table.get((major, len(segments)), ()):
             pairs = tuple(zip(pattern, segments, strict=True))
             if all(isinstance(part, _Name) or part == segment for part, segment in pairs):
                 values = {part.name: _decode(text) for part, text in pairs if isinstance(part, _Name)}
@@ -165,19 +168,26 @@ class Router:
 def authorise(route: Route, caller: Caller, authorization: str | None) -> Response | None:
     """None when `caller` may call `route`, else the refusal.
 
-    A caller that sends an Authorization header is judged by it alone, never by the certificate. Nobody issues
-    bearer tokens in the pull model, so no token is known.
+    A caller that sends an Authorization header is judged by it alone, never by the certificate. No token
+    gives the rights of an administrator; where agents may call, the handler looks whose a token is.
     """
     if route.role is Role.ANONYMOUS:
         return None
     if authorization is not None:
-        scheme, _, token = authorization.partition(" ")
-        if scheme != "Bearer" or not token.strip():
+        if bearer_token(authorization) is None:
             return refusal(401, "Invalid Authorization header format")
-        return refusal(401, "Invalid authentication token")
-    if caller.role is route.role:
+        return refusal(401, "Invalid authentication token") if route.role is Role.ADMIN else None
+    if route.role is Role.AGENT:
+        return refusal(403, f"Action {route.label} requires agent authentication (PoP token)")
+    if caller.role is Role.ADMIN:
         return None
     return refusal(403, f"Action {route.label} requires admin authentication (mTLS certificate)")
+
+
+def bearer_token(authorization: str) -> str | None:
+    """The token in an Authorization header; None when there is none in it."""
+    scheme, _, token = authorization.partition(" ")
+    return token.strip() or None if scheme == "Bearer" else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,26 +196,29 @@ class _Name:
 
 
 _Pattern: TypeAlias = tuple["str | _Name", ...]
-_Table: TypeAlias = Mapping[tuple[bool, int], Sequence[tuple[_Pattern, Mapping[str, Route]]]]
+_Table: TypeAlias = Mapping[tuple[int | None, int], Sequence[tuple[_Pattern, Mapping[str, Route]]]]
 
 
 def _tabulate(routes: Iterable[Route]) -> _Table:
-    by_pattern: dict[tuple[bool, _Pattern], dict[str, Route]] = {}
+    by_pattern: dict[tuple[int | None, _Pattern], dict[str, Route]] = {}
     for route in routes:
-        methods = by_pattern.setdefault((route.versioned, _pattern(route.path)), {})
+        major = route.major if route.versioned else None
+        methods = by_pattern.setdefault((major, _pattern(route)), {})
         if route.method in methods:
             raise ValueError(f"two routes for {route.method} {route.path}")
         methods[route.method] = route
-    table: dict[tuple[bool, int], list[tuple[_Pattern, Mapping[str, Route]]]] = {}
-    for (versioned, pattern), methods in by_pattern.items():
-        table.setdefault((versioned, len(pattern)), []).append((pattern, methods))
+    table: dict[tuple[int | None, int], list[tuple[_Pattern, Mapping[str, Route]]]] = {}
+    for (major, pattern), methods in by_pattern.items():
+        table.setdefault((major, len(pattern)), []).append((pattern, methods))
     for patterns in table.values():  # a fixed word wins over a parameter
         patterns.sort(key=lambda entry: [isinstance(part, _Name) for part in entry[0]])
     return table
 
 
-def _pattern(path: str) -> _Pattern:
-    segments = path.strip("/").split("/")
+def _pattern(route: Route) -> _Pattern:
+    if route.versioned and route.path == "/":  # what is left of "/v3.0/"
+        return ()
+    segments = route.path.strip("/").split("/")
     return tuple(_Name(match[1]) if (match := _PARAMETER.fullmatch(part)) else part for part in segments)
 
 

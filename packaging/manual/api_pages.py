@@ -1,7 +1,7 @@
 """Pages of the manual made of the OpenAPI documents, which have every call, type and code."""
 
 import html
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 _METHODS = ("get", "post", "put", "patch", "delete")
@@ -41,8 +41,13 @@ def _by_subject(paths: Mapping[str, Any]) -> dict[str, list[tuple[str, str, Any]
     return dict(sorted(found.items(), key=lambda entry: (not entry[0].startswith("/"), entry[0])))
 
 
+def _whom(security: Sequence[Mapping[str, object]]) -> str:
+    names = [f"{name}s" for ways in security for name in ways]
+    return f"For {' and '.join(names)}." if names else "For anyone."
+
+
 def _call(operation: Mapping[str, Any]) -> Iterator[str]:
-    yield f"{operation['summary']} {'For administrators.' if operation['security'] else 'For anyone.'}"
+    yield f"{operation['summary']} {_whom(operation['security'])}"
     if operation["parameters"]:
         yield from ("", "| parameter | where | |", "|---|---|---|")
         for field in operation["parameters"]:
@@ -50,11 +55,12 @@ def _call(operation: Mapping[str, Any]) -> Iterator[str]:
             about = [field.get("description", ""), _pattern(field["schema"])]
             yield f"| `{field['name']}` | {field['in']}, {need} | {' '.join(filter(None, about))} |"
     if "requestBody" in operation:
-        schema = operation["requestBody"]["content"]["application/json"]["schema"]
+        (content,) = operation["requestBody"]["content"].values()
+        schema = content["schema"]
         yield from ("", f"Body: {_name(schema)}.")
     refusals: dict[str, list[str]] = {}
     for code, response in operation["responses"].items():
-        if code.startswith("2"):
+        if code.startswith(("2", "307")):
             yield from ("", f"Answered with {code}: {_answer(response)}.")
         else:
             refusals.setdefault(_answer(response), []).append(code)
@@ -65,7 +71,7 @@ def _call(operation: Mapping[str, Any]) -> Iterator[str]:
 def _answer(response: Mapping[str, Any]) -> str:
     if "content" not in response:
         return "no body"
-    ((media_type, content),) = response["content"].items()
+    media_type, content = next(iter(response["content"].items()))
     schema = content["schema"]
     if media_type == "text/event-stream":
         return f"server-sent events, the data of each of which is {_name(schema)}"
