@@ -405,7 +405,7 @@ def _contact(add: _Add) -> None:
     add(
         "--push-model",
         action="store_true",
-        help="for agents that attest by themselves (not available in this release)",
+        help="the agent attests by itself (keylime_push_model_agent): nothing is asked of it",
     )
 
 

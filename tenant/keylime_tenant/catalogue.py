@@ -68,7 +68,7 @@ _RUNTIME_POLICY = (
 _BOOT_POLICY = ("boot policy name", "boot policy", *_VERIFIER)
 
 COMMANDS: Mapping[str, Command] = {
-    "add": Command("have a registered agent attested", "enrol.add", ENROLMENT, _ENROL, needs_agent=True),
+    "add": Command("have a registered agent attested", "adding.add", ENROLMENT, _ENROL, needs_agent=True),
     "update": Command(
         "change what is named of an agent that is attested",
         "update.update",

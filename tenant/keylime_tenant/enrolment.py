@@ -27,6 +27,7 @@ from keylime_tenant.policies import AgentPolicies
 _SAME_ALGORITHM = {"rsa": "rsa2048", "ecc": "ecc256"}
 
 # Host names and IP addresses: nothing that could become another part of a URL.
+_NO_HOST = "0.0.0.0"  # noqa: S104 - of an agent that nobody calls; nothing listens there
 _HOST = re.compile(r"[A-Za-z0-9:][A-Za-z0-9._:-]{0,254}")
 
 
@@ -54,7 +55,9 @@ class Candidate:
         return self.mtls_certificate != DISABLED
 
 
-def make_candidate(agent_id: AgentId, record: RegisteredAgent, arguments: Arguments) -> Candidate:
+def make_candidate(
+    agent_id: AgentId, record: RegisteredAgent, arguments: Arguments, *, needs_address: bool = True
+) -> Candidate:
     """The candidate in a registrar's record, with the addresses of the command line.
 
     Raises CommandFailed when an address or certificate is missing, AgentRejected when the AK is not suitable.
@@ -67,6 +70,8 @@ def make_candidate(agent_id: AgentId, record: RegisteredAgent, arguments: Argume
         raise CommandFailed(f"agent {agent_id} registered without a certificate: its API is older than 2.0")
     host = arguments.agent_ip or record.ip
     port = arguments.agent_port or record.port
+    if not needs_address:
+        host, port = host or _NO_HOST, port or 1
     if not host or not port:
         raise CommandFailed(f"agent {agent_id} registered without an address: give -t and -tp")
     for name in (host, arguments.cv_targethost or host):

@@ -20,10 +20,11 @@ class Standing(enum.IntEnum):
 
     FAILED = 0
     UNREACHABLE = 1
-    STOPPED = 2
-    PENDING = 3
-    UNJUDGED = 4
-    ATTESTED = 5
+    OVERDUE = 2
+    STOPPED = 3
+    PENDING = 4
+    UNJUDGED = 5
+    ATTESTED = 6
 
     @property
     def word(self) -> str:
@@ -39,6 +40,7 @@ class Standing(enum.IntEnum):
 _WORDS = {
     Standing.FAILED: "failed",
     Standing.UNREACHABLE: "unreachable",
+    Standing.OVERDUE: "overdue",
     Standing.STOPPED: "stopped",
     Standing.PENDING: "pending",
     Standing.UNJUDGED: "nothing judged",
@@ -47,6 +49,7 @@ _WORDS = {
 _STYLES = {
     Standing.FAILED: "bad",
     Standing.UNREACHABLE: "bad",
+    Standing.OVERDUE: "bad",
     Standing.STOPPED: "doubtful",
     Standing.PENDING: "doubtful",
     Standing.UNJUDGED: "doubtful",
@@ -63,6 +66,8 @@ def standing_of(status: ToldStatus) -> Standing:
     told = status.attestation_status
     if status.attestation_text == STOPPED_BY_OPERATOR or status.state is OperationalState.TENANT_FAILED:
         return Standing.STOPPED
+    if told == "TIMEOUT":
+        return Standing.OVERDUE
     if status.unreachable_since:
         return Standing.UNREACHABLE
     if told == "FAIL" or status.state in REJECTED:
@@ -98,6 +103,9 @@ def _circumstances(status: ToldStatus) -> Iterator[str]:
         yield f"{printable(status.attestation_text)}: no policy makes a demand of the agent"
     if status.attestation_text == STOPPED_BY_OPERATOR:
         yield f"{STOPPED_BY_OPERATOR}: -c reactivate goes on with it"
+    if status.attests_by_itself:
+        until = status.deadline
+        yield "attests by itself" + (f", the next time by {moment(until)}" if until else "")
     if status.unreachable_since:
         yield f"unreachable since {moment(status.unreachable_since)}"
 

@@ -54,6 +54,13 @@ class ToldStatus(msgspec.Struct, frozen=True, kw_only=True):
     accept_tpm_hash_algs: list[str] = []
     accept_tpm_encryption_algs: list[str] = []
     accept_tpm_signing_algs: list[str] = []
+    attestation_mode: str | None = None
+    deadline: int | None = None  # of an agent that attests by itself: until when it passes
+
+    @property
+    def attests_by_itself(self) -> bool:
+        """Whether nobody asks the agent."""
+        return self.attestation_mode == "push"
 
     @property
     def state(self) -> OperationalState | None:
@@ -91,6 +98,9 @@ class ToldStatus(msgspec.Struct, frozen=True, kw_only=True):
         Some verifiers show the V share of a payload key; that goes to no terminal and no log (P14, Y5).
         """
         hidden = {"v": None} if "v" in self.document else {}
+        if self.attests_by_itself:  # the wire's state says nothing of it
+            shown = {name: value for name, value in self.document.items() if name != "operational_state"}
+            return shown | hidden
         state = self.document.get("operational_state") if self.state is None else self.state.text
         return {**self.document, **hidden, "operational_state": state}
 

@@ -1,18 +1,23 @@
 """`add`: from a registered agent to one that the verifier attests."""
 
+import json
 import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from msgspec import UNSET
 
+from msgspec.structs import asdict
+
 from keylime.addresses import means_own_host
 from keylime.errors import ConfigError, KeylimeError, PeerUnreachable
+from keylime.identifiers import AgentId
 from keylime.messages.agent import UKeyRequest
+from keylime.messages.verifier import NOTHING_JUDGED, AddAgentRequest, UpdateAgentRequest, UpdatedAgent
 from keylime.messages.versions import AGENT_VERSIONS
 from keylime.nonce import new_nonce
 from keylime.payload.keys import auth_tag, encrypt_share, is_auth_tag
-from keylime_tenant.client import AgentApi
+from keylime_tenant.client import AgentApi, VerifierClient, read_results
 from keylime_tenant.enrolment import Candidate, add_request, check_identity, contact_remark, make_candidate
 from keylime_tenant.errors import AgentRejected, CommandFailed
 from keylime_tenant.first_verdict import FirstVerdict, failure, first_verdict
@@ -28,7 +33,6 @@ AnswerT = TypeVar("AnswerT")
 
 async def add(session: Session) -> None:
     """Checks a registered agent and hands it to the verifier. Nothing is sent before the checks passed."""
-    refuse_push(session)
     check_rules(session.arguments)
     policies = compose(session.arguments, await session.read_policies())
     report_policies(session, policies)
@@ -41,7 +45,7 @@ async def add(session: Session) -> None:
         await warn_without_boot_log(session, candidate, agent, version, policies)
         if await session.verifier.status(candidate.agent_id) is not None:
             # Asked before U is sent: an agent in use must not get the key share of another payload.
-            raise _already_there(candidate)
+            raise already_there(candidate)
         await send_u(candidate, agent, version, pubkey, delivery)
         await _tell_verifier(session, candidate, version, policies, delivery)
         await await_verifier(session, candidate)
@@ -50,12 +54,6 @@ async def add(session: Session) -> None:
     finally:
         await agent.close()
     await await_judgement(session, candidate.agent_id)
-
-
-def refuse_push(session: Session) -> None:
-    """Raises CommandFailed for what agents of the push model would need."""
-    if session.arguments.push_model:
-        raise CommandFailed("--push-model: this release polls its agents, push attestation is not available")
 
 
 def report_policies(session: Session, policies: AgentPolicies) -> None:
@@ -73,18 +71,14 @@ async def find_candidate(session: Session) -> Candidate:
     """The session's agent as it is registered. Raises CommandFailed, PeerUnreachable."""
     found = await session.registrar.agent(session.agent_id)
     if found is None:
-        # The stray dollar sign is what existing scripts match.
-        raise CommandFailed(
-            f"Agent ${session.agent_id} data not found in the Registrar. "
-            "Start the agent, and see what is registered with `-c reglist`"
-        )
+        raise not_registered(session)
     record, _ = found
     candidate = make_candidate(session.agent_id, record, session.arguments)
     if not candidate.serves_tls and session.config.enable_agent_mtls:
         raise CommandFailed(
             f"agent {session.agent_id} registered without a certificate to serve TLS with. An agent in push "
-            "mode (`keylime_push_model_agent`) does that: the verifier asks agents itself, so run the agent "
-            "in pull mode. If it is in pull mode, switch mutual TLS on there ([agent] enable_agent_mtls)"
+            "mode (`keylime_push_model_agent`) does that: add it with --push-model. If it is in pull mode, "
+            "switch mutual TLS on there ([agent] enable_agent_mtls)"
         )
     if not candidate.serves_tls:
         session.output.warning(
@@ -177,18 +171,23 @@ async def send_u(
 async def _tell_verifier(
     session: Session, candidate: Candidate, version: str, policies: AgentPolicies, delivery: PayloadDelivery
 ) -> None:
-    verifier = session.verifier
     request = add_request(
         candidate,
         version=version,
         policies=policies,
         delivery=delivery,
         accepted=session.config.accepted,
-        verifier=verifier.address,
+        verifier=session.verifier.address,
     )
+    await hand_over(session, candidate, request)
+
+
+async def hand_over(session: Session, candidate: Candidate, request: AddAgentRequest) -> None:
+    """Has the verifier take the agent. Raises CommandFailed."""
+    verifier = session.verifier
     reply = await verifier.add(candidate.agent_id, request)
     if reply.code == 409 and "already exists. Please use delete" in reply.status:
-        raise _already_there(candidate)
+        raise already_there(candidate)
     if reply.code != 200:
         refusal = verifier.refusal(reply, f"take agent {candidate.agent_id}")
         if reply.code == 404 and "policy with name" in reply.status:
@@ -199,7 +198,17 @@ async def _tell_verifier(
         raise refusal
 
 
-def _already_there(candidate: Candidate) -> CommandFailed:
+def not_registered(session: Session) -> CommandFailed:
+    """The error for an agent that the registrar does not know."""
+    return CommandFailed(
+        # The stray dollar sign is what existing scripts match.
+        f"Agent ${session.agent_id} data not found in the Registrar. "
+        "Start the agent, and see what is registered with `-c reglist`"
+    )
+
+
+def already_there(candidate: Candidate) -> CommandFailed:
+    """The error for an agent that the verifier has."""
     return CommandFailed(
         f'Agent {candidate.agent_id} already exists at the verifier. Run "delete" or "update" first.'
     )
@@ -238,7 +247,7 @@ async def await_verifier(session: Session, candidate: Candidate) -> None:
     session.output.said(
         "Agent %s (%s) added to Verifier (%s) after %d tries",
         candidate.agent_id,
-        candidate.contact,
+        "attests by itself" if session.arguments.push_model else candidate.contact,
         verifier.address,
         tries - 1,  # the printed number is that of further tries
     )
@@ -289,3 +298,46 @@ async def verify_key(
     if failed:
         raise failure(candidate.agent_id, failed[0])
     session.output.said("Key derivation successful")
+
+
+async def change(
+    session: Session,
+    verifier: VerifierClient,
+    candidate: Candidate,
+    request: UpdateAgentRequest,
+    *,
+    has_new_payload: bool = False,
+) -> None:
+    """Has the verifier change an enrolment, and shows what is different. Raises CommandFailed."""
+    reply = await verifier.update(candidate.agent_id, request)
+    if reply.code != 200:
+        raise verifier.refusal(reply, f"change agent {candidate.agent_id}, which stays as it is")
+    updated = read_results(reply, UpdatedAgent, verifier.place)
+    if NOTHING_JUDGED in reply.status:
+        session.output.warning("%s", reply.status)
+    before, after = asdict(updated.before), asdict(updated.after)
+    show_change(session, candidate.agent_id, before, after, has_new_payload=has_new_payload)
+
+
+def show_change(
+    session: Session,
+    agent_id: AgentId,
+    before: Mapping[str, object],
+    after: Mapping[str, object],
+    *,
+    has_new_payload: bool,
+) -> None:
+    """Says what of an agent is another one now."""
+    changed = [name for name in after if before.get(name) != after[name]]
+    for name in changed:
+        session.output.said(
+            "Agent %s: %s was %s, is %s",
+            agent_id,
+            name,
+            json.dumps(before.get(name)),
+            json.dumps(after[name]),
+        )
+    if has_new_payload:
+        session.output.said("Agent %s: its payload and key are new", agent_id)
+    elif not changed:
+        session.output.said("Agent %s: nothing changed, it is attested anew", agent_id)

@@ -1,17 +1,15 @@
 """`update`: another policy, payload or identity for an agent that goes on being watched."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from msgspec import UnsetType
-from msgspec.structs import asdict
 
 from keylime.errors import KeylimeError
 from keylime.identifiers import AgentId
-from keylime.messages.verifier import NOTHING_JUDGED, UpdatedAgent
+from keylime.messages.verifier import NOTHING_JUDGED
 from keylime_tenant.client import VerifierClient, read_results
-from keylime_tenant.commands import enrol
+from keylime_tenant.commands import enrol, pushing
 from keylime_tenant.commands.verifier import delete_from_verifier, enrolled_serial, owner, release
 from keylime_tenant.config import Address
 from keylime_tenant.enrolment import Candidate
@@ -29,13 +27,17 @@ _KINDS = (("allowlists", "runtime policy"), ("mbpolicies", "measured boot policy
 
 async def update(session: Session) -> None:
     """Changes what the command line names of an agent, in one step; one that is not there is added."""
-    enrol.refuse_push(session)
+    if session.arguments.push_model:
+        await pushing.update_or_add(session)
+        return
     check_rules(session.arguments)
     policies = compose(session.arguments, await session.read_policies())
     found = await session.verifier.status(session.agent_id)
     if found is None:
         await enrol.add(session)
         return
+    if found.attests_by_itself:
+        raise CommandFailed(f"agent {session.agent_id} attests by itself: give --push-model")
     verifier = owner(session, found) if session.arguments.verifier_check else session.verifier
     try:
         await _update(session, verifier, found, policies)
@@ -126,37 +128,7 @@ async def _change(
     request = change_request(
         session.arguments, candidate, version, policies, delivery, session.config.accepted
     )
-    reply = await verifier.update(candidate.agent_id, request)
-    if reply.code != 200:
-        raise verifier.refusal(reply, f"change agent {candidate.agent_id}, which stays as it is")
-    updated = read_results(reply, UpdatedAgent, verifier.place)
-    if NOTHING_JUDGED in reply.status:
-        session.output.warning("%s", reply.status)
-    before, after = asdict(updated.before), asdict(updated.after)
-    _show_change(session, candidate.agent_id, before, after, has_new_payload=delivery.key is not None)
-
-
-def _show_change(
-    session: Session,
-    agent_id: AgentId,
-    before: Mapping[str, object],
-    after: Mapping[str, object],
-    *,
-    has_new_payload: bool,
-) -> None:
-    changed = [name for name in after if before.get(name) != after[name]]
-    for name in changed:
-        session.output.said(
-            "Agent %s: %s was %s, is %s",
-            agent_id,
-            name,
-            json.dumps(before.get(name)),
-            json.dumps(after[name]),
-        )
-    if has_new_payload:
-        session.output.said("Agent %s: its payload and key are new", agent_id)
-    elif not changed:
-        session.output.said("Agent %s: nothing changed, it is attested anew", agent_id)
+    await enrol.change(session, verifier, candidate, request, has_new_payload=delivery.key is not None)
 
 
 async def _replace(
@@ -190,7 +162,7 @@ async def _replace(
     if problem is None:
         wanted = ("ip", "port", "tpm_policy", "meta_data", "has_runtime_policy", "has_mb_refstate")
         after = await verifier.status(agent_id) or told_status({})
-        _show_change(
+        enrol.show_change(
             session,
             agent_id,
             {one: found.document.get(one) for one in wanted},
