@@ -85,7 +85,7 @@ def appraise_stepwise(
         quote = verify_quote(
             evidence.quote,
             reference.attestation_key,
-            challenge.nonce.encode(),
+            challenge.qualifying_data,
             PcrSelection(evidence.bank, challenge.pcrs),
         )
     except QuoteRejected as error:

@@ -9,13 +9,22 @@ from keylime.tpm.pcr import DATA_PCR
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """One integrity challenge. `pcrs` is exactly what must be quoted, the data PCR included."""
+    """One integrity challenge. `pcrs` is exactly what must be quoted, the data PCR included.
+
+    The TPM signs the text of `nonce`; agents that attest by themselves are given bytes, the `raw_nonce`.
+    """
 
     nonce: str
     pcrs: frozenset[int]
     ima_entry: int
     wants_public_key: bool
     binds_key: bool = True  # the data PCR must vouch for the agent's public key
+    raw_nonce: bytes | None = None
+
+    @property
+    def qualifying_data(self) -> bytes:
+        """What the TPM is to sign beside the PCRs."""
+        return self.nonce.encode() if self.raw_nonce is None else self.raw_nonce
 
     @property
     def query(self) -> dict[str, str]:

@@ -117,10 +117,20 @@ class QuoteData(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LogData(msgspec.Struct, frozen=True, kw_only=True):
-    """Entries: of an IMA list its lines, each with its end; of the other logs base64 of their bytes."""
+    """Entries: of an IMA list its lines, each with its end; of the other logs base64 of their bytes.
+
+    Verifiers need not repeat the lines of an IMA list, but their number.
+    """
 
     entry_count: Count | msgspec.UnsetType = msgspec.UNSET
-    entries: str
+    entries: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class UnreadLogData(msgspec.Struct, frozen=True, kw_only=True):
+    """The same as it was received: lists may be long, and are not copied as a whole."""
+
+    entry_count: Count | msgspec.UnsetType = msgspec.UNSET
+    entries: msgspec.Raw
 
 
 class QuoteOffer(msgspec.Struct, frozen=True, kw_only=True):
@@ -191,6 +201,14 @@ class ReceivedLog(msgspec.Struct, frozen=True, kw_only=True):
     data: LogData | msgspec.UnsetType = msgspec.UNSET
 
 
+class UnreadLog(msgspec.Struct, frozen=True, kw_only=True):
+    """A log that was read, as a verifier receives it."""
+
+    evidence_class: str = LOG
+    evidence_type: str
+    data: UnreadLogData
+
+
 Offer: TypeAlias = QuoteOffer | LogOffer
 Asked: TypeAlias = QuoteRequest | LogRequest
 Collected: TypeAlias = CollectedQuote | CollectedLog
@@ -236,6 +254,11 @@ def asked_items(items: Sequence[msgspec.Raw]) -> list[Asked]:
 def collected_items(items: Sequence[msgspec.Raw]) -> list[Collected]:
     """What an agent has collected, in its order. Raises MalformedMessage."""
     return [_one(item, CollectedQuote, CollectedLog) for item in items]
+
+
+def unread_items(items: Sequence[msgspec.Raw]) -> list[CollectedQuote | UnreadLog]:
+    """What an agent has collected, as a verifier receives it. Raises MalformedMessage."""
+    return [_one(item, CollectedQuote, UnreadLog) for item in items]
 
 
 def received_items(items: Sequence[msgspec.Raw]) -> list[Received]:

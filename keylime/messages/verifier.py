@@ -72,8 +72,8 @@ class AddAgentRequest(msgspec.Struct, frozen=True, kw_only=True):
     accept_tpm_encryption_algs: list[str]
     accept_tpm_signing_algs: list[str]
     ak_tpm: str
-    cloudagent_ip: str
-    cloudagent_port: int | str
+    cloudagent_ip: str | None = None  # of an agent that is polled
+    cloudagent_port: int | str | None = None
     mb_policy: str | None
     mb_policy_name: str | None
     runtime_policy: str
@@ -81,6 +81,8 @@ class AddAgentRequest(msgspec.Struct, frozen=True, kw_only=True):
     runtime_policy_key: str | None = None
     # Beside `runtime_policy_name`, which is one of them and does not end: older verifiers know that one only.
     runtime_policies: list[PolicyPart] | UnsetType = UNSET
+    # "pull" or "push", which only our own tenants say: see `docs/reference/push-model.md`.
+    attestation_mode: str | UnsetType = UNSET
     mtls_cert: str | None = None
     supported_version: str | None = None
     v: str | None = None
@@ -195,6 +197,8 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
     runtime_policies: list[PolicyPart] | UnsetType = UNSET  # where there are several
     runtime_policy_version: int | UnsetType = UNSET  # the number of the version in force
     mb_policy_version: int | UnsetType = UNSET
+    attestation_mode: str | UnsetType = UNSET  # "push" of an agent that attests by itself
+    deadline: int | UnsetType | None = UNSET  # of such an agent: until when, in epoch seconds, it passes
 
 
 class FindingSummary(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,10 +17,12 @@ from keylime.http.routing import Route
 from keylime.service.health import Health
 from keylime_agent.handlers import AGENT_API, AgentApi
 from keylime_registrar.handlers import REGISTRAR_API, Handlers
+from keylime_verifier.agents.pushing import Mode
 from keylime_verifier.api.agent_handlers import AgentHandlers
 from keylime_verifier.api.event_streams import EventHandlers
 from keylime_verifier.api.history_handlers import HistoryHandlers
 from keylime_verifier.api.policy_handlers import REFERENCE_STATES, RUNTIME_POLICIES, PolicyHandlers
+from keylime_verifier.api.push_handlers import AttestationHandlers, SessionHandlers
 from keylime_verifier.api.revocation_handlers import RevocationHandlers
 from keylime_verifier.api.routes import VERIFIER_API, table
 from keylime_verifier.api.verification_handlers import VerificationHandlers
@@ -42,7 +44,10 @@ def routes() -> dict[str, tuple[Api, Sequence[Route]]]:
     registrar = (*Handlers(nobody).routes(), *probe_routes(Health(), plain_http=True))
     verifier = (
         *table(
-            AgentHandlers(nobody),
+            Mode.BOTH,
+            AgentHandlers(nobody, nobody),
+            SessionHandlers(nobody),
+            AttestationHandlers(nobody),
             HistoryHandlers(nobody),
             PolicyHandlers(RUNTIME_POLICIES, nobody),
             PolicyHandlers(REFERENCE_STATES, nobody),

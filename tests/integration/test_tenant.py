@@ -872,3 +872,20 @@ def test_flags_that_contradict_each_other_end_with_2(lab: Lab) -> None:
     done = lab.run("--exclude", "x")
     assert done.returncode == 2
     assert done.stderr.endswith("error: --exclude cannot be used without an --allowlist\n")
+
+
+def test_an_agent_that_attests_by_itself_is_added_without_asking_it(lab: Lab) -> None:
+    lab.registrar.records[AGENT] |= {"mtls_cert": "disabled"}
+    done = succeeded(lab.run("-u", AGENT, "--push-model"))
+    assert "attests by itself" in done.stdout
+    added = lab.added()
+    assert (added["attestation_mode"], added["v"]) == ("push", None)
+    assert lab.calls == []
+
+
+def test_an_agent_that_attests_by_itself_gets_no_payload(lab: Lab, tmp_path: Path) -> None:
+    payload = tmp_path / "payload"
+    payload.write_text("x")
+    refusal = failed(lab.run("-u", AGENT, "--push-model", "-f", str(payload)))
+    assert "-f does not go with --push-model" in refusal
+    assert lab.verifier.server.calls == []

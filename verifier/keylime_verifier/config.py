@@ -21,7 +21,9 @@ from keylime.service.supervisor import worker_count
 from keylime.takeover.place import Place
 from keylime_verifier.agents.deliveries import AGENT, WEBHOOK, ZEROMQ, Channel
 from keylime_verifier.agents.lifecycle import Cadence
+from keylime_verifier.agents.pushing import AttestationLimits, Mode
 from keylime_verifier.agents.shards import VerifierId
+from keylime_verifier.pushing.sessions import SessionLimits
 from keylime_verifier.revocations.webhook import WebhookUrl, parse_webhook_url
 
 SQLITE_NAME = "cv_data.sqlite"
@@ -75,6 +77,11 @@ class VerifierConfig:
     posts_events: bool
     policy_versions: int
     metrics: MetricsPlace | None  # None: none are served
+    mode: Mode
+    recovers: bool
+    session_limits: SessionLimits
+    attestation_limits: AttestationLimits
+    attestation_history_s: float
     settings: Settings = field(repr=False)  # of verifier.conf: what most of this was made of
     warnings: tuple[str, ...]
 
@@ -156,6 +163,15 @@ def load_config(environ: Mapping[str, str]) -> VerifierConfig:
         posts_events=_posts_events(settings, notifications),
         policy_versions=settings.integer("policy_versions"),
         metrics=metrics,
+        mode=Mode(settings.text("mode") or "both"),
+        recovers=settings.flag("auto_recover_attestation_failures"),
+        session_limits=_session_limits(settings),
+        attestation_limits=AttestationLimits(
+            interval_s=settings.number("quote_interval"),
+            challenge_s=settings.integer("challenge_lifetime"),
+            verdict_s=settings.integer("verification_timeout"),
+        ),
+        attestation_history_s=settings.number("attestation_history"),
         settings=settings,
         warnings=(
             *settings.warnings,
@@ -163,6 +179,18 @@ def load_config(environ: Mapping[str, str]) -> VerifierConfig:
             *tls.warnings,
             *(() if metrics is None else metrics.warnings),
         ),
+    )
+
+
+def _session_limits(settings: Settings) -> SessionLimits:
+    return SessionLimits(
+        challenge_s=settings.integer("nonce_lifetime"),
+        token_s=settings.integer("session_lifetime"),
+        extends=settings.flag("extend_token_on_attestation"),
+        per_address=settings.integer("session_create_rate_limit_per_ip"),
+        address_window_s=settings.integer("session_create_rate_limit_window_ip"),
+        per_agent=settings.integer("session_create_rate_limit_per_agent"),
+        agent_window_s=settings.integer("session_create_rate_limit_window_agent"),
     )
 
 

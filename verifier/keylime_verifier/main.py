@@ -24,6 +24,7 @@ from keylime.service.serving import serve_alone, serve_as_worker, with_workers
 from keylime.service.start_up import configured, daemon_parser, log_versions
 from keylime.service.supervisor import Worker, run_workers
 from keylime.takeover.command import ImportRequest, add_import_flags, import_request
+from keylime_verifier.agents.pushing import Mode
 from keylime_verifier.api.routes import boot_policies
 from keylime_verifier.assembly.tables import import_database, prepare_database
 from keylime_verifier.assembly.verifier import WorkerPlace, running
@@ -33,6 +34,8 @@ from keylime_verifier.config import VerifierConfig, load_config
 log = logging.getLogger("keylime.verifier")
 
 _CONFIGURATION: Components = {"verifier": (), "ca": (), "logging": ()}
+
+_MODES = {Mode.PULL: "PULL", Mode.PUSH: "PUSH", Mode.BOTH: "PULL and PUSH"}
 
 _RELOADED = TLS_OPTIONS | {
     "client_cert",
@@ -101,7 +104,7 @@ def _start(config: VerifierConfig, manager: ServiceManager) -> None:
 
 def _prepare(config: VerifierConfig) -> None:
     """What must exist before the first request: CA, certificates and tables."""
-    log.info("Starting Keylime verifier in PULL mode...")
+    log.info("Starting Keylime verifier in %s mode...", _MODES[config.mode])
     log_versions(log)
     boot_policies(config)  # before anything is made: with several workers each would find it out for itself
     _make_work_dir(config)

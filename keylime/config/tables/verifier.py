@@ -202,6 +202,94 @@ VERIFIER = ComponentTable(
             "Accept IMA violation entries (open writers, time of measure to use) and only report them.",
         ),
         _verifier(
+            "mode",
+            Kind.TEXT,
+            "both",
+            "Whom the verifier attests: pull (agents that it asks itself), push (agents that attest by "
+            "themselves, API 3.0), or both side by side.",
+            choices=("pull", "push", "both"),
+        ),
+        _verifier(
+            "challenge_lifetime",
+            Kind.INTEGER,
+            1800,
+            "Seconds for which an agent that attests by itself may answer a challenge.",
+            minimum=1,
+        ),
+        _verifier(
+            "nonce_lifetime",
+            Kind.INTEGER,
+            60,
+            "Seconds that such an agent has to prove that it holds its AK.",
+            minimum=1,
+        ),
+        _verifier(
+            "session_lifetime",
+            Kind.INTEGER,
+            180,
+            "Seconds for which it may use the token that it gets then.",
+            minimum=1,
+        ),
+        _verifier(
+            "extend_token_on_attestation",
+            Kind.FLAG,
+            True,
+            "Let every attestation that passes lengthen the life of the token, to session_lifetime from then "
+            "on.",
+        ),
+        _verifier(
+            "verification_timeout",
+            Kind.INTEGER,
+            0,
+            "Seconds for which such an agent waits for the verdict on its evidence before it may attest "
+            "again.",
+            minimum=0,
+        ),
+        _verifier(
+            "auto_recover_attestation_failures",
+            Kind.FLAG,
+            False,
+            "Let an attestation that passes end the failure of such an agent. If not, an operator does "
+            "(`keylime_tenant -c reactivate`).",
+        ),
+        _verifier(
+            "session_create_rate_limit_per_ip",
+            Kind.INTEGER,
+            50,
+            "Sessions that may be begun from an address and are not proven, in "
+            "session_create_rate_limit_window_ip seconds.",
+            minimum=1,
+        ),
+        _verifier(
+            "session_create_rate_limit_window_ip",
+            Kind.INTEGER,
+            60,
+            "Seconds for which session_create_rate_limit_per_ip counts.",
+            minimum=1,
+        ),
+        _verifier(
+            "session_create_rate_limit_per_agent",
+            Kind.INTEGER,
+            15,
+            "The same of one agent from one address, in session_create_rate_limit_window_agent seconds.",
+            minimum=1,
+        ),
+        _verifier(
+            "session_create_rate_limit_window_agent",
+            Kind.INTEGER,
+            60,
+            "Seconds for which session_create_rate_limit_per_agent counts.",
+            minimum=1,
+        ),
+        _verifier(
+            "attestation_history",
+            Kind.NUMBER,
+            604800.0,
+            "Seconds for which attestations of agents that attest by themselves are kept: the first pass of "
+            "each boot, and failures. The latest is kept in any case.",
+            minimum=0,
+        ),
+        _verifier(
             "shutdown_drain_timeout",
             Kind.NUMBER,
             10.0,
@@ -291,23 +379,6 @@ VERIFIER = ComponentTable(
             "Accept only runtime policies that are signed, with the key they are to be verified with.",
         ),
         *shared.durable_attestation("verifier", signed_attributes=()),
-        _ignored(
-            "mode",
-            Kind.TEXT,
-            "pull",
-            "Attestation model; only pull is served.",
-            refusal="this release attests in pull mode only",
-        ),
-        _ignored("challenge_lifetime", Kind.INTEGER, 1800, "Push model."),
-        _ignored("verification_timeout", Kind.INTEGER, 0, "Push model."),
-        _ignored("session_create_rate_limit_per_ip", Kind.INTEGER, 50, "Push model."),
-        _ignored("session_create_rate_limit_window_ip", Kind.INTEGER, 60, "Push model."),
-        _ignored("session_create_rate_limit_per_agent", Kind.INTEGER, 15, "Push model."),
-        _ignored("session_create_rate_limit_window_agent", Kind.INTEGER, 60, "Push model."),
-        _ignored("session_lifetime", Kind.INTEGER, 180, "Push model."),
-        _ignored("nonce_lifetime", Kind.INTEGER, 60, "Push model."),
-        _ignored("extend_token_on_attestation", Kind.FLAG, True, "Push model."),
-        _ignored("auto_recover_attestation_failures", Kind.FLAG, False, "Push model."),
         _ignored("log_destination", Kind.TEXT, "", "Log file; messages go to standard output."),
     ),
 )

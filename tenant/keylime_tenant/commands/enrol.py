@@ -2,11 +2,10 @@
 
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
 from msgspec import UNSET
-
 from msgspec.structs import asdict
 
 from keylime.addresses import means_own_host

@@ -1,6 +1,5 @@
 """`update`: another policy, payload or identity for an agent that goes on being watched."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from msgspec import UnsetType

@@ -185,13 +185,13 @@ def test_h3_unknown_variables_are_reported(root: Root) -> None:
     assert root.load("ca", environ).warnings == ()
 
 
-def test_options_of_other_models_are_accepted_silently_unless_they_ask_for_something(root: Root) -> None:
-    root.write("etc/verifier.conf", "[verifier]\nmode = pull\nsession_lifetime = 180\n")
+def test_options_without_effect_are_accepted_silently_unless_they_ask_for_something(root: Root) -> None:
+    root.write("etc/verifier.conf", "[verifier]\nregistrar_ip = 127.0.0.1\nregistrar_port = 8891\n")
     assert root.load("verifier").warnings == ()
-    root.write("etc/verifier.conf", "[verifier]\nsession_lifetime = soon\n")
+    root.write("etc/verifier.conf", "[verifier]\nregistrar_port = soon\n")
     warnings = root.load("verifier").warnings
     assert [warning.partition(": ")[2] for warning in warnings] == [
-        'option "session_lifetime" of section [verifier] has no effect',
+        'option "registrar_port" of section [verifier] has no effect',
     ]
 
 
@@ -312,7 +312,6 @@ def test_changes_are_told_by_option_and_never_for_ignored_ones(root: Root) -> No
 @pytest.mark.parametrize(
     ("component", "option", "value", "right"),
     [
-        ("verifier", "mode", "push", "pull"),
         ("verifier", "authorization_provider", "my.module", "simple"),
         ("registrar", "authorization_provider", "my.module", "simple"),
         ("verifier", "durable_attestation_import", "keylime.da.examples.redis", ""),

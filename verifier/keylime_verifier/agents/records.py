@@ -51,6 +51,7 @@ class Enrolment:
     accept_tpm_signing_algs: tuple[str, ...]
     # All of them, where there are several: `runtime_policy` names one that does not end.
     runtime_parts: tuple[PolicyPart, ...] = ()
+    is_pushing: bool = False  # it attests by itself, and has no address: `ip` is empty, `port` is 0
 
     @property
     def parts(self) -> tuple[PolicyPart, ...]:
@@ -83,6 +84,18 @@ class Progress:
     checkpoint: Checkpoint = field(default_factory=Checkpoint.fresh)
 
 
+@dataclass(frozen=True, slots=True)
+class PushState:
+    """How far the attestations of an agent have come that attests by itself.
+
+    `judged` is the number of the last one with a verdict; `deadline`, in seconds since the epoch, is when the
+    next one is overdue, None before the first.
+    """
+
+    judged: int | None = None
+    deadline: int | None = None
+
+
 class RowVersion(NamedTuple):
     """The same as long as nobody acts on an agent, and nobody else takes it over or judges it."""
 
@@ -104,6 +117,7 @@ class AgentRecord:
     progress: Progress
     claim: ShardClaim = field(default_factory=ShardClaim)
     recalls: int = 0
+    push: PushState | None = None  # of an agent that attests by itself
 
     @property
     def agent_id(self) -> AgentId:

@@ -10,13 +10,13 @@ from keylime.messages.verifier import (
     PolicyPart,
 )
 from keylime_verifier.agents.lifecycle import POLLED_STATES, Cadence
+from keylime_verifier.agents.pushing import INTERVALS_ALLOWED, status_of
 from keylime_verifier.agents.records import AgentRecord
 
 _FAILED_STATES = frozenset(
     {OperationalState.FAILED, OperationalState.INVALID_QUOTE, OperationalState.TENANT_FAILED}
 )
-_INTERVALS_ALLOWED = 5
-_TEXTS = {"PASS": "attested", "PENDING": "pending", "FAIL": "failed"}
+_TEXTS = {"PASS": "attested", "PENDING": "pending", "FAIL": "failed", "TIMEOUT": "overdue"}
 
 _SLACK_S = 1
 
@@ -58,11 +58,12 @@ def describe(
     """
     enrolment, progress = record.enrolment, record.progress
     status = "PENDING" if is_unwritten else attestation_status(record, cadence, now)
+    push = record.push
     return AgentStatus(
-        operational_state=int(progress.operational_state),
+        operational_state=_shown_state(record),
         v=None,  # the field stays for clients that expect it; the share itself goes to the agent alone (P14)
-        ip=enrolment.ip,
-        port=enrolment.port,
+        ip=None if enrolment.is_pushing else enrolment.ip,
+        port=None if enrolment.is_pushing else enrolment.port,
         tpm_policy=enrolment.tpm_policy,
         meta_data=enrolment.meta_data,
         has_mb_refstate=int(enrolment.measured_boot_policy is not None),
@@ -98,7 +99,17 @@ def describe(
         or UNSET,
         runtime_policy_version=UNSET if policy_versions[0] is None else policy_versions[0],
         mb_policy_version=UNSET if policy_versions[1] is None else policy_versions[1],
+        attestation_mode="push" if enrolment.is_pushing else UNSET,
+        deadline=UNSET if push is None else push.deadline,
     )
+
+
+def _shown_state(record: AgentRecord) -> int:
+    """Of an agent that attests by itself the wire's state only says whether an operator stopped it."""
+    state = record.progress.operational_state
+    if record.enrolment.is_pushing and state is not OperationalState.TENANT_FAILED:
+        return int(OperationalState.GET_QUOTE)
+    return int(state)
 
 
 def _runtime_policy_name(record: AgentRecord, *, has_runtime_policy: bool) -> str | None:
@@ -116,6 +127,8 @@ def attestation_text(status: str, *, judges_nothing: bool) -> str:
 def attestation_status(record: AgentRecord, cadence: Cadence, now: int) -> str:
     """PASS only while the last pass is recent and of this generation; FAIL after a verdict; else PENDING."""
     progress = record.progress
+    if record.push is not None:
+        return status_of(progress, record.push, cadence, now)
     if progress.operational_state in _FAILED_STATES:
         return "FAIL"
     passed_now = progress.checkpoint.boot is not None and progress.operational_state in POLLED_STATES
@@ -127,4 +140,4 @@ def attestation_status(record: AgentRecord, cadence: Cadence, now: int) -> str:
 
 
 def _max_age_s(cadence: Cadence) -> float:
-    return max(_INTERVALS_ALLOWED * cadence.quote_interval_s, 1.0)
+    return max(INTERVALS_ALLOWED * cadence.quote_interval_s, 1.0)

@@ -13,7 +13,8 @@ _MOST = 80  # characters of a value
 
 def describe_addition(request: AddAgentRequest) -> str:
     """What a new agent is held to, and where it is."""
-    parts = [f"at {_shown(request.cloudagent_ip)} port {_shown(request.cloudagent_port)}"]
+    at = f"at {_shown(request.cloudagent_ip)} port {_shown(request.cloudagent_port)}"
+    parts = ["attests by itself" if request.attestation_mode == "push" else at]
     for title, text, name in (
         ("runtime policy", request.runtime_policy, request.runtime_policy_name),
         ("measured boot policy", request.mb_policy, request.mb_policy_name),

@@ -20,6 +20,7 @@ from keylime_verifier.agents.events import Actor
 from keylime_verifier.agents.shards import VerifierId
 from keylime_verifier.api.acts import actor
 from keylime_verifier.api.administration import describe_addition, describe_update
+from keylime_verifier.api.push_handlers import Whose, demand_own
 from keylime_verifier.api.refusals import translated
 
 log = logging.getLogger("keylime.verifier")
@@ -53,11 +54,13 @@ class Agents(Protocol):
 class AgentHandlers:
     """`/agents`: what operators do to agents."""
 
-    def __init__(self, agents: Agents) -> None:
+    def __init__(self, agents: Agents, whose: Whose) -> None:
+        """`whose` tells whose token it is: an agent may read its own status."""
         self._agents = agents
+        self._whose = whose
 
     def routes(self) -> list[Route]:
-        """The routes under `/agents`, all for administrators."""
+        """The routes under `/agents`, for administrators; agents may read their own status."""
         admin = Role.ADMIN
         return [
             Route(
@@ -78,7 +81,7 @@ class AgentHandlers:
             Route(
                 "GET",
                 "/agents/{agent_id}",
-                admin,
+                Role.AGENT_OR_ADMIN,
                 translated(self.show_agent),
                 about=Operation("The status of one agent.", AgentStatus, refusals=(404,)),
             ),
@@ -136,6 +139,8 @@ class AgentHandlers:
         return Response(results=VerifierAgents([[agent_id] for agent_id in ids]))
 
     async def show_agent(self, request: Request) -> Response:
+        if (denied := await demand_own(request, self._whose)) is not None:
+            return denied
         return Response(results=await self._agents.show(_agent_id(request)))
 
     async def add_agent(self, request: Request) -> Response:
@@ -178,8 +183,20 @@ async def show_versions(_request: Request) -> Response:
     return Response(results=ServerVersions(CURRENT_VERSION, list(SUPPORTED_VERSIONS)))
 
 
-def version_routes() -> list[Route]:
+async def show_no_versions(_request: Request) -> Response:
+    """The same of a verifier that polls nobody: clients of the field take their newest version then."""
+    return Response(410)
+
+
+def version_routes(*, polls: bool = True) -> list[Route]:
     """The routes outside the version prefix."""
+    if not polls:
+        about = Operation("That this verifier polls no agents.", refusals=(410,))
+        paths = ("/version", "/versions")
+        return [
+            Route("GET", path, Role.ANONYMOUS, show_no_versions, versioned=False, about=about)
+            for path in paths
+        ]
     return [
         Route(
             "GET",
@@ -205,12 +222,13 @@ async def refuse_push(_request: Request) -> Response:
     raise HttpError(
         404,
         "This verifier asks agents itself and does not take attestations that agents push: run the agent "
-        "in pull mode (the `keylime_agent` program), and add it with `keylime_tenant -c add`",
+        "in pull mode (the `keylime_agent` program), and add it with `keylime_tenant -c add`; or let the "
+        "verifier take them, `[verifier] mode = both`",
     )
 
 
-def push_routes() -> list[Route]:
-    """Where agents in push mode begin."""
+def refusing_routes() -> list[Route]:
+    """Where agents that attest by themselves begin, at a verifier that only polls."""
     return [
         Route(
             method,

@@ -23,6 +23,7 @@ from keylime.pki.agent_certificate import AgentTls, PinnedKey, PlainHttp, read_a
 from keylime.tpm.pcr import IMA_PCR, MEASURED_BOOT_PCRS
 from keylime.tpm.tpm_policy import TpmPolicy
 from keylime_verifier.agents.policy_categories import MEASURED_BOOT, RUNTIME, PolicyKey
+from keylime_verifier.agents.pushing import Mode
 from keylime_verifier.agents.records import Enrolment, PolicyPart, PolicyVersions, Secrets
 from keylime_verifier.agents.shards import VerifierId
 from keylime_verifier.policies.demands import CompileBootPolicy, decode_attestation_key, tenant_keyring
@@ -49,6 +50,7 @@ class EnrolmentRules:
     require_mtls: bool
     require_policy_signatures: bool
     compile_boot_policy: CompileBootPolicy
+    mode: Mode = Mode.PULL
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,21 +65,24 @@ class NewAgent:
 
 def check_request(agent_id: AgentId, request: AddAgentRequest, rules: EnrolmentRules) -> NewAgent:
     """The enrolment that `request` asks for. Raises MalformedMessage or PolicyError, which name the field."""
-    if isinstance(_tls_of(request.mtls_cert), PlainHttp) and rules.require_mtls:
-        raise MalformedMessage("mTLS certificate for agent is required!")
+    is_pushing = _is_pushing(request, rules)
+    if not is_pushing and isinstance(_tls_of(request.mtls_cert), PlainHttp) and rules.require_mtls:
+        hint = " One that attests by itself is added with --push-model." if rules.mode is Mode.BOTH else ""
+        raise MalformedMessage(f"mTLS certificate for agent is required!{hint}")
     _check_attestation_key(request.ak_tpm)
     _check_texts(request)
     policies: dict[PolicyKey, str] = {}
     enrolment = Enrolment(
         agent_id=agent_id,
-        ip=_host(request.cloudagent_ip, "cloudagent_ip"),
-        port=_port(request.cloudagent_port, "cloudagent_port"),
-        mtls_cert=request.mtls_cert or None,
+        # Nobody calls an agent that attests by itself, and no protocol brings it a payload.
+        ip="" if is_pushing else _host(request.cloudagent_ip or "", "cloudagent_ip"),
+        port=0 if is_pushing else _port(request.cloudagent_port or "", "cloudagent_port"),
+        mtls_cert=None if is_pushing else request.mtls_cert or None,
         ak_tpm=request.ak_tpm,
         verifier_id=rules.verifier_id,
         verifier_ip=_host(request.verifier_ip or rules.verifier_ip, "verifier_ip"),
         verifier_port=_port(request.verifier_port or rules.verifier_port, "verifier_port"),
-        has_v=request.v is not None,
+        has_v=request.v is not None and not is_pushing,
         meta_data=request.metadata,
         tpm_policy=request.tpm_policy,
         runtime_policy=_runtime_policy(agent_id, request, rules, policies),
@@ -87,9 +92,28 @@ def check_request(agent_id: AgentId, request: AddAgentRequest, rules: EnrolmentR
         accept_tpm_hash_algs=tuple(request.accept_tpm_hash_algs),
         accept_tpm_encryption_algs=tuple(request.accept_tpm_encryption_algs),
         accept_tpm_signing_algs=tuple(request.accept_tpm_signing_algs),
+        is_pushing=is_pushing,
     )
-    secrets = Secrets(_share(request.v), _revocation_key(request.revocation_key))
+    secrets = Secrets(None if is_pushing else _share(request.v), _revocation_key(request.revocation_key))
     return NewAgent(enrolment, secrets, _version(request.supported_version), policies)
+
+
+def _is_pushing(request: AddAgentRequest, rules: EnrolmentRules) -> bool:
+    """Whether the agent attests by itself. Raises MalformedMessage when this verifier does not do that.
+
+    Tenants of the field do not say it: what they add is polled, unless no agent is.
+    """
+    asked = request.attestation_mode
+    if not isinstance(asked, UnsetType) and asked not in ("pull", "push"):
+        raise MalformedMessage("attestation_mode is neither pull nor push")
+    if rules.mode is Mode.BOTH:
+        return asked == "push"
+    if not isinstance(asked, UnsetType) and asked != rules.mode.value:
+        raise MalformedMessage(
+            f"attestation_mode is {asked}, and this verifier serves {rules.mode.value} alone: set "
+            "`[verifier] mode = both` there"
+        )
+    return rules.mode is Mode.PUSH
 
 
 def check_update(
@@ -139,6 +163,7 @@ def check_update(
             enrolment.runtime_policy if keeps_runtime else _kept(request.runtime_policy_name, None)
         ),
         runtime_policy_key=_kept(request.runtime_policy_key, None),
+        attestation_mode="push" if enrolment.is_pushing else "pull",
         mtls_cert=_kept(request.mtls_cert, enrolment.mtls_cert),
         supported_version=_kept(request.supported_version, version),
         v=None if payload is None else payload.v,

@@ -14,13 +14,15 @@ from keylime.measured_boot.policies import PolicyRegistry, load_policy_modules
 from keylime.messages.verifier import MeasuredBootPolicyRequest, RuntimePolicyRequest
 from keylime.messages.versions import SUPPORTED_VERSIONS
 from keylime_verifier.agents.deliveries import ZEROMQ
-from keylime_verifier.api.agent_handlers import AgentHandlers, push_routes, version_routes
+from keylime_verifier.agents.pushing import Mode
+from keylime_verifier.api.agent_handlers import AgentHandlers, refusing_routes, version_routes
 from keylime_verifier.api.audited import audited
 from keylime_verifier.api.enrolment import EnrolmentRules
 from keylime_verifier.api.event_streams import EventHandlers, EventStreams
 from keylime_verifier.api.history_handlers import HistoryHandlers
 from keylime_verifier.api.operations import Agents
 from keylime_verifier.api.policy_handlers import REFERENCE_STATES, RUNTIME_POLICIES, PolicyHandlers
+from keylime_verifier.api.push_handlers import AttestationHandlers, SessionHandlers, leading_route, root_route
 from keylime_verifier.api.revocation_handlers import RevocationHandlers
 from keylime_verifier.api.verification_handlers import VerificationHandlers
 from keylime_verifier.config import VerifierConfig
@@ -32,6 +34,8 @@ from keylime_verifier.policies.parts import check_users
 from keylime_verifier.policies.references import References
 from keylime_verifier.policies.store import PolicyStore
 from keylime_verifier.polling.store import AgentStore
+from keylime_verifier.pushing.attestations import Attestations
+from keylime_verifier.pushing.logins import Logins
 from keylime_verifier.revocations.outbox import Outbox
 from keylime_verifier.revocations.overview import read_overview
 from keylime_verifier.sharing.membership import Member
@@ -108,6 +112,7 @@ def enrolment_rules(config: VerifierConfig, stored: Repositories) -> EnrolmentRu
         require_mtls=config.require_agent_mtls,
         require_policy_signatures=config.require_policy_signatures,
         compile_boot_policy=stored.compile_boot_policy,
+        mode=config.mode,
     )
 
 
@@ -118,6 +123,8 @@ def api_routes(
     forget_references: ForgetReferences,
     judges: EvidenceWorkers,
     streams: EventStreams,
+    logins: Logins,
+    attestations: Attestations,
 ) -> tuple[Route, ...]:
     """Every route but the probes and the description of them all."""
     signed_only = config.require_policy_signatures
@@ -138,7 +145,10 @@ def api_routes(
         kept=config.policy_versions,
     )
     routes = table(
-        AgentHandlers(agents),
+        config.mode,
+        AgentHandlers(agents, attestations.whose),
+        SessionHandlers(logins),
+        AttestationHandlers(attestations),
         HistoryHandlers(stored.history),
         PolicyHandlers(RUNTIME_POLICIES, runtime),
         PolicyHandlers(REFERENCE_STATES, boot),
@@ -150,7 +160,10 @@ def api_routes(
 
 
 def table(
+    mode: Mode,
     agents: AgentHandlers,
+    sessions: SessionHandlers,
+    attestations: AttestationHandlers,
     history: HistoryHandlers,
     runtime: PolicyHandlers[RuntimePolicyRequest],
     boot: PolicyHandlers[MeasuredBootPolicyRequest],
@@ -160,8 +173,8 @@ def table(
 ) -> tuple[Route, ...]:
     """The routes of all handlers, whatever is behind them."""
     return (
-        *version_routes(),
-        *push_routes(),
+        *version_routes(polls=mode.polls),
+        *_push_routes(mode, sessions, attestations),
         *agents.routes(),
         *history.routes(),
         *runtime.routes(),
@@ -170,3 +183,13 @@ def table(
         *revocations.routes(),
         *events.routes(),
     )
+
+
+def _push_routes(
+    mode: Mode, sessions: SessionHandlers, attestations: AttestationHandlers
+) -> tuple[Route, ...]:
+    """API 3.0, or where agents that attest by themselves are told that it is not served."""
+    if not mode.takes_pushed:
+        return tuple(refusing_routes())
+    leading = () if mode.polls else (leading_route(),)
+    return (*leading, root_route(), *sessions.routes(), *attestations.routes())

@@ -6,11 +6,14 @@ from collections.abc import Callable
 from keylime.http.openapi import openapi_route
 from keylime.http.probes import probe_routes
 from keylime.http.server import RoleRule, Server, ServerLimits, administrator
+from keylime.messages.push_document import API_VERSION
+from keylime.messages.versions import SUPPORTED_VERSIONS
 from keylime.service.health import Health
 from keylime_verifier.api.event_streams import EventStreams
 from keylime_verifier.api.operations import Agents
 from keylime_verifier.api.routes import VERIFIER_API, Repositories, api_routes, enrolment_rules
 from keylime_verifier.assembly.attesting import Attesting
+from keylime_verifier.assembly.pushing import Pushing
 from keylime_verifier.config import VerifierConfig
 from keylime_verifier.sharing.roster import Roster
 from keylime_verifier.verification.evidence_worker import WorkerRules
@@ -22,6 +25,7 @@ def verifier_server(
     stored: Repositories,
     roster: Roster,
     attesting: Attesting,
+    pushes: Pushing,
     judges: EvidenceWorkers,
     streams: EventStreams,
     health: Health,
@@ -39,13 +43,23 @@ def verifier_server(
         now,
     )
     routes = (
-        *api_routes(config, stored, agents, attesting.poller.forget_references, judges, streams),
+        *api_routes(
+            config,
+            stored,
+            agents,
+            attesting.poller.forget_references,
+            judges,
+            streams,
+            pushes.logins,
+            pushes.attestations,
+        ),
         *probe_routes(health),
     )
     return Server(
         [*routes, openapi_route(VERIFIER_API, routes)],
         limits=ServerLimits(max_body=config.max_upload, stranger_bodies=config.max_stranger_bodies),
         is_admin=RoleRule(administrator, require_role=config.require_admin_role, section="verifier"),
+        versions=(*SUPPORTED_VERSIONS, API_VERSION),
     )
 
 

@@ -5,15 +5,17 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from keylime.appraisal.reference import Reference
 from keylime.database.engine import DatabaseUnavailable
 from keylime_verifier.agent_client import AgentClient
-from keylime_verifier.agents.records import AgentRecord
+from keylime_verifier.agents.records import AgentRecord, PolicyVersions
 from keylime_verifier.api.routes import Repositories
 from keylime_verifier.assembly.telling import Telling
 from keylime_verifier.certificates import Tls
 from keylime_verifier.config import VerifierConfig
+from keylime_verifier.polling.answer_budget import AnswerBudget
 from keylime_verifier.polling.meter import Meter
-from keylime_verifier.polling.poller import Poller
+from keylime_verifier.polling.poller import BuildReference, Poller
 from keylime_verifier.polling.recorder import Recorder
 
 log = logging.getLogger("keylime.verifier")
@@ -29,6 +31,8 @@ class Attesting:
 
     recorder: Recorder
     poller: Poller
+    budget: AnswerBudget
+    build_reference: BuildReference
 
     async def flush_at_last(self) -> None:
         """Writes what waits, if that can be done in time."""
@@ -54,18 +58,24 @@ def attesting(
     recorder = Recorder(
         stored.agents, config.severities, telling.audience.targets, telling.notifier.wake, now=now
     )
+    budget = AnswerBudget()
+
+    async def build_reference(record: AgentRecord) -> tuple[Reference, PolicyVersions]:
+        return await stored.references.build(record.enrolment)
+
     poller = Poller(
         connect=connect,
-        build_reference=lambda record: stored.references.build(record.enrolment),
+        build_reference=build_reference,
         read_v=stored.agents.read_v,
         recorder=recorder,
         cadence=config.cadence,
         severities=config.severities,
         max_concurrent=_MAX_CONCURRENT_POLLS,
+        budget=budget,
         now=now,
         meter=meter,
     )
-    return Attesting(recorder, poller)
+    return Attesting(recorder, poller, budget, build_reference)
 
 
 def connect(config: VerifierConfig, tls: Tls, record: AgentRecord) -> AgentClient:

@@ -94,6 +94,7 @@ def dividing(
         attesting.recorder,
         telling.notifier,
         spread_s=config.cadence.quote_interval_s,
+        polls=config.mode.polls,
         let_go_limit_s=min(_LONGEST_LET_GO_S, config.lease_s / 4),
     )
     attesting.recorder.subscribe(roster)

@@ -25,6 +25,7 @@ from keylime_verifier.assembly.attesting import Attesting, attesting, connect
 from keylime_verifier.assembly.dividing import Dividing, dividing
 from keylime_verifier.assembly.followers import followers
 from keylime_verifier.assembly.measuring import measuring
+from keylime_verifier.assembly.pushing import Pushing, pushing
 from keylime_verifier.assembly.telling import Telling, open_telling
 from keylime_verifier.certificates import Contexts, Tls, ensure_certificates
 from keylime_verifier.config import VerifierConfig, load_config
@@ -138,9 +139,12 @@ async def running(config: VerifierConfig, place: WorkerPlace = WorkerPlace()) ->
             on_events,
             measured.meter,
         )
+        pushes = pushing(config, stored, tells, attests, member.member_id, clock.now)
         health = Health()
         _add_checks(health, database, attests, divides)
-        server = verifier_server(config, stored, divides.roster, attests, judges, streams, health, clock.now)
+        server = verifier_server(
+            config, stored, divides.roster, attests, pushes, judges, streams, health, clock.now
+        )
         stack.push_async_callback(divides.leave)
         await divides.join()
         stack.push_async_callback(attests.flush_at_last)
@@ -151,7 +155,7 @@ async def running(config: VerifierConfig, place: WorkerPlace = WorkerPlace()) ->
         ensure = functools.partial(ensure_certificates, config)
         keeper = kept_certificates(config.tls, ensure, health, is_speaker=place.number == 0)
         follows = followers(config, stored, tells, divides.membership, place.number)
-        loops = _loops(tells, attests, divides, stored.history)
+        loops = _loops(tells, attests, pushes, divides, stored.history)
         around = watched_surroundings(config.work_dir, health, is_speaker=place.number == 0)
         loops["surroundings"] = around.run
         loops |= {name: follower.run for name, follower in follows.items()}
@@ -160,6 +164,7 @@ async def running(config: VerifierConfig, place: WorkerPlace = WorkerPlace()) ->
         shared = place.count > 1
         measured.serve(database, keeper, health, stack)
         port = server.listen(config.ip, config.port, tls.contexts.server, reuse_port=shared)
+        stack.push_async_callback(pushes.judging.close, drain_s / 2)
         stack.push_async_callback(server.stop, drain_s)
         stack.callback(streams.close)
         verifier = Verifier(port, health, config, server, attests.poller, tells.webhook, tls, streams, keeper)
@@ -177,11 +182,13 @@ def _add_checks(health: Health, database: Database, attests: Attesting, divides:
 
 
 def _loops(
-    tells: Telling, attests: Attesting, divides: Dividing, history: History
+    tells: Telling, attests: Attesting, pushes: Pushing, divides: Dividing, history: History
 ) -> dict[str, Callable[[], Awaitable[None]]]:
     """What must always be running, in the order of its beginning."""
     return {
         "journal": attests.recorder.run,
+        "pushed verdicts": pushes.journal.run,
+        "silence": pushes.silence.run,
         "notifier": tells.notifier.run,
         "audience": tells.audience.run,
         "repeats": tells.repeats.run,

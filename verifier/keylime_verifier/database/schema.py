@@ -80,7 +80,9 @@ agents = sa.Table(
     sa.Column("v_delivered_to", sa.Text),
     sa.Column("checkpoint", sa.Text),  # what lasts of it; where polling stands is in `progress`
     sa.Column("shard", sa.Integer, nullable=False),  # of the agent's id, see `ownership`
-    sa.Column("is_polled", sa.Boolean, nullable=False),  # false after a final verdict or a stop
+    # False after a final verdict or a stop. Whoever pushes is asked nothing, but attested while it is true.
+    sa.Column("is_polled", sa.Boolean, nullable=False),
+    sa.Column("is_pushing", sa.Boolean, nullable=False, server_default=sa.sql.expression.false()),
 )
 
 # What a pass changes, and what it is refused by; a row for each agent, of some 200 bytes. No index holds a
@@ -103,6 +105,57 @@ progress = sa.Table(
     sa.Column("matched", sa.Integer),
     sa.Column("length", sa.Integer),
     sa.Column("incomplete_rounds", sa.Integer),
+)
+
+# Of each agent that attests by itself: the number of its next attestation and of the last that was judged,
+# and until when, in seconds since the epoch, the next one is to be there. No index holds what changes.
+pushing = sa.Table(
+    "pushing",
+    metadata,
+    sa.Column("agent_id", sa.String(80), primary_key=True),
+    sa.Column("next_number", sa.Integer, nullable=False),
+    sa.Column("judged", sa.Integer),
+    sa.Column("deadline", sa.BigInteger),
+)
+
+# Attestations of those agents, see `pushing/attestation_rows.py`: what was offered and asked for, and of what
+# came the quote; no logs. Times are seconds since the epoch; those that are kept outlast a later pass.
+attestations = sa.Table(
+    "push_attestations",
+    metadata,
+    sa.Column("agent_id", sa.String(80), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("generation", sa.String(32), nullable=False),  # of the agent, when it was negotiated
+    sa.Column("stage", sa.String(24), nullable=False),
+    sa.Column("evaluation", sa.String(8), nullable=False),
+    sa.Column("failure_reason", sa.String(24)),
+    sa.Column("boot_time", sa.Double, nullable=False),
+    sa.Column("received_at", sa.Double, nullable=False, index=True),
+    sa.Column("expires_at", sa.Double),
+    sa.Column("evidence_at", sa.Double),
+    sa.Column("completed_at", sa.Double),
+    sa.Column("is_kept", sa.Boolean, nullable=False),
+    sa.Column("items", sa.Text, nullable=False),  # JSON
+)
+
+# Sessions of those agents, and of whoever says that he is one. `state` is one of `pushing/sessions.py`; until
+# it is "active" nothing is proven. `key_hash` is that of the AK that it was proven with.
+sessions = sa.Table(
+    "push_sessions",
+    metadata,
+    sa.Column("session_id", sa.String(36), primary_key=True),
+    sa.Column("agent_id", sa.String(80), nullable=False),
+    sa.Column("state", sa.String(8), nullable=False),
+    sa.Column("challenge", sa.LargeBinary, nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False, index=True),
+    sa.Column("address", sa.String(64), nullable=False),  # the prefixes that it was asked for from
+    sa.Column("network", sa.String(64), nullable=False),
+    sa.Column("key_hash", sa.String(64)),
+    sa.Column("token_salt", sa.String(32)),
+    sa.Column("token_hash", sa.String(64)),
+    sa.Column("token_expires_at", sa.Double),
+    sa.Index("ix_push_sessions_agent_id", "agent_id", "state"),
+    sa.Index("ix_push_sessions_address", "address", "created_at"),
 )
 
 # The verifier processes that share this database. One is alive while its `renewals` move: the others watch

@@ -14,7 +14,7 @@ from keylime.errors import KeylimeError
 from keylime.identifiers import parse_agent_id
 from keylime.messages.verifier import FindingSummary, OperationalState
 from keylime_verifier.agents.policy_parts import decode_parts, encode_parts
-from keylime_verifier.agents.records import AgentRecord, Enrolment, Progress
+from keylime_verifier.agents.records import AgentRecord, Enrolment, Progress, PushState
 from keylime_verifier.agents.shards import ShardClaim, VerifierId, shard_of
 
 
@@ -49,6 +49,7 @@ def enrolment_columns(enrolment: Enrolment) -> dict[str, Any]:
         "accept_tpm_hash_algs": json.dumps(enrolment.accept_tpm_hash_algs),
         "accept_tpm_encryption_algs": json.dumps(enrolment.accept_tpm_encryption_algs),
         "accept_tpm_signing_algs": json.dumps(enrolment.accept_tpm_signing_algs),
+        "is_pushing": enrolment.is_pushing,
     }
 
 
@@ -159,6 +160,7 @@ def _parse_row(row: Row) -> AgentRecord:
         accept_tpm_encryption_algs=tuple(json.loads(row["accept_tpm_encryption_algs"])),
         accept_tpm_signing_algs=tuple(json.loads(row["accept_tpm_signing_algs"])),
         runtime_parts=decode_parts(row["runtime_parts"]),
+        is_pushing=row["is_pushing"],
     )
     progress = Progress(
         operational_state=OperationalState(row["operational_state"]),
@@ -178,7 +180,8 @@ def _parse_row(row: Row) -> AgentRecord:
         checkpoint=_standing_at(decode_checkpoint(row["checkpoint"]), row),
     )
     claim = ShardClaim() if row["epoch"] is None else ShardClaim(row["owner"], row["epoch"])
-    return AgentRecord(row["incarnation"], enrolment, progress, claim, row["recalls"])
+    push = PushState(row["judged"], row["deadline"]) if enrolment.is_pushing else None
+    return AgentRecord(row["incarnation"], enrolment, progress, claim, row["recalls"], push)
 
 
 def _findings_of(text: str | None) -> tuple[FindingSummary, ...]:

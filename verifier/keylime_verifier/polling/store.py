@@ -37,7 +37,15 @@ from keylime_verifier.agents.records import (
 from keylime_verifier.agents.shards import MemberId, ShardClaim, VerifierId, shard_of
 from keylime_verifier.database.changes import Topic, publish
 from keylime_verifier.database.history import act_of, write_events
-from keylime_verifier.database.schema import agents, policies, progress, revocations, shards
+from keylime_verifier.database.schema import (
+    agents,
+    attestations,
+    policies,
+    progress,
+    pushing,
+    revocations,
+    shards,
+)
 from keylime_verifier.policies.store import delete_policy, put_policy, used_by
 from keylime_verifier.polling.fencing import (
     Refusal,
@@ -63,7 +71,11 @@ _CLAIMED = agents.outerjoin(progress, progress.c.agent_id == agents.c.agent_id).
     shards, sa.and_(shards.c.verifier_id == agents.c.verifier_id, shards.c.shard == agents.c.shard)
 )
 _POSITION = [column for column in progress.c if column.name != "agent_id"]
-_SELECT = sa.select(agents, *_POSITION, shards.c.owner, shards.c.epoch).select_from(_CLAIMED)
+SELECT_RECORDS = sa.select(
+    agents, *_POSITION, shards.c.owner, shards.c.epoch, pushing.c.judged, pushing.c.deadline
+).select_from(_CLAIMED.outerjoin(pushing, pushing.c.agent_id == agents.c.agent_id))
+"""The rows that `record_of` reads."""
+
 _RUNTIME_POLICY, _BOOT_POLICY = policies.alias("runtime_policy"), policies.alias("boot_policy")
 _HASHES = sa.select(policies.c.name, policies.c.content_hash).where(policies.c.kind == RUNTIME)
 _VERSIONS = (
@@ -89,7 +101,7 @@ _VERSIONS = (
             ),
         )
     )
-    .where(agents.c.is_polled)
+    .where(agents.c.is_polled, sa.not_(agents.c.is_pushing))
 )
 
 
@@ -107,7 +119,7 @@ class AgentStore:
         """The record of one agent, or None. Raises UnreadableRecord."""
 
         def work(connection: sa.Connection) -> RowMapping | None:
-            return connection.execute(_SELECT.where(agents.c.agent_id == agent_id)).mappings().first()
+            return connection.execute(SELECT_RECORDS.where(agents.c.agent_id == agent_id)).mappings().first()
 
         row = await self._database.read("read an agent", work)
         return None if row is None else record_of(row)
@@ -152,7 +164,7 @@ class AgentStore:
 
     async def load(self, wanted: Collection[AgentId]) -> list[AgentRecord]:
         """The records of those of the `wanted` agents that are there; a row that cannot be read is logged."""
-        query = _SELECT.where(agents.c.agent_id.in_(wanted)).order_by(agents.c.agent_id)
+        query = SELECT_RECORDS.where(agents.c.agent_id.in_(wanted)).order_by(agents.c.agent_id)
         return await self._records("read agents", query)
 
     async def _records(self, action: str, query: sa.Select[Any]) -> list[AgentRecord]:
@@ -179,7 +191,12 @@ class AgentStore:
 
     async def load_polled(self, owner: MemberId, wanted: Sequence[AgentId]) -> list[AgentRecord]:
         """The records of those of the `wanted` agents that `owner` is to poll; unreadable ones are logged."""
-        query = _SELECT.where(agents.c.is_polled, shards.c.owner == owner, agents.c.agent_id.in_(wanted))
+        query = SELECT_RECORDS.where(
+            agents.c.is_polled,
+            sa.not_(agents.c.is_pushing),
+            shards.c.owner == owner,
+            agents.c.agent_id.in_(wanted),
+        )
         return await self._records("read agents", query)
 
     async def secrets_of(self, agent_id: AgentId) -> Secrets | None:
@@ -249,7 +266,10 @@ class AgentStore:
                     put_policy(connection, kind, name, text)
                 connection.execute(sa.insert(agents).values(values))
                 connection.execute(sa.insert(progress).values(position))
-                add_recipient(connection, enrolment.agent_id)
+                if enrolment.is_pushing:
+                    _begin_pushing(connection, enrolment.agent_id)
+                else:
+                    add_recipient(connection, enrolment.agent_id)
             except IntegrityError as error:
                 raise AgentExists(enrolment.agent_id) from error
             write_events(connection, [event])
@@ -279,7 +299,7 @@ class AgentStore:
 
         def work(connection: sa.Connection) -> AgentRecord | None:
             publish(connection, Topic.AGENTS)
-            row = connection.execute(_SELECT.where(agents.c.agent_id == agent_id)).mappings().first()
+            row = connection.execute(SELECT_RECORDS.where(agents.c.agent_id == agent_id)).mappings().first()
             if row is None or row["incarnation"] != generation:
                 return None
             old = record_of(row)
@@ -294,6 +314,8 @@ class AgentStore:
             record = AgentRecord(_new_generation(), enrolment, anew, old.claim, old.recalls)
             update_agent(connection, agent_id, changed)
             move_agent(connection, agent_id, position_columns(anew) | {"incarnation": record.generation})
+            if old.enrolment.is_pushing:
+                _stop_waiting(connection, agent_id)
             write_events(connection, [event])
             return record
 
@@ -311,7 +333,7 @@ class AgentStore:
 
         def work(connection: sa.Connection) -> AgentRecord | None:
             publish(connection, Topic.AGENTS)
-            row = connection.execute(_SELECT.where(agents.c.agent_id == agent_id)).mappings().first()
+            row = connection.execute(SELECT_RECORDS.where(agents.c.agent_id == agent_id)).mappings().first()
             if row is None:
                 return None
             old = record_of(row)
@@ -319,6 +341,8 @@ class AgentStore:
             record = AgentRecord(_new_generation(), old.enrolment, anew, old.claim, old.recalls)
             update_agent(connection, agent_id, verdict_columns(anew))
             move_agent(connection, agent_id, position_columns(anew) | {"incarnation": record.generation})
+            if old.enrolment.is_pushing:
+                _stop_waiting(connection, agent_id)
             write_events(connection, [event])
             return record
 
@@ -338,6 +362,8 @@ class AgentStore:
                 return False
             connection.execute(sa.delete(agents).where(agents.c.agent_id == agent_id))
             connection.execute(sa.delete(progress).where(progress.c.agent_id == agent_id))
+            connection.execute(sa.delete(pushing).where(pushing.c.agent_id == agent_id))
+            connection.execute(sa.delete(attestations).where(attestations.c.agent_id == agent_id))
             remove_recipient(connection, agent_id)
             for kind, name in zip(columns, names, strict=True):
                 # A policy of this name that the agent does not use did not come with it.
@@ -390,6 +416,15 @@ class AgentStore:
             events=events,
         )
         return await self._database.write("record a verdict", work)
+
+
+def _begin_pushing(connection: sa.Connection, agent_id: str) -> None:
+    connection.execute(sa.insert(pushing).values(agent_id=agent_id, next_number=0))
+
+
+def _stop_waiting(connection: sa.Connection, agent_id: str) -> None:
+    """Nothing is overdue before the next verdict of an agent that attests by itself."""
+    connection.execute(sa.update(pushing).where(pushing.c.agent_id == agent_id).values(deadline=None))
 
 
 def _hashes_and_time(connection: sa.Connection) -> tuple[dict[str, TextHash], float]:

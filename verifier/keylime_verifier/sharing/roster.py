@@ -43,8 +43,11 @@ class Roster:
         *,
         spread_s: float,
         let_go_limit_s: float,
+        polls: bool = True,
     ) -> None:
-        """Agents that are taken over are asked at once, many of them within `spread_s`.
+        """Whether this verifier `polls` agents at all.
+
+        Agents that are taken over are asked at once, many of them within `spread_s`.
 
         Work under way gets `let_go_limit_s`.
         """
@@ -53,6 +56,7 @@ class Roster:
         self._poller = poller
         self._recorder = recorder
         self._notifier = notifier
+        self._polls = polls
         self._spread_s = spread_s
         self._let_go_limit_s = let_go_limit_s
         self._looking = asyncio.Lock()
@@ -78,6 +82,8 @@ class Roster:
         """Starts polling what an operator added or reactivated here, if it is ours."""
         self._touched.add(record.agent_id)
         known = self._poller.current(record.agent_id)
+        if record.enrolment.is_pushing or not self._polls:
+            return
         if record.claim.owner == self._me and (known is None or known.row_version != record.row_version):
             self._poller.adopt(record)
 
@@ -125,7 +131,7 @@ class Roster:
         """
         async with self._looking:
             self._touched.clear()
-            versions = await self._store.versions(self._me)
+            versions = await self._store.versions(self._me) if self._polls else {}
             known = {agent_id: record.row_version for agent_id, record in self._poller.polled().items()}
             plan = plan_polls(
                 versions,

@@ -1,0 +1,360 @@
+"""What can be tried with sessions, tokens and evidence of machines that attest by themselves.
+
+Ids are those of the attack catalogue (Network, Quotes, Verifier).
+"""
+
+import asyncio
+import base64
+import hashlib
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from keylime.hashes import HashAlgorithm
+from keylime.tpm.keys import SignatureScheme
+from tests.fakes.pushing_machine import Answer, PushingMachine, certification, name_of
+from tests.fakes.running_verifier import RunningVerifier, eventually, query_database, running_verifier
+from tests.fakes.software_ak import SoftwareAk
+
+FAST = {"KEYLIME_VERIFIER_QUOTE_INTERVAL": "3600"}
+OTHER_KEY = SoftwareAk.generate("rsa2048", SignatureScheme.RSASSA)
+
+
+def scene(
+    directory: Path,
+    act: Callable[[RunningVerifier, PushingMachine], Awaitable[None]],
+    **environ: str,
+) -> None:
+    """A machine that is added, and has not attested yet."""
+
+    async def play() -> None:
+        async with running_verifier(directory, {**FAST, **environ}) as verifier:
+            machine = PushingMachine(verifier)
+            await machine.add()
+            await act(verifier, machine)
+
+    asyncio.run(play())
+
+
+def denied(answer: Answer) -> tuple[int, object]:
+    return answer.code, answer.error["detail"]
+
+
+def test_n13_tokens_that_are_missing_altered_over_or_of_somebody_else(tmp_path: Path) -> None:
+    async def act(verifier: RunningVerifier, machine: PushingMachine) -> None:
+        token = await machine.log_in()
+        other = PushingMachine(verifier, "pushing-2")
+        await other.add()
+        await other.log_in()
+        assert denied(await machine.negotiate(token=None)) == (
+            403,
+            "Action submit_attestation requires agent authentication (PoP token)",
+        )
+        assert denied(await other.negotiate(token=token)) == (
+            403,
+            "Agent pushing-1 cannot access resource pushing-2 (ownership required)",
+        )
+        invalid = (401, "Invalid authentication token")
+        last_letter = "A" if token[-1] != "A" else "B"
+        for altered in (token[:-1] + last_letter, token[:40], token + "A", "x.y", "x" * 9000):
+            assert denied(await machine.negotiate(token=altered)) == invalid
+        for header in (f"bearer {token}", f"Basic {token}", "Bearer", token):
+            answer = await machine.negotiate(token=None, headers={"Authorization": header})
+            assert denied(answer) == (401, "Invalid Authorization header format")
+        later = await machine.log_in()
+        assert denied(await machine.negotiate(token=token)) == invalid, "a later login ends the earlier one"
+        await verifier.change("UPDATE push_sessions SET token_expires_at = token_expires_at - 3000")
+        assert denied(await machine.negotiate(token=later)) == (401, "Authentication token expired")
+        last = await machine.log_in()
+        assert (await machine.negotiate()).code == 201
+        assert (await verifier.admin("DELETE", "/v2.6/agents/pushing-1")).code == 200
+        assert (await machine.negotiate(token=last)).code == 404
+        await PushingMachine.with_key(verifier, OTHER_KEY).add()
+        assert denied(await machine.negotiate(token=last)) == invalid, "it was proven with another key"
+
+    scene(tmp_path, act)
+
+
+def test_n13_a_token_gives_no_other_rights_and_a_certificate_none_of_an_agent(tmp_path: Path) -> None:
+    async def act(verifier: RunningVerifier, machine: PushingMachine) -> None:
+        token = await machine.log_in()
+        own = await machine.call("GET", "/v2.6/agents/pushing-1", b"", token=token)
+        assert (own.code, own.body["results"]["attestation_status"]) == (200, "PENDING")
+        for method, path in (
+            ("GET", "/v2.6/agents"),
+            ("DELETE", "/v2.6/agents/pushing-1"),
+            ("PUT", "/v2.6/agents/pushing-1/reactivate"),
+            ("GET", "/v3.0/agents/pushing-1/attestations"),
+            ("GET", "/v3.0/agents/pushing-1/attestations/latest"),
+        ):
+            assert (await machine.call(method, path, b"", token=token)).code == 401, path
+        other = await machine.call("GET", "/v2.6/agents/pushing-2", b"", token=token)
+        assert denied(other) == (
+            403,
+            "Agent pushing-1 cannot access resource pushing-2 (ownership required)",
+        )
+        machine.context = verifier.administrators
+        assert (await machine.negotiate(token=None)).code == 403, "administrators attest nothing"
+        assert (await machine.call("DELETE", "/v2.6/agents/pushing-1", b"", token=token)).code == 401
+        assert (await machine.negotiate()).code == 201
+
+    scene(tmp_path, act)
+
+
+def whole_database(directory: Path) -> bytes:
+    """What a thief of its files has."""
+    return b"".join(path.read_bytes() for path in directory.glob("cv_data.sqlite*"))
+
+
+def test_n14_a_stolen_database_has_no_token_and_guesses_are_refused_alike(tmp_path: Path) -> None:
+    async def act(verifier: RunningVerifier, machine: PushingMachine) -> None:
+        token = await machine.log_in()
+        session_id, secret = token.split(".", 1)
+        assert len(secret) == 43
+        stored = "SELECT session_id, token_salt, token_hash FROM push_sessions"
+        ((stored_id, salt, digest),) = verifier.rows(stored)
+        assert stored_id == session_id
+        assert digest == hashlib.sha256(bytes.fromhex(salt) + token.encode()).hexdigest()
+        assert secret.encode() not in whole_database(tmp_path)
+        known = await machine.negotiate(token=f"{session_id}.{'A' * 43}")
+        unknown = await machine.negotiate(token=f"00000000-0000-4000-8000-000000000000.{'A' * 43}")
+        assert (known.code, known.body) == (unknown.code, unknown.body) == (401, known.body)
+
+    scene(tmp_path, act)
+
+
+def test_n15_who_begins_many_sessions_waits_and_nobody_else_does(tmp_path: Path) -> None:
+    async def act(verifier: RunningVerifier, machine: PushingMachine) -> None:
+        for _ in range(20):
+            await machine.log_in()  # who proves himself is none of many
+        for _ in range(15):
+            assert (await machine.begin()).code == 200
+        refused = await machine.begin()
+        assert refused.code == 429
+        assert 0 < int(refused.headers["retry-after"]) <= 60
+        assert "title" in refused.error
+        assert (await machine.begin("pushing-2")).code == 200, "other agents behind the same address"
+        elsewhere = await machine.begin(source="127.0.0.2")
+        assert elsewhere.code == 200, "the agent itself, when a stranger has named it elsewhere"
+        codes = [(await machine.begin(f"stranger-{number}")).code for number in range(50)]
+        assert codes[-1] == 429
+        assert (await machine.begin("pushing-3", source="127.0.0.2")).code == 200
+        await verifier.change("UPDATE push_sessions SET created_at = created_at - 61")
+        assert (await machine.begin()).code == 200, "nobody is locked out for ever"
+
+    scene(tmp_path, act)
+
+
+def test_n16_proofs_that_were_made_for_something_else(tmp_path: Path) -> None:
+    async def act(verifier: RunningVerifier, machine: PushingMachine) -> None:
+        own = machine.machine.ak
+
+        def signed(message: bytes, key: SoftwareAk = own) -> tuple[bytes, bytes]:
+            return message, key.sign(message)
+
+        begun = await machine.begin()
+        requested = begun.attributes["authentication_requested"][0]
+        challenge = base64.b64decode(requested["chosen_parameters"]["challenge"])
+        mismatch = await machine.prove(begun, agent_id="pushing-2")
+        assert denied(mismatch) == (400, "Agent ID mismatch")
+        passed = await machine.prove(begun, signed(certification(own, challenge)))
+        assert passed.attributes["evaluation"] == "pass", "the challenge was not used up"
+        again = await machine.prove(begun, signed(certification(own, challenge)))
+        assert denied(again) == (404, "Session not found"), "a challenge is good once"
+        for proof in (
+            signed(certification(own, challenge)),  # of the session before
+            (b"", b""),
+            (b"\xff", own.sign(b"\xff")),
+        ):
+            refused = await machine.prove(await machine.begin(), proof)
+            assert (refused.code, refused.attributes["evaluation"]) == (401, "fail")
+            assert "token" not in refused.attributes
+        makers: list[Callable[[bytes], tuple[bytes, bytes]]] = [
+            lambda fresh: signed(certification(OTHER_KEY, fresh), OTHER_KEY),  # by another key
+            lambda fresh: signed(certification(own, fresh, name=name_of(OTHER_KEY))),  # of another key
+            lambda fresh: (certification(own, fresh), own.sign(b"something else")),
+            lambda fresh: signed(certification(own, fresh, kind=0x8018)),  # no certification
+        ]
+        for make in makers:
+            fresh = await machine.begin()
+            text = fresh.attributes["authentication_requested"][0]["chosen_parameters"]["challenge"]
+            refused = await machine.prove(fresh, make(base64.b64decode(text)))
+            assert (refused.code, refused.attributes["evaluation"]) == (401, "fail")
+            assert denied(await machine.prove(fresh)) == (404, "Session not found"), "and is over then"
+        token = passed.attributes["token"]
+        assert (await machine.negotiate(token=token)).code == 201, "nobody was logged out by that"
+
+    scene(tmp_path, act, KEYLIME_VERIFIER_SESSION_CREATE_RATE_LIMIT_PER_AGENT="100")
+
+
+def test_n16_strangers_and_latecomers_learn_nothing(tmp_path: Path) -> None:
+    async def act(verifier: RunningVerifier, machine: PushingMachine) -> None:
+        stranger = PushingMachine(verifier, "stranger")
+        begun = await stranger.begin()
+        assert begun.code == 200, "who is known is not told"
+        refused = await stranger.prove(begun)
+        assert (refused.code, refused.attributes["evaluation"]) == (200, "fail")
+        assert "token_expires_at" not in refused.attributes
+        late = await machine.begin()
+        await verifier.change("UPDATE push_sessions SET created_at = created_at - 61")
+        refused = await machine.prove(late)
+        assert (refused.code, refused.attributes["evaluation"]) == (200, "fail")
+        assert refused.attributes["token_expires_at"] is None
+
+    scene(tmp_path, act)
+
+
+@pytest.mark.parametrize("more", [{16, 0}, {16, 23}])
+def test_q20_a_pushed_quote_of_more_than_was_asked_for_fails(tmp_path: Path, more: set[int]) -> None:
+    async def act(_verifier: RunningVerifier, machine: PushingMachine) -> None:
+        await machine.log_in()
+        negotiated = await machine.negotiate()
+        parameters = negotiated.attributes["evidence_requested"][0]["chosen_parameters"]
+        quote = machine.quote(parameters, more=frozenset(more))
+        assert (await machine.submit(negotiated, machine.evidence(negotiated, quote))).code == 202
+        status = await machine.until_judged("FAIL")
+        assert status["last_event_id"] == "qoute_validation.quote_validation"
+
+    scene(tmp_path, act)
+
+
+def test_q21_a_pushed_quote_of_another_bank_fails(tmp_path: Path) -> None:
+    async def act(_verifier: RunningVerifier, machine: PushingMachine) -> None:
+        await machine.log_in()
+        negotiated = await machine.negotiate()
+        parameters = negotiated.attributes["evidence_requested"][0]["chosen_parameters"]
+        quote = machine.quote(parameters, bank=HashAlgorithm.SHA1)
+        assert (await machine.submit(negotiated, machine.evidence(negotiated, quote))).code == 202
+        await machine.until_judged("FAIL")
+
+    scene(tmp_path, act)
+
+
+def challenge_of(negotiated: Answer) -> str:
+    text: str = negotiated.attributes["evidence_requested"][0]["chosen_parameters"]["challenge"]
+    return text
+
+
+def test_a_pushed_quote_is_for_one_challenge_once_and_in_time(tmp_path: Path) -> None:
+    async def act(verifier: RunningVerifier, machine: PushingMachine) -> None:
+        await machine.log_in()
+        first = await machine.negotiate()
+        second = await machine.negotiate()
+        old = await machine.submit(first)
+        assert (old.code, old.error["code"]) == (403, "old_attestation")
+        evidence = machine.evidence(second)
+        assert (await machine.submit(second, evidence)).code == 202
+        again = await machine.submit(second, evidence)
+        assert (again.code, again.error["code"]) == (403, "evidence_immutable")
+        await machine.until_judged("PASS", 1)
+        await machine.hurry()
+        third = await machine.negotiate()
+        assert (await machine.submit(third, evidence)).code == 202, "an earlier quote is well-formed"
+        status = await machine.until_judged("FAIL")
+        assert status["last_event_id"] == "qoute_validation.quote_validation"
+        await machine.hurry()
+        fourth = await machine.negotiate()
+        await verifier.change("UPDATE push_attestations SET expires_at = expires_at - 1801")
+        late = await machine.submit(fourth)
+        assert (late.code, late.error["code"]) == (403, "challenges_expired")
+        challenges = [challenge_of(one) for one in (first, second, third, fourth)]
+        assert len(set(challenges)) == 4
+        assert {len(base64.b64decode(one)) for one in challenges} == {16}
+
+    scene(tmp_path, act)
+
+
+def test_challenges_do_not_come_again_after_a_restart(tmp_path: Path) -> None:
+    async def play() -> None:
+        seen: set[str] = set()
+        for number in range(3):
+            async with running_verifier(tmp_path, FAST) as verifier:
+                machine = PushingMachine(verifier)
+                if number == 0:
+                    await machine.add()
+                for _ in range(3):
+                    begun = await machine.begin()
+                    text = begun.attributes["authentication_requested"][0]["chosen_parameters"]["challenge"]
+                    seen.add(text)
+                await machine.log_in()
+                for _ in range(5):
+                    seen.add(challenge_of(await machine.negotiate()))
+        assert len(seen) == 24
+
+    asyncio.run(play())
+
+
+def test_s8_a_silent_machine_is_overdue_whatever_process_is_asked_after_a_restart_too(tmp_path: Path) -> None:
+    async def play() -> None:
+        async with running_verifier(tmp_path, FAST) as verifier:
+            machine = PushingMachine(verifier)
+            await machine.add()
+            await machine.attest()
+            await machine.until_judged("PASS", 1)
+        query_database(tmp_path, "UPDATE pushing SET deadline = deadline - 36000")
+        async with (
+            running_verifier(tmp_path, FAST) as verifier,
+            running_verifier(tmp_path, FAST) as other,
+        ):
+            for one in (verifier, other):
+                machine.verifier = one
+                assert (await machine.status())["attestation_status"] == "TIMEOUT"
+            await machine.attest()
+            await machine.until_judged("PASS", 2)
+
+    asyncio.run(play())
+
+
+def test_s8_silence_makes_no_failure_better_and_is_told_once(tmp_path: Path) -> None:
+    async def act(verifier: RunningVerifier, machine: PushingMachine) -> None:
+        await machine.attest()
+        await machine.until_passed(1)
+        await machine.until_judged("TIMEOUT")
+
+        ((message,),) = await eventually(lambda: verifier.rows("SELECT message FROM revocations"))
+        assert "internal.verifier.overdue" in message
+        await machine.attest()
+        await machine.until_passed(2)
+        machine.machine.measure("/usr/bin/evil", b"evil")
+        await machine.attest()
+        await machine.until_judged("FAIL")
+        await verifier.change("UPDATE pushing SET deadline = deadline - 3600")
+        assert (await machine.status())["attestation_status"] == "FAIL"
+        machine.boot()
+        await machine.attest()
+        status = await machine.until_judged("FAIL", 3)
+        assert status["last_findings"], "why it stands as failed"
+        assert (await verifier.admin("PUT", "/v2.6/agents/pushing-1/reactivate")).code == 200
+        await machine.until_judged("PENDING")
+        await machine.attest()
+        await machine.until_passed(4)
+        assert (await machine.status())["attestation_status"] != "FAIL"
+
+    scene(tmp_path, act, KEYLIME_VERIFIER_QUOTE_INTERVAL="0.2")
+
+
+def test_bodies_that_are_no_evidence_use_no_challenge_up(tmp_path: Path) -> None:
+    async def act(_verifier: RunningVerifier, machine: PushingMachine) -> None:
+        await machine.log_in()
+        negotiated = await machine.negotiate()
+        right = machine.evidence(negotiated)
+        nothing = {"data": {"type": "error", "attributes": {"evidence_collected": []}}}
+        for document, code in (
+            (nothing, 400),
+            (b"{", 400),
+            ({"data": {"type": "attestation", "attributes": {}}}, 400),
+            ({"data": {"type": "attestation", "attributes": {"evidence_collected": []}}}, 422),
+            ({"data": {"type": "attestation", "attributes": {"evidence_collected": 1}}}, 422),
+            ({"data": {"type": "attestation", "attributes": {"evidence_collected": [1, 2]}}}, 422),
+        ):
+            answer = await machine.submit(negotiated, document)
+            assert answer.code == code, document
+            if code == 422:
+                assert answer.error["source"]["pointer"].startswith("/data/attributes/evidence")
+        assert (await machine.submit(negotiated, right, content_type="application/json")).code == 415
+        empty = await machine.call("PATCH", negotiated.headers["location"], b"", token=machine.token)
+        assert (empty.code, empty.body) == (415, None)
+        assert (await machine.submit(negotiated, right)).code == 202
+
+    scene(tmp_path, act)

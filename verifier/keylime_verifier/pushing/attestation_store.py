@@ -1,0 +1,170 @@
+"""Attestations in the database: each method is one transaction."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import sqlalchemy as sa
+
+from keylime.database.transactions import Database
+from keylime.identifiers import AgentId
+from keylime.messages.push_evidence import Received
+from keylime_verifier.agents.pushing import PASSING
+from keylime_verifier.agents.records import AgentRecord
+from keylime_verifier.agents.shards import MemberId
+from keylime_verifier.database.schema import agents, attestations, pushing, sessions, shards
+from keylime_verifier.polling.rows import UnreadableRecord, record_of
+from keylime_verifier.polling.store import SELECT_RECORDS
+from keylime_verifier.pushing.attestation_rows import (
+    AWAITING,
+    EVALUATING,
+    Attestation,
+    attestation_of,
+    encode_items,
+)
+from keylime_verifier.pushing.session_store import SELECT_SESSIONS, session_of
+from keylime_verifier.pushing.sessions import Session
+
+_OVERDUE_AT_ONCE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What is known of an agent that calls: its session, its record, its latest attestation.
+
+    `next_number` is None of an agent that is not there, or does not attest by itself.
+    """
+
+    session: Session | None
+    record: AgentRecord | None
+    next_number: int | None
+    latest: Attestation | None
+
+
+class AttestationStore:
+    """The attestations of all agents."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def look(self, agent_id: AgentId, session_id: str) -> Found:
+        """What is known of an agent, and of the session that it says is its own. Raises UnreadableRecord."""
+        of_session = SELECT_SESSIONS.where(sessions.c.session_id == session_id)
+        of_agent = SELECT_RECORDS.add_columns(pushing.c.next_number).where(agents.c.agent_id == agent_id)
+
+        def work(connection: sa.Connection) -> Found:
+            session = connection.execute(of_session).first()
+            row = connection.execute(of_agent).mappings().first()
+            latest = connection.execute(_latest(agent_id)).first()
+            return Found(
+                None if session is None else session_of(session),
+                None if row is None else record_of(row),
+                None if row is None else row["next_number"],
+                None if latest is None else attestation_of(latest),
+            )
+
+        return await self._database.read("look at an attestation", work)
+
+    async def agent_of(self, session_id: str) -> AgentId:
+        """Whose session it is said to be; nobody's is empty."""
+        query = sa.select(sessions.c.agent_id).where(sessions.c.session_id == session_id)
+        found = await self._database.read(
+            "find a session", lambda connection: connection.execute(query).scalar()
+        )
+        return AgentId(found or "")
+
+    async def negotiate(self, attestation: Attestation) -> bool:
+        """Stores a new attestation in the place of one that awaits evidence. False: somebody was faster."""
+        agent_id, number = attestation.agent_id, attestation.number
+        count = (
+            sa.update(pushing)
+            .where(pushing.c.agent_id == agent_id, pushing.c.next_number == number)
+            .values(next_number=number + 1)
+        )
+        superseded = sa.delete(attestations).where(
+            attestations.c.agent_id == agent_id, attestations.c.stage == AWAITING
+        )
+        new = sa.insert(attestations).values(attestation.columns)
+
+        def work(connection: sa.Connection) -> bool:
+            if connection.execute(count).rowcount != 1:
+                return False
+            connection.execute(superseded)
+            connection.execute(new)
+            return True
+
+        return await self._database.write("negotiate an attestation", work)
+
+    async def receive(
+        self, attestation: Attestation, items: Sequence[Received], at: float
+    ) -> Attestation | None:
+        """The attestation with its evidence, which it takes once. None: somebody was faster."""
+        changed = replace(attestation, stage=EVALUATING, evidence_at=at, items=tuple(items))
+        change = (
+            sa.update(attestations)
+            .where(
+                attestations.c.agent_id == attestation.agent_id,
+                attestations.c.number == attestation.number,
+                attestations.c.stage == AWAITING,
+            )
+            .values(stage=EVALUATING, evidence_at=at, items=encode_items(items))
+        )
+        is_ours = await self._database.write(
+            "receive evidence", lambda connection: connection.execute(change).rowcount == 1
+        )
+        return changed if is_ours else None
+
+    async def of_agent(self, agent_id: AgentId, number: int | None = None) -> list[Attestation] | None:
+        """The attestations of an agent, or the one with this number; None if it attests none by itself."""
+        is_known = sa.select(pushing.c.agent_id).where(pushing.c.agent_id == agent_id)
+        query = sa.select(attestations).where(attestations.c.agent_id == agent_id)
+        if number is not None:
+            query = query.where(attestations.c.number == number)
+
+        def work(connection: sa.Connection) -> list[Attestation] | None:
+            if connection.execute(is_known).first() is None:
+                return None
+            return [attestation_of(row) for row in connection.execute(query.order_by(attestations.c.number))]
+
+        return await self._database.read("read attestations", work)
+
+    async def overdue(self, owner: MemberId, now: float) -> list[AgentRecord]:
+        """Agents of shards of `owner` that pass so far and should have attested again; some of many."""
+        query = (
+            SELECT_RECORDS.where(
+                agents.c.is_pushing,
+                agents.c.is_polled,
+                agents.c.operational_state == int(PASSING),
+                shards.c.owner == owner,
+                pushing.c.deadline < now,
+            )
+            .order_by(agents.c.agent_id)
+            .limit(_OVERDUE_AT_ONCE)
+        )
+        rows = await self._database.read(
+            "look for silent agents", lambda connection: connection.execute(query).mappings().all()
+        )
+        records = []
+        for row in rows:
+            try:
+                records.append(record_of(row))
+            except UnreadableRecord:  # whoever is asked about it says so
+                continue
+        return records
+
+    async def prune(self, before: float) -> None:
+        """Forgets attestations of before a time, but for the latest of each agent."""
+        number = sa.select(pushing.c.next_number).where(pushing.c.agent_id == attestations.c.agent_id)
+        old = sa.delete(attestations).where(
+            attestations.c.received_at < before, attestations.c.number < number.scalar_subquery() - 1
+        )
+        await self._database.write("forget attestations", lambda connection: connection.execute(old))
+
+
+def _latest(agent_id: str) -> sa.Select[Any]:
+    return (
+        sa.select(attestations)
+        .where(attestations.c.agent_id == agent_id)
+        .order_by(attestations.c.number.desc())
+        .limit(1)
+    )

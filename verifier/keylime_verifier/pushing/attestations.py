@@ -1,0 +1,226 @@
+"""Attestations of agents that attest by themselves: negotiated, received, shown. One method for each call."""
+
+import logging
+import secrets
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from keylime.errors import KeylimeError
+from keylime.identifiers import AgentId
+from keylime.messages.verifier import OperationalState
+from keylime_verifier.agents.pushing import AttestationLimits
+from keylime_verifier.agents.records import AgentRecord
+from keylime_verifier.polling.rows import UnreadableRecord
+from keylime_verifier.pushing.attestation_rows import (
+    AWAITING,
+    EVALUATING,
+    MAX_ITEMS_SIZE,
+    Attestation,
+    encode_items,
+)
+from keylime_verifier.pushing.attestation_store import AttestationStore, Found
+from keylime_verifier.pushing.collected import read_evidence
+from keylime_verifier.pushing.judging import BuildReference, Evidence, Judging, NoRoom
+from keylime_verifier.pushing.negotiation import EVIDENCE, choose, read_offer
+from keylime_verifier.pushing.problems import Problem, Unacceptable, problem
+from keylime_verifier.pushing.sessions import CHALLENGE_SIZE, TokenFault, judge_token, key_hash, read_token
+
+log = logging.getLogger("keylime.verifier")
+
+_BUSY_S = 5.0
+
+
+class Unauthenticated(KeylimeError):
+    """The token is not one that counts; the text is for the agent."""
+
+    def __init__(self, fault: TokenFault) -> None:
+        super().__init__(fault)
+
+
+class NotTheOwner(KeylimeError):
+    """The token is another agent's."""
+
+
+class Refused(KeylimeError):
+    """What API 3.0 answers instead: a status, a code, a sentence, and perhaps when to come back."""
+
+    def __init__(
+        self, status: int, code: str, detail: str, *problems: Problem, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.code = code
+        self.problems = problems
+        self.retry_after_s = retry_after_s
+
+
+class Attestations:
+    """The attestations of all verifiers that share the database."""
+
+    def __init__(
+        self,
+        store: AttestationStore,
+        build_reference: BuildReference,
+        judging: Judging,
+        limits: AttestationLimits,
+        *,
+        now: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._build_reference = build_reference
+        self._judging = judging
+        self._limits = limits
+        self._now = now
+
+    async def whose(self, token_text: str) -> AgentId:
+        """Whose token it is. Raises Unauthenticated."""
+        token = read_token(token_text)
+        agent_id = AgentId("") if token is None else await self._store.agent_of(token.session_id)
+        await self.authenticate(agent_id, token_text)
+        return agent_id
+
+    async def authenticate(self, agent_id: AgentId, token_text: str) -> Found:
+        """What is known of the agent `agent_id`, which shows a token.
+
+        Raises Unauthenticated, NotTheOwner and Refused.
+        """
+        token = read_token(token_text)
+        try:
+            found = await self._store.look(agent_id, "" if token is None else token.session_id)
+        except UnreadableRecord as error:
+            raise Refused(503, "unavailable", str(error), retry_after_s=_BUSY_S) from error
+        session = found.session
+        fault = judge_token(token, session, self._now())
+        if session is None or fault is not None:
+            raise Unauthenticated(fault or "Invalid authentication token")
+        if session.agent_id != agent_id:
+            raise NotTheOwner(
+                f"Agent {session.agent_id} cannot access resource {agent_id} (ownership required)"
+            )
+        if found.record is not None and session.key_hash != key_hash(found.record.enrolment.ak_tpm):
+            raise Unauthenticated("Invalid authentication token")  # it was proven with another key
+        return found
+
+    async def negotiate(
+        self, agent_id: AgentId, found: Found, attributes: Mapping[str, msgspec.Raw]
+    ) -> Attestation:
+        """A new attestation, with what is asked for. Raises Refused."""
+        record, now = _attesting(found), self._now()
+        self._demand_turn(found, now)
+        try:
+            offered = read_offer(attributes)
+            reference, _ = await self._build_reference(record)
+            checkpoint = record.progress.checkpoint.under_policy(
+                reference.runtime_policy.content_hash, reference.succeeded
+            )
+            chosen = choose(offered, reference, checkpoint, secrets.token_bytes(CHALLENGE_SIZE))
+            if len(encode_items(chosen.items)) > MAX_ITEMS_SIZE // 2:
+                raise Unacceptable(problem(EVIDENCE, "has capabilities that are too long"))
+        except Unacceptable as error:
+            raise Refused(422, "invalid_resource_data", str(error), *error.problems) from error
+        attestation = Attestation(
+            agent_id=agent_id,
+            number=found.next_number or 0,
+            generation=record.generation,
+            boot_time=offered.boot_time,
+            received_at=now,
+            expires_at=now + self._limits.challenge_s if chosen.items else None,
+            items=chosen.items,
+        )
+        if not await self._store.negotiate(attestation):
+            raise Refused(409, "conflict", "Another attestation was negotiated at the same time.")
+        return attestation
+
+    def _demand_turn(self, found: Found, now: float) -> None:
+        """Raises Refused while the one before is under way, or only just over."""
+        latest = found.latest
+        if latest is None or latest.evidence_at is None:
+            return
+        until = latest.evidence_at + self._limits.verdict_s
+        if latest.stage == EVALUATING and now < until:
+            detail = "The evidence of the last attestation is being verified."
+            raise Refused(503, "verification_in_progress", detail, retry_after_s=until - now)
+        remaining_s = self.pause_s(latest, now)
+        if remaining_s > 0:
+            detail = f"The next attestation is expected in {remaining_s} seconds."
+            raise Refused(429, "premature_attestation", detail, retry_after_s=remaining_s)
+
+    def pause_s(self, attestation: Attestation, now: float | None = None) -> int:
+        """In how many seconds the next attestation is expected."""
+        since = attestation.evidence_at or attestation.received_at
+        moment = self._now() if now is None else now
+        return max(0, round(since + self._limits.interval_s - moment))
+
+    async def receive(
+        self, agent_id: AgentId, found: Found, number: int | None, attributes: Mapping[str, msgspec.Raw]
+    ) -> Attestation:
+        """The attestation with its evidence, which is judged from now on. Raises Refused."""
+        record, now = _attesting(found), self._now()
+        latest = _latest(found, number)
+        if latest.stage != AWAITING:
+            raise Refused(403, "evidence_immutable", "The attestation has its evidence already.")
+        if latest.expires_at is None or now >= latest.expires_at:
+            raise Refused(403, "challenges_expired", "The challenge of the attestation has expired.")
+        try:
+            collected = read_evidence(attributes, latest.items)
+        except Unacceptable as error:
+            raise Refused(422, "invalid_resource_data", str(error), *error.problems) from error
+        try:
+            room = self._judging.demand_room(collected.size)
+        except NoRoom as error:
+            raise Refused(503, "verification_in_progress", str(error), retry_after_s=_BUSY_S) from error
+        try:
+            received = await self._store.receive(latest, collected.items, now)
+            if received is None:
+                raise Refused(403, "evidence_immutable", "The attestation has its evidence already.")
+        except BaseException:
+            room.close()
+            raise
+        if latest.generation == record.generation:
+            evidence = Evidence(
+                agent_id=agent_id,
+                number=latest.number,
+                generation=latest.generation,
+                boot_time=latest.boot_time,
+                collected=collected,
+            )
+            self._judging.begin(evidence, room)
+        else:
+            room.close()
+        return received
+
+    async def show(self, agent_id: AgentId, number: int | None) -> Attestation:
+        """One attestation, the latest without a number. Raises Refused."""
+        found = await self._store.of_agent(agent_id, number)
+        if not found:
+            raise Refused(404, "not_found", "There is no such attestation.")
+        return found[-1]
+
+    async def show_all(self, agent_id: AgentId) -> list[Attestation]:
+        """The attestations of an agent that are kept. Raises Refused."""
+        found = await self._store.of_agent(agent_id)
+        if found is None:
+            raise Refused(404, "not_found", f"There is no agent {agent_id} that attests by itself.")
+        return found
+
+
+def _attesting(found: Found) -> AgentRecord:
+    """The record of an agent that may attest. Raises Refused."""
+    record = found.record
+    if record is None or found.next_number is None:
+        raise Refused(404, "not_found", "There is no agent with this id that attests by itself.")
+    if record.progress.operational_state is OperationalState.TENANT_FAILED:
+        detail = "An operator has ended the attestation of this agent."
+        raise Refused(403, "agent_attestations_disabled", detail)
+    return record
+
+
+def _latest(found: Found, number: int | None) -> Attestation:
+    """The attestation that evidence is for. Raises Refused."""
+    latest = found.latest
+    if latest is None or (number is not None and number > latest.number):
+        raise Refused(404, "not_found", "There is no such attestation.")
+    if number is not None and number < latest.number:
+        raise Refused(403, "old_attestation", "There is a later attestation.")
+    return latest

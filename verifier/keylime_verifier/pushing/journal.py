@@ -1,0 +1,238 @@
+"""Writes verdicts about agents that attest by themselves, and that they are silent.
+
+What comes while a transaction is under way is written by the next one, all together. A verdict that the
+database does not take is tried again for as long as the process lives.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import sqlalchemy as sa
+
+from keylime.appraisal.verdict import Accepted, Incomplete, Rejected, Verdict
+from keylime.database.engine import DatabaseUnavailable
+from keylime.database.transactions import Database
+from keylime.findings.finding import Finding
+from keylime.messages.verifier import OperationalState
+from keylime_verifier.agents.lifecycle import Notify, Outcome, Unreachable
+from keylime_verifier.agents.progress import polling_of
+from keylime_verifier.agents.pushing import (
+    OVERDUE,
+    Happening,
+    Overdue,
+    PushRules,
+    failure_reason,
+    progress_of,
+    pushed_after,
+    stand_after,
+)
+from keylime_verifier.agents.records import AgentRecord, PolicyVersions, PushState, StoredRevocation
+from keylime_verifier.polling.fencing import Ruling
+from keylime_verifier.polling.outcomes import events_of, log_outcome
+from keylime_verifier.polling.store import AgentStore
+from keylime_verifier.polling.unwritten import Unwritten
+from keylime_verifier.pushing.verdict_writes import Change, Conclusion, write_change
+from keylime_verifier.revocations.notices import CLEARED, signed_notice
+
+log = logging.getLogger("keylime.verifier")
+
+_AT_ONCE = 200
+_FIRST_RETRY_S = 0.2
+_LONGEST_RETRY_S = 5.0
+_ATTEMPTS = 20  # to work a verdict out on what others have written meanwhile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """A verdict about evidence, the agent as it was judged, and by which versions of its policies."""
+
+    record: AgentRecord
+    number: int
+    verdict: Verdict
+    held_to: PolicyVersions
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    change: Change
+    ruled: "asyncio.Future[Ruling]"
+
+
+class Journal:
+    """Nothing is forgotten before the database has taken it, or has shown that it does not count."""
+
+    def __init__(
+        self,
+        database: Database,
+        store: AgentStore,
+        rules: PushRules,
+        *,
+        token_s: float | None,
+        targets: Callable[[], Sequence[tuple[str, str]]],
+        on_revocation: Callable[[], None],
+        lateness: Unwritten,
+        now: Callable[[], float],
+    ) -> None:
+        """`token_s` is how long a token holds after a pass, None if a pass does not lengthen it.
+
+        `now` tells the time, in seconds since the epoch, that is shown with verdicts.
+        """
+        self._database = database
+        self._store = store
+        self._rules = rules
+        self._token_s = token_s
+        self._targets = targets
+        self._on_revocation = on_revocation
+        self._lateness = lateness
+        self._now = now
+        self._waiting: list[_Waiting] = []
+        self._wake = asyncio.Event()
+
+    async def judged(self, judged: Judged) -> Ruling:
+        """Writes what comes of a verdict; when this returns, it is written, or does not count."""
+        record: AgentRecord | None = judged.record
+        for _ in range(_ATTEMPTS):
+            if record is None or record.generation != judged.record.generation or record.push is None:
+                return Ruling.ENROLLED_ANEW
+            if _is_outdated(record.push, judged):
+                return Ruling.KNOWN
+            ruling = await self._apply(record, judged.verdict, judged)
+            if ruling is not Ruling.RECALLED:
+                return ruling
+            record = await self._store.find(record.agent_id)
+        return Ruling.RECALLED
+
+    async def overdue(self, record: AgentRecord) -> Ruling:
+        """Writes that an agent is silent, which it is told once."""
+        return await self._apply(record, Overdue(), None)
+
+    async def _apply(self, before: AgentRecord, happening: Happening, judged: Judged | None) -> Ruling:
+        now = self._now()
+        push = before.push or PushState()
+        polling, notice = stand_after(polling_of(before), happening, self._rules)
+        after = replace(
+            before,
+            progress=progress_of(before.progress, polling, happening, now=int(now), rules=self._rules),
+            push=pushed_after(
+                push, happening, -1 if judged is None else judged.number, int(now), self._rules
+            ),
+        )
+        outcome: Outcome = Unreachable(OVERDUE) if isinstance(happening, Overdue) else happening
+        held_to = None if judged is None else judged.held_to
+        targets = self._targets()
+        if notice is None and targets and _ends_distrust(before, after):
+            notice = CLEARED if await self._store.stands_revoked(before.agent_id) else None
+        change = Change(
+            before=before,
+            after=after,
+            conclusion=None if judged is None else self._conclusion(judged, before, now),
+            held_to=held_to if isinstance(happening, Rejected) else None,
+            revocation=await self._signed(before, notice) if targets and notice is not None else None,
+            targets=targets,
+            events=events_of(before, after, outcome, held_to),
+        )
+        with self._lateness.verdict():
+            ruling = await self._written(change)
+        if ruling is Ruling.COUNTS:
+            log_outcome(before, after, outcome)
+            if change.revocation is not None:
+                self._on_revocation()
+        return ruling
+
+    def _conclusion(self, judged: Judged, before: AgentRecord, now: float) -> Conclusion:
+        match judged.verdict:
+            case Accepted(checkpoint):
+                old, new = before.progress.checkpoint.boot, checkpoint.boot
+                is_first = old is None or new is None or old.boottime != new.boottime
+                until = None if self._token_s is None else now + self._token_s
+                return Conclusion(
+                    number=judged.number, evaluation="pass", at=now, is_kept=is_first, token_until=until
+                )
+            case Rejected(findings):
+                reason = failure_reason(findings)
+                return Conclusion(
+                    number=judged.number, evaluation="fail", reason=reason, at=now, is_kept=True
+                )
+            case Incomplete():
+                return Conclusion(number=judged.number, evaluation="pending", at=now)
+
+    async def _signed(self, record: AgentRecord, notice: Notify) -> StoredRevocation | None:
+        secrets = await self._store.secrets_of(record.agent_id)
+        if secrets is None:
+            return None
+        return signed_notice(record, notice, secrets.revocation_key, int(time.time()))
+
+    async def _written(self, change: Change) -> Ruling:
+        waiting = _Waiting(change, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        self._wake.set()
+        return await waiting.ruled
+
+    async def run(self) -> None:
+        """Writes what waits, for ever."""
+        delay_s = _FIRST_RETRY_S
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            try:
+                await self.flush()
+                delay_s = _FIRST_RETRY_S
+            except DatabaseUnavailable as error:
+                log.error(
+                    "%s; %d verdicts about agents that attest by themselves wait", error, len(self._waiting)
+                )
+                self._wake.set()
+                await asyncio.sleep(delay_s)
+                delay_s = min(2 * delay_s, _LONGEST_RETRY_S)
+
+    async def flush(self) -> None:
+        """Writes what waits now. Raises DatabaseUnavailable, and keeps it then."""
+        while self._waiting:
+            some = sorted(self._waiting[:_AT_ONCE], key=lambda one: one.change.before.agent_id)
+            try:
+                await self._write(some)
+            except DatabaseUnavailable:
+                raise
+            except Exception:
+                log.exception("verdicts could not be written together, each is written by itself")
+                for one in some:
+                    await self._write_alone(one)
+            self._waiting = [one for one in self._waiting if not one.ruled.done()]
+
+    async def _write(self, some: Sequence[_Waiting]) -> None:
+        def work(connection: sa.Connection) -> list[Ruling]:
+            return [write_change(connection, one.change) for one in some]
+
+        rulings = await self._database.write("record attestations", work)
+        for one, ruling in zip(some, rulings, strict=True):
+            if not one.ruled.done():
+                one.ruled.set_result(ruling)
+
+    async def _write_alone(self, one: _Waiting) -> None:
+        try:
+            await self._write([one])
+        except DatabaseUnavailable:
+            raise
+        except Exception as error:  # noqa: BLE001 - whoever waits for it says so
+            if not one.ruled.done():
+                one.ruled.set_exception(error)
+
+
+def _is_outdated(push: PushState, judged: Judged) -> bool:
+    """Whether a later attestation has been judged: then a pass says nothing new, and a failure still does."""
+    is_late = push.judged is not None and push.judged >= judged.number
+    return is_late and not isinstance(judged.verdict, Rejected)
+
+
+def _ends_distrust(before: AgentRecord, after: AgentRecord) -> bool:
+    """Whether others may have been warned of an agent that passes now."""
+    passes = after.progress.operational_state is OperationalState.GET_QUOTE
+    return passes and before.progress.operational_state is not OperationalState.GET_QUOTE
+
+
+def gravest_text(findings: Sequence[Finding]) -> str:
+    """The first finding in a few words, for a line of the log."""
+    return findings[0].event_id if findings else "no finding"

@@ -1,0 +1,168 @@
+"""Judges evidence in the background, after its agent has been told that it is there.
+
+The same appraisal as for agents that are polled; here it is only put together.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from keylime.appraisal.appraise import appraise_stepwise
+from keylime.appraisal.memo import AppraisalMemo
+from keylime.appraisal.reference import Reference
+from keylime.appraisal.verdict import Accepted, Incomplete, Rejected, Verdict
+from keylime.errors import KeylimeError
+from keylime.identifiers import AgentId
+from keylime_verifier.agents.records import AgentRecord, PolicyVersions
+from keylime_verifier.polling.answer_budget import AnswerBudget, Reservation
+from keylime_verifier.polling.fencing import Ruling
+from keylime_verifier.polling.store import AgentStore
+from keylime_verifier.pushing.collected import Collected, answer_of, challenge_of
+from keylime_verifier.pushing.journal import Journal, Judged, gravest_text
+from keylime_verifier.pushing.negotiation import boottime_in, quoted_pcrs
+
+log = logging.getLogger("keylime.verifier")
+
+BuildReference = Callable[[AgentRecord], Awaitable[tuple[Reference, PolicyVersions]]]
+
+MOST_AT_ONCE = 500
+"""Pieces of evidence that wait for their verdict."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """Evidence that was received: for which attestation of which enrolment, of which boot."""
+
+    agent_id: AgentId
+    number: int
+    generation: str
+    boot_time: float
+    collected: Collected
+
+
+class NoRoom(KeylimeError):
+    """So much evidence waits that no more is taken."""
+
+
+class Judging:
+    """What is under way of it in this process."""
+
+    def __init__(
+        self, store: AgentStore, build_reference: BuildReference, journal: Journal, budget: AnswerBudget
+    ) -> None:
+        self._store = store
+        self._build_reference = build_reference
+        self._journal = journal
+        self._budget = budget
+        self._memo = AppraisalMemo()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.defects = 0
+
+    def demand_room(self, size: int) -> "Room":
+        """Room for evidence whose logs have `size` bytes. Raises NoRoom."""
+        if len(self._tasks) >= MOST_AT_ONCE:
+            raise NoRoom("too much evidence waits for its verdict")
+        stack = ExitStack()
+        place = stack.enter_context(self._budget.place(0))
+        if not place.admit(size):
+            stack.close()
+            raise NoRoom("there is no room for a log of this length now")
+        return Room(place, stack)
+
+    def begin(self, evidence: Evidence, room: "Room") -> None:
+        """Judges `evidence`, and gives the room back when that is done."""
+        task = asyncio.create_task(self._judge(evidence, room.place))
+        self._tasks.add(task)
+
+        def over(_task: "asyncio.Task[None]") -> None:
+            self._tasks.discard(task)
+            room.close()
+
+        task.add_done_callback(over)
+
+    async def close(self, limit_s: float) -> None:
+        """Ends what is under way; verdicts that are nearly there get so many seconds."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=limit_s)
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _judge(self, evidence: Evidence, place: Reservation) -> None:
+        agent_id = evidence.agent_id
+        try:
+            record = await self._store.find(agent_id)
+            if record is None or record.generation != evidence.generation:
+                return
+            reference, held_to = await self._build_reference(record)
+            verdict = await self._verdict(evidence, record, reference, place)
+            ruling = await self._journal.judged(
+                Judged(record=record, number=evidence.number, verdict=verdict, held_to=held_to)
+            )
+        except KeylimeError as error:
+            self.defects += 1
+            log.error("agent %s: attestation %d cannot be judged now: %s", agent_id, evidence.number, error)
+        except Exception:
+            self.defects += 1
+            log.exception(
+                "agent %s: attestation %d failed because of a defect of the verifier",
+                agent_id,
+                evidence.number,
+            )
+        else:
+            _log_verdict(evidence, verdict, ruling)
+
+    async def _verdict(
+        self, evidence: Evidence, record: AgentRecord, reference: Reference, place: Reservation
+    ) -> Verdict:
+        collected = evidence.collected
+        checkpoint = record.progress.checkpoint.under_policy(
+            reference.runtime_policy.content_hash, reference.succeeded
+        )
+        if not collected.asked >= quoted_pcrs(reference):
+            return Incomplete("its policies have demanded more since it was asked", checkpoint)
+        if collected.ima_entry not in (0, checkpoint.ima.next_entry):
+            return Incomplete("its IMA list has been judged otherwise since it was asked", checkpoint)
+        answer = answer_of(collected, reference, boottime_in(checkpoint, evidence.boot_time))
+        steps = appraise_stepwise(answer, challenge_of(collected), reference, checkpoint, self._memo)
+        while True:
+            async with self._budget.judging(place):
+                try:
+                    next(steps)
+                except StopIteration as end:
+                    verdict: Verdict = end.value
+                    return verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What is held of the budget for one piece of evidence."""
+
+    place: Reservation
+    _stack: ExitStack
+
+    def close(self) -> None:
+        """Gives it back."""
+        self._stack.close()
+
+
+def _log_verdict(evidence: Evidence, verdict: Verdict, ruling: Ruling) -> None:
+    number, agent_id = evidence.number, evidence.agent_id
+    if ruling is not Ruling.COUNTS:
+        log.info("agent %s: the verdict on attestation %d does not count: %s", agent_id, number, ruling.value)
+        return
+    match verdict:  # monitors look for the first words
+        case Accepted():
+            log.info("Attestation %d for agent '%s' successfully passed verification", number, agent_id)
+        case Rejected(findings):
+            log.warning(
+                "Attestation %d for agent '%s' failed verification: %s",
+                number,
+                agent_id,
+                gravest_text(findings),
+            )
+        case Incomplete(reason):
+            log.info("Attestation %d for agent '%s' has no verdict: %s", number, agent_id, reason)

@@ -1,0 +1,177 @@
+"""Sessions in the database: any process, of any verifier, goes on with what another one has begun."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import sqlalchemy as sa
+
+from keylime.database.transactions import Database
+from keylime.identifiers import AgentId
+from keylime_verifier.database.schema import agents, sessions
+from keylime_verifier.pushing.sessions import (
+    ACTIVE,
+    FAILED,
+    PENDING,
+    Begun,
+    Session,
+    SessionLimits,
+    StoredToken,
+    wait_s,
+)
+
+MOST_UNPROVEN = 20_000
+"""Sessions that nobody has proven, of all sources together: some five megabytes."""
+
+_ROOM = MOST_UNPROVEN // 64
+_EXPIRED_KEPT_S = 3600.0  # for so long a token is called expired and not unknown
+_COLUMNS = [sessions.c[field.name] for field in fields(Session)]
+SELECT_SESSIONS = sa.select(*_COLUMNS)
+_UNPROVEN = sessions.c.state != ACTIVE
+
+
+@dataclass(frozen=True, slots=True)
+class TooMany:
+    """A session that was not begun; seconds until one may be."""
+
+    wait_s: float
+
+
+def session_of(row: Sequence[Any]) -> Session:
+    """The session in a row of `SELECT_SESSIONS`."""
+    return Session(*row)
+
+
+class SessionStore:
+    """Each method is one transaction."""
+
+    def __init__(self, database: Database, limits: SessionLimits) -> None:
+        self._database = database
+        self._limits = limits
+
+    async def begin(self, session: Session, now: float) -> TooMany | None:
+        """Stores a session that is pending, unless there are too many from its source."""
+
+        def work(connection: sa.Connection) -> TooMany | None:
+            delay = wait_s(_begun(connection, session, self._limits, now), self._limits, now)
+            if delay is not None:
+                return TooMany(delay)
+            _make_room(connection)
+            connection.execute(
+                sa.insert(sessions).values(
+                    {column.name: getattr(session, column.name) for column in _COLUMNS}
+                )
+            )
+            return None
+
+        return await self._database.write("begin a session", work)
+
+    async def find(self, session_id: str) -> Session | None:
+        """The session with this id."""
+        query = SELECT_SESSIONS.where(sessions.c.session_id == session_id)
+
+        def work(connection: sa.Connection) -> Session | None:
+            row = connection.execute(query).first()
+            return None if row is None else session_of(row)
+
+        return await self._database.read("find a session", work)
+
+    async def fail(self, session_id: str) -> bool:
+        """Ends a session that was to be proven; whether it was pending."""
+        change = (
+            sa.update(sessions)
+            .where(sessions.c.session_id == session_id, sessions.c.state == PENDING)
+            .values(state=FAILED)
+        )
+        return await self._database.write(
+            "end a session", lambda connection: connection.execute(change).rowcount == 1
+        )
+
+    async def prove(
+        self, session: Session, token: StoredToken, key_hash: str, expires_at: float, ak_tpm: str
+    ) -> bool:
+        """Makes a pending session the only active one of its agent.
+
+        False when somebody was faster, or the agent has another AK by now.
+        """
+        change = (
+            sa.update(sessions)
+            .where(sessions.c.session_id == session.session_id, sessions.c.state == PENDING)
+            .values(
+                state=ACTIVE,
+                key_hash=key_hash,
+                token_salt=token.salt,
+                token_hash=token.digest,
+                token_expires_at=expires_at,
+            )
+        )
+        agent = sa.select(agents.c.ak_tpm).where(agents.c.agent_id == session.agent_id).with_for_update()
+        others = sa.delete(sessions).where(
+            sessions.c.agent_id == session.agent_id, sessions.c.state == ACTIVE
+        )
+
+        def work(connection: sa.Connection) -> bool:
+            # The agent's row is locked: of two proofs at once one ends the other.
+            if connection.execute(agent).scalar() != ak_tpm:
+                return False
+            connection.execute(others)
+            return connection.execute(change).rowcount == 1
+
+        return await self._database.write("prove a session", work)
+
+    async def prune(self, now: float) -> None:
+        """Forgets sessions that nobody can go on with, and that count no more."""
+        unproven = sa.and_(_UNPROVEN, sessions.c.created_at < now - self._limits.longest_window_s)
+        over = sa.and_(sessions.c.state == ACTIVE, sessions.c.token_expires_at < now - _EXPIRED_KEPT_S)
+        await self._database.write(
+            "forget sessions",
+            lambda connection: connection.execute(sa.delete(sessions).where(unproven | over)),
+        )
+
+
+def lengthen_session(connection: sa.Connection, agent_id: AgentId, until: float) -> None:
+    """Lets the token of an agent hold longer."""
+    connection.execute(
+        sa.update(sessions)
+        .where(
+            sessions.c.agent_id == agent_id, sessions.c.state == ACTIVE, sessions.c.token_expires_at < until
+        )
+        .values(token_expires_at=until)
+    )
+
+
+def _begun(connection: sa.Connection, session: Session, limits: SessionLimits, now: float) -> Begun:
+    of_agent = sa.and_(
+        sessions.c.agent_id == session.agent_id, sessions.c.created_at > now - limits.agent_window_s
+    )
+    in_window = sessions.c.created_at > now - limits.address_window_s
+    longest = max(limits.address_window_s, limits.agent_window_s)
+    query = sa.select(
+        sa.func.coalesce(sa.func.sum(sa.case((in_window, 1), else_=0)), 0),
+        sa.func.min(sa.case((in_window, sessions.c.created_at))),
+        sa.func.coalesce(sa.func.sum(sa.case((of_agent, 1), else_=0)), 0),
+        sa.func.min(sa.case((of_agent, sessions.c.created_at))),
+    ).where(sessions.c.address == session.address, sessions.c.created_at > now - longest, _UNPROVEN)
+    from_address, first_from_address, for_agent, first_for_agent = connection.execute(query).one()
+    return Begun(int(from_address), first_from_address, int(for_agent), first_for_agent)
+
+
+def _make_room(connection: sa.Connection) -> None:
+    """Where strangers have begun too many sessions, the fullest network gives up its oldest ones."""
+    count = sa.select(sa.func.count()).select_from(sessions).where(_UNPROVEN)
+    if connection.execute(count).scalar_one() < MOST_UNPROVEN:
+        return
+    fullest = connection.execute(
+        sa.select(sessions.c.network)
+        .where(_UNPROVEN)
+        .group_by(sessions.c.network)
+        .order_by(sa.func.count().desc())
+        .limit(1)
+    ).scalar_one()
+    oldest = connection.execute(
+        sa.select(sessions.c.session_id)
+        .where(_UNPROVEN, sessions.c.network == fullest)
+        .order_by(sessions.c.created_at)
+        .limit(_ROOM)
+    ).scalars()
+    connection.execute(sa.delete(sessions).where(sessions.c.session_id.in_(list(oldest))))

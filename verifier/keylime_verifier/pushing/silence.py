@@ -1,0 +1,67 @@
+"""Tells of agents that attest by themselves and have not done so in time, those of this process's shards."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from keylime.database.engine import DatabaseUnavailable
+from keylime_verifier.agents.pushing import PushRules, is_overdue
+from keylime_verifier.agents.shards import MemberId
+from keylime_verifier.pushing.attestation_store import AttestationStore
+from keylime_verifier.pushing.journal import Journal
+from keylime_verifier.pushing.session_store import SessionStore
+
+log = logging.getLogger("keylime.verifier")
+
+_LONGEST_LOOK_S = 5.0
+_PRUNE_EVERY_S = 60.0
+
+
+class Silence:
+    """Looks who is silent, and forgets what is over, for as long as the verifier runs.
+
+    Any process shows an agent as overdue; that it is told of is for the owner of its shard.
+    """
+
+    def __init__(
+        self,
+        me: MemberId,
+        store: AttestationStore,
+        sessions: SessionStore,
+        journal: Journal,
+        rules: PushRules,
+        *,
+        kept_s: float,
+        now: Callable[[], float],
+    ) -> None:
+        """Attestations are kept for `kept_s` seconds, the latest of each agent for ever."""
+        self._me = me
+        self._store = store
+        self._sessions = sessions
+        self._journal = journal
+        self._rules = rules
+        self._kept_s = kept_s
+        self._now = now
+
+    async def run(self) -> None:
+        """Looks, for ever. What came while nobody could have taken it is no agent's silence."""
+        pause_s = min(self._rules.longest_pause_s / 2, _LONGEST_LOOK_S)
+        await asyncio.sleep(self._rules.longest_pause_s)
+        prune_at = 0.0
+        while True:
+            try:
+                await self.look()
+                if self._now() >= prune_at:
+                    await self._sessions.prune(self._now())
+                    await self._store.prune(self._now() - self._kept_s)
+                    prune_at = self._now() + _PRUNE_EVERY_S
+            except DatabaseUnavailable as error:
+                log.error("%s; agents that are silent are told of later", error)
+            await asyncio.sleep(pause_s)
+
+    async def look(self) -> None:
+        """Tells of those that are silent now. Raises DatabaseUnavailable."""
+        now = self._now()
+        for record in await self._store.overdue(self._me, now):
+            if record.push is not None and is_overdue(record.push, now):
+                await self._journal.overdue(record)

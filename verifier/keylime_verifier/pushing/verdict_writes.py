@@ -1,0 +1,131 @@
+"""What the transaction does that writes a verdict about an agent that attests by itself.
+
+It counts if nothing else has been written about the agent since it was read: else it is worked out again, on
+what is there then. Evidence is true whoever judges it, so that no owner of a shard has to; silence is for the
+owner of the shard to tell.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import sqlalchemy as sa
+
+from keylime.messages.push_attestation import Evaluation, FailureReason
+from keylime_verifier.agents.events import Event
+from keylime_verifier.agents.progress import is_routine
+from keylime_verifier.agents.records import AgentRecord, PolicyVersions, StoredRevocation
+from keylime_verifier.database.history import write_events
+from keylime_verifier.database.schema import attestations, progress, pushing
+from keylime_verifier.polling.fencing import Ruling, StoredState, lock_agent, lock_claims
+from keylime_verifier.polling.rows import lasting, position_columns, verdict_columns
+from keylime_verifier.polling.verdict_writes import move_agent, update_agent
+from keylime_verifier.pushing.attestation_rows import COMPLETE
+from keylime_verifier.pushing.session_store import lengthen_session
+from keylime_verifier.revocations.outbox import insert_revocation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conclusion:
+    """How an attestation ended. `token_until` is how long the agent's token holds then, if that changes."""
+
+    number: int
+    evaluation: Evaluation
+    reason: FailureReason | None = None
+    at: float
+    is_kept: bool = False
+    token_until: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What becomes of an agent: from what it was read as to what it is. `held_to` of a rejection alone.
+
+    Without a `conclusion` it is about silence.
+    """
+
+    before: AgentRecord
+    after: AgentRecord
+    conclusion: Conclusion | None
+    held_to: PolicyVersions | None = None
+    revocation: StoredRevocation | None = None
+    targets: Sequence[tuple[str, str]] = ()
+    events: Sequence[Event] = ()
+
+
+def rule_on_change(change: Change, found: StoredState | None) -> Ruling:
+    """Whether a change counts, by what the transaction that writes it finds."""
+    before = change.before
+    if found is None:
+        return Ruling.DELETED
+    if found.generation != before.generation:
+        return Ruling.ENROLLED_ANEW
+    if change.held_to is not None and found.versions != change.held_to:
+        return Ruling.POLICIES_REPLACED
+    if change.conclusion is None and found.claim != before.claim:
+        return Ruling.TAKEN_OVER
+    is_same = (found.recalls, found.state) == (before.recalls, before.progress.operational_state)
+    return Ruling.COUNTS if is_same else Ruling.RECALLED
+
+
+def write_change(connection: sa.Connection, change: Change) -> Ruling:
+    """Writes a change, if it counts, and that the attestation is over, unless it is to be tried again."""
+    before, after, conclusion = change.before, change.after, change.conclusion
+    claim = before.claim if conclusion is not None else lock_claims(connection, (before,))[0]
+    found = lock_agent(connection, before, claim, with_policies=change.held_to is not None)
+    ruling = rule_on_change(change, found)
+    if ruling is Ruling.RECALLED or found is None:
+        return ruling
+    if ruling is not Ruling.COUNTS:
+        if conclusion is not None:
+            _conclude(
+                connection, before, replace(conclusion, evaluation="pending", reason=None, is_kept=False)
+            )
+        return ruling
+    if not is_routine(before.progress, after.progress) or _has_learned(before, after):
+        update_agent(connection, after.agent_id, verdict_columns(after.progress))
+    position = position_columns(after.progress)
+    move_agent(connection, after.agent_id, position | {"recalls": progress.c.recalls + 1})
+    if after.push is not None and after.push != before.push:
+        values = {"judged": after.push.judged, "deadline": after.push.deadline}
+        connection.execute(sa.update(pushing).where(pushing.c.agent_id == after.agent_id).values(values))
+    if conclusion is not None:
+        _conclude(connection, before, conclusion)
+        if conclusion.token_until is not None:
+            lengthen_session(connection, after.agent_id, conclusion.token_until)
+    events = list(change.events)
+    if change.revocation is not None:
+        insert_revocation(connection, change.revocation, before.enrolment.verifier_id, change.targets)
+        revocation_id = change.revocation.revocation_id
+        events = [replace(one, details={**one.details, "revocation": revocation_id}) for one in events]
+    write_events(connection, events)
+    return ruling
+
+
+def _has_learned(before: AgentRecord, after: AgentRecord) -> bool:
+    return lasting(before.progress.checkpoint) != lasting(after.progress.checkpoint)
+
+
+def _conclude(connection: sa.Connection, record: AgentRecord, conclusion: Conclusion) -> None:
+    """The attestation is over; of those before it the ones stay that are kept."""
+    of_agent = attestations.c.agent_id == record.agent_id
+    connection.execute(
+        sa.update(attestations)
+        .where(
+            of_agent,
+            attestations.c.number == conclusion.number,
+            attestations.c.generation == record.generation,
+        )
+        .values(
+            stage=COMPLETE,
+            evaluation=conclusion.evaluation,
+            failure_reason=conclusion.reason,
+            completed_at=conclusion.at,
+            is_kept=conclusion.is_kept,
+        )
+    )
+    if conclusion.evaluation == "pass":
+        connection.execute(
+            sa.delete(attestations).where(
+                of_agent, attestations.c.number < conclusion.number, sa.not_(attestations.c.is_kept)
+            )
+        )
