@@ -10,6 +10,7 @@ import base64
 import functools
 import hashlib
 import json
+import os
 import re
 import ssl
 import time
@@ -301,6 +302,7 @@ async def _serve(plan: FleetPlan, control: Connection) -> None:
 
     def answer() -> None:
         try:
+            os.set_blocking(control.fileno(), True)  # libuv has made it one that takes no long report
             control.recv()
             control.send(fleet.report())
         except (EOFError, OSError):

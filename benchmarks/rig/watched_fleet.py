@@ -68,6 +68,14 @@ def running_fleet(
         yield Fleet(controls)
 
 
+class Refused(RuntimeError):
+    """An answer that is no success."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(f"{text} ({status})")
+        self.status = status
+
+
 class Operator:
     """Calls the verifier's API with the client certificate that it made."""
 
@@ -101,7 +109,7 @@ class Operator:
         }
         async with self._session.post(self._url + machine.agent_id, json=body, ssl=self._tls) as response:
             if response.status != 200:
-                raise RuntimeError(f"adding an agent: {response.status} {await response.text()}")
+                raise Refused(response.status, f"adding an agent: {await response.text()}")
 
     async def show(self, machine: MachineIdentity) -> float:
         """Seconds until the status of an agent is here. Raises RuntimeError unless it passes."""
@@ -123,6 +131,29 @@ async def add_all(operator: Operator, machines: Sequence[MachineIdentity]) -> No
             await operator.add(machine, "")
 
     await asyncio.gather(*(add_some() for _ in range(_ADDED_AT_ONCE)))
+
+
+async def add_in_the_end(operator: Operator, machines: Sequence[MachineIdentity]) -> int:
+    """Adds machines, some at a time and as often as it takes; how many attempts were refused."""
+    waiting = iter(machines)
+    refused = 0
+
+    async def add_some() -> None:
+        nonlocal refused
+        for machine in waiting:
+            is_done, attempts = False, 0
+            while not is_done:
+                attempts += 1
+                try:
+                    await operator.add(machine, "")
+                    is_done = True
+                except Refused as error:
+                    # A part of an attempt that was refused may have been done: the agent is there.
+                    is_done = attempts > 1 and error.status == 409
+                    refused += not is_done
+
+    await asyncio.gather(*(add_some() for _ in range(_ADDED_AT_ONCE)))
+    return refused
 
 
 async def until(fleet: Fleet, condition: Callable[[FleetReport], bool], limit_s: float) -> None:
