@@ -195,7 +195,13 @@ def control_node(node: Node, options: Options) -> Iterator[Control]:
 
 @contextmanager
 def machine(
-    node: Node, control: Control, ca_directory: Path, options: Options, *, agent_id: str | None = None
+    node: Node,
+    control: Control,
+    ca_directory: Path,
+    options: Options,
+    *,
+    agent_id: str | None = None,
+    program: str = "keylime_agent",
 ) -> Iterator[Machine]:
     """An agent's machine with a manufactured TPM, neither booted nor started; stopped at the end."""
     node.work_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -208,6 +214,7 @@ def machine(
         "ip": f'"{node.ip}"',
         "contact_ip": f'"{node.ip}"',
         "registrar_ip": f'"{control.node.ip}"',
+        "verifier_url": f'"https://{control.node.ip}:8881"',
         "revocation_notification_ip": f'"{control.node.ip}"',
         "enable_revocation_notifications": "true",
         "run_as": '""',
@@ -218,7 +225,7 @@ def machine(
     config = write_config(node.disk / "etc/keylime/agent.conf", {"agent": agent})
     tpm = SoftwareTpm.manufactured(node.disk / "tpm", ca_directory=ca_directory, banks=options.banks)
     with tpm:
-        daemon = Daemon(node, "keylime_agent", {"KEYLIME_AGENT_CONFIG": str(config), "TCTI": tpm.tcti})
+        daemon = Daemon(node, program, {"KEYLIME_AGENT_CONFIG": str(config), "TCTI": tpm.tcti})
         try:
             yield Machine(node, agent_id, tpm, daemon, ima_list, boot_log)
         finally:

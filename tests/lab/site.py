@@ -88,11 +88,20 @@ class Site:
         )
         return node
 
-    def machine(self, agent_id: str | None = None, **agent: str) -> Machine:
+    def machine(
+        self, agent_id: str | None = None, *, program: str = "keylime_agent", **agent: str
+    ) -> Machine:
         """A machine that is on, whose agent is configured with `agent` but not started."""
         options = replace(self.options, agent={**self.options.agent, **agent})
         made = self.stack.enter_context(
-            machine(self.node("machine"), self.control, self.directory / "tpm-ca", options, agent_id=agent_id)
+            machine(
+                self.node("machine"),
+                self.control,
+                self.directory / "tpm-ca",
+                options,
+                agent_id=agent_id,
+                program=program,
+            )
         )
         made.ima_list.write_bytes(b"")
         trust_manufacturer(self.control, made)

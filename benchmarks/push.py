@@ -1,0 +1,264 @@
+"""What machines that attest by themselves cost the verifier: `python benchmarks/push.py`.
+
+The verifier is the real one, in a process of its own, with one worker and SQLite. The machines are as those
+in the field, with P-256 keys in memory and IMA lists of which all but one line are known. CPU is that of the
+verifier's processes, verdicts and what is written of them included; latencies at the pace are those of the
+answer to evidence.
+"""
+
+import argparse
+import asyncio
+import base64
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.rig.percentiles import percentiles_ms
+from benchmarks.rig.processes import Daemon, free_port
+from keylime.tpm.keys import SignatureScheme
+from tests.fakes.attesting_agent import Machine, policy_of
+from tests.fakes.field_push_agent import FieldPushAgent, Refused
+from tests.fakes.running_verifier import eventually, install_certificates, verifier_authority
+from tests.fakes.software_ak import SoftwareAk
+from tests.fakes.tls_material import client_context
+
+BUDGET_CPU_MS = 1.2  # of an attestation, the connection kept
+BUDGET_P99_MS = 50.0  # of the answer to evidence
+_AT_ONCE = 4
+_FILES = {"boot_aggregate": b"", **{f"/usr/bin/program-{number}": b"content" for number in range(99)}}
+_MORE = "/usr/bin/program-0"
+_Work = Callable[[FieldPushAgent], Awaitable[object]]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """CPU of the verifier for each piece of work, and what that took the machine, in milliseconds."""
+
+    label: str
+    cpu_ms: float
+    per_s: float
+    took_s: Sequence[float] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """Machines before a verifier."""
+
+    agents: Sequence[FieldPushAgent]
+    daemon: Daemon
+    port: int
+
+    async def enrol(self) -> None:
+        """Adds all of them, each with a policy of its own."""
+        administrator = client_context(verifier_authority(), verifier_authority().issue("operator"))
+        policy = base64.b64encode(policy_of(_FILES).encode()).decode()
+        async with aiohttp.ClientSession(base_url=f"https://127.0.0.1:{self.port}") as session:
+            for agent in self.agents:
+                body = {
+                    "attestation_mode": "push",
+                    "tpm_policy": '{"mask": "0x0"}',
+                    "metadata": "{}",
+                    "runtime_policy": policy,
+                    "runtime_policy_name": "",
+                    "mb_policy": None,
+                    "mb_policy_name": "",
+                    "ima_sign_verification_keys": "",
+                    "revocation_key": "",
+                    "accept_tpm_hash_algs": ["sha256"],
+                    "accept_tpm_encryption_algs": ["ecc"],
+                    "accept_tpm_signing_algs": ["ecdsa"],
+                    "ak_tpm": base64.b64encode(agent.ak.tpm2b_public).decode(),
+                    "supported_version": "2.6",
+                }
+                path = f"/v2.6/agents/{agent.agent_id}"
+                async with session.post(path, json=body, ssl=administrator) as answer:
+                    if answer.status != 200:
+                        raise RuntimeError(f"adding an agent: {answer.status} {await answer.text()}")
+
+    async def judged(self) -> int:
+        """How many attestations have passed in all, once each agent's latest is judged."""
+        administrator = client_context(verifier_authority(), verifier_authority().issue("operator"))
+
+        async def show(session: aiohttp.ClientSession, path: str) -> Any:
+            async with session.get(path, ssl=administrator) as answer:
+                return await answer.json()
+
+        async def is_judged(session: aiohttp.ClientSession, path: str) -> bool:
+            latest = await show(session, path)
+            return bool(latest["data"]["attributes"]["stage"] == "verification_complete")
+
+        passes = 0
+        async with aiohttp.ClientSession(base_url=f"https://127.0.0.1:{self.port}") as session:
+            for agent in self.agents:
+                latest = f"/v3.0/agents/{agent.agent_id}/attestations/latest"
+                await eventually(partial(is_judged, session, latest))
+                found = (await show(session, f"/v2.6/agents/{agent.agent_id}"))["results"]
+                if found["attestation_status"] == "FAIL":
+                    raise RuntimeError(f"{agent.agent_id} failed: {found['last_findings']}")
+                passes += found["attestation_count"]
+        return passes
+
+    async def each(self, label: str, rounds: int, work: _Work, *, has_verdicts: bool) -> Result:
+        """`work` of all agents, a few at a time, so many times each; CPU is that of what was judged of it."""
+        took_s: list[float] = []
+
+        async def some(agents: Sequence[FieldPushAgent]) -> None:
+            for _ in range(rounds):
+                for agent in agents:
+                    began = time.perf_counter()
+                    await _insisting(work, agent)
+                    took_s.append(time.perf_counter() - began)
+
+        before = await self.judged() if has_verdicts else 0
+        cpu_before_s, began = self.daemon.cpu_s, time.perf_counter()
+        await asyncio.gather(*(some(self.agents[number::_AT_ONCE]) for number in range(_AT_ONCE)))
+        whole_s = time.perf_counter() - began
+        cpu_s = self.daemon.cpu_s - cpu_before_s
+        count = await self.judged() - before if has_verdicts else len(took_s)
+        return Result(label, cpu_s / count * 1e3, len(took_s) / whole_s, took_s)
+
+
+async def _insisting(work: _Work, agent: FieldPushAgent) -> None:
+    """Again where the verifier could not: on a machine that has too much to do its database may be late."""
+    while True:
+        try:
+            await work(agent)
+        except Refused as refused:
+            if refused.answer.code != 503:
+                raise
+        else:
+            return
+
+
+async def log_in(agent: FieldPushAgent) -> None:
+    await agent.log_in()
+
+
+async def attest(agent: FieldPushAgent) -> None:
+    """One more file was run, and the machine attests over the connection that it has."""
+    agent.machine.measure(_MORE, _FILES[_MORE])
+    await agent.attest()
+
+
+async def attest_anew(agent: FieldPushAgent) -> None:
+    """The same over a connection of its own."""
+    await agent.hang_up()
+    await attest(agent)
+
+
+async def at_pace(fleet: Fleet, period_s: float, rounds: int) -> Result:
+    """All agents attest every `period_s`, evenly spread: the answer to evidence alone is timed."""
+    took_s: list[float] = []
+
+    async def live(agent: FieldPushAgent, delay_s: float) -> None:
+        await asyncio.sleep(delay_s)
+        due = time.perf_counter()
+        for _ in range(rounds):
+            negotiation = await agent.negotiate()
+            began = time.perf_counter()
+            await agent.deliver(negotiation)
+            took_s.append(time.perf_counter() - began)
+            due += period_s
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+
+    cpu_before_s, began = fleet.daemon.cpu_s, time.perf_counter()
+    step_s = period_s / len(fleet.agents)
+    await asyncio.gather(*(live(agent, number * step_s) for number, agent in enumerate(fleet.agents)))
+    whole_s = time.perf_counter() - began
+    cpu_ms = (fleet.daemon.cpu_s - cpu_before_s) / len(took_s) * 1e3
+    return Result(f"every {period_s:g} s", cpu_ms, len(took_s) / whole_s, took_s)
+
+
+async def measure(count: int, paced: int, rounds: int, directory: Path) -> list[Result]:
+    install_certificates(directory)
+    port = free_port()
+    options = {
+        "DIR": str(directory),
+        "VERIFIER_PORT": str(port),
+        "VERIFIER_TLS_DIR": "default",
+        "VERIFIER_NUM_WORKERS": "1",
+        "VERIFIER_QUOTE_INTERVAL": "0.001",
+        "VERIFIER_SESSION_CREATE_RATE_LIMIT_PER_IP": "1000000",
+        "VERIFIER_SESSION_CREATE_RATE_LIMIT_PER_AGENT": "1000000",
+        "VERIFIER_SESSION_LIFETIME": "3600",
+    }
+    environ = {f"KEYLIME_{name}": value for name, value in options.items()}
+    tls, key = client_context(verifier_authority()), SoftwareAk.generate("ecc256", SignatureScheme.ECDSA)
+    agents = []
+    for number in range(max(count, paced)):
+        machine = Machine(key)
+        for name, content in _FILES.items():
+            machine.measure(name, content)
+        agent_id = f"{number:08x}-0000-4000-8000-000000000000"
+        agents.append(FieldPushAgent(agent_id, f"https://127.0.0.1:{port}", tls, machine, limit_s=60))
+    with Daemon("keylime_verifier", directory / "verifier.log", environ) as daemon:
+        daemon.wait_for("Listening on")
+        try:
+            for agent in agents:
+                await agent.__aenter__()
+            return await _measured(Fleet(agents[:count], daemon, port), Fleet(agents, daemon, port), rounds)
+        finally:
+            for agent in agents:
+                await agent.__aexit__()
+
+
+async def _measured(fleet: Fleet, whole: Fleet, rounds: int) -> list[Result]:
+    await whole.enrol()
+    results = [await fleet.each("session", 3, log_in, has_verdicts=False)]
+    await whole.each("", 1, log_in, has_verdicts=False)
+    await whole.each("", 1, attest, has_verdicts=False)
+    await whole.judged()
+    results.append(await fleet.each("kept alive", rounds, attest, has_verdicts=True))
+    results.append(await fleet.each("new TLS each", rounds, attest_anew, has_verdicts=True))
+    results.append(await at_pace(whole, 10.0, 3))
+    return results
+
+
+def render(results: Sequence[Result], count: int, paced: int) -> Table:
+    table = Table(title=f"Verifier with {count} pushing machines; {paced} at the pace")
+    for number, heading in enumerate(
+        ("", "CPU (ms)", "budget", "a second", "p50 (ms)", "p99 (ms)", "budget")
+    ):
+        table.add_column(heading, justify="right" if number else "left")
+    for result in results:
+        median, most = percentiles_ms(result.took_s)
+        is_kept = result.label.startswith("kept")
+        table.add_row(
+            result.label,
+            f"{result.cpu_ms:.2f}",
+            _kept(result.cpu_ms, BUDGET_CPU_MS) if is_kept else "",
+            f"{result.per_s:.0f}",
+            f"{median:.1f}",
+            f"{most:.1f}",
+            _kept(most, BUDGET_P99_MS) if result.label.startswith("every") else "",
+        )
+    return table
+
+
+def _kept(value: float, budget: float) -> str:
+    return f"{budget:g} {'kept' if value <= budget else 'missed'}"
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description="What machines that attest by themselves cost the verifier.")
+    parser.add_argument("--agents", type=int, default=40, help="how many (default: %(default)s)")
+    parser.add_argument("--paced", type=int, default=1000, help="how many every 10 s (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=20, help="of each agent (default: %(default)s)")
+    arguments = parser.parse_args()
+    count, paced = arguments.agents, arguments.paced
+    with tempfile.TemporaryDirectory(prefix="keylime-push-") as directory:
+        results = asyncio.run(measure(count, paced, arguments.rounds, Path(directory)))
+    Console().print(render(results, count, paced))
+
+
+if __name__ == "__main__":
+    main()
