@@ -3,6 +3,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON3 ?= python3
+N ?= 10000
 PACKAGES := gcc gpg gpg-agent gpgv iproute2 iptables iputils-ping libtss2-dev libtss2-tcti-swtpm0 mariadb-client-core mariadb-server-core \
             openssh-client openssh-server pkg-config postgresql procps python3-dev python3-venv softhsm2 swtpm swtpm-tools systemd \
             tpm2-tools util-linux
@@ -20,6 +21,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # What has nothing to be made, and would be called up to date.
 FOLDERS := keylime packaging agent registrar tenant verifier systemd
 
+N ?= 10000
 .PHONY: help venv demo demo-fence test test-databases test-time tests unit check lint audit lock requirements bench benchmarks docs config clean \
         system-packages install deb rpm test-packages test-systemd test-browser $(FOLDERS)
 
@@ -34,7 +36,9 @@ help:
 	@echo 'make lint    check types, style and the direction of imports'
 	@echo 'make audit   look for known vulnerabilities of the dependencies (STRICT=1: fail when that is not possible)'
 	@echo 'make lock    pin the dependencies of requirements/runtime.txt anew, with hashes'
-	@echo 'make bench   measure CPU, memory and delays against the budgets (some minutes)'
+	@echo 'make bench   measure CPU, memory and delays against the budgets, on one page (ten minutes at most)'
+	@echo 'make bench-fleet N=10000  a fleet of so many simulated machines on a verifier with two workers'
+	@echo 'make bench-all  every benchmark by itself'
 	@echo 'make install DESTDIR= PREFIX=/usr/local  install programs, configuration, units and manual pages'
 	@echo 'make deb     make Debian packages in dist/ (make rpm: RPMs)'
 	@echo 'make test-packages  build packages and images, install them, run them, remove them (some minutes)'
@@ -97,7 +101,13 @@ lock: venv
 	    --output-file requirements/build.txt requirements/build.in
 
 bench: venv
+	@$(BIN)/python benchmarks/summary.py
+
+bench-all: venv
 	@for benchmark in benchmarks/*.py; do $(BIN)/python $$benchmark || exit 1; done
+
+bench-fleet: venv
+	@$(BIN)/python benchmarks/fleet.py --agents $(N) --interval 10 --seconds 30 --workers 2 --processes 2
 
 benchmarks: bench
 

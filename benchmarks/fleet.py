@@ -18,6 +18,7 @@ import aiohttp
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.rig.cost import allow_descriptors
 from benchmarks.rig.machines import FleetReport, policy_of
 from benchmarks.rig.percentiles import percentiles_ms
 from benchmarks.rig.processes import Daemon, free_port
@@ -27,6 +28,7 @@ from benchmarks.rig.watched_fleet import Operator, add_all, running_fleet, until
 _FILLER_PATHS = 10_000
 _SETTLING_ROUNDS = 3
 _API_CALLS = 200
+_SPARE_DESCRIPTORS = 1024
 _API_PAUSE_S = 0.01
 BUDGET_CPU_MS = 0.6
 BUDGET_KB = 40
@@ -99,7 +101,7 @@ async def measure(
             empty_kb, database_bytes, started_s = daemon.memory_kb, database.bytes, daemon.cpu_s
             await add_all(operator, others)
             added_s = daemon.cpu_s - started_s
-            limit_s = 30 + 5 * options.interval_s
+            limit_s = 30 + 5 * options.interval_s + count / 50
             await until(fleet, lambda report: report.fewest_rounds >= _SETTLING_ROUNDS, limit_s)
 
             before, stored_before = fleet.report(), database.rounds
@@ -207,6 +209,8 @@ async def run(options: Options) -> list[Result]:
 def main() -> None:
     """Prints the table."""
     options = parse_options()
+    # Of each machine a socket that listens, and one that is connected.
+    allow_descriptors(_SPARE_DESCRIPTORS + 2 * max(options.agents))
     Console(width=100).print(render(asyncio.run(run(options)), options))
 
 

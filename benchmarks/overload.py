@@ -5,7 +5,6 @@ Overload may stretch the period and nothing else: every request gets its answer,
 
 import argparse
 import asyncio
-import resource
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ import aiohttp
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.rig.cost import allow_descriptors
 from benchmarks.rig.machines import MachineIdentity, policy_of
 from benchmarks.rig.percentiles import percentiles_ms
 from benchmarks.rig.processes import Daemon, free_port
@@ -24,6 +24,7 @@ from benchmarks.rig.watched_fleet import Operator, add_in_the_end, running_fleet
 
 _IMA_LINES = 100
 _API_PAUSE_S = 0.02
+_DESCRIPTORS = 1024
 _LOST = ("the lease had ended", "cannot renew the lease")
 BUDGET_ADDING_S = 5.0
 BUDGET_API_P99_MS = 100
@@ -139,8 +140,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="num_workers of the verifier (%(default)s)")
     parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite")
     given = parser.parse_args()
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    allow_descriptors(_DESCRIPTORS + 4 * given.agents)
     options = {"KEYLIME_VERIFIER_NUM_WORKERS": str(given.workers)}
     with tempfile.TemporaryDirectory(prefix="keylime-overload-") as directory:
         result = asyncio.run(

@@ -54,8 +54,8 @@ def start(
 
 def measure(directory: Path) -> list[Result]:
     """Verifier twice, then registrar and agent twice each, which find the CA that the first one made."""
-    verifier, registrar = _verifier(directory), _registrar(directory)
-    results = [verifier("verifier, first start"), verifier("verifier")]
+    start_verifier, registrar = verifier(directory), _registrar(directory)
+    results = [start_verifier("verifier, first start"), start_verifier("verifier")]
     results += [registrar("registrar, first start"), registrar("registrar")]
     with ExitStack() as stack:
         ports = {"KEYLIME_REGISTRAR_PORT": str(free_port()), "KEYLIME_REGISTRAR_TLS_PORT": str(free_port())}
@@ -67,7 +67,9 @@ def measure(directory: Path) -> list[Result]:
     return results
 
 
-def _verifier(directory: Path) -> Callable[[str], Result]:
+def verifier(directory: Path) -> Callable[[str], Result]:
+    """Starts a verifier in a directory, again and again."""
+
     def run(label: str) -> Result:
         port = free_port()
         options = {"KEYLIME_DIR": str(directory), "KEYLIME_VERIFIER_PORT": str(port)}

@@ -13,7 +13,7 @@ from typing import Self
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _PROGRAMS = Path(sys.executable).parent
-_START_LIMIT_S = 60.0
+_START_LIMIT_S = 180.0
 
 
 def family_of(pid: int) -> list[int]:
