@@ -57,6 +57,19 @@ class Issued:
             context.load_cert_chain(file.name)
 
 
+_SIGNS_CERTIFICATES = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
+
+
 class WithSerial0(Issued):
     """The same certificate with serial number 0, as Rust agents make theirs; its signature fits no more."""
 
@@ -84,9 +97,12 @@ class Authority:
     def __init__(self, name: str = "Test CA") -> None:
         self.key = ec.generate_private_key(ec.SECP256R1())
         self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        self.certificate = _build(self.name, self.name, self.key.public_key(), days=(-1, 30), ca=True).sign(
-            self.key, hashes.SHA256()
-        )
+        public_key = self.key.public_key()
+        builder = _build(self.name, self.name, public_key, days=(-1, 30), ca=True)
+        # Strict clients, as Python's from 3.13 on, want both.
+        builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+        builder = builder.add_extension(_SIGNS_CERTIFICATES, critical=True)
+        self.certificate = builder.sign(self.key, hashes.SHA256())
 
     def issue(
         self,
@@ -116,6 +132,9 @@ class Authority:
             )
         if usages:
             builder = builder.add_extension(x509.ExtendedKeyUsage(list(usages)), critical=False)
+        # Strict clients, as Python's from 3.13 on, want it.
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
+        builder = builder.add_extension(issuer, critical=False)
         return Issued(builder.sign(self.key, hashes.SHA256()), key)
 
     def write(self, path: Path) -> Path:
