@@ -177,6 +177,13 @@ def _text_schema(pattern: str | None) -> dict[str, str]:
     return {"type": "string"} if pattern is None else {"type": "string", "pattern": pattern}
 
 
+# No content is described where there may be none.
+_BARE = {
+    400: "Refused: an error as of other refusals, or no body if the request's is not JSON.",
+    415: "Refused, without a body: the request has none, or one of another type.",
+}
+
+
 def _responses(route: Route, operation: Operation, schema_of: Mapping[Any, Any]) -> dict[str, Any]:
     answer: dict[str, Any] = {"description": "Done."}
     if route.path == "/openapi.json":
@@ -193,6 +200,8 @@ def _responses(route: Route, operation: Operation, schema_of: Mapping[Any, Any])
         refusals |= {413, 429}
     refused = _document_refusal() if operation.is_document else _refusal("Refused")
     responses = {str(operation.success): answer} | {str(code): refused for code in refusals}
+    if operation.is_document:
+        responses |= {str(code): {"description": text} for code, text in _BARE.items() if code in refusals}
     if route.role in (Role.ADMIN, Role.AGENT_OR_ADMIN):
         responses |= {"401": _refusal("Denied", "Refused"), "403": _refusal("Denied")}
     return dict(sorted(responses.items()))
@@ -220,7 +229,7 @@ def _refusal(*names: str) -> dict[str, Any]:
 
 
 def _document_refusal() -> dict[str, Any]:
-    """Some refusals of API 3.0 have no body; one that comes before its handler has an envelope."""
+    """Of API 3.0; one that comes before its handler has an envelope."""
     errors = {"schema": {"$ref": _REF.format(name="Denied")}}
     either = {"anyOf": [{"$ref": _REF.format(name=name)} for name in ("Denied", "Refused")]}
     return {"description": "Refused.", "content": {_JSON: {"schema": either}, _DOCUMENT: errors}}

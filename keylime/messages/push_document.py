@@ -83,6 +83,19 @@ class Document(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     jsonapi: JsonApi | None = None
 
 
+class VersionMeta(msgspec.Struct, frozen=True):
+    """Which version a server has."""
+
+    version: str
+
+
+class VersionDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """What the root of a version says, which has no resource."""
+
+    meta: VersionMeta
+    jsonapi: JsonApi
+
+
 class ReceivedResource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The resource of a request; of its attributes only the names have been looked at."""
 
@@ -144,7 +157,7 @@ def parse_errors(body: bytes) -> list[DocumentError]:
         return []
 
 
-def encode_document(document: Document | ErrorDocument) -> bytes:
+def encode_document(document: Document | ErrorDocument | VersionDocument) -> bytes:
     """The body of a request or answer."""
     return msgspec.json.encode(document)
 

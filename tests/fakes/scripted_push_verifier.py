@@ -210,7 +210,15 @@ class ScriptedPushVerifier:
         assert kinds == [(one["evidence_class"], one["evidence_type"]) for one in asked]
         data = {one["evidence_type"]: one["data"] for one in collected}
         quote = data.pop("tpm_quote", None)
-        values = None if quote is None else self._verified(request.match_info["agent"], challenge, quote)
+        values = None
+        if quote is not None:
+            (pcrs,) = (
+                one["chosen_parameters"]["selected_subjects"]
+                for one in asked
+                if one["evidence_type"] == "tpm_quote"
+            )
+            wanted = frozenset(next(iter(pcrs.values())))
+            values = self._verified(request.match_info["agent"], challenge, quote, wanted)
         boot_time = offer["system_info"]["boot_time"]
         self.evidence.append(Evidence(values, data, offer["evidence_supported"], boot_time))
         shown = {
@@ -246,12 +254,14 @@ class ScriptedPushVerifier:
             offset = {"starting_offset": self.offset} if kind == "ima_log" else {}
             yield _item("log", kind, {"format": form, **offset})
 
-    def _verified(self, agent: str, challenge: bytes, data: dict[str, str]) -> PcrValues:
+    def _verified(
+        self, agent: str, challenge: bytes, data: dict[str, str], pcrs: frozenset[int]
+    ) -> PcrValues:
         text = f"r{data['message']}:{data['signature']}:{data['subject_data']}"
         key, quote = self.added[agent], parse_quote(text)
         # Agents in the field quote PCR 16 as well, which means nothing here.
         found = frozenset(quote.pcrs.values)
-        assert found in (frozenset(self.pcrs), frozenset({*self.pcrs, 16}))
+        assert found in (pcrs, pcrs | {16})
         return verify_quote(quote, key, challenge, PcrSelection(key.scheme_hash, found)).pcrs
 
     def _refused(self, request: web.Request) -> web.StreamResponse | None:

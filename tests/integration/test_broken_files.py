@@ -16,6 +16,7 @@ from tests.fakes.forked_programs import Order, console_scripts, run
 FILE = "agent_data.json"  # of the tree, for programs that are given a file
 COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "agent": ("keylime_agent", ()),
+    "agent, pushing": ("keylime_push_model_agent", ()),
     "verifier": ("keylime_verifier", ()),
     "verifier, migration": ("keylime_verifier", ("--migrate",)),
     "registrar": ("keylime_registrar", ()),
@@ -203,7 +204,7 @@ def test_configuration_that_cannot_be_used(place: Path, command: str, kind: str)
             path.touch(0o600)
         case "no options":
             path.write_text("no section\n")
-    component = COMMANDS[command][0].removeprefix("keylime_").upper()
+    component = COMMANDS[command][0].removeprefix("keylime_").removeprefix("push_model_").upper()
     user = NOBODY if kind == "closed" else None
     for name in (component, "LOGGING"):
         given = order(command, place, user=user)

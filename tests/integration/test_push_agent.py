@@ -125,7 +125,7 @@ def test_an_agent_attests_by_itself(tmp_path: Path, machine: SoftwareTpm, kind: 
                 assert listening_ports(agent.pid) == []
                 await here.enrol(first, second)
                 await _check_evidence(here, first)
-                assert len(first.connections) == 1, "they are kept alive"
+                await _check_connections(first)
                 if kind == "ecc":  # what follows does not depend on the kind of key
                     await _check_answers(here, agent)
                     await _check_other_verifier(here, agent)
@@ -157,6 +157,14 @@ async def _check_evidence(here: Site, verifier: ScriptedPushVerifier) -> None:
     assert verifier.evidence[-1].boot_time == taken.boot_time
     verifier.offset = 0
     verifier.logs = ["ima_log"]
+
+
+async def _check_connections(verifier: ScriptedPushVerifier) -> None:
+    """They are kept alive, but for one that carried as much as a boot log, which an answer repeats here."""
+    await eventually(lambda: "uefi_log" not in verifier.evidence[-1].logs)
+    used, seen = set(verifier.connections), len(verifier.evidence)
+    await eventually(lambda: len(verifier.evidence) >= seen + 2)
+    assert verifier.connections == used
 
 
 async def _check_answers(here: Site, agent: PushAgentProcess) -> None:

@@ -2,6 +2,8 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 
+import msgspec
+
 from keylime.errors import MalformedMessage
 from keylime.http.exchange import Request, Response, refusal, retry_after
 from keylime.messages.push_document import (
@@ -48,6 +50,14 @@ def is_document(request: Request, *, kind: str) -> bool:
     return is_json and kind == SESSION
 
 
+def _is_json(body: bytes) -> bool:
+    try:
+        msgspec.json.decode(body, type=msgspec.Raw)
+    except msgspec.DecodeError:
+        return False
+    return True
+
+
 def own_path(request: Request, *segments: object) -> str:
     """What a document says of the place that was asked for."""
     return "/".join(("", f"v{request.version}", *map(str, segments)))
@@ -59,8 +69,8 @@ def answered(handler: Handler) -> Handler:
     async def answer(request: Request) -> Response:
         try:
             return await handler(request)
-        except MalformedMessage:
-            return bare(400)
+        except MalformedMessage as error:
+            return denial(400, str(error)) if _is_json(request.body) else bare(400)
         except Unauthenticated as error:
             return denial(401, str(error))
         except NotTheOwner as error:

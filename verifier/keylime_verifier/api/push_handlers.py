@@ -22,9 +22,14 @@ from keylime.messages.push_attestation import (
     attestations_document,
 )
 from keylime.messages.push_document import (
+    API_VERSION,
     CONTENT_TYPE,
     Document,
+    JsonApi,
+    VersionDocument,
+    VersionMeta,
     encode_binary,
+    encode_document,
     format_time,
     parse_request,
 )
@@ -256,7 +261,7 @@ class AttestationHandlers:
 
 async def show_root(_request: Request) -> Response:
     """`GET /v3.0/`."""
-    return Response(raw=b'{"meta":{"version":"3.0"},"jsonapi":{"version":"1.1"}}', headers=_TYPE)
+    return Response(raw=encode_document(_ROOT), headers=_TYPE)
 
 
 async def lead_to_root(_request: Request) -> Response:
@@ -265,11 +270,12 @@ async def lead_to_root(_request: Request) -> Response:
 
 
 _TYPE = {"Content-Type": CONTENT_TYPE}
+_ROOT = VersionDocument(meta=VersionMeta(API_VERSION), jsonapi=JsonApi())
 
 
 def root_route() -> Route:
     """Where API 3.0 begins."""
-    about = Operation("That API 3.0 is served here.", results=Document, is_document=True)
+    about = Operation("That API 3.0 is served here.", results=VersionDocument, is_document=True)
     return Route("GET", "/", Role.ANONYMOUS, show_root, major=3, about=about)
 
 
