@@ -22,13 +22,14 @@ unexport PYTHONDONTWRITEBYTECODE
 FOLDERS := keylime packaging agent registrar tenant verifier systemd
 
 N ?= 10000
-.PHONY: help venv demo demo-fence test test-databases test-time tests unit check lint audit lock requirements bench benchmarks docs config clean \
+.PHONY: help venv demo demo-fence test test-thorough test-databases test-time tests unit check lint audit lock requirements bench benchmarks docs config clean \
         system-packages install deb rpm test-packages test-systemd test-browser $(FOLDERS)
 
 help:
 	@echo 'make demo    run registrar, verifier and two agents with software TPMs, and watch one fall from grace'
 	@echo 'make demo-fence  only its second part: a hacked machine loses its SSH keys and is fenced off (needs root)'
-	@echo 'make test    run all tests'
+	@echo 'make test    run the tests'
+	@echo 'make test-thorough  the same with all faults of databases, all that is made up, fuzzing and a year of certificates'
 	@echo 'make test-databases  what make test does on PostgreSQL alone, on MariaDB as well (some minutes)'
 	@echo 'make test-time  a year of certificates: running daemons 335, 364 and 366 days on, and a day late'
 	@echo 'make unit    run the unit tests alone: the fast loop, about a minute'
@@ -70,13 +71,16 @@ demo-fence: system-packages venv
 test: system-packages venv
 	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
+test-thorough: system-packages venv
+	@KEYLIME_TESTS_THOROUGH=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
 tests: test
 
 test-databases: system-packages venv
-	@KEYLIME_TEST_DATABASES=1 $(BIN)/python -m pytest tests/integration -n auto --dist loadfile -k mariadb
+	@KEYLIME_TEST_DATABASES=1 KEYLIME_TESTS_THOROUGH=1 $(BIN)/python -m pytest tests/integration -n auto --dist loadfile -k mariadb
 
 test-time: system-packages venv
-	@$(BIN)/python -m pytest tests/e2e/test_year.py tests/unit/pki/test_lifetimes.py tests/integration/test_verifier_certificates.py
+	@KEYLIME_TESTS_THOROUGH=1 $(BIN)/python -m pytest tests/e2e/test_year.py tests/unit/pki/test_lifetimes.py tests/integration/test_verifier_certificates.py
 
 unit: venv
 	@KEYLIME_TESTS_QUICK=1 $(BIN)/python -m pytest tests/unit -n logical --dist worksteal

@@ -1,4 +1,6 @@
-"""How hard the tests try: all that they know, or what the fast loop (`make unit`) has the time for."""
+"""How hard the tests try: all that they know (`make test-thorough`, the public workflow), what there is time
+for before a change gets in (`make test`), or what the fast loop has the time for (`make unit`).
+"""
 
 import os
 from collections.abc import Sequence
@@ -6,15 +8,17 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-_SHARE = 7  # a prime, so that all bits of a byte and all kinds of parameters have their turn
+IS_THOROUGH = os.environ.get("KEYLIME_TESTS_THOROUGH") == "1"
 _IS_QUICK = os.environ.get("KEYLIME_TESTS_QUICK") == "1"
+# Primes, so that all bits of a byte and all kinds of parameters have their turn.
+_SHARE = 7 if _IS_QUICK else 1 if IS_THOROUGH else 3
 
 
 def examples(count: int) -> int:
-    """How many examples to make up: `count`, or a seventh of them, but not less than five."""
-    return max(count // _SHARE, min(count, 5)) if _IS_QUICK else count
+    """How many examples to make up: `count`, or a share of them, but not less than five."""
+    return max(count // _SHARE, min(count, 5))
 
 
 def tried(cases: Sequence[T]) -> Sequence[T]:
-    """The cases to try, of very many that are alike: all, or each seventh."""
-    return cases[::_SHARE] if _IS_QUICK else cases
+    """The cases to try, of very many that are alike: all, or each third or seventh."""
+    return cases[::_SHARE]

@@ -15,10 +15,13 @@ import pytest
 
 from keylime.messages.verifier import OperationalState
 from keylime.pki.certificates import parse_certificate
+from tests.effort import IS_THOROUGH
 from tests.lab.calendar import Calendar
 from tests.lab.installation import Machine, start_agent
 from tests.lab.site import QUICK, Site, errors_of, open_site
 from tests.lab.waiting import await_value
+
+pytestmark = pytest.mark.skipif(not IS_THOROUGH, reason="with make test-time and make test-thorough only")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.effort import IS_THOROUGH
 from tests.fuzz.target import Target, Targets
 
 SECONDS = int(os.environ.get("KEYLIME_FUZZ_SECONDS", "1"))
@@ -19,7 +20,8 @@ _JOBS = 4
 _ROOT = Path(__file__).parents[2]
 
 needs_atheris = pytest.mark.skipif(
-    importlib.util.find_spec("atheris") is None, reason="atheris is not installed"
+    importlib.util.find_spec("atheris") is None or not IS_THOROUGH,
+    reason="with KEYLIME_TESTS_THOROUGH only, and where atheris is installed",
 )
 
 
