@@ -67,7 +67,6 @@ class Host(Protocol):
     stranger_bodies: Bodies
     admin_bodies: Bodies
     exchanges: "set[Exchange]"
-    answering: int
 
 
 async def respond(route: Route, request: Request) -> tuple[Response, bytes]:
@@ -222,11 +221,7 @@ class Exchange(HTTPMessageDelegate):
         del body
         responding = respond(admission.route, request)
         del request
-        self._host.answering += 1
-        try:
-            response, written = await responding
-        finally:
-            self._host.answering -= 1
+        response, written = await responding
         if response.rest is None:
             self._send(response, written)
         else:
