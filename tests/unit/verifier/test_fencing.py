@@ -71,10 +71,8 @@ INVALID = replace(FOUND, claim=THEIRS, state=OperationalState.INVALID_QUOTE)
         (replace(INVALID, severity_level=6, is_polled=False), Ruling.KNOWN),
         (replace(INVALID, severity_level=5, is_polled=True), Ruling.COUNTS),  # ends the polling
         (replace(INVALID, severity_level=4, is_polled=True), Ruling.COUNTS),  # is graver
-        (
-            replace(INVALID, severity_level=5, is_polled=False, claim=MINE),
-            Ruling.COUNTS,
-        ),  # an attempt repeated
+        (replace(INVALID, severity_level=5, is_polled=False, claim=MINE), Ruling.KNOWN),  # a repeated attempt
+        (replace(INVALID, severity_level=5, is_polled=True, claim=MINE), Ruling.COUNTS),
     ],
 )
 def test_what_another_verifier_has_found_as_well_is_not_told_twice(

@@ -74,8 +74,11 @@ def rule_on_rejection(record: AgentRecord, held_to: PolicyVersions, found: Store
         return Ruling.ENROLLED_ANEW
     if found.versions != held_to:
         return Ruling.POLICIES_REPLACED
-    if is_current(record, found) or not was_told(record, found):
+    if not was_told(record, found):
         return Ruling.COUNTS
+    if is_current(record, found):
+        # Its polling has ended, so this is the verdict that ended it: its commit was not confirmed.
+        return Ruling.COUNTS if found.is_polled else Ruling.KNOWN
     ends_polling = found.is_polled and not record.progress.is_polled
     return Ruling.COUNTS if ends_polling else Ruling.KNOWN
 
