@@ -103,7 +103,7 @@ async def _scrape(url: str) -> float:
             metrics.transaction("write", 0.01)
 
         async def measured() -> Sequence[Metric]:
-            return await measure(database, VerifierId("default"))
+            return await measure(VerifierId("default"), database)
 
         page = MetricsPage(
             "verifier", metrics.registry, measured, _NoCertificates(), _NoCertificates(), kept_s=0.0

@@ -4,23 +4,16 @@ No label is about a single agent.
 """
 
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from typing import Self
 
 import sqlalchemy as sa
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from keylime.database.timed import TimedDatabase
 from keylime.database.transactions import Database
-from keylime.metrics.page import MetricsPage
+from keylime.metrics.measured import Measured
 from keylime.metrics.sharing import count_together
-from keylime.service.certificates import CertificateKeeper
-from keylime.service.health import Health
 from keylime.service.metrics_place import MetricsPlace
 from keylime_registrar.handlers import ACTIVATIONS, REGISTRATIONS, Meter
-from keylime_registrar.measuring import Measuring
 from keylime_registrar.schema import pending_registrations, registrations
 
 _SHORT_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -74,37 +67,20 @@ class RegistrarMetrics(Meter):
         self._database.labels(kind).observe(took_s)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MeasuredRegistrar(Measuring):
-    """Measures what is done, and serves it."""
-
-    place: MetricsPlace
-    metrics: RegistrarMetrics
-    is_shared: bool
-
-    @classmethod
-    def of(cls, place: MetricsPlace, number: int, count: int) -> Self:
-        """For the worker `number` of so many."""
-        if count > 1:
-            count_together(place.directory, number)
-        metrics = RegistrarMetrics()
-        return cls(meter=metrics, place=place, metrics=metrics, is_shared=count > 1)
-
-    def timed(self, database: Database) -> Database:
-        return TimedDatabase(database, self.metrics.transaction)
-
-    def serve(
-        self, database: Database, keeper: CertificateKeeper, health: Health, stack: AsyncExitStack
-    ) -> None:
-        page = MetricsPage(
-            "registrar",
-            self.metrics.registry,
-            lambda: measure(database),
-            keeper,
-            health,
-            shared=self.place.directory if self.is_shared else None,
-        )
-        page.serve(self.place, stack, reuse_port=self.is_shared)
+def measured_registrar(place: MetricsPlace, number: int, count: int) -> Measured[Meter]:
+    """For the worker `number` of so many."""
+    if count > 1:
+        count_together(place.directory, number)
+    metrics = RegistrarMetrics()
+    return Measured(
+        metrics,
+        name="registrar",
+        place=place,
+        registry=metrics.registry,
+        observe=metrics.transaction,
+        count=measure,
+        is_shared=count > 1,
+    )
 
 
 async def measure(database: Database) -> Sequence[Metric]:

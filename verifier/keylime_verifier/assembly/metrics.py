@@ -4,9 +4,7 @@ No label is about a single agent: the names of metrics and labels stay few, what
 """
 
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from typing import Self
+from functools import partial
 
 import sqlalchemy as sa
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -14,13 +12,10 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 
 from keylime.appraisal.verdict import Accepted, Incomplete, Rejected
 from keylime.database.clock import database_time
-from keylime.database.timed import TimedDatabase
 from keylime.database.transactions import Database
 from keylime.messages.verifier import OperationalState
-from keylime.metrics.page import MetricsPage
+from keylime.metrics.measured import Measured
 from keylime.metrics.sharing import count_together
-from keylime.service.certificates import CertificateKeeper
-from keylime.service.health import Health
 from keylime.service.metrics_place import MetricsPlace
 from keylime_verifier.agents.deliveries import AGENT, Channel
 from keylime_verifier.agents.lifecycle import (
@@ -33,7 +28,6 @@ from keylime_verifier.agents.lifecycle import (
     WrongKey,
 )
 from keylime_verifier.agents.shards import VerifierId
-from keylime_verifier.assembly.measuring import Measuring
 from keylime_verifier.database.schema import agents, deliveries, recipients, revocations
 from keylime_verifier.polling.meter import Meter
 from keylime_verifier.revocations.backlog import IS_WAITING
@@ -155,41 +149,25 @@ class VerifierMetrics(Meter):
         return event_id
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MeasuredVerifier(Measuring):
-    """Measures what is done, and serves it."""
-
-    place: MetricsPlace
-    verifier_id: VerifierId
-    metrics: VerifierMetrics
-    is_shared: bool
-
-    @classmethod
-    def of(cls, place: MetricsPlace, verifier_id: VerifierId, number: int, count: int) -> Self:
-        """For the worker `number` of so many."""
-        if count > 1:
-            count_together(place.directory, number)
-        metrics = VerifierMetrics()
-        return cls(meter=metrics, place=place, verifier_id=verifier_id, metrics=metrics, is_shared=count > 1)
-
-    def timed(self, database: Database) -> Database:
-        return TimedDatabase(database, self.metrics.transaction)
-
-    def serve(
-        self, database: Database, keeper: CertificateKeeper, health: Health, stack: AsyncExitStack
-    ) -> None:
-        page = MetricsPage(
-            "verifier",
-            self.metrics.registry,
-            lambda: measure(database, self.verifier_id),
-            keeper,
-            health,
-            shared=self.place.directory if self.is_shared else None,
-        )
-        page.serve(self.place, stack, reuse_port=self.is_shared)
+def measured_verifier(
+    place: MetricsPlace, verifier_id: VerifierId, number: int, count: int
+) -> Measured[Meter]:
+    """For the worker `number` of so many."""
+    if count > 1:
+        count_together(place.directory, number)
+    metrics = VerifierMetrics()
+    return Measured(
+        metrics,
+        name="verifier",
+        place=place,
+        registry=metrics.registry,
+        observe=metrics.transaction,
+        count=partial(measure, verifier_id),
+        is_shared=count > 1,
+    )
 
 
-async def measure(database: Database, verifier_id: VerifierId) -> Sequence[Metric]:
+async def measure(verifier_id: VerifierId, database: Database) -> Sequence[Metric]:
     """The agents of a verifier and the revocations of its database, as they are now.
 
     Raises DatabaseUnavailable.
