@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from keylime.command_line import OneLineParser
 from keylime.errors import KeylimeError, MalformedEvidence, TpmError
 from keylime.hashes import HashAlgorithm
 from keylime.ima.measurement_list import BOOT_AGGREGATE, Entry, ima_ng_line, parse_line, split_lines
@@ -42,7 +43,7 @@ def main() -> None:
 
 
 def _parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="keylime_ima_emulator", description="Extends PCR 10 of a software TPM as the kernel's IMA would."
     )
     add_version(parser)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol, TypeVar
 
 from keylime import keylime_logging
+from keylime.command_line import OneLineParser
 from keylime.config.settings import Settings
 from keylime.messages.versions import CURRENT_VERSION, SUPPORTED_VERSIONS
 from keylime.service.config_report import add_config_flags
@@ -30,7 +31,7 @@ ConfigurationT = TypeVar("ConfigurationT", bound=Configuration)
 
 def daemon_parser(program: str, description: str) -> argparse.ArgumentParser:
     """The flags of a daemon that has a database."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog=program,
         allow_abbrev=False,  # a slip of the hand must not migrate anything
         description=description,

@@ -10,6 +10,7 @@ from pathlib import Path
 from cryptography import x509
 
 from keylime.checkup import Grade, Result, summary
+from keylime.command_line import OneLineParser
 from keylime.errors import ConfigError, CredentialError, KeylimeError
 from keylime.pki.certificates import parse_certificate
 from keylime.pki.server_names import ServerNames
@@ -42,7 +43,7 @@ def main() -> None:
 
 
 def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog=_PROGRAM,
         description="Sets up a machine with one command: writes setup.conf into /etc/keylime/*.conf.d, "
         "checks it, enables the services, tries whether they answer, and examines the machine. Running it "

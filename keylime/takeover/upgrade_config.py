@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from keylime.command_line import OneLineParser
 from keylime.config.options import TABLES
 from keylime.config.reader import parse_file
 from keylime.config.upgrade.conversion import Source, Upgrade, defaults, upgrade
@@ -49,7 +50,7 @@ def main() -> None:
 
 
 def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog=_PROGRAM,
         description="Writes the configuration files of this release from those of an earlier Keylime: the "
         "single keylime.conf up to 6.4, or one file for each component in any format. Options that have no "

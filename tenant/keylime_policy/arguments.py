@@ -1,11 +1,9 @@
 """The flags of `keylime-policy`."""
 
 import argparse
-import difflib
-import re
 from collections.abc import Callable, Sequence
-from typing import NoReturn
 
+from keylime.command_line import OneLineParser
 from keylime.measured_boot.pcr_sets import NAMES
 from keylime.version import add_version
 from keylime_policy.algorithms import ALGORITHMS
@@ -34,25 +32,9 @@ _GROUPS = (
     ("look at one", ("show", "diff", "lint")),
     ("try one", ("check",)),
 )
-# As argparse says it of words for commands; of flags it says which.
-_NO_CHOICE = re.compile(r"argument \{.*\}: invalid choice: '(?P<word>.*)' \(choose from (?P<words>.*)\)")
-_WORD = re.compile(r"[a-z][a-z-]+")
 
 
-class _OneLine(argparse.ArgumentParser):
-    """A parser that tells wrong usage in one line, with the nearest word where one was mistyped."""
-
-    def error(self, message: str) -> NoReturn:
-        command = self.prog.removeprefix(PROGRAM).strip()
-        found = _NO_CHOICE.fullmatch(message)
-        if found is not None:
-            near = difflib.get_close_matches(found["word"], _WORD.findall(found["words"]), n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"`{self.prog} --help` lists them"
-            message = f"there is no command {found['word']!r} ({hint})"
-        self.exit(2, f"{PROGRAM}: error: {command}{': ' if command else ''}{message}\n")
-
-
-class _Grouped(_OneLine):
+class _Grouped(OneLineParser):
     """A parser whose help has its commands in groups, a line each."""
 
     def format_help(self) -> str:
@@ -82,7 +64,7 @@ def build_parser(boot_policy_names: Sequence[str]) -> argparse.ArgumentParser:
     add_version(parser)
     parser.set_defaults(action=())
     names = ",".join(name for _, group in _GROUPS for name in group)
-    actions = parser.add_subparsers(title="actions", metavar=f"{{{names}}}", parser_class=_OneLine)
+    actions = parser.add_subparsers(title="actions", metavar=f"{{{names}}}", parser_class=OneLineParser)
     create = actions.add_parser("create", help="make a policy from a machine or software known to be good")
     kinds = create.add_subparsers(title="kinds", metavar="{runtime,measured-boot}", required=True)
     _add_create_runtime(kinds.add_parser)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from keylime.command_line import OneLineParser
 from keylime.errors import ConfigError
 from keylime.measured_boot.boot_policy import built_in_policies
 from keylime.version import add_version
@@ -58,7 +59,7 @@ def main() -> NoReturn:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog=_PROGRAM,
         description="Appraise again what was kept of agents' attestations, with the appraisal of the "
         "verifier. Exit status: 0 all accepted, 1 some not.",

@@ -4,6 +4,7 @@ import argparse
 import sys
 from typing import NoReturn
 
+from keylime.command_line import OneLineParser
 from keylime.errors import ConfigError
 from keylime.ima.allowlist import convert_allowlist, upgrade_runtime_policy
 from keylime.ima.keyrings import Keyring
@@ -30,7 +31,7 @@ def main() -> NoReturn:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog=_PROGRAM, description="Make a current runtime policy of an old allowlist or policy."
     )
     add_version(parser)

@@ -4,6 +4,7 @@ import argparse
 import json
 from typing import NoReturn
 
+from keylime.command_line import OneLineParser
 from keylime.version import add_version
 from keylime_policy.arguments import add_list_options
 from keylime_policy.create_runtime import RuntimeSources, create_runtime_policy
@@ -23,7 +24,7 @@ def main() -> NoReturn:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog=_PROGRAM, description="Make a runtime policy (see also: keylime-policy create runtime)."
     )
     add_version(parser)

@@ -3,6 +3,7 @@
 import argparse
 from typing import NoReturn
 
+from keylime.command_line import OneLineParser
 from keylime.version import add_version
 from keylime_policy.messages import Messages, run_program
 from keylime_policy.signing import sign_runtime_policy
@@ -28,7 +29,7 @@ def main() -> NoReturn:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog=_PROGRAM, description="Sign a runtime policy (see also: keylime-policy sign runtime)."
     )
     add_version(parser)

@@ -186,7 +186,8 @@ def _unrecognized(parser: argparse.ArgumentParser, unknown: Sequence[str]) -> st
     flags = [flag for flag in parser._option_string_actions if flag.startswith("--")]
     text = f"unrecognized arguments: {' '.join(unknown)}"
     nearest = difflib.get_close_matches(unknown[0].partition("=")[0], flags, n=1)
-    return f"{text} (did you mean {nearest[0]}?)" if nearest else text
+    instead = f"did you mean {nearest[0]}?" if nearest else "`keylime_tenant --help` lists them"
+    return f"{text} ({instead})"
 
 
 def combination_problem(arguments: Arguments) -> str | None:

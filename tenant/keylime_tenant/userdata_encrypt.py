@@ -1,10 +1,10 @@
 """`keylime_userdata_encrypt FILE`: encrypts a payload ahead, for `keylime_tenant -k KEYS -p PAYLOAD`."""
 
-import argparse
 import os
 import sys
 from pathlib import Path
 
+from keylime.command_line import OneLineParser
 from keylime.payload.encryption import encrypt_payload
 from keylime.payload.keys import render_key_file, split_key
 from keylime.version import add_version
@@ -17,7 +17,7 @@ _FAILED = 255  # what scripts of existing deployments expect
 
 def main() -> None:
     """The console script."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="keylime_userdata_encrypt",
         description="Encrypt a payload; keys and ciphertext go to this directory.",
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from keylime import keylime_logging
+from keylime.command_line import OneLineParser
 from keylime.config.loader import load_settings
 from keylime.config.settings import work_dir
 from keylime.errors import ConfigError, KeylimeError
@@ -92,7 +93,7 @@ def _import_vendor(arguments: Sequence[str]) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The flags of `keylime_ca`."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="keylime_ca",
         description="Manage the certificate authority whose certificates payloads deliver to machines.",
         epilog=f"`keylime_ca {vendor_import.COMMAND} FILE` adds certificates of TPM makers to the store of "

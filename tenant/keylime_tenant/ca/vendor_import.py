@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from keylime.command_line import OneLineParser
 from keylime.config.loader import load_settings
 from keylime.config.settings import path_below, work_dir
 from keylime.errors import ConfigError, MalformedEvidence
@@ -175,7 +176,7 @@ def _configured_store(environ: Mapping[str, str]) -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog=f"keylime_ca {COMMAND}",
         description="Add the CA certificates of a TPM's maker to the TPM certificate store.",
         epilog="Compare the fingerprints with those that the maker publishes.",

@@ -11,8 +11,11 @@ from keylime_policy.arguments import build_parser
         (("shwo", "x"), "there is no command 'shwo' (did you mean 'show'?)"),
         (("create", "run-time"), "create: there is no command 'run-time' (did you mean 'runtime'?)"),
         (("qqq",), "there is no command 'qqq' (`keylime-policy --help` lists them)"),
-        (("merge",), "merge: the following arguments are required: POLICY"),
-        (("show", "x", "--no-such"), "unrecognized arguments: --no-such"),
+        (("merge",), "merge: POLICY must be given (`keylime-policy merge --help` lists them)"),
+        (
+            ("show", "x", "--no-such"),
+            "show: unrecognized arguments: --no-such (`keylime-policy show --help` lists them)",
+        ),
     ],
 )
 def test_wrong_usage_is_one_line(
