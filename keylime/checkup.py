@@ -6,7 +6,9 @@ Pure: what was found comes in as values.
 import enum
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
 
 
 class Grade(enum.StrEnum):
@@ -72,13 +74,29 @@ def is_good(results: Sequence[Result]) -> bool:
     return bool(results) and all(one.grade is not Grade.BAD for one in results)
 
 
+class Check(msgspec.Struct, frozen=True):
+    """One thing that was examined; `remedy` may be empty."""
+
+    subject: str
+    grade: Literal["ok", "warning", "bad", "unknown"]
+    text: str
+    remedy: str
+
+
+class Examination(msgspec.Struct, frozen=True):
+    """Everything that was examined, and whether it works."""
+
+    ok: bool
+    checks: list[Check]
+
+
 def document(results: Sequence[Result]) -> dict[str, Any]:
-    """The same for programs."""
+    """The same for programs: an Examination."""
     return {"ok": is_good(results), "checks": rows(results)}
 
 
 def rows(results: Sequence[Result]) -> list[dict[str, str]]:
-    """One object for each result."""
+    """One object for each result: a Check."""
     return [
         {"subject": one.subject, "grade": one.grade.lower(), "text": one.text, "remedy": one.remedy}
         for one in results

@@ -15,6 +15,7 @@ from typing import NoReturn
 import uvloop
 
 from keylime.checkup import Result, document, is_good, summary
+from keylime.command_line import OneLineParser
 from keylime.config.loader import load_settings
 from keylime.config.settings import Settings
 from keylime.errors import ConfigError, KeylimeError
@@ -56,7 +57,7 @@ class AgentProgram:
 
     def main(self) -> None:
         """The console script."""
-        parser = argparse.ArgumentParser(prog=self.name, description=self.description)
+        parser = OneLineParser(prog=self.name, description=self.description)
         add_version(parser)
         add_config_flags(parser)
         parser.add_argument(
@@ -74,6 +75,8 @@ class AgentProgram:
                     return
                 uvloop.run(self._serve(dict(os.environ)))
         except KeylimeError as error:
+            if arguments.json:
+                print(json.dumps({"error": str(error)}))
             sys.stdout.flush()
             print(f"{self.name}: error: {error}", file=sys.stderr)
             sys.exit(FORBIDDEN if isinstance(error, RegistrationForbidden) else 1)

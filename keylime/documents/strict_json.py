@@ -6,28 +6,25 @@ from collections import Counter
 from typing import Any, NoReturn
 
 from keylime.errors import PolicyError
-from keylime.nesting import MAX_DEPTH, is_too_deep
 
 
 def load_document(text: str | bytes, what: str) -> Any:
     """The value of `text`; `what` names it in errors.
 
     Raises PolicyError for anything but strict UTF-8 JSON: duplicate keys, NaN and Infinity, numbers of
-    thousands of digits, lone surrogates and more nesting than `keylime.nesting` says are refused.
+    thousands of digits, lone surrogates and bottomless nesting are refused.
     """
     if not text.strip():
         raise PolicyError(f"{what} is not valid JSON: it is empty")
     try:
         encoded = text.encode() if isinstance(text, str) else text
-        if is_too_deep(encoded):
-            raise PolicyError(
-                f"{what} is nested too deeply: more than {MAX_DEPTH} arrays and objects within each other"
-            )
         decoded = encoded.decode()
         unique = functools.partial(_unique, what)
         document = json.loads(decoded, object_pairs_hook=unique, parse_constant=_no_constant)
         if "\\u" in decoded:
             json.dumps(document, ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise PolicyError(f"{what} is nested too deeply") from error
     except UnicodeError as error:
         raise PolicyError(f"{what} is not UTF-8 text") from error
     except ValueError as error:

@@ -2,9 +2,11 @@
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from keylime.documents.dsse import is_envelope
 from keylime.documents.places import Place, line_of
@@ -23,6 +25,13 @@ from keylime.ima.runtime_policy import (
 from keylime_policy.boot_states import is_reference_state
 from keylime_policy.create_runtime import PolicyDraft, summary, verification_keys
 from keylime_policy.files import read_text, write_output
+from keylime_policy.json_documents import (
+    LintRemark,
+    PolicyChanges,
+    Rules,
+    RuntimePolicyDocument,
+    rendered,
+)
 from keylime_policy.lint import Remark, lint, lint_excludes
 from keylime_policy.messages import Messages
 from keylime_policy.own_source import NOT_ITS_SOURCE
@@ -48,7 +57,7 @@ def show(path: str, *, as_json: bool) -> int:
     loaded = load_policy("POLICY", path)
     policy = loaded.policy
     if as_json:
-        sys.stdout.write(json.dumps(policy.to_document(), indent=2) + "\n")
+        sys.stdout.write(rendered(msgspec.convert(policy.to_document(), RuntimePolicyDocument)))
         return 0
     rows = [
         ("policy", policy.version.rpartition(" ")[2]),
@@ -101,25 +110,25 @@ def show_difference(old: str, new: str, *, as_json: bool) -> int:
         return show_state_difference(old, new, as_json=as_json)
     difference = diff(before, load_policy("NEW", new).policy)
     if as_json:
-        sys.stdout.write(json.dumps(_difference_document(difference), indent=2) + "\n")
+        sys.stdout.write(rendered(_changes(difference)))
     else:
         sys.stdout.write("".join(f"{line}\n" for line in _difference_lines(difference)))
     return 0 if difference.is_empty else _DIFFERENT
 
 
-def _difference_document(difference: PolicyDifference) -> dict[str, Any]:
-    names = dict(_SECTIONS)
-    return {
-        "added": {
-            **{names[kind]: value for kind, value in difference.added.items()},
-            "excludes": difference.excludes_added,
-        },
-        "removed": {
-            **{names[kind]: value for kind, value in difference.removed.items()},
-            "excludes": difference.excludes_removed,
-        },
-        "changed": difference.changed,
+def _changes(difference: PolicyDifference) -> PolicyChanges:
+    return PolicyChanges(
+        added=_rules(difference.added, difference.excludes_added),
+        removed=_rules(difference.removed, difference.excludes_removed),
+        changed=list(difference.changed),
+    )
+
+
+def _rules(by_kind: Mapping[str, Mapping[str, tuple[str, ...]]], excludes: Sequence[str]) -> Rules:
+    kinds = {
+        kind: {name: list(values) for name, values in digests.items()} for kind, digests in by_kind.items()
     }
+    return Rules(**kinds, excludes=list(excludes))
 
 
 def _difference_lines(difference: PolicyDifference) -> Iterator[str]:
@@ -232,11 +241,8 @@ def lint_file(path: str, excludes: str | None, *, as_json: bool) -> int:
     if excludes is not None:
         found += _expressions("--excludelist", excludes, digests)
     if as_json:
-        rows = [
-            {"file": file, "line": line, "text": remark.text, "remedy": remark.remedy}
-            for file, line, remark in found
-        ]
-        sys.stdout.write(json.dumps(rows, indent=2) + "\n")
+        remarks = [LintRemark(file, line, remark.text, remark.remedy) for file, line, remark in found]
+        sys.stdout.write(rendered(remarks))
     else:
         for file, line, remark in found:
             where = file if line is None else f"{file}:{line}"

@@ -46,21 +46,33 @@ def main() -> None:
     messages = Messages(PROGRAM, getattr(options, "verbose", False))
     match options.action:
         case ("check",):
-            run_program(PROGRAM, lambda: run_check(options, parser.error, messages), failed=_UNUSABLE)
+            run_program(
+                PROGRAM,
+                lambda: run_check(options, parser.error, messages),
+                failed=_UNUSABLE,
+                as_json=options.json,
+            )
         case ("diff",):
             run_program(
                 PROGRAM,
                 lambda: show_difference(options.old, options.new, as_json=options.json),
                 failed=_UNUSABLE,
+                as_json=options.json,
             )
         case ("lint",):
             run_program(
                 PROGRAM,
                 lambda: lint_file(options.policy, options.excludelist, as_json=options.json),
                 failed=_UNUSABLE,
+                as_json=options.json,
             )
         case ("show",):
-            run_program(PROGRAM, lambda: show(options.policy, as_json=options.json), failed=1)
+            run_program(
+                PROGRAM,
+                lambda: show(options.policy, as_json=options.json),
+                failed=1,
+                as_json=options.json,
+            )
         case ("merge",):
             run_program(PROGRAM, lambda: merge_policies(options.policies, options.output, messages), failed=1)
         case ("convert",):

@@ -1,5 +1,6 @@
 """What the policy programs say beside their result: one line each, on stderr."""
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -60,14 +61,19 @@ class Messages:
             yield item
 
 
-def run_program(program: str, action: Callable[[], int], *, failed: int) -> NoReturn:
-    """Ends the process with what `action` returns; with `failed` and one line for a KeylimeError."""
+def run_program(program: str, action: Callable[[], int], *, failed: int, as_json: bool = False) -> NoReturn:
+    """Ends the process with what `action` returns; with `failed` and one line for a KeylimeError.
+
+    With `as_json` that line is a document on stdout, too.
+    """
     ignore_library_warnings()
     try:
         with file_errors_explained():
             sys.exit(action())
     except KeylimeError as error:
         print(f"{program}: error: {error}", file=sys.stderr)
+        if as_json:
+            print(json.dumps({"error": str(error)}))
         sys.exit(failed)
     except BrokenPipeError:
         # Whoever read our output has seen enough; without a reader it cannot be flushed at exit either.

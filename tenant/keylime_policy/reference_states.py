@@ -13,6 +13,7 @@ from keylime_policy.boot_states import (
     read_reference_state,
 )
 from keylime_policy.files import read_text
+from keylime_policy.json_documents import LintRemark, StateChanges, StateLeaf, rendered
 from keylime_policy.sources import blaming
 
 _DIFFERENT = 1
@@ -51,11 +52,11 @@ def show_state_difference(old: str, new: str, *, as_json: bool) -> int:
     before, after = (load_state(option, path).document for option, path in (("OLD", old), ("NEW", new)))
     found = list(differences(dict(before), dict(after)))
     if as_json:
-        document = {
-            kind: [{"place": place, "value": value} for mark, place, value in found if mark == one]
+        kinds = {
+            kind: [StateLeaf(place, value) for mark, place, value in found if mark == one]
             for one, kind in _MARKS.items()
         }
-        sys.stdout.write(json.dumps(document, indent=2) + "\n")
+        sys.stdout.write(rendered(StateChanges(**kinds)))
     else:
         _write([f"{mark} {place}  {value}" for mark, place, value in found])
     return _DIFFERENT if found else 0
@@ -66,19 +67,14 @@ def lint_state(path: str, *, as_json: bool) -> int:
     text = read_text("POLICY", path)
     remarks = list(lint_reference_state(load_state("POLICY", path)))
     rows = [
-        {
-            "file": path,
-            "line": line_of(text, remark.place) if remark.place else None,
-            "text": remark.text,
-            "remedy": remark.remedy,
-        }
-        for remark in remarks
+        LintRemark(path, line_of(text, one.place) if one.place else None, one.text, one.remedy)
+        for one in remarks
     ]
     if as_json:
-        sys.stdout.write(json.dumps(rows, indent=2) + "\n")
+        sys.stdout.write(rendered(rows))
     else:
-        places = (path if row["line"] is None else f"{path}:{row['line']}" for row in rows)
-        _write([f"{place}: {row['text']}; {row['remedy']}" for place, row in zip(places, rows, strict=True)])
+        places = (path if row.line is None else f"{path}:{row.line}" for row in rows)
+        _write([f"{place}: {row.text}; {row.remedy}" for place, row in zip(places, rows, strict=True)])
     return _DIFFERENT if rows else 0
 
 

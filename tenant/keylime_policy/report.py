@@ -1,10 +1,8 @@
 """A judgement for programs (JSON) and for people (blocks and a table)."""
 
-import json
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-import msgspec
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -14,7 +12,8 @@ from keylime.findings.explain import joined, summarise_finding, terminal_lines
 from keylime.findings.severity import SeverityPolicy
 from keylime.messages.verifier import FindingSummary
 from keylime.tpm.pcr import IMA_PCR
-from keylime_policy.log_facts import ImaFacts
+from keylime_policy.json_documents import Appraisal, BootNumbers, ImaNumbers, rendered
+from keylime_policy.log_facts import BootFacts, ImaFacts
 from keylime_policy.offline import Conclusion, OfflineJudgement
 
 _COLOURS = {
@@ -35,34 +34,34 @@ def default_severities() -> SeverityPolicy:
 def json_report(judgement: OfflineJudgement, severities: SeverityPolicy) -> str:
     """The judgement as one JSON document, with a final newline."""
     ima, boot = judgement.ima, judgement.boot
-    document = {
-        "verdict": judgement.outcome.value,
-        "reason": judgement.reason,
-        "findings": [
-            msgspec.to_builtins(summarise_finding(finding, severities.severity_of(finding).label))
-            for finding in judgement.findings
-        ],
-        "notes": list(judgement.notes),
-        "not_checked": list(judgement.not_checked),
-        "ima": None if ima is None else _ima_document(ima),
-        "boot": None
-        if boot is None
-        else {
-            "pcrs": {
-                bank.label: {str(index): value.hex() for index, value in sorted(values.items())}
-                for bank, values in boot.pcrs.items()
-            }
-        },
-    }
-    return json.dumps(document, indent=2) + "\n"
+    return rendered(
+        Appraisal(
+            verdict=judgement.outcome.value,
+            reason=judgement.reason,
+            findings=[
+                summarise_finding(finding, severities.severity_of(finding).label)
+                for finding in judgement.findings
+            ],
+            notes=list(judgement.notes),
+            not_checked=list(judgement.not_checked),
+            ima=None if ima is None else _ima_numbers(ima),
+            boot=None if boot is None else _boot_numbers(boot),
+        )
+    )
 
 
-def _ima_document(ima: ImaFacts) -> dict[str, Any]:
-    return {
-        "entries": ima.entries,
-        "violations": ima.violations,
-        "pcr10": {bank.label: value.hex() for bank, value in ima.pcr10.items()},
-    }
+def _ima_numbers(ima: ImaFacts) -> ImaNumbers:
+    ends = {bank.label: value.hex() for bank, value in ima.pcr10.items()}
+    return ImaNumbers(entries=ima.entries, violations=ima.violations, pcr10=ends)
+
+
+def _boot_numbers(boot: BootFacts) -> BootNumbers:
+    return BootNumbers(
+        {
+            bank.label: {str(index): value.hex() for index, value in sorted(values.items())}
+            for bank, values in boot.pcrs.items()
+        }
+    )
 
 
 def print_report(judgement: OfflineJudgement, severities: SeverityPolicy, stdout: TextIO) -> None:

@@ -3,14 +3,14 @@
 python -m keylime_tenant.json_documents docs/reference/keylime_tenant.schema.json
 """
 
-import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 
+from keylime.checkup import Examination
+from keylime.documents.published_schema import Documents, Failure, published_schema
 from keylime.messages.deliveries import Deliveries
 from keylime.messages.history import HistoryEvent
 from keylime.messages.registrar import RegisteredAgent, RegisteredAgents
@@ -22,12 +22,6 @@ from keylime.messages.verification import (
     RuntimePolicyNames,
 )
 from keylime.messages.verifier import AgentStatus, FindingSummary, VerifierAgents
-
-
-class Failure(msgspec.Struct, frozen=True):
-    """A command that ended before it had a result, wrong usage as well: the line that is on stderr, too."""
-
-    error: str
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -184,22 +178,6 @@ class Issuers(msgspec.Struct, frozen=True):
     chain: list[Issuer]
 
 
-class Check(msgspec.Struct, frozen=True):
-    """One thing that was examined; `grade` is ok, warning, bad or unknown, `remedy` may be empty."""
-
-    subject: str
-    grade: str
-    text: str
-    remedy: str
-
-
-class Examination(msgspec.Struct, frozen=True):
-    """Everything that was examined, and whether it works."""
-
-    ok: bool
-    checks: list[Check]
-
-
 class Served(msgspec.Struct, frozen=True):
     """Where the dashboard was until it was ended; its link, which opens it, is in no document."""
 
@@ -208,7 +186,7 @@ class Served(msgspec.Struct, frozen=True):
 
 _Statuses = dict[str, AgentStatus]  # by agent id
 
-DOCUMENTS: Mapping[str, tuple[Any, ...]] = {
+DOCUMENTS: Documents = {
     "add": (_Statuses,),
     "update": (_Statuses,),
     "delete": (Answer,),
@@ -251,28 +229,9 @@ DOCUMENTS: Mapping[str, tuple[Any, ...]] = {
 FAILED = (Failure, Refusal)
 
 
-def schema() -> dict[str, Any]:
-    """The JSON Schema: in `$defs` a document for each command by its word, `failed`, and all types."""
-    kinds = {**DOCUMENTS, "failed": FAILED}
-    flat = [kind for group in kinds.values() for kind in group]
-    shapes, types = msgspec.json.schema_components(flat, ref_template="#/$defs/{name}")
-    shape = iter(shapes)
-    documents = {}
-    for name, group in kinds.items():
-        choices = [next(shape) for _ in group]
-        documents[name] = choices[0] if len(choices) == 1 else {"anyOf": choices}
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "Documents of keylime_tenant --json",
-        "description": "The document of COMMAND fits $defs/COMMAND when the exit status is 0. With another "
-        "status it fits either that or $defs/failed. Members may be added.",
-        "$defs": {**documents, **types},
-    }
-
-
 def text() -> str:
-    """The same as the published file has it."""
-    return json.dumps(schema(), indent=1, ensure_ascii=False) + "\n"
+    """The published file."""
+    return published_schema("keylime_tenant", DOCUMENTS, FAILED)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ What programs rely on: the exit status, one line on stderr that a person can act
 the published schema.
 """
 
+import functools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jsonschema_rs
-import msgspec
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
@@ -20,12 +19,15 @@ from keylime.messages.verifier import OperationalState
 from keylime_tenant.arguments import parse_arguments
 from keylime_tenant.catalogue import COMMANDS
 from keylime_tenant.json_documents import DOCUMENTS, FAILED
+from tests import printed_documents
 from tests.fakes.scripted_services import Answer, ScriptedServer
 from tests.fakes.tls_material import Authority
 from tests.lab.installation import Machine
 from tests.lab.site import Site, script
 
-SCHEMA = json.loads(Path("docs/reference/keylime_tenant.schema.json").read_text())
+demand_schema = functools.partial(
+    printed_documents.demand_schema, "keylime_tenant", DOCUMENTS, failures=FAILED
+)
 NOBODY, NOTHING = ("-u", "nobody"), ("--runtime-policy-name", "nothing")
 NO_BOOT = ("--mb-policy-name", "nothing")
 SERVES = "dashboard"  # until it is ended, also while no service answers: it has tests of its own
@@ -51,37 +53,6 @@ class Files:
         if command in ("policyversions", "restorepolicy"):
             return (*name, *(("--policy-version", "1") if command == "restorepolicy" else ()))
         return ()
-
-
-def documented(document: Any, kinds: Sequence[Any]) -> bool:
-    """Whether every member of `document` is a member of one of these types."""
-    for kind in kinds:
-        try:
-            known = msgspec.to_builtins(msgspec.convert(document, kind))
-        except msgspec.ValidationError:
-            continue
-        if members(document) <= members(known):
-            return True
-    return False
-
-
-def members(value: Any, place: tuple[str, ...] = ()) -> set[tuple[str, ...]]:
-    """The places of all members in a document."""
-    if isinstance(value, dict):
-        inner = [members(one, (*place, key)) for key, one in value.items()]
-        return {(*place, key) for key in value}.union(*inner)
-    if isinstance(value, list):
-        return set().union(*(members(one, (*place, "[]")) for one in value))
-    return set()
-
-
-def demand_schema(command: str, document: Any, *, failed: bool) -> None:
-    """The document is one that `command` is said to print."""
-    choices = [{"$ref": f"#/$defs/{name}"} for name in (command, *(("failed",) if failed else ()))]
-    schema = {"anyOf": choices, "$defs": SCHEMA["$defs"]}
-    jsonschema_rs.validator_for(schema).validate(document)
-    kinds = (*DOCUMENTS[command], *(FAILED if failed else ()))
-    assert documented(document, kinds), (command, document)
 
 
 def done(site: Site, command: str, *arguments: str | Path) -> Any:

@@ -20,9 +20,11 @@ import pytest
 
 from keylime.messages.deliveries import Deliveries
 from keylime.messages.verifier import AgentStatus, OperationalState
+from keylime_agent.json_documents import DOCUMENTS
 from tests.lab.daemon import program
 from tests.lab.installation import Machine
 from tests.lab.site import Site, script
+from tests.printed_documents import demand_schema
 
 _LIMIT_S = 100.0
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()=>][A-Z0-9]?|\r")
@@ -264,7 +266,9 @@ def test_the_agent_examines_its_machine(site: Site, passing: Machine) -> None:
         )
     finally:
         passing.agent.start()
-    found = {one["subject"]: one for one in json.loads(done.stdout)["checks"]}
+    document = json.loads(done.stdout)
+    demand_schema("keylime_agent", DOCUMENTS, "check", document)
+    found = {one["subject"]: one for one in document["checks"]}
     assert found["TPM"]["grade"] == "ok"
     assert found["PCR banks"]["grade"] == "ok"
     assert found["EK certificate"]["text"].startswith("issued by ")

@@ -1,5 +1,6 @@
 """The policy programs as an operator runs them: exit status, stdout, one line on stderr."""
 
+import functools
 import json
 import os
 import re
@@ -11,11 +12,15 @@ import pytest
 
 from keylime.ima.measurement_list import split_lines
 from keylime.measured_boot.event_types import EventType
+from keylime_policy.json_documents import DOCUMENTS
+from tests import printed_documents
 from tests.captures import Capture, capture, captures
 from tests.fakes import forked_programs
 from tests.fakes.event_logs import build_log, take_apart
 from tests.fakes.forked_programs import Order
 from tests.fakes.pe_images import pe_image
+
+demand_schema = functools.partial(printed_documents.demand_schema, "keylime-policy", DOCUMENTS)
 
 ONE = capture("direct-efistub")
 CLEAN, TAMPERED = ONE.stage("s1-clean"), ONE.stage("s2-tampered")
@@ -41,16 +46,17 @@ def policy(*arguments: str | Path, cwd: Path | None = None, status: int = 0) -> 
 
 
 def refused(program: str, *arguments: str | Path, status: int, cwd: Path | None = None) -> str:
-    """The last line on stderr, the only one but for usage."""
+    """The last line on stderr."""
     done = run(program, *arguments, status=status, cwd=cwd)
     assert done.stdout == ""
     lines = done.stderr.splitlines()
-    assert lines[-1].startswith(f"{program}: error: ") or lines[0].startswith("usage: ")
+    assert lines[-1].startswith(f"{program}: error: ")
     return lines[-1]
 
 
 def check(*arguments: str | Path, status: int) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(policy("check", "--json", *arguments, status=status))
+    demand_schema("check", document)
     return document
 
 
@@ -275,7 +281,7 @@ def test_files_of_a_tree_and_the_algorithm_asked_for(tmp_path: Path) -> None:
         (("check", "--ima-log", LIST, "--ima-key", LIST), "--ima-key .*holds no certificate"),
         (("check", "--boot-log", BOOT_LOG, "--mb-policy", LIST), "--mb-policy .*not valid JSON"),
         (("check", "--boot-log", BOOT_LOG, "--mb-policy-name", "x", "--mb-policy", LIST), "invalid choice"),
-        (("create",), "required"),
+        (("create",), "must be given"),
         (("diff", LIST, "/nowhere"), "OLD .*not valid JSON"),
         (("lint", "/nowhere"), "No such file"),
         (("sign", "runtime", "-r", LIST, "-b", "x509"), "--cert-outfile"),
@@ -283,7 +289,40 @@ def test_files_of_a_tree_and_the_algorithm_asked_for(tmp_path: Path) -> None:
     ],
 )
 def test_unusable_input_and_usage_exit_with_2(arguments: tuple[str | Path, ...], text: str) -> None:
-    assert re.search(text, refused("keylime-policy", *arguments, status=2))
+    told = refused("keylime-policy", *arguments, status=2)
+    assert re.search(text, told)
+    if arguments[0] in DOCUMENTS:
+        done = run("keylime-policy", *arguments, "--json", status=2)
+        document = json.loads(done.stdout)
+        demand_schema(str(arguments[0]), document, failed=True)
+        assert told == f"keylime-policy: error: {document['error']}"
+
+
+def test_every_document_is_one_of_the_published_schema(own: Path, tmp_path: Path) -> None:
+    wide, state, other = (tmp_path / name for name in ("wide.json", "state.json", "other.json"))
+    wide.write_text(json.dumps({**json.loads(own.read_text()), "excludes": ["/usr", "/var/[a-z]+$"]}))
+    for path, log in ((state, SECURE_BOOT_LOG), (other, BIOS_LOG)):
+        policy("create", "measured-boot", "-e", log, "-i", "--policy", "components", "-o", path)
+    printed = {
+        ("check", "--ima-log", LIST): 0,  # `check` by other tests, with policies, boot logs and quotes
+        ("show", own): 0,
+        ("show", state): 0,
+        ("diff", own, own): 0,
+        ("diff", own, wide): 1,
+        ("diff", state, other): 1,
+        ("lint", own): 0,
+        ("lint", wide): 1,
+        ("lint", other): 1,
+    }
+    for arguments, status in printed.items():
+        document = json.loads(policy(*arguments, "--json", status=status))
+        demand_schema(str(arguments[0]), document)
+    assert {arguments[0] for arguments in printed} == set(DOCUMENTS)
+    failed = json.loads(run("keylime-policy", "show", "/nowhere", "--json", status=1).stdout)
+    demand_schema("show", failed, failed=True)
+    assert json.loads(policy("show", own, "--json")) == json.loads(own.read_text())
+    changes = json.loads(policy("diff", own, wide, "--json", status=1))
+    assert changes["added"] == {"excludes": ["/usr", "/var/[a-z]+$"]}
 
 
 def test_a_tpm_policy_that_is_none_is_unusable() -> None:

@@ -6,7 +6,6 @@ import msgspec
 
 from keylime.errors import MalformedMessage
 from keylime.http.exchange import Request, Response, refusal, retry_after
-from keylime.messages.envelope import parse_body
 from keylime.messages.push_document import (
     CONTENT_TYPE,
     Document,
@@ -53,8 +52,8 @@ def is_document(request: Request, *, kind: str) -> bool:
 
 def _is_json(body: bytes) -> bool:
     try:
-        parse_body(body, msgspec.Raw)
-    except MalformedMessage:
+        msgspec.json.decode(body, type=msgspec.Raw)
+    except msgspec.DecodeError:
         return False
     return True
 
@@ -80,8 +79,7 @@ def answered(handler: Handler) -> Handler:
             return denial(429, f"Too many sessions, try again later: {error}", error.wait_s)
         except Refused as error:
             headers = {} if error.retry_after_s is None else retry_after(error.retry_after_s)
-            agent_id = request.parameters.get("agent_id")
-            path = own_path(request, *(("agents", agent_id, "attestations") if agent_id else ()))
+            path = own_path(request, "agents", request.parameters["agent_id"], "attestations")
             problems = ((one.pointer, one.detail) for one in error.problems)
             content = error_document(error.status, error.code, str(error), path, *problems)
             return document(error.status, content, headers)

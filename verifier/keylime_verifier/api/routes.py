@@ -22,13 +22,7 @@ from keylime_verifier.api.event_streams import EventHandlers, EventStreams
 from keylime_verifier.api.history_handlers import HistoryHandlers
 from keylime_verifier.api.operations import Agents
 from keylime_verifier.api.policy_handlers import REFERENCE_STATES, RUNTIME_POLICIES, PolicyHandlers
-from keylime_verifier.api.push_handlers import (
-    AttestationHandlers,
-    SessionHandlers,
-    leading_route,
-    refused_to_agents,
-    root_route,
-)
+from keylime_verifier.api.push_handlers import AttestationHandlers, SessionHandlers, leading_route, root_route
 from keylime_verifier.api.revocation_handlers import RevocationHandlers
 from keylime_verifier.api.verification_handlers import VerificationHandlers
 from keylime_verifier.config import VerifierConfig
@@ -162,7 +156,7 @@ def api_routes(
         RevocationHandlers(functools.partial(read_overview, stored.database)),
         EventHandlers(streams),
     )
-    return refused_to_agents(audited(routes, stored.history.tell), attestations.whose)
+    return audited(routes, stored.history.tell)
 
 
 def table(
