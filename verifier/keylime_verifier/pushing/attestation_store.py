@@ -17,6 +17,7 @@ from keylime_verifier.polling.rows import UnreadableRecord, record_of
 from keylime_verifier.polling.store import SELECT_RECORDS
 from keylime_verifier.pushing.attestation_rows import (
     AWAITING,
+    COMPLETE,
     EVALUATING,
     Attestation,
     attestation_of,
@@ -151,6 +152,18 @@ class AttestationStore:
             except UnreadableRecord:  # whoever is asked about it says so
                 continue
         return records
+
+    async def give_up(self, before: float, now: float) -> int:
+        """Ends attestations without a verdict whose evidence came before a time; how many.
+
+        Whoever took it has ended, or would have judged it. A verdict that comes yet takes the place of this.
+        """
+        lost = (
+            sa.update(attestations)
+            .where(attestations.c.stage == EVALUATING, attestations.c.evidence_at < before)
+            .values(stage=COMPLETE, completed_at=now)
+        )
+        return await self._database.write("give up verdicts", lambda one: one.execute(lost).rowcount)
 
     async def prune(self, before: float) -> None:
         """Forgets attestations of before a time, but for the latest of each agent."""

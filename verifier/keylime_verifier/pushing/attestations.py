@@ -115,7 +115,7 @@ class Attestations:
                 reference.runtime_policy.content_hash, reference.succeeded
             )
             chosen = choose(offered, reference, checkpoint, secrets.token_bytes(CHALLENGE_SIZE))
-            if len(encode_items(chosen.items)) > MAX_ITEMS_SIZE // 2:
+            if len(encode_items(chosen.items).encode()) > MAX_ITEMS_SIZE // 2:
                 raise Unacceptable(problem(EVIDENCE, "has capabilities that are too long"))
         except Unacceptable as error:
             raise Refused(422, "invalid_resource_data", str(error), *error.problems) from error

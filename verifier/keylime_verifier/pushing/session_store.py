@@ -23,7 +23,7 @@ from keylime_verifier.pushing.sessions import (
 MOST_UNPROVEN = 20_000
 """Sessions that nobody has proven, of all sources together: some five megabytes."""
 
-_ROOM = MOST_UNPROVEN // 64
+_ROOM = 64  # so much of it is made at a time: a part like this of all
 _EXPIRED_KEPT_S = 3600.0  # for so long a token is called expired and not unknown
 _COLUMNS = [sessions.c[field.name] for field in fields(Session)]
 SELECT_SESSIONS = sa.select(*_COLUMNS)
@@ -45,9 +45,12 @@ def session_of(row: Sequence[Any]) -> Session:
 class SessionStore:
     """Each method is one transaction."""
 
-    def __init__(self, database: Database, limits: SessionLimits) -> None:
+    def __init__(
+        self, database: Database, limits: SessionLimits, *, most_unproven: int = MOST_UNPROVEN
+    ) -> None:
         self._database = database
         self._limits = limits
+        self._most_unproven = most_unproven
 
     async def begin(self, session: Session, now: float) -> TooMany | None:
         """Stores a session that is pending, unless there are too many from its source."""
@@ -56,7 +59,7 @@ class SessionStore:
             delay = wait_s(_begun(connection, session, self._limits, now), self._limits, now)
             if delay is not None:
                 return TooMany(delay)
-            _make_room(connection)
+            _make_room(connection, self._most_unproven)
             connection.execute(
                 sa.insert(sessions).values(
                     {column.name: getattr(session, column.name) for column in _COLUMNS}
@@ -107,15 +110,20 @@ class SessionStore:
         )
         agent = sa.select(agents.c.ak_tpm).where(agents.c.agent_id == session.agent_id).with_for_update()
         others = sa.delete(sessions).where(
-            sessions.c.agent_id == session.agent_id, sessions.c.state == ACTIVE
+            sessions.c.agent_id == session.agent_id,
+            sessions.c.state == ACTIVE,
+            sessions.c.session_id != session.session_id,
         )
 
         def work(connection: sa.Connection) -> bool:
             # The agent's row is locked: of two proofs at once one ends the other.
             if connection.execute(agent).scalar() != ak_tpm:
                 return False
+            # A proof that comes twice ends nothing: the session is the one that it has made active.
+            if connection.execute(change).rowcount != 1:
+                return False
             connection.execute(others)
-            return connection.execute(change).rowcount == 1
+            return True
 
         return await self._database.write("prove a session", work)
 
@@ -156,10 +164,10 @@ def _begun(connection: sa.Connection, session: Session, limits: SessionLimits, n
     return Begun(int(from_address), first_from_address, int(for_agent), first_for_agent)
 
 
-def _make_room(connection: sa.Connection) -> None:
+def _make_room(connection: sa.Connection, most: int) -> None:
     """Where strangers have begun too many sessions, the fullest network gives up its oldest ones."""
     count = sa.select(sa.func.count()).select_from(sessions).where(_UNPROVEN)
-    if connection.execute(count).scalar_one() < MOST_UNPROVEN:
+    if connection.execute(count).scalar_one() < most:
         return
     fullest = connection.execute(
         sa.select(sessions.c.network)
@@ -172,6 +180,6 @@ def _make_room(connection: sa.Connection) -> None:
         sa.select(sessions.c.session_id)
         .where(_UNPROVEN, sessions.c.network == fullest)
         .order_by(sessions.c.created_at)
-        .limit(_ROOM)
+        .limit(max(1, most // _ROOM))
     ).scalars()
     connection.execute(sa.delete(sessions).where(sessions.c.session_id.in_(list(oldest))))

@@ -15,6 +15,7 @@ log = logging.getLogger("keylime.verifier")
 
 _LONGEST_LOOK_S = 5.0
 _PRUNE_EVERY_S = 60.0
+_LONGEST_JUDGING_S = 300.0  # after that nobody has the evidence any more: its process was killed
 
 
 class Silence:
@@ -52,12 +53,24 @@ class Silence:
             try:
                 await self.look()
                 if self._now() >= prune_at:
-                    await self._sessions.prune(self._now())
-                    await self._store.prune(self._now() - self._kept_s)
+                    await self.tidy()
                     prune_at = self._now() + _PRUNE_EVERY_S
             except DatabaseUnavailable as error:
                 log.error("%s; agents that are silent are told of later", error)
             await asyncio.sleep(pause_s)
+
+    async def tidy(self) -> None:
+        """Forgets what is over. Raises DatabaseUnavailable."""
+        now = self._now()
+        await self._sessions.prune(now)
+        lost = await self._store.give_up(now - _LONGEST_JUDGING_S, now)
+        if lost:
+            log.warning(
+                "%d attestations end without a verdict: who took their evidence ended before it was judged; "
+                "their agents bring more",
+                lost,
+            )
+        await self._store.prune(now - self._kept_s)
 
     async def look(self) -> None:
         """Tells of those that are silent now. Raises DatabaseUnavailable."""

@@ -126,6 +126,9 @@ def _conclude(connection: sa.Connection, record: AgentRecord, conclusion: Conclu
     if conclusion.evaluation == "pass":
         connection.execute(
             sa.delete(attestations).where(
-                of_agent, attestations.c.number < conclusion.number, sa.not_(attestations.c.is_kept)
+                of_agent,
+                attestations.c.number < conclusion.number,
+                attestations.c.stage == COMPLETE,  # others may still be found to fail
+                sa.not_(attestations.c.is_kept),
             )
         )

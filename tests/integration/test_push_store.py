@@ -1,0 +1,458 @@
+"""What databases make of sessions, attestations and verdicts that meet; on every database."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from keylime.appraisal.checkpoint import BootSession, Checkpoint
+from keylime.appraisal.verdict import Accepted, AcceptedQuote, Rejected, Verdict
+from keylime.database.migrate import prepare_schema
+from keylime.database.transactions import Database
+from keylime.findings.finding import Finding
+from keylime.findings.severity import SeverityPolicy
+from keylime.messages.push_evidence import (
+    CertificationKey,
+    QuoteCapabilities,
+    QuoteData,
+    QuoteParameters,
+    ReceivedQuote,
+)
+from keylime.messages.verifier import OperationalState
+from keylime_verifier.agents.deliveries import AGENT
+from keylime_verifier.agents.lifecycle import Cadence
+from keylime_verifier.agents.policy_categories import RUNTIME, TextHash
+from keylime_verifier.agents.pushing import PushRules
+from keylime_verifier.agents.records import AgentRecord, PolicyVersions, Secrets
+from keylime_verifier.agents.shards import SHARDS, MemberId
+from keylime_verifier.database.schema import SCHEMA
+from keylime_verifier.polling.fencing import Ruling
+from keylime_verifier.polling.store import AgentStore
+from keylime_verifier.polling.unwritten import Unwritten
+from keylime_verifier.pushing.attestation_rows import Attestation
+from keylime_verifier.pushing.attestation_store import AttestationStore
+from keylime_verifier.pushing.journal import Journal, Judged
+from keylime_verifier.pushing.session_store import SessionStore
+from keylime_verifier.pushing.sessions import (
+    ACTIVE,
+    PENDING,
+    Session,
+    SessionLimits,
+    StoredToken,
+)
+from tests.fakes.databases import KINDS, SERVERS, DatabaseServer
+from tests.fakes.running_verifier import revocation_key_pem
+from tests.fakes.statements import execute, opened, rows_of
+from tests.unit.verifier.test_status import ENROLMENT
+
+NOW = 1_900_000_000.0
+PUSHING = replace(
+    ENROLMENT, runtime_policy="policy", ip="", port=0, has_v=False, ak_tpm="the key", is_pushing=True
+)
+AGENT_ID = PUSHING.agent_id
+LIMITS = SessionLimits(
+    challenge_s=60,
+    token_s=180,
+    extends=True,
+    per_address=4,
+    address_window_s=60,
+    per_agent=2,
+    agent_window_s=60,
+)
+RULES = PushRules(
+    Cadence(quote_interval_s=2, retry_interval_s=2, max_retries=3, exponential_backoff=False),
+    SeverityPolicy(("info", "emergency"), ({"event_id": ".*", "severity_label": "emergency"},)),
+    recovers=False,
+)
+TOKEN = StoredToken("00" * 16, "11" * 32)
+BOOT = BootSession(reset_count=1, restart_count=0, clock=1, boottime=1)
+PASS = Accepted(
+    Checkpoint(boot=BOOT), AcceptedQuote(hash_alg="sha256", encryption_alg="ecc256", signing_alg="ecdsa")
+)
+FAIL = Rejected(
+    (Finding("ima.x", {"message": "bad"}, recoverable=True, explanation="bad"),), Checkpoint.fresh()
+)
+KEY = CertificationKey(
+    key_class="asymmetric",
+    key_algorithm="ecc",
+    key_size=256,
+    server_identifier="ak",
+    local_identifier="000b",
+    public="AA==",
+)
+ITEM = ReceivedQuote(
+    capabilities=QuoteCapabilities(
+        component_version="2.0",
+        signature_schemes=["ecdsa", "\N{LOCK}\x00'\\"],
+        hash_algorithms=["sha256"],
+        available_subjects={"sha256": [10]},
+        certification_keys=[KEY],
+    ),
+    chosen_parameters=QuoteParameters(
+        signature_scheme="ecdsa",
+        challenge="AAAA",
+        hash_algorithm="sha256",
+        selected_subjects={"sha256": [10]},
+        certification_key=KEY,
+    ),
+)
+SHOWN = msgspec.structs.replace(ITEM, data=QuoteData(subject_data="AA==", message="AA==", signature="AA=="))
+
+
+@pytest.fixture(params=KINDS)
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'store.sqlite'}"
+    server: DatabaseServer = request.getfixturevalue(SERVERS[request.param])
+    return server.new_database()
+
+
+@dataclass
+class Verifier:
+    """One of several on the same database."""
+
+    database: Database
+    me: MemberId
+
+    def __post_init__(self) -> None:
+        self.agents = AgentStore(self.database)
+        self.sessions = SessionStore(self.database, LIMITS)
+        self.attestations = AttestationStore(self.database)
+        self.told = 0
+        self.journal = Journal(
+            self.database,
+            self.agents,
+            RULES,
+            token_s=LIMITS.token_s,
+            targets=lambda: [(AGENT, "*")],
+            on_revocation=self._tell,
+            lateness=Unwritten(),
+            now=lambda: NOW,
+        )
+
+    def _tell(self) -> None:
+        self.told += 1
+
+    async def record(self) -> AgentRecord:
+        found = await self.agents.find(AGENT_ID)
+        assert found is not None
+        return found
+
+    async def judge(
+        self, record: AgentRecord, number: int, verdict: Verdict, held_to: PolicyVersions
+    ) -> Ruling:
+        return await self.journal.judged(
+            Judged(record=record, number=number, verdict=verdict, held_to=held_to)
+        )
+
+
+@dataclass
+class Scene:
+    """Two verifiers, of which `one` owns all shards, and an agent that attests by itself."""
+
+    one: Verifier
+    other: Verifier
+    held_to: PolicyVersions
+
+    @property
+    def both(self) -> tuple[Verifier, Verifier]:
+        return self.one, self.other
+
+    async def rows(self, query: str) -> list[tuple[object, ...]]:
+        return [tuple(row) for row in await rows_of(self.one.database, query)]
+
+    async def negotiated(self, number: int) -> Attestation:
+        attestation = offered(number, (await self.one.record()).generation)
+        assert await self.one.attestations.negotiate(attestation)
+        return attestation
+
+    async def stage(self, number: int) -> tuple[object, ...]:
+        (found,) = await self.rows(
+            f"SELECT stage, evaluation FROM push_attestations WHERE number = {number}"  # noqa: S608
+        )
+        return found
+
+
+def offered(number: int, generation: str) -> Attestation:
+    return Attestation(
+        agent_id=AGENT_ID,
+        number=number,
+        generation=generation,
+        boot_time=NOW - 1000,
+        received_at=NOW,
+        expires_at=NOW + 1800,
+        items=(ITEM,),
+    )
+
+
+def session(
+    number: int, agent_id: str = AGENT_ID, *, network: str = "192.0.2.0/24", at: float = NOW
+) -> Session:
+    return Session(
+        session_id=f"00000000-0000-4000-8000-{number:012}",
+        agent_id=agent_id,
+        state=PENDING,
+        challenge=bytes(range(16)),
+        created_at=at,
+        address=f"{network}/{number // 100}",
+        network=network,
+    )
+
+
+def play(url: str, act: Callable[[Scene], Awaitable[None]]) -> None:
+    async def run() -> None:
+        async with AsyncExitStack() as stack:
+            databases = [opened(url), opened(url)]
+            for database in databases:
+                stack.push_async_callback(database.close)
+            one, other = (
+                Verifier(database, MemberId(name))
+                for database, name in zip(databases, ("one", "other"), strict=True)
+            )
+            await prepare_schema(one.database, SCHEMA, migrate=True)
+            await execute(
+                one.database,
+                "INSERT INTO shards VALUES (:verifier, :shard, 'one', 7)",
+                parameters=[{"verifier": PUSHING.verifier_id, "shard": shard} for shard in range(SHARDS)],
+            )
+            await one.agents.add(
+                PUSHING, Secrets(None, revocation_key_pem()), "2.6", {(RUNTIME, "policy"): "{}"}
+            )
+            hashes = await rows_of(one.database, "SELECT content_hash FROM policies")
+            held_to = PolicyVersions(hashes[0][0])
+            writers = [asyncio.create_task(verifier.journal.run()) for verifier in (one, other)]
+            try:
+                await act(Scene(one, other, held_to))
+            finally:
+                for writer in writers:
+                    writer.cancel()
+                await asyncio.gather(*writers, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+def test_the_calls_of_one_session_may_meet_different_verifiers_and_one_proof_counts(url: str) -> None:
+    async def act(scene: Scene) -> None:
+        for number in (1, 2):
+            assert await scene.one.sessions.begin(session(number), NOW) is None
+        found = await scene.other.sessions.find(session(1).session_id)
+        assert found == session(1)
+        proofs = [
+            verifier.sessions.prove(session(1), TOKEN, "hash", NOW + 180, PUSHING.ak_tpm)
+            for verifier in (*scene.both, *scene.both)
+        ]
+        assert sorted(await asyncio.gather(*proofs)) == [False, False, False, True]
+        assert not await scene.other.sessions.prove(session(2), TOKEN, "hash", NOW + 180, "another key")
+        assert await scene.other.sessions.fail(session(2).session_id)
+        assert not await scene.one.sessions.fail(session(2).session_id), "it is over once"
+        proven = await scene.other.sessions.find(session(1).session_id)
+        assert proven is not None
+        assert (proven.state, proven.token_hash, proven.key_hash) == (ACTIVE, TOKEN.digest, "hash")
+
+    play(url, act)
+
+
+def test_of_two_proofs_at_once_one_ends_the_other(url: str) -> None:
+    async def act(scene: Scene) -> None:
+        for number in range(0, 16, 2):
+            for one in (number, number + 1):
+                assert await scene.one.sessions.begin(session(100 * one), NOW + 100 * one) is None
+            await asyncio.gather(
+                scene.one.sessions.prove(session(100 * number), TOKEN, "a", NOW, PUSHING.ak_tpm),
+                scene.other.sessions.prove(session(100 * number + 100), TOKEN, "b", NOW, PUSHING.ak_tpm),
+            )
+            assert await scene.rows("SELECT count(*) FROM push_sessions WHERE state = 'active'") == [(1,)]
+
+    play(url, act)
+
+
+def test_what_is_begun_is_counted_by_all_and_makes_room_where_it_comes_from(url: str) -> None:
+    async def act(scene: Scene) -> None:
+        earlier = NOW - 20
+        assert await scene.one.sessions.begin(session(1, at=earlier), earlier) is None
+        assert await scene.other.sessions.begin(session(2, at=earlier), earlier) is None
+        refused = await scene.one.sessions.begin(session(3), NOW)
+        assert refused is not None
+        assert refused.wait_s == 40, "until the first of two for the agent counts no more"
+        assert await scene.one.sessions.begin(session(3, "b"), NOW) is None
+        assert await scene.other.sessions.begin(session(4, "c"), NOW) is None
+        refused = await scene.other.sessions.begin(session(5, "d"), NOW)
+        assert refused is not None
+        assert refused.wait_s == 40, "and until the first of four from the address does"
+        assert await scene.other.sessions.begin(session(600, "d"), NOW) is None, "another address"
+        small = SessionStore(scene.one.database, LIMITS, most_unproven=7)
+        for number in (700, 800, 900):
+            elsewhere = session(number, f"stranger-{number}", network="198.51.100.0/24")
+            assert await small.begin(elsewhere, NOW) is None
+        networks = "SELECT network, count(*) FROM push_sessions GROUP BY network ORDER BY network"
+        assert await scene.rows(networks) == [("192.0.2.0/24", 4), ("198.51.100.0/24", 3)]
+        await scene.other.sessions.prune(NOW + 45)
+        assert (await scene.rows(networks))[0] == ("192.0.2.0/24", 3), "who counts no more is forgotten"
+
+    play(url, act)
+
+
+def test_of_two_negotiations_at_once_one_counts_and_ends_the_one_before(url: str) -> None:
+    async def act(scene: Scene) -> None:
+        generation = (await scene.one.record()).generation
+        for number in range(8):
+            same = offered(number, generation)
+            done = await asyncio.gather(
+                *(one.attestations.negotiate(same) for one in (*scene.both, *scene.both))
+            )
+            assert sorted(done) == [False, False, False, True]
+            assert await scene.rows("SELECT number FROM push_attestations") == [(number,)]
+        found = await scene.other.attestations.of_agent(AGENT_ID)
+        assert found == [offered(7, generation)], "what was offered is kept as it came"
+
+    play(url, act)
+
+
+def test_evidence_is_taken_once_and_what_nobody_judged_ends_without_a_verdict(url: str) -> None:
+    async def act(scene: Scene) -> None:
+        for number in range(8):
+            attestation = await scene.negotiated(number)
+            taken = await asyncio.gather(
+                *(
+                    one.attestations.receive(attestation, [SHOWN], NOW + number)
+                    for one in (*scene.both, *scene.both)
+                )
+            )
+            received = [one for one in taken if one is not None]
+            assert [one.items for one in received] == [(SHOWN,)]
+            found = await scene.other.attestations.look(AGENT_ID, "no session")
+            assert ([found.latest], found.session, found.next_number) == (received, None, number + 1)
+        assert await scene.other.attestations.give_up(NOW + 7, NOW + 9) == 7
+        assert await scene.stage(6) == ("verification_complete", "pending")
+        assert await scene.stage(7) == ("evaluating_evidence", "pending")
+        assert await scene.one.attestations.give_up(NOW + 7, NOW + 9) == 0
+        record = await scene.one.record()
+        assert await scene.one.judge(record, 6, PASS, scene.held_to) is Ruling.COUNTS
+        assert await scene.stage(6) == ("verification_complete", "pass"), "a verdict that came yet"
+        await scene.one.attestations.prune(NOW + 1)
+        assert [row[0] for row in await scene.rows("SELECT number FROM push_attestations")] == [7]
+
+    play(url, act)
+
+
+def test_of_a_pass_and_a_failure_that_meet_the_failure_stays(url: str) -> None:
+    async def act(scene: Scene) -> None:
+        first = await scene.negotiated(0)
+        await scene.one.attestations.receive(first, [SHOWN], NOW)
+        second = await scene.negotiated(1)
+        await scene.other.attestations.receive(second, [SHOWN], NOW)
+        record = await scene.one.record()
+        rulings = await asyncio.gather(
+            scene.one.judge(record, 0, FAIL, scene.held_to),
+            scene.other.judge(record, 1, PASS, scene.held_to),
+        )
+        assert set(rulings) == {Ruling.COUNTS}
+        after = await scene.other.record()
+        assert after.progress.operational_state is OperationalState.INVALID_QUOTE
+        assert (after.progress.attestation_count, after.recalls) == (1, 2)
+        assert await scene.stage(0) == ("verification_complete", "fail")
+        assert await scene.stage(1) == ("verification_complete", "pass")
+        assert await scene.rows("SELECT count(*) FROM revocations") == [(1,)]
+        assert scene.one.told + scene.other.told == 1
+
+    play(url, act)
+
+
+def test_what_two_judge_counts_once(url: str) -> None:
+    async def act(scene: Scene) -> None:
+        for number in range(4):
+            await scene.one.attestations.receive(await scene.negotiated(number), [SHOWN], NOW)
+            record = await scene.one.record()
+            rulings = await asyncio.gather(
+                *(one.judge(record, number, PASS, scene.held_to) for one in (*scene.both, *scene.both))
+            )
+            assert sorted(ruling.name for ruling in rulings) == ["COUNTS", "KNOWN", "KNOWN", "KNOWN"]
+            after = await scene.other.record()
+            assert after.progress.attestation_count == number + 1
+            assert after.push is not None
+            assert after.push.judged == number
+        assert [row[0] for row in await scene.rows("SELECT number FROM push_attestations")] == [0, 3]
+
+    play(url, act)
+
+
+def test_failures_that_meet_are_told_once(url: str) -> None:
+    async def act(scene: Scene) -> None:
+        for number in (0, 1):
+            await scene.one.attestations.receive(await scene.negotiated(number), [SHOWN], NOW)
+        record = await scene.one.record()
+        await asyncio.gather(
+            *(one.judge(record, number, FAIL, scene.held_to) for number in (0, 1) for one in scene.both)
+        )
+        assert await scene.rows("SELECT count(*) FROM revocations") == [(1,)]
+        assert await scene.stage(0) == await scene.stage(1) == ("verification_complete", "fail")
+
+    play(url, act)
+
+
+def test_verdicts_of_another_enrolment_or_other_policies_do_not_count(url: str) -> None:
+    async def act(scene: Scene) -> None:
+        await scene.one.attestations.receive(await scene.negotiated(0), [SHOWN], NOW)
+        record = await scene.one.record()
+        other = PolicyVersions(TextHash("another"))
+        assert await scene.other.judge(record, 0, FAIL, other) is Ruling.POLICIES_REPLACED
+        assert await scene.stage(0) == ("verification_complete", "pending")
+        await scene.one.agents.begin_again(AGENT_ID, OperationalState.START)
+        for verdict in (PASS, FAIL):
+            assert await scene.other.judge(record, 0, verdict, scene.held_to) is Ruling.ENROLLED_ANEW
+        await scene.one.agents.delete(AGENT_ID)
+        assert await scene.other.judge(record, 0, FAIL, scene.held_to) in (
+            Ruling.ENROLLED_ANEW,
+            Ruling.DELETED,
+        )
+        assert await scene.rows("SELECT count(*) FROM revocations") == [(0,)]
+
+    play(url, act)
+
+
+def test_a_pass_lengthens_the_token_that_there_is_and_never_shortens_it(url: str) -> None:
+    async def act(scene: Scene) -> None:
+        for number, ends in ((100, NOW + 1), (200, NOW + 1000)):
+            assert await scene.one.sessions.begin(session(number), NOW) is None
+            assert await scene.other.sessions.prove(session(number), TOKEN, "a", ends, PUSHING.ak_tpm)
+            attestation = await scene.negotiated(number // 100 - 1)
+            await scene.one.attestations.receive(attestation, [SHOWN], NOW)
+            record = await scene.one.record()
+            assert await scene.one.judge(record, attestation.number, PASS, scene.held_to) is Ruling.COUNTS
+            found = await scene.other.sessions.find(session(number).session_id)
+            assert found is not None
+            assert found.token_expires_at == max(ends, NOW + LIMITS.token_s)
+        await scene.other.sessions.prune(NOW + 1000 + 3599)
+        assert await scene.other.sessions.find(session(200).session_id) is not None, (
+            "for long it is called over"
+        )
+        await scene.other.sessions.prune(NOW + 1000 + 3601)
+        assert await scene.other.sessions.find(session(200).session_id) is None
+
+    play(url, act)
+
+
+def test_silence_is_told_once_by_the_owner_of_the_shard(url: str) -> None:
+    async def act(scene: Scene) -> None:
+        await scene.one.attestations.receive(await scene.negotiated(0), [SHOWN], NOW)
+        assert await scene.one.judge(await scene.one.record(), 0, PASS, scene.held_to) is Ruling.COUNTS
+        later = NOW + RULES.longest_pause_s + 2
+        overdue = scene.other.attestations.overdue
+        assert await overdue(MemberId("one"), NOW) == []
+        assert await overdue(MemberId("other"), later) == []
+        (silent,) = await overdue(MemberId("one"), later)
+        assert silent == await scene.one.record()
+        rulings = await asyncio.gather(*(one.journal.overdue(silent) for one in (*scene.both, *scene.both)))
+        assert rulings.count(Ruling.COUNTS) == 1
+        after = await scene.other.record()
+        assert after.progress.operational_state is OperationalState.FAILED
+        assert await overdue(MemberId("one"), later) == []
+        await execute(scene.one.database, "UPDATE shards SET owner = 'other', epoch = 8")
+        assert await scene.one.journal.overdue(after) is Ruling.TAKEN_OVER
+        assert await scene.rows("SELECT count(*) FROM revocations") == [(1,)]
+
+    play(url, act)
