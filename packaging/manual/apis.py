@@ -16,7 +16,7 @@ from keylime.http.probes import probe_routes
 from keylime.http.routing import Route
 from keylime.service.health import Health
 from keylime_agent.handlers import AGENT_API, AgentApi
-from keylime_registrar.handlers import REGISTRAR_API, Handlers
+from keylime_registrar.handlers import REGISTRAR_API, Handlers, reading_route
 from keylime_verifier.agents.pushing import Mode
 from keylime_verifier.api.agent_handlers import AgentHandlers
 from keylime_verifier.api.event_streams import EventHandlers
@@ -41,7 +41,11 @@ class _Nobody:
 def routes() -> dict[str, tuple[Api, Sequence[Route]]]:
     """The tables by program, whose handlers cannot be called."""
     nobody: Any = _Nobody()
-    registrar = (*Handlers(nobody).routes(), *probe_routes(Health(), plain_http=True))
+    registrar = (
+        *Handlers(nobody).routes(),
+        reading_route(nobody),
+        *probe_routes(Health(), plain_http=True),
+    )
     verifier = (
         *table(
             Mode.BOTH,

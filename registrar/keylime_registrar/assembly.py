@@ -17,6 +17,7 @@ from keylime.errors import ConfigError
 from keylime.http import server as http
 from keylime.http.openapi import openapi_route
 from keylime.http.probes import probe_routes
+from keylime.http.refused_calls import audited
 from keylime.pki.service_certificates import Done, ensure_service_certificates, server_names
 from keylime.pki.tls import TlsFiles
 from keylime.safe_paths import require_safe_directory, require_safe_store
@@ -31,8 +32,9 @@ from keylime.takeover.importer import Importer
 from keylime.takeover.report import Report
 from keylime_registrar import takeover
 from keylime_registrar.anchors import Anchors
+from keylime_registrar.audit import Audit
 from keylime_registrar.config import SQLITE_NAME, RegistrarConfig, load_config
-from keylime_registrar.handlers import REGISTRAR_API, Handlers
+from keylime_registrar.handlers import REGISTRAR_API, Handlers, reading_route
 from keylime_registrar.issuers import Issuers
 from keylime_registrar.measuring import measuring
 from keylime_registrar.registrations import Clocks, Registrations, Rules
@@ -132,22 +134,28 @@ async def running(config: RegistrarConfig, number: int = 0) -> AsyncIterator[Reg
         stack.push_async_callback(database.close)
         context = config.tls.server_context(require_client=False)
         issuers = Issuers(config.certificate_store)
+        audit = Audit(database, config.audit_retention_s)
         registrations = Registrations(
             Store(database, PendingLimits()),
             _rules(config),
             Throttle(Allowance()),
             Clocks(wall=time.time, steady=time.monotonic),
             issuers,
+            audit.tell,
         )
         health = Health()
         add_database_checks(health, database, SCHEMA)
         ensure = functools.partial(_ensure_certificates, config)
         keeper = kept_certificates(config.tls, ensure, health, is_speaker=number == 0)
         around = watched_surroundings(config.work_dir, health, is_speaker=number == 0)
-        loops = {"certificate keeper": keeper.run, "surroundings": around.run}
+        loops = {"certificate keeper": keeper.run, "surroundings": around.run, "audit": audit.run}
         await stack.enter_async_context(supervised(loops, health))
         health.note("TPM certificate store", issuers.remark)
-        routes = (*Handlers(registrations, measured.meter).routes(), *probe_routes(health, plain_http=True))
+        handlers = Handlers(registrations, measured.meter)
+        routes = (
+            *audited((*handlers.routes(), reading_route(audit.audit)), audit.tell_refused, log),
+            *probe_routes(health, plain_http=True),
+        )
         server = http.Server(
             [*routes, openapi_route(REGISTRAR_API, routes, plain_http=True)],
             limits=http.ServerLimits(max_body=config.max_upload),

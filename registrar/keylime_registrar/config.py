@@ -44,6 +44,7 @@ class RegistrarConfig:
     tpm_identity: IdentityDemand
     malformed_cert_action: str  # warn, reject or ignore
     certificate_store: Path  # of TPM vendors; the tenant's option
+    audit_retention_s: float
     metrics: MetricsPlace | None  # None: none are served
     settings: Settings = field(repr=False)  # of registrar.conf: what most of this was made of
     warnings: tuple[str, ...]
@@ -82,6 +83,7 @@ def load_config(environ: Mapping[str, str]) -> RegistrarConfig:
         tpm_identity=_TPM_IDENTITIES[settings.text("tpm_identity")],
         malformed_cert_action=settings.text("malformed_cert_action"),
         certificate_store=path_below(base, tenant, "tpm_cert_store"),
+        audit_retention_s=settings.number("audit_retention"),
         metrics=metrics,
         settings=settings,
         warnings=(

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from keylime.errors import MalformedMessage
+from keylime.http.audit_route import ReadAudit, audit_route
 from keylime.http.exchange import HttpError, Request, Response, Role
 from keylime.http.openapi import Api
 from keylime.http.operation import Operation
@@ -211,6 +212,14 @@ class Handlers:
         if not await self._registrations.delete(agent_id, str(request.caller)):
             raise _not_found(agent_id)
         return Response()
+
+
+def reading_route(read: ReadAudit) -> Route:
+    """How administrators see what was done."""
+    return audit_route(
+        read,
+        "What was done to registrations, and what was refused to administrators and to agents; oldest first.",
+    )
 
 
 def _registration(summary: str) -> Operation:

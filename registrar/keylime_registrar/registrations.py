@@ -3,10 +3,13 @@
 import base64
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
+from keylime.database.engine import DatabaseUnavailable
+from keylime.database.ledger import Entry
 from keylime.http.sources import source_prefixes
 from keylime.identifiers import AgentId
 from keylime.messages.registrar import RegisteredAgent, RegisterRequest
@@ -20,8 +23,10 @@ from keylime_registrar.activation import (
     UnknownAgent,
     WrongTag,
 )
+from keylime_registrar.audit import Act, entry
 from keylime_registrar.identity import (
     ChallengedTpm,
+    IdentityChanged,
     IdentityDemand,
     Registration,
     RegistrationRefused,
@@ -35,6 +40,7 @@ from keylime_registrar.refusals import TooManyRequests
 from keylime_registrar.store import Activation, ActiveRegistration, Origin, Store
 from keylime_registrar.submission import read_submission
 from keylime_registrar.throttle import Throttle
+from keylime_registrar.told_refusals import Refusal, ToldRefusals
 from keylime_registrar.turns import CallTurns, TooManyWaiting
 
 log = logging.getLogger(__name__)
@@ -42,6 +48,10 @@ log = logging.getLogger(__name__)
 _REQUEST_COST_S = 0.001  # of HTTP and the database, which is not measured for each request
 _GUESSING_WAIT_S = 60.0
 _QUEUE_WAIT_S = 5.0
+_LONGEST_REASON = 500  # characters
+
+Tell: TypeAlias = Callable[[Entry], Awaitable[None]]
+"""Adds an event to the audit. Raises DatabaseUnavailable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +77,13 @@ class Registrations:
     """The registrar's acts. They raise DatabaseUnavailable besides what their docstrings name."""
 
     def __init__(
-        self, store: Store, rules: Rules, throttle: Throttle, clocks: Clocks, issuers: Issuers | None = None
+        self,
+        store: Store,
+        rules: Rules,
+        throttle: Throttle,
+        clocks: Clocks,
+        issuers: Issuers | None = None,
+        tell: Tell | None = None,
     ) -> None:
         self._store = store
         self._turns = CallTurns()
@@ -75,6 +91,8 @@ class Registrations:
         self._throttle = throttle
         self._clocks = clocks
         self._issuers = issuers
+        self._tell = tell
+        self._refusals = ToldRefusals()
 
     async def register(self, agent_id: AgentId, request: RegisterRequest, source: str) -> bytes:
         """The credential for an agent, which becomes active only when it answers.
@@ -82,7 +100,7 @@ class Registrations:
         Raises RegistrationRefused, IdentityChanged or TooManyRequests; an active registration stays what it
         is in any case.
         """
-        async with self._turn(source) as prefixes:
+        async with self._turn(source) as prefixes, self._refusal_told(agent_id, prefixes):
             registration, tpm = await self._judged(agent_id, request, prefixes)
             secret = await self._store.add_pending(registration, Origin.of(prefixes), self._now())
             with self._charged(prefixes):
@@ -92,7 +110,7 @@ class Registrations:
 
     async def activate(self, agent_id: AgentId, tag: str, source: str) -> Outcome:
         """What came of a tag. Raises IdentityChanged, RegistrationConflict or TooManyRequests."""
-        async with self._turn(source) as prefixes:
+        async with self._turn(source) as prefixes, self._refusal_told(agent_id, prefixes):
             origin = Origin.of(prefixes)
             activation = await self._store.activate(agent_id, hash_tag(tag), origin, self._now())
         match activation.outcome:
@@ -101,11 +119,41 @@ class Registrations:
                 await self._look_for_issuer(agent_id, prefixes)
             case WrongTag():
                 log.warning("agent %s: wrong activation tag from %s", agent_id, source)
+                await self._tell_refusal(agent_id, prefixes, "wrong_tag", "wrong activation tag")
             case TooManyWrongTags():
+                await self._tell_refusal(agent_id, prefixes, "wrong_tag", "too many wrong activation tags")
                 raise TooManyRequests(source, _GUESSING_WAIT_S, f"wrong activation tags for agent {agent_id}")
             case AlreadyActive() | UnknownAgent():
                 pass
         return activation.outcome
+
+    @asynccontextmanager
+    async def _refusal_told(self, agent_id: AgentId, prefixes: tuple[str, ...]) -> AsyncIterator[None]:
+        try:
+            yield
+        except IdentityChanged as error:
+            await self._tell_refusal(agent_id, prefixes, "identity_changed", str(error))
+            raise
+        except RegistrationRefused as error:
+            await self._tell_refusal(agent_id, prefixes, "refused", str(error))
+            raise
+
+    async def _tell_refusal(
+        self, agent_id: AgentId, prefixes: tuple[str, ...], result: str, reason: str
+    ) -> None:
+        line = self._refusals.line(Refusal(agent_id, prefixes[-1], result), self._clocks.steady())
+        if line is None or self._tell is None:
+            return
+        details: dict[str, Any] = {"result": result, "reason": reason[:_LONGEST_REASON]}
+        details["source"] = prefixes[0]
+        if line.repeated:
+            details["repeated"] = line.repeated
+        if line.left_off:
+            details["left_off"] = line.left_off
+        try:
+            await self._tell(entry(Act.REGISTRATION_REFUSED, agent_id, details))
+        except DatabaseUnavailable as error:
+            log.debug("%s; the audit is not told", error)
 
     async def _look_for_issuer(self, agent_id: AgentId, prefixes: tuple[str, ...]) -> None:
         if self._issuers is None or not self._issuers.is_kept:
@@ -130,7 +178,7 @@ class Registrations:
 
     async def delete(self, agent_id: AgentId, administrator: str) -> bool:
         """Forgets an agent; False when it was not known."""
-        deleted = await self._store.delete(agent_id)
+        deleted = await self._store.delete(agent_id, administrator)
         if deleted:
             log.info("agent %s: deleted by %s", agent_id, administrator)
         return deleted

@@ -80,3 +80,25 @@ challenge_keys = sa.Table(
     sa.Column("secret", sa.LargeBinary, nullable=False),
     sa.Column("created_at", sa.Integer, nullable=False),  # epoch seconds
 )
+
+# What was done to registrations, and what was refused; see `audit`. A verifier may have its own in the same
+# database.
+events = sa.Table(
+    "registrar_events",
+    metadata,
+    sa.Column("id", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("token", sa.String(32), nullable=False, unique=True),
+    sa.Column("at", sa.BigInteger, nullable=False),
+    sa.Column("kind", sa.String(32), nullable=False),
+    sa.Column("agent_id", sa.String(80)),
+    sa.Column("actor", sa.Text),
+    sa.Column("request_id", sa.String(36)),
+    sa.Column("details", sa.Text, nullable=False),
+)
+
+event_counter = sa.Table(
+    "registrar_event_counter",
+    metadata,
+    sa.Column("counter", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("last", sa.BigInteger, nullable=False),
+)

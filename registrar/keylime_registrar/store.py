@@ -1,6 +1,7 @@
 """The registrar's records: active registrations, and those whose proof is outstanding."""
 
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -10,11 +11,13 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from keylime.database.engine import DatabaseUnavailable
+from keylime.database.ledger import Entry
 from keylime.database.transactions import Database
 from keylime.identifiers import AgentId
 from keylime_registrar import attempts
 from keylime_registrar.activation import KnownAgent, Outcome, Own, Proven, WrongTag, decide
 from keylime_registrar.attempts import IDENTITY, Origin, PendingLimits, Waiting
+from keylime_registrar.audit import LEDGER, Act, entry
 from keylime_registrar.identity import Registration, check_unchanged, tls_key_of
 from keylime_registrar.refusals import RegistrationConflict
 from keylime_registrar.schema import registrations
@@ -33,6 +36,7 @@ class ActiveRegistration:
 ResultT = TypeVar("ResultT")
 
 _SHOWN_IDS = 5
+_TRUSTED = ("ek_tpm", "ekcert", "aik_tpm", "iak_tpm", "iak_cert", "idevid_tpm", "idevid_cert")
 _TRIES = 3  # of what another process may get in the way of
 _ROOM_EVERY_S = 60
 _ROOM_EVERY = 64  # times, while the whole capacity is filled
@@ -55,13 +59,16 @@ _IDS_OF_EK = (
 class Activation:
     """What a tag did; with Proven, how many times the agent has proven itself, and other ids of its TPM.
 
-    `new_key` is the SHA-256 of the key of its TLS certificate if the registration before had another one.
+    `new_key` is the SHA-256 of the key of its TLS certificate if the registration before had another one;
+    `changed` names what else it has that the one before had not.
     """
 
     outcome: Outcome
     regcount: int = 0
     same_tpm: tuple[str, ...] = ()
     new_key: str | None = None
+    changed: tuple[str, ...] = ()
+    registration: Registration | None = None
 
 
 class Store:
@@ -119,14 +126,21 @@ class Store:
         return secret
 
     async def activate(self, agent_id: AgentId, tag_hash: bytes, origin: Origin, now: int) -> Activation:
-        """What the tag with this hash does, done.
+        """What the tag with this hash does, done; what that changes is in the audit.
 
         Raises IdentityChanged when the proven registration contradicts one that became active meanwhile, and
         RegistrationConflict when other processes were faster again and again.
         """
 
+        named = entry(Act.REGISTERED, agent_id, {})
+
         def work(connection: sa.Connection) -> Activation:
-            return _activate(connection, agent_id, tag_hash, origin.source, now, self._limits.max_wrong_tags)
+            activation = _activate(
+                connection, agent_id, tag_hash, origin.source, now, self._limits.max_wrong_tags
+            )
+            if told := _told(activation, origin, named):
+                LEDGER.append(connection, [told])
+            return activation
 
         try:
             return await self._again_on_conflict("activate a registration", work)
@@ -135,14 +149,18 @@ class Store:
                 raise RegistrationConflict(agent_id) from error
             raise
 
-    async def delete(self, agent_id: AgentId) -> bool:
-        """Removes all that is known of an agent; False when there was nothing."""
+    async def delete(self, agent_id: AgentId, administrator: str) -> bool:
+        """Removes all that is known of an agent, and notes who did it; False when there was nothing."""
+        told = entry(Act.REGISTRATION_DELETED, agent_id, {}, administrator=administrator)
 
         def work(connection: sa.Connection) -> bool:
             # In the order of activations, so that neither waits for the other.
             deletion = sa.delete(registrations).where(registrations.c.agent_id == agent_id)
             deleted = connection.execute(deletion).rowcount
-            return deleted + attempts.forget(connection, agent_id) > 0
+            is_done = deleted + attempts.forget(connection, agent_id) > 0
+            if is_done:
+                LEDGER.append(connection, [told])
+            return is_done
 
         return await self._database.write("delete a registration", work)
 
@@ -217,7 +235,33 @@ def _promote(connection: sa.Connection, agent_id: AgentId, pending_id: int, now:
     key = tls_key_of(registration)
     is_new = active is not None and tls_key_of(active.registration) not in (None, key)
     same_tpm = _ids_of_ek(connection, ek_hash, agent_id)
-    return Activation(Proven(pending_id), regcount, same_tpm, key if is_new else None)
+    changed = () if active is None else _changed(active.registration, registration)
+    return Activation(Proven(pending_id), regcount, same_tpm, key if is_new else None, changed, registration)
+
+
+def _changed(before: Registration, after: Registration) -> tuple[str, ...]:
+    """What of a registration that others trust is another one: addresses and counts are not."""
+    names = tuple(name for name in _TRUSTED if getattr(before, name) != getattr(after, name))
+    return (*names, "mtls_key") if tls_key_of(before) != tls_key_of(after) else names
+
+
+def _told(activation: Activation, origin: Origin, named: Entry) -> Entry | None:
+    """What the audit has of an activation; None where it changed nothing of what is trusted."""
+    registration = activation.registration
+    if registration is None or (activation.regcount > 1 and not activation.changed):
+        return None
+    details = {
+        "source": origin.source,
+        "regcount": activation.regcount,
+        "ek_sha256": hashlib.sha256(registration.ek_tpm).hexdigest(),
+        "mtls_key_sha256": tls_key_of(registration),
+    }
+    if activation.changed:
+        details["changed"] = list(activation.changed)
+    if activation.same_tpm:
+        details["same_tpm"] = list(activation.same_tpm)
+    act = Act.REGISTERED if activation.regcount == 1 else Act.KEYS_REPLACED
+    return {**named, "kind": act.value, "details": json.dumps(details)}
 
 
 def _active(connection: sa.Connection, agent_id: AgentId, *, lock: bool = False) -> ActiveRegistration | None:

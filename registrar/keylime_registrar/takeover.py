@@ -22,6 +22,7 @@ from keylime.takeover.source import OldDatabase, open_old
 from keylime.takeover.values import Objection, Row, flag_of, number_of, shown, text_of
 from keylime.tpm.keys import parse_attestation_key, parse_endorsement_key
 from keylime_registrar.attempts import IDENTITY
+from keylime_registrar.audit import LEDGER, Act, entry
 from keylime_registrar.identity import Registration, RegistrationRefused
 from keylime_registrar.schema import registrations
 from keylime_registrar.submission import (
@@ -170,6 +171,9 @@ def take(connection: sa.Connection, plan: Plan, now: int) -> Report:
     for first in range(0, len(missing), _AT_ONCE):
         rows = [_values(proposal, now) for proposal in missing[first : first + _AT_ONCE]]
         connection.execute(sa.insert(registrations), rows)
+    if missing:
+        told = {"registrations": len(missing), "source": plan.source}
+        LEDGER.append(connection, [entry(Act.REGISTRATIONS_IMPORTED, None, told)])
     return report
 
 

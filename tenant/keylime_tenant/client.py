@@ -38,7 +38,7 @@ from keylime.messages.versions import (
 from keylime.pki.tls_failures import is_no_tls
 from keylime.tpm.pcr import MEASURED_BOOT_PCRS
 from keylime_tenant.config import Address
-from keylime_tenant.errors import CommandFailed
+from keylime_tenant.errors import CommandFailed, OlderRelease
 from keylime_tenant.told_status import ToldStatus, told_status
 
 ResultT = TypeVar("ResultT")
@@ -131,6 +131,26 @@ class Service:
     async def probe(self, path: str) -> Reply:
         """The answer to a question outside of the versions. Raises PeerUnreachable."""
         return await self._request("GET", path)
+
+    async def audit(self, since: int | None) -> list[HistoryEvent]:
+        """All that was done, and refused, since a time; oldest first.
+
+        Raises CommandFailed, and OlderRelease of a service that keeps none.
+        """
+        events: list[HistoryEvent] = []
+        while True:
+            query = {"after": str(events[-1].id if events else 0)}
+            if since is not None:
+                query["since"] = str(since)
+            reply = await self.call("GET", "/audit", query=query)
+            if reply.code == 404:
+                raise OlderRelease(f"{self.place} keeps no audit: its release is older")
+            if reply.code != 200:
+                raise self.refusal(reply, "tell what was done")
+            found = read_results(reply, AgentHistory, self.place)
+            events.extend(found.events)
+            if not found.more or not found.events:
+                return events
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -280,23 +300,6 @@ class VerifierClient(Service):
                 raise CommandFailed(f"{self.place} keeps no history: its release is older")
             if reply.code != 200:
                 raise self.refusal(reply, f"tell what happened to agent {agent_id}")
-            found = read_results(reply, AgentHistory, self.place)
-            events.extend(found.events)
-            if not found.more or not found.events:
-                return events
-
-    async def audit(self, since: int | None) -> list[HistoryEvent]:
-        """All that was done, and refused, since a time; oldest first. Raises CommandFailed."""
-        events: list[HistoryEvent] = []
-        while True:
-            query = {"after": str(events[-1].id if events else 0)}
-            if since is not None:
-                query["since"] = str(since)
-            reply = await self.call("GET", "/audit", query=query)
-            if reply.code == 404:
-                raise CommandFailed(f"{self.place} keeps no audit: its release is older")
-            if reply.code != 200:
-                raise self.refusal(reply, "tell what was done")
             found = read_results(reply, AgentHistory, self.place)
             events.extend(found.events)
             if not found.more or not found.events:

@@ -13,3 +13,7 @@ class AgentRejected(CommandFailed):
 
 class Unjudged(CommandFailed):
     """An agent is neither attested nor failed, which the exit status tells."""
+
+
+class OlderRelease(CommandFailed):
+    """A service does not know what it is asked."""

@@ -1,6 +1,6 @@
 """What happened to an agent, in lines for people."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -9,6 +9,7 @@ from keylime.findings.explain import terminal_lines
 from keylime.findings.finding import printable
 from keylime.messages.history import HistoryEvent
 from keylime.messages.verifier import FindingSummary
+from keylime_tenant.json_documents import AuditedEvent
 from keylime_tenant.terminal import Terminal, moment
 
 _INDENT = " " * 25
@@ -33,19 +34,24 @@ def history_lines(events: Sequence[HistoryEvent], terminal: Terminal) -> Iterato
             yield f"{_INDENT}{line}"
 
 
-def audit_lines(events: Sequence[HistoryEvent], terminal: Terminal) -> Iterator[str]:
-    """One line for each event: when, on what, what, and who did it, with the id of the request."""
+def audit_lines(events: Sequence[AuditedEvent], terminal: Terminal) -> Iterator[str]:
+    """One line for each event: when, where, on what, what, and who did it, with the id of the request."""
     for event in events:
         subject = "" if event.agent_id is None else f"agent {printable(event.agent_id)} "
-        by = "by itself" if event.actor is None else f"by {printable(event.actor)}"
+        by = f"by {printable(event.actor)}" if event.actor else _without_actor(event)
         request = f", request {printable(event.request_id)}" if event.request_id else ""
         what = terminal.paint(f"{subject}{headline(event)}", style(event))
-        yield f"{moment(event.at)}  {event.id}  {what}, {by}{request}"
+        yield f"{moment(event.at)}  {event.service} {event.id}  {what}, {by}{request}"
+
+
+def _without_actor(event: HistoryEvent) -> str:
+    source = event.details.get("source")
+    return f"from {printable(str(source))}" if source else "by itself"
 
 
 def style(event: HistoryEvent) -> str:
     """How its line is painted, one of the styles of `terminal`."""
-    if event.kind in ("refused", "taken_over"):
+    if event.kind in ("refused", "taken_over", "registration_refused", "keys_replaced"):
         return "doubtful"
     if event.kind != "state":
         return "strong"
@@ -61,6 +67,8 @@ def headline(event: HistoryEvent) -> str:
     if event.kind == "taken_over":
         name = printable(str(told.get("verifier")))
         return f"{told.get('shards')} of {told.get('of')} shards taken over by verifier {name}"
+    if event.kind in _REGISTRATIONS:
+        return _REGISTRATIONS[event.kind](told)
     if event.policy is not None:
         kind, _, name = event.policy.partition("/")
         return f"{_POLICY_KINDS.get(kind, kind)} {printable(name)} {_WORDS.get(event.kind, event.kind)}"
@@ -71,6 +79,40 @@ def headline(event: HistoryEvent) -> str:
     if event.kind == "held_to":
         return "passed for the first time under other policies"
     return _WORDS.get(event.kind, printable(event.kind))
+
+
+def _registered(told: Mapping[str, Any]) -> str:
+    same = told.get("same_tpm")
+    other = f", with the TPM of {', '.join(printable(str(one)) for one in same)} as well" if same else ""
+    return f"registered, its TPM has proven it{other}"
+
+
+def _keys_replaced(told: Mapping[str, Any]) -> str:
+    changed = ", ".join(printable(str(one)) for one in told.get("changed", ()))
+    return f"registered again by the same TPM with another {changed}"
+
+
+def _registration_refused(told: Mapping[str, Any]) -> str:
+    result, reason = (printable(str(told.get(name))) for name in ("result", "reason"))
+    said = f"registration refused ({result}): {reason}"
+    if told.get("repeated"):
+        said += f", {told['repeated']} times more since the line before"
+    if told.get("left_off"):
+        said += f"; {told['left_off']} refusals before it have no line"
+    return said
+
+
+def _registrations_imported(told: Mapping[str, Any]) -> str:
+    return f"{told.get('registrations')} registrations taken over from {printable(str(told.get('source')))}"
+
+
+_REGISTRATIONS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "registered": _registered,
+    "keys_replaced": _keys_replaced,
+    "registration_refused": _registration_refused,
+    "registration_deleted": lambda _: "registration deleted",
+    "registrations_imported": _registrations_imported,
+}
 
 
 def details(event: HistoryEvent) -> Iterator[str]:

@@ -139,10 +139,16 @@ class History(msgspec.Struct, frozen=True):
     events: list[HistoryEvent]
 
 
-class Audit(msgspec.Struct, frozen=True):
-    """What administrators did, what was refused to them, what verifiers did; the oldest first."""
+class AuditedEvent(HistoryEvent, frozen=True, kw_only=True):
+    """An event of the verifiers or of the registrars, as `service` says: each has ids of its own."""
 
-    events: list[HistoryEvent]
+    service: str
+
+
+class Audit(msgspec.Struct, frozen=True):
+    """What administrators did, what was refused to them, what services did; the oldest first."""
+
+    events: list[AuditedEvent]
 
 
 class Approved(msgspec.Struct, frozen=True):

@@ -13,7 +13,7 @@ import yarl
 
 from keylime.http.server import Role
 from keylime.pki.roles import ADMINISTRATOR, NODE
-from keylime_registrar.handlers import MAX_AGENT_BODY, Handlers
+from keylime_registrar.handlers import MAX_AGENT_BODY, Handlers, reading_route
 from tests.fakes.own_time import OwnTime
 from tests.fakes.running_registrar import RunningRegistrar, registrar_authority, running_registrar
 from tests.fakes.software_identity import SoftwareIdentity
@@ -63,7 +63,7 @@ def with_registrar(
 
 
 def administrators_routes() -> list[tuple[str, str]]:
-    routes = Handlers(None).routes()  # type: ignore[arg-type]  # no route is called
+    routes = (*Handlers(None).routes(), reading_route(None))  # type: ignore[arg-type]  # no route is called
     return [(r.method, "/v2" + r.path.format(agent_id=AGENT)) for r in routes if r.role is Role.ADMIN]
 
 

@@ -153,7 +153,11 @@ def test_an_agent_that_fell_is_explained_and_approved(run: Run, site: Site, mach
     (difference,) = run("diff", *me)["differences"]
     assert difference["observed"] == finding["observed"]
     assert "state" in {one["kind"] for one in run("history", *me)["events"]}
-    assert {"enrolled", "state"} <= {one["kind"] for one in run("audit", "--since", "1d")["events"]}
+    told = [(one["service"], one["kind"], one["agent_id"]) for one in run("audit", "--since", "1d")["events"]]
+    at = [("registrar", "registered"), ("verifier", "enrolled"), ("verifier", "state")]
+    assert [told.index((*what, machine.agent_id)) for what in at] == sorted(
+        told.index((*what, machine.agent_id)) for what in at
+    ), "in the order of their times"
     approved = run("approve", *me, "--yes")["approved"]
     assert approved == [{"policy": "fleet", "added": {"digests": {finding["path"]: [finding["observed"]]}}}]
     run("revocations")

@@ -198,8 +198,8 @@ def check_room(server_url: str) -> None:
         late = Registration(AgentId("late"), b"ek", b"ak")
         await stores[0].add_pending(late, here, 2000)
         assert await databases[1].read("measure", size) < 4096
-        await stores[0].delete(honest.agent_id)
-        await stores[0].delete(late.agent_id)
+        await stores[0].delete(honest.agent_id, "operator")
+        await stores[0].delete(late.agent_id, "operator")
         for database in databases:
             await database.close()
 
@@ -230,8 +230,8 @@ def check_store(server_url: str) -> None:
             assert (isinstance(right.outcome, Proven), right.regcount) == (True, count)
         assert await store.active(agent_id) == ActiveRegistration(registration, 2)
         assert await store.agent_ids() == ["agent"]
-        assert await store.delete(agent_id)
-        assert not await store.delete(agent_id)
+        assert await store.delete(agent_id, "operator")
+        assert not await store.delete(agent_id, "operator")
         await database.close()
 
     asyncio.run(scenario())
@@ -396,7 +396,7 @@ def test_s12_a_newer_releases_database_is_refused_unaltered(tmp_path: Path) -> N
 
     async def act(database: Database) -> None:
         with pytest.raises(
-            ConfigError, match=r"schema r9999, which is newer than this release knows \(r0002\)"
+            ConfigError, match=r"schema r9999, which is newer than this release knows \(r0003\)"
         ):
             await prepare_schema(database, SCHEMA, migrate=True)
 

@@ -18,7 +18,7 @@ from keylime.hashes import HashAlgorithm
 from keylime.http.server import Role
 from keylime.tpm.credential import activation_tag, parse_credential_blob
 from keylime.tpm.device import Tpm
-from keylime_registrar.handlers import Handlers
+from keylime_registrar.handlers import Handlers, reading_route
 from tests.fakes.running_registrar import (
     RunningRegistrar,
     install_certificates,
@@ -240,11 +240,12 @@ RIGHTS = {
     ("GET", "/agents"): ADMINISTRATORS,
     ("GET", "/agents/{agent_id}"): ADMINISTRATORS,
     ("DELETE", "/agents/{agent_id}"): ADMINISTRATORS,
+    ("GET", "/audit"): ADMINISTRATORS,
 }
 
 
 def test_every_route_stands_in_the_table_of_rights() -> None:
-    routes = Handlers(None).routes()  # type: ignore[arg-type]  # no route is called
+    routes = (*Handlers(None).routes(), reading_route(None))  # type: ignore[arg-type]  # no route is called
     assert {(route.method, route.path) for route in routes} == set(RIGHTS)
     for route in routes:
         is_open = RIGHTS[route.method, route.path] is OPEN

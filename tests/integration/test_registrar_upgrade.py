@@ -58,7 +58,7 @@ def as_of_r0001(connection: sa.Connection) -> None:
 async def upgraded_in_the_middle(database: Database) -> None:
     await database.write("make the tables of r0001", as_of_r0001)
     migration = await prepare_schema(database, SCHEMA, migrate=True)
-    assert (migration.before, migration.after) == ("r0001", "r0002")
+    assert (migration.before, migration.after) == ("r0001", "r0003")
     store = Store(database, PendingLimits())
     for number, address in enumerate(ADDRESSES):
         agent_id, origin = AgentId(f"agent-{number}"), Origin.of(source_prefixes(address))

@@ -27,7 +27,9 @@ def test_what_was_done_and_what_was_refused(tmp_path: Path, caplog: pytest.LogCa
         assert (await verifier.admin("PUT", "/v2.6/agents/agent-9/stop")).code == 404
         await verifier.add(agent)
         await verifier.until_passing(agent)
-        done = await tenant(verifier, "--json", "-c", "audit")
+        # The registrar does not answer: what the verifier says is shown all the same.
+        done = await tenant(verifier, "--json", "-c", "audit", "-rp", "1", code=1)
+        assert "cannot reach the registrar at https://127.0.0.1:1" in done.stderr
         events: list[dict[str, Any]] = json.loads(done.stdout)["events"]
         shown = [(event["kind"], event["agent_id"], event["policy"]) for event in events]
         assert shown[:5] == [
@@ -43,7 +45,8 @@ def test_what_was_done_and_what_was_refused(tmp_path: Path, caplog: pytest.LogCa
         assert {event["actor"] for event in events[5:]} == {None}
         # What was refused has not happened to anybody.
         assert (await verifier.admin("GET", "/v2.6/agents/agent-9/history")).code == 404
-        done = await tenant(verifier, "-c", "audit", "--since", "1h")
+        assert {event["service"] for event in events} == {"verifier"}
+        done = await tenant(verifier, "-c", "audit", "--since", "1h", "-rp", "1", code=1)
         lines = [line for line in done.stdout.splitlines() if "UTC  " in line]
         assert len(lines) >= len(events)
         assert "refused: PUT /agents/{agent_id}/stop 404 agent id not found, by 'CN=" in lines[3]

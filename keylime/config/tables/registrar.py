@@ -43,6 +43,13 @@ REGISTRAR = ComponentTable(
             choices=("warn", "reject", "ignore"),
         ),
         shared.max_workers("registrar"),
+        _registrar(
+            "audit_retention",
+            Kind.NUMBER,
+            31536000.0,
+            "Seconds for which it is kept who did what to registrations; 0: for good.",
+            minimum=0,
+        ),
         *shared.metrics("registrar"),
         _registrar(
             "max_upload_size",

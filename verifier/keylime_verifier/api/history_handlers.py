@@ -2,14 +2,13 @@
 
 from typing import Protocol
 
+from keylime.http.audit_route import audit_route
 from keylime.http.exchange import HttpError, Request, Response, Role
 from keylime.http.operation import Operation, QueryField
+from keylime.http.query_numbers import MAX_ID, MAX_LIMIT, number
 from keylime.http.routing import Route
 from keylime.identifiers import AgentId
 from keylime.messages.history import AgentHistory
-
-_MAX_LIMIT = 1000
-_MAX_ID = (1 << 63) - 1
 
 
 class History(Protocol):
@@ -39,48 +38,23 @@ class HistoryHandlers:
                     AgentHistory,
                     query={
                         "after": QueryField("Only events with ids above this one."),
-                        "limit": QueryField(f"How many events at most, 1 to {_MAX_LIMIT}."),
+                        "limit": QueryField(f"How many events at most, 1 to {MAX_LIMIT}."),
                     },
                     refusals=(404,),
                 ),
             ),
-            Route(
-                "GET",
-                "/audit",
-                Role.ADMIN,
-                self.audit,
-                action="read_audit",
-                about=Operation(
-                    "What administrators did and what was refused to them, and what the verifiers did by "
-                    "themselves; oldest first.",
-                    AgentHistory,
-                    query={
-                        "since": QueryField("Only what happened from this time on, in seconds of the epoch."),
-                        "after": QueryField("Only events with ids above this one."),
-                        "limit": QueryField(f"How many events at most, 1 to {_MAX_LIMIT}."),
-                    },
-                ),
+            audit_route(
+                self._history.audit,
+                "What administrators did and what was refused to them, and what the verifiers did by "
+                "themselves; oldest first.",
             ),
         ]
 
-    async def audit(self, request: Request) -> Response:
-        after = _number(request, "after", 0, 0, _MAX_ID)
-        limit = _number(request, "limit", _MAX_LIMIT, 1, _MAX_LIMIT)
-        since = _number(request, "since", 0, 0, _MAX_ID)
-        return Response(results=await self._history.audit(since or None, after, limit))
-
     async def show(self, request: Request) -> Response:
         agent_id = AgentId(request.parameters["agent_id"])  # checked by the router
-        after = _number(request, "after", 0, 0, _MAX_ID)
-        limit = _number(request, "limit", _MAX_LIMIT, 1, _MAX_LIMIT)
+        after = number(request, "after", 0, 0, MAX_ID)
+        limit = number(request, "limit", MAX_LIMIT, 1, MAX_LIMIT)
         found = await self._history.of_agent(agent_id, after, limit)
         if found is None:
             raise HttpError(404, "agent id not found")
         return Response(results=found)
-
-
-def _number(request: Request, name: str, default: int, least: int, most: int) -> int:
-    text = request.query.get(name) or str(default)
-    if not (text.isascii() and text.isdecimal() and len(text) < 20 and least <= int(text) <= most):
-        raise HttpError(400, f"{name} is not a number from {least} to {most}")
-    return int(text)

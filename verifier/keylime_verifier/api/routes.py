@@ -1,6 +1,7 @@
 """The verifier's REST API, put together over what is stored."""
 
 import functools
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
@@ -8,6 +9,7 @@ from typing import Self
 from keylime.database.transactions import Database
 from keylime.errors import ConfigError
 from keylime.http.openapi import Api
+from keylime.http.refused_calls import RefusedCall, audited
 from keylime.http.routing import Route
 from keylime.measured_boot.boot_policy import built_in_policies, compile_measured_boot_policy
 from keylime.measured_boot.policies import PolicyRegistry, load_policy_modules
@@ -16,7 +18,7 @@ from keylime.messages.versions import SUPPORTED_VERSIONS
 from keylime_verifier.agents.deliveries import ZEROMQ
 from keylime_verifier.agents.pushing import Mode
 from keylime_verifier.api.agent_handlers import AgentHandlers, refusing_routes, version_routes
-from keylime_verifier.api.audited import audited
+from keylime_verifier.api.audited import refused_event
 from keylime_verifier.api.enrolment import EnrolmentRules
 from keylime_verifier.api.event_streams import EventHandlers, EventStreams
 from keylime_verifier.api.history_handlers import HistoryHandlers
@@ -40,6 +42,8 @@ from keylime_verifier.revocations.outbox import Outbox
 from keylime_verifier.revocations.overview import read_overview
 from keylime_verifier.sharing.membership import Member
 from keylime_verifier.verification.evidence_workers import EvidenceWorkers
+
+log = logging.getLogger("keylime.verifier")
 
 VERIFIER_API = Api(
     title="Keylime verifier",
@@ -156,7 +160,11 @@ def api_routes(
         RevocationHandlers(functools.partial(read_overview, stored.database)),
         EventHandlers(streams),
     )
-    return audited(routes, stored.history.tell)
+
+    async def tell(call: RefusedCall) -> None:
+        await stored.history.tell(refused_event(call))
+
+    return audited(routes, tell, log)
 
 
 def table(
