@@ -22,6 +22,7 @@ DEFAULT_AGENT_ID = "d432fbb3-d2f1-4a97-9ef7-75bd81c00000"
 _UPLOADS = frozenset({"addruntimepolicy", "updateruntimepolicy", "addallowlist"})
 
 # Commands after which an agent is judged anew.
+FOLLOWING = ("status", "cvstatus", "why", "history")
 _WAITING = frozenset({"add", "approve", "update", "reactivate"})
 _WAIT_S = 300.0
 
@@ -84,6 +85,7 @@ class Arguments:
     no_tpm_policy: bool = False
     wait: float | None = None
     exit_code: bool = False
+    follow: bool = False
     state: str | None = None
     fingerprint: str | None = None
     since: int | None = None  # epoch seconds
@@ -244,6 +246,10 @@ def _waiting_problem(arguments: Arguments) -> str | None:
         return f"--wait is for -c {', '.join(sorted(_WAITING))}"
     if arguments.exit_code and arguments.command != "cvstatus":
         return "--exit-code is for -c cvstatus"
+    if arguments.follow and arguments.command not in FOLLOWING:
+        return f"--follow is for {', '.join(FOLLOWING)}"
+    if arguments.follow and arguments.form in (Form.JSON, Form.NAME):
+        return "--follow has no end, and a document does: use -o jsonl, which prints a line for each change"
     if arguments.state is not None and arguments.command != "reactivate":
         return "--state is for -c reactivate"
     if arguments.state is not None and arguments.agent_uuid is not None:
@@ -466,6 +472,14 @@ def _exit_code(add: _Add) -> None:
     )
 
 
+def _follow(add: _Add) -> None:
+    add(
+        "--follow",
+        action="store_true",
+        help="go on showing what changes, as it happens, until the agent is deleted or Ctrl-C",
+    )
+
+
 def _since_when(add: _Add) -> None:
     add("--since", type=_since, metavar="WHEN", help=f"audit: only from then on ({FORMS_OF_SINCE})")
 
@@ -614,6 +628,7 @@ _SECTIONS: Mapping[str, Callable[[_Add], None]] = {
     "state": _state,
     "wait": _wait,
     "exit code": _exit_code,
+    "follow": _follow,
     "fingerprint": _fingerprint,
     "since": _since_when,
     "page": _page,
@@ -645,6 +660,7 @@ _GROUPS: Sequence[tuple[str, Sequence[str]]] = (
             "state",
             "wait",
             "exit code",
+            "follow",
             "fingerprint",
             "since",
             "page",

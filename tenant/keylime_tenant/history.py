@@ -51,7 +51,9 @@ def _without_actor(event: HistoryEvent) -> str:
 
 def style(event: HistoryEvent) -> str:
     """How its line is painted, one of the styles of `terminal`."""
-    if event.kind in ("refused", "taken_over", "registration_refused", "keys_replaced"):
+    if event.kind == "delivery":
+        return {"delivered": "good", "given_up": "bad"}.get(str(event.details.get("outcome")), "doubtful")
+    if event.kind in ("certificate", "refused", "taken_over", "registration_refused", "keys_replaced"):
         return "doubtful"
     if event.kind != "state":
         return "strong"
@@ -67,8 +69,8 @@ def headline(event: HistoryEvent) -> str:
     if event.kind == "taken_over":
         name = printable(str(told.get("verifier")))
         return f"{told.get('shards')} of {told.get('of')} shards taken over by verifier {name}"
-    if event.kind in _REGISTRATIONS:
-        return _REGISTRATIONS[event.kind](told)
+    if event.kind in _OF_SERVICES:
+        return _OF_SERVICES[event.kind](told)
     if event.policy is not None:
         kind, _, name = event.policy.partition("/")
         return f"{_POLICY_KINDS.get(kind, kind)} {printable(name)} {_WORDS.get(event.kind, event.kind)}"
@@ -106,7 +108,33 @@ def _registrations_imported(told: Mapping[str, Any]) -> str:
     return f"{told.get('registrations')} registrations taken over from {printable(str(told.get('source')))}"
 
 
-_REGISTRATIONS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+_DELIVERIES = {
+    "delivered": "delivered",
+    "given_up": "given up, not delivered",
+    "failing": "not delivered yet, and tried again",
+    "wrong_key": "not delivered yet, another key answers",
+}
+
+
+def _delivery(told: Mapping[str, Any]) -> str:
+    count = len(told.get("revocations", ())) + int(told.get("revocations_left_off") or 0)
+    what = "revocation" if count == 1 else f"{count} revocations"
+    outcome = str(told.get("outcome"))
+    targets = [printable(str(target)) for target in told.get("targets", ())]
+    if told.get("targets_left_off"):
+        targets.append(f"{told['targets_left_off']} more")
+    said = f"{what} {_DELIVERIES.get(outcome, printable(outcome))}: {printable(str(told.get('channel')))} "
+    said += ", ".join(targets)
+    return f"{said} ({printable(str(told['error']))})" if told.get("error") else said
+
+
+def _certificate(told: Mapping[str, Any]) -> str:
+    return f"{printable(str(told.get('remark')))}, at verifier {printable(str(told.get('verifier')))}"
+
+
+_OF_SERVICES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "delivery": _delivery,
+    "certificate": _certificate,
     "registered": _registered,
     "keys_replaced": _keys_replaced,
     "registration_refused": _registration_refused,

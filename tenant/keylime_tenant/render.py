@@ -42,6 +42,7 @@ class Output:
         self._names: Sequence[str] = ()
         self._has_passing_line = False
         self._is_held = False
+        self._is_followed = False
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -148,6 +149,15 @@ class Output:
             print(line, file=self._stdout)
         self._stdout.flush()
 
+    def followed(self, row: object, lines: Iterable[str]) -> None:
+        """One of several results that come one after the other: a line of JSON, or `lines`, at once."""
+        self._is_followed, self._document, self._rows = True, None, None
+        if self.form.is_document:
+            self._clear()
+            print(json.dumps(row), file=self._stdout, flush=True)
+        else:
+            self.lines(lines)
+
     def announce(self, line: str) -> None:
         """`line` for who has started the program, and in no log: on stderr where stdout is a document's."""
         self._clear()
@@ -156,6 +166,8 @@ class Output:
     def finish(self) -> None:
         """The document for programs."""
         self._clear()
+        if self._is_followed and self._document is None:
+            return
         document = {} if self._document is None else self._document
         if self.form is Form.JSON:
             print(json.dumps(document), file=self._stdout)

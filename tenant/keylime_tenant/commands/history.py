@@ -10,6 +10,11 @@ from keylime_tenant.session import Session
 
 async def history(session: Session) -> None:
     """Everything that the verifier has kept about one agent, also after its deletion."""
+    if session.arguments.follow:
+        from keylime_tenant.commands.follow import follow_history
+
+        await follow_history(session)
+        return
     output = session.output
     with doing(output, f"Reading the history of agent {session.agent_id}"):
         events = await session.verifier.history(session.agent_id)

@@ -76,6 +76,11 @@ async def status(session: Session) -> None:
     # Should the verifier not tell.
     session.output.result({"registrar": record, "verifier": {}}, names=[agent])
     await show_warnings(session)  # before the verifier's status, which scripts expect to be the last
+    if session.arguments.follow:
+        from keylime_tenant.commands.follow import follow_status
+
+        await follow_status(session)
+        return
     told = await show_status(session)
     session.output.show(lambda terminal: policy_lines(told, terminal))
     session.output.result({"registrar": record, "verifier": {agent: told.for_scripts()}}, names=[agent])

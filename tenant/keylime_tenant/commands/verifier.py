@@ -58,6 +58,11 @@ async def cvlist(session: Session) -> None:
 
 async def cvstatus(session: Session) -> None:
     """Everything that the verifier tells about one agent."""
+    if session.arguments.follow:
+        from keylime_tenant.commands.follow import follow_status
+
+        await follow_status(session)
+        return
     status = await show_status(session)
     if session.arguments.exit_code:
         state = first_verdict(status)

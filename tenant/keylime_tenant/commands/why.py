@@ -12,9 +12,21 @@ from keylime_tenant.why import Case, case_of, difference_lines, next_commands, w
 
 async def why(session: Session) -> None:
     """Findings in full, since when, what changed before, and the next command."""
+    if session.arguments.follow:
+        from keylime_tenant.commands.follow import follow_why
+
+        await follow_why(session)
+        return
     case = await read_case(session)
     output = session.output
-    reasons = Reasons(
+    output.result(to_builtins(reasons_of(case)), names=[case.agent_id])
+    if not output.form.is_document:
+        output.lines(why_lines(case, output.terminal, time.time()))
+
+
+def reasons_of(case: Case) -> Reasons:
+    """The document of a case."""
+    return Reasons(
         agent_id=case.agent_id,
         findings=list(case.findings),
         findings_left_off=case.left_off,
@@ -22,9 +34,6 @@ async def why(session: Session) -> None:
         before=list(case.before),
         next=next_commands(case),
     )
-    output.result(to_builtins(reasons), names=[case.agent_id])
-    if not output.form.is_document:
-        output.lines(why_lines(case, output.terminal, time.time()))
 
 
 async def diff(session: Session) -> None:

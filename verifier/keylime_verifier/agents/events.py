@@ -33,6 +33,8 @@ class EventKind(StrEnum):
     POLICY_REPLACED = "policy_replaced"
     POLICY_DELETED = "policy_deleted"
     REFUSED = "refused"  # a call of an administrator
+    DELIVERY = "delivery"  # of revocations: what came of it, or how it began to fail
+    CERTIFICATE = "certificate"  # one that a service uses is about to end, or has ended
     TAKEN_OVER = "taken_over"  # the agents of a verifier that is not heard of any more, by another one
 
 

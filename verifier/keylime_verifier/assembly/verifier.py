@@ -1,6 +1,7 @@
 """The verifier at work: its parts, put together, begun and ended in order. No other module knows all."""
 
 import functools
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from keylime_verifier.assembly.followers import followers
 from keylime_verifier.assembly.measuring import measuring
 from keylime_verifier.assembly.pushing import Pushing, pushing
 from keylime_verifier.assembly.telling import Telling, open_telling
+from keylime_verifier.certificate_events import CertificateEvents
 from keylime_verifier.certificates import Contexts, Tls, ensure_certificates
 from keylime_verifier.config import VerifierConfig, load_config
 from keylime_verifier.database.history import History
@@ -158,6 +160,9 @@ async def running(config: VerifierConfig, place: WorkerPlace = WorkerPlace()) ->
         loops = _loops(tells, attests, pushes, divides, stored.history)
         around = watched_surroundings(config.work_dir, health, is_speaker=place.number == 0)
         loops["surroundings"] = around.run
+        if place.number == 0:
+            ends = CertificateEvents(lambda: keeper.in_use, _place_of(config), stored.history.tell)
+            loops["certificate events"] = ends.run
         loops |= {name: follower.run for name, follower in follows.items()}
         looking.extend(follower.look for follower in follows.values())
         await stack.enter_async_context(supervised({**loops, "certificate keeper": keeper.run}, health))
@@ -170,6 +175,11 @@ async def running(config: VerifierConfig, place: WorkerPlace = WorkerPlace()) ->
         verifier = Verifier(port, health, config, server, attests.poller, tells.webhook, tls, streams, keeper)
         keeper.on_change = verifier.take_up
         yield verifier
+
+
+def _place_of(config: VerifierConfig) -> str:
+    """Which verifier this is, of several that share a database."""
+    return f"{config.verifier_id} on {socket.gethostname()}"
 
 
 def _add_checks(health: Health, database: Database, attests: Attesting, divides: Dividing) -> None:

@@ -18,8 +18,10 @@ from keylime_verifier.agents.deliveries import AGENT, DELIVERED, PENDING, WAITIN
 from keylime_verifier.agents.records import Delivery, DeliveryAttempt, StoredRevocation
 from keylime_verifier.agents.shards import MemberId, VerifierId, shard_of
 from keylime_verifier.database.changes import Topic, publish
+from keylime_verifier.database.history import new_token, write_events
 from keylime_verifier.database.schema import agents, deliveries, members, recipients, revocations, shards
 from keylime_verifier.revocations import backlog
+from keylime_verifier.revocations.delivery_events import delivery_events
 from keylime_verifier.revocations.delivery_rules import AGENT_WINDOW
 
 KeyT = TypeVar("KeyT", int, str)
@@ -160,6 +162,7 @@ class Outbox:
         attempts = sorted(attempts, key=lambda attempt: (attempt.delivery.number or 0, attempt.delivery.key))
         ids = {attempt.delivery.revocation.revocation_id for attempt in attempts}
         targets = {attempt.delivery.target for attempt in attempts if attempt.delivery.channel == AGENT}
+        told = delivery_events(attempts, new_token()[:30])
 
         def work(connection: sa.Connection) -> bool:
             through = backlog.lock_recipients(connection, targets)
@@ -175,6 +178,7 @@ class Outbox:
             update_many(connection, deliveries, _STILL_WAITING, notes.changed)
             delete_many(connection, deliveries, _STILL_WAITING, notes.told)
             backlog.advance(connection, notes.advances)
+            write_events(connection, told)
             return notes.are_complete
 
         return await self._database.write("record deliveries", work)
