@@ -33,7 +33,7 @@ help:
 	@echo 'make test-databases  what make test does on PostgreSQL alone, on MariaDB as well (some minutes)'
 	@echo 'make test-time  a year of certificates: running daemons 335, 364 and 366 days on, and a day late'
 	@echo 'make unit    run the unit tests alone: the fast loop, about a minute'
-	@echo 'make check   make lint, and make unit'
+	@echo 'make check   make lint, make unit, and look at what documents, comments and packaging say'
 	@echo 'make lint    check types, style and the direction of imports'
 	@echo 'make audit   look for known vulnerabilities of the dependencies (STRICT=1: fail when that is not possible)'
 	@echo 'make lock    pin the dependencies of requirements/runtime.txt anew, with hashes'
@@ -86,6 +86,7 @@ unit: venv
 	@KEYLIME_TESTS_QUICK=1 $(BIN)/python -m pytest tests/unit -n logical --dist worksteal
 
 check: lint unit
+	@$(BIN)/python -m pytest tests/house -n logical --dist loadfile
 
 lint: venv
 	@$(BIN)/ruff check .

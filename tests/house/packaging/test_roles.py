@@ -6,7 +6,7 @@ import sys
 import grimp
 import pytest
 
-from tests.unit.packaging.test_parts import PROJECT, parts
+from tests.house.packaging.test_parts import PROJECT, parts
 
 PROGRAMS = {
     "agent": ("keylime_agent",),
