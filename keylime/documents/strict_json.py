@@ -7,6 +7,8 @@ from typing import Any, NoReturn
 
 from keylime.errors import PolicyError
 
+BYTE_ORDER_MARK = "\ufeff"  # what some editors put before UTF-8, where no reader of JSON expects it
+
 
 def load_document(text: str | bytes, what: str) -> Any:
     """The value of `text`; `what` names it in errors.
@@ -19,6 +21,8 @@ def load_document(text: str | bytes, what: str) -> Any:
     try:
         encoded = text.encode() if isinstance(text, str) else text
         decoded = encoded.decode()
+        if decoded.startswith(BYTE_ORDER_MARK):
+            raise PolicyError(f"{what} begins with a byte order mark: save it as UTF-8 without one")
         unique = functools.partial(_unique, what)
         document = json.loads(decoded, object_pairs_hook=unique, parse_constant=_no_constant)
         if "\\u" in decoded:

@@ -15,7 +15,7 @@ from cryptography import x509
 from keylime.errors import ConfigError, CredentialError
 from keylime.pki.authority_files import CERTIFICATE_END, STORE
 from keylime.pki.certificates import PrivateKey, certificate_text, parse_certificate, parse_private_key
-from keylime.pki.der import PARSER_ERRORS
+from keylime.pki.der import PARSER_ERRORS, unreadable
 from keylime.pki.file_names import CA_CERTIFICATE
 from keylime.pki.files import read_service_file, replace_keeping_access, require_directory
 from keylime.pki.keystore import KeyStore, seal, unseal
@@ -123,7 +123,7 @@ def read_certificates(path: Path) -> tuple[x509.Certificate, ...]:
         found = x509.load_pem_x509_certificates(data)
         _ = [(one.subject, one.extensions, one.public_key()) for one in found]
     except PARSER_ERRORS as error:
-        raise ConfigError(f"{path}: not X.509 certificates: {error}") from error
+        raise ConfigError(f"{path}: not X.509 certificates: {unreadable(data, error)}") from error
     return tuple(found)
 
 

@@ -17,7 +17,7 @@ from cryptography.x509.oid import NameOID
 
 from keylime.errors import ConfigError, CredentialError
 from keylime.identifiers import AgentId
-from keylime.pki.der import PARSER_ERRORS
+from keylime.pki.der import PARSER_ERRORS, unreadable
 
 PrivateKey: TypeAlias = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 PublicKey: TypeAlias = rsa.RSAPublicKey | ec.EllipticCurvePublicKey
@@ -34,7 +34,7 @@ def parse_certificate(data: bytes) -> x509.Certificate:
         certificate = (x509.load_pem_x509_certificate if is_pem else x509.load_der_x509_certificate)(data)
         _ = certificate.issuer, certificate.subject, certificate.extensions, certificate.public_key()
     except PARSER_ERRORS as error:
-        raise CredentialError(f"not an X.509 certificate: {error}") from error
+        raise CredentialError(f"not an X.509 certificate: {unreadable(data, error)}") from error
     return certificate
 
 

@@ -57,6 +57,16 @@ PARSER_ERRORS = (
 )
 
 
+def unreadable(data: bytes, error: Exception) -> str:
+    """Why `data` is no certificate, without the names that the library has for its own parts."""
+    if not data.strip():
+        return "it is empty"
+    said = str(error)
+    if not said or "ParseError" in said or "PEM" in said:
+        return "neither PEM (BEGIN CERTIFICATE) nor DER, or damaged"
+    return said
+
+
 # Real certificates have 60 to 250 elements, ten deep. Whoever sends more wants to see us work.
 STRANGERS = Bounds(MAX_CERTIFICATE_SIZE, elements=640)
 OPERATORS = Bounds(MAX_STORED_CERTIFICATE_SIZE, elements=10_000)
@@ -158,7 +168,7 @@ def _parse_strictly(strict: bytes) -> x509.Certificate:
             certificate.signature_algorithm_oid,
         )
     except PARSER_ERRORS as error:
-        raise MalformedEvidence(f"not a certificate: {error}") from error
+        raise MalformedEvidence(f"not a certificate: {unreadable(strict, error)}") from error
     return certificate
 
 

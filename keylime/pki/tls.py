@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from keylime.errors import ConfigError, CredentialError
 from keylime.pki.certificates import parse_certificate
+from keylime.pki.der import unreadable
 from keylime.pki.file_names import CA_CERTIFICATE
 from keylime.pki.files import read_file
 from keylime.pki.key_files import load_private_key
@@ -145,7 +146,9 @@ def load_trusted_certificates(path: Path, owners: Owners | None = None) -> tuple
         if b"-----BEGIN" in data:
             return tuple(x509.load_pem_x509_certificates(data))
         return (parse_certificate(data),)
-    except (ValueError, x509.InvalidVersion, CredentialError) as error:
+    except (ValueError, x509.InvalidVersion) as error:
+        raise ConfigError(f"{path}: no usable CA certificate: {unreadable(data, error)}") from error
+    except CredentialError as error:
         raise ConfigError(f"{path}: no usable CA certificate: {error}") from error
 
 

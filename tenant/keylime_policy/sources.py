@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from keylime.documents.places import line_of, place_in_message
+from keylime.documents.strict_json import BYTE_ORDER_MARK
 from keylime.errors import ConfigError, KeylimeError
 
 
@@ -19,13 +20,22 @@ class Source:
 
     @property
     def text(self) -> str:
-        """The content as UTF-8. Raises ConfigError."""
+        """The content as UTF-8, without a byte order mark in front. Raises ConfigError.
+
+        In front of JSON it is refused, as a verifier does.
+        """
         try:
-            return self.content.decode()
+            text = self.content.decode()
         except UnicodeDecodeError as error:
             raise ConfigError(
                 f"{self.option} {self.path}: not UTF-8 text: {error.reason} at byte {error.start}"
             ) from error
+        marked, text = text.startswith(BYTE_ORDER_MARK), text.removeprefix(BYTE_ORDER_MARK)
+        if marked and text.lstrip().startswith("{"):
+            raise ConfigError(
+                f"{self.option} {self.path}: begins with a byte order mark: save it as UTF-8 without one"
+            )
+        return text
 
     def blamed(self) -> AbstractContextManager[None]:
         """Has a KeylimeError name this option and file."""

@@ -65,6 +65,9 @@ _FORBIDDEN = (
 )
 
 
+# In every record of an agent, and in none of the other service.
+_OF_REGISTRARS, _OF_VERIFIERS = "aik_tpm", "operational_state"
+
 Doing: TypeAlias = Callable[[str], AbstractContextManager[None]]
 """Around what may last: says what is going on when it does."""
 
@@ -161,6 +164,17 @@ class Service:
         hint = _FORBIDDEN if reply.code in (401, 403) else ""
         return CommandFailed(f"{self.place} did not {intention}: {reply.code} {reply.status}{hint}")
 
+    async def agents(self) -> Reply:
+        """The answer to the list of ids. Raises CommandFailed."""
+        raise NotImplementedError
+
+    def stranger(self) -> CommandFailed:
+        """The error for an answer that only another kind of service gives."""
+        return CommandFailed(
+            f"{self.place} does not answer as a {self.name} does: check {self._where.advice}; "
+            f"the TLS port of a {self.name} is {self._where.tls_port} unless it was configured otherwise"
+        )
+
     async def _negotiate(self) -> str:
         reply = await self._request("GET", "/version")
         if reply.code != 200:
@@ -230,15 +244,27 @@ class RegistrarClient(Service):
             return None
         if reply.code != 200:
             raise self.refusal(reply, f"tell about agent {agent_id}")
+        self._demand_own(reply)
         return read_results(reply, RegisteredAgent, self.place), reply
 
     async def agents(self) -> Reply:
-        """The answer to the list of ids."""
-        return await self.call("GET", "/agents/")
+        """The answer to the list of ids. Raises CommandFailed."""
+        reply = await self.call("GET", "/agents/")
+        if reply.code == 200 and any(isinstance(one, list) for one in _ids(reply)):
+            raise self.stranger()
+        return reply
 
     async def delete(self, agent_id: AgentId) -> Reply:
-        """The answer to a deletion."""
+        """The answer to a deletion. Raises CommandFailed where it would be one of a verifier's agent."""
+        reply = await self.call("GET", f"/agents/{agent_id}")
+        if reply.code == 200:
+            self._demand_own(reply)
         return await self.call("DELETE", f"/agents/{agent_id}")
+
+    def _demand_own(self, reply: Reply) -> None:
+        found = results_of(reply)
+        if _OF_VERIFIERS in found and _OF_REGISTRARS not in found:
+            raise self.stranger()
 
 
 class VerifierClient(Service):
@@ -258,7 +284,10 @@ class VerifierClient(Service):
             return None
         if reply.code != 200:
             raise self.refusal(reply, f"tell about agent {agent_id}")
-        return told_status(results_of(reply))
+        found = results_of(reply)
+        if _OF_REGISTRARS in found and _OF_VERIFIERS not in found:
+            raise self.stranger()
+        return told_status(found)
 
     async def statuses(self, verifier_id: str) -> dict[str, ToldStatus]:
         """The statuses of all agents by their ids. Raises CommandFailed."""
@@ -266,11 +295,16 @@ class VerifierClient(Service):
         if reply.code != 200:
             raise self.refusal(reply, "tell about its agents")
         found = results_of(reply)
+        if isinstance(found.get("uuids"), list):  # of whom the question for all at once means nothing
+            raise self.stranger()
         return {agent_id: told_status(one) for agent_id, one in found.items() if isinstance(one, dict)}
 
-    async def agents(self, verifier_id: str) -> Reply:
-        """The answer to the list of ids."""
-        return await self.call("GET", "/agents/", query={"verifier": verifier_id})
+    async def agents(self, verifier_id: str = "") -> Reply:
+        """The answer to the list of ids. Raises CommandFailed."""
+        reply = await self.call("GET", "/agents/", query={"verifier": verifier_id})
+        if reply.code == 200 and any(isinstance(one, str) for one in _ids(reply)):
+            raise self.stranger()
+        return reply
 
     async def add(self, agent_id: AgentId, request: AddAgentRequest) -> Reply:
         """The answer to an added agent."""
@@ -446,6 +480,12 @@ def read_results(reply: Reply, kind: type[ResultT], place: str) -> ResultT:
         return parse_body(reply.results, kind)
     except MalformedMessage as error:
         raise MalformedMessage(f"{place} sent an answer of another shape: {error}") from error
+
+
+def _ids(reply: Reply) -> list[Any]:
+    """What stands in a list of agents: ids, of verifiers each in a list of its own."""
+    ids = results_of(reply).get("uuids")
+    return ids if isinstance(ids, list) else []
 
 
 def answer_document(reply: Reply) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from msgspec import UNSET, UnsetType
 
 from keylime.documents.dsse import is_envelope, verify_envelope
-from keylime.documents.strict_json import load_document
+from keylime.documents.strict_json import BYTE_ORDER_MARK, load_document
 from keylime.errors import ConfigError, CredentialError, PolicyError
 from keylime.ima.allowlist import convert_allowlist, read_excludes
 from keylime.ima.excludes import compile_excludes
@@ -140,11 +140,13 @@ def encoded_key(documents: PolicyDocuments) -> str:
 
 def converted_allowlist(arguments: Arguments, allowlist: bytes, excludes: bytes | None) -> str:
     """The runtime policy that means the same as an old allowlist and exclude list. Raises PolicyError."""
-    text = _utf8("--exclude", excludes or b"")
+    text = _utf8("--exclude", arguments.exclude, excludes or b"")
     with blaming("--exclude", arguments.exclude):
         _check_excludes(text)
     with blaming("--allowlist", arguments.allowlist or arguments.allowlist_url):
-        return convert_allowlist(_utf8("--allowlist", allowlist), text)
+        return convert_allowlist(
+            _utf8("--allowlist", arguments.allowlist or arguments.allowlist_url, allowlist), text
+        )
 
 
 def _check_excludes(text: str) -> None:
@@ -176,7 +178,10 @@ def reference_state(documents: PolicyDocuments) -> str | None:
     """The measured boot reference state as text; `{}` asks for the replay alone. Raises PolicyError."""
     if documents.reference_state is None:
         return None
-    text = _utf8("--mb-policy", documents.reference_state)
+    try:
+        text = documents.reference_state.decode()
+    except UnicodeDecodeError as error:
+        raise PolicyError(f"not UTF-8 text: {error.reason} at byte {error.start}") from error
     if not isinstance(load_document(text, "the reference state"), dict):
         raise PolicyError("expected a JSON object")
     return text
@@ -218,11 +223,13 @@ def _demand_unused(policy: TpmPolicy, reserved: Iterable[int], owner: str) -> No
         )
 
 
-def _utf8(flag: str, content: bytes) -> str:
+def _utf8(flag: str, source: str | None, content: bytes) -> str:
+    """The text of a list, without the mark that some editors put in front."""
     try:
-        return content.decode("utf-8")
+        return content.decode().removeprefix(BYTE_ORDER_MARK)
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{flag}: not UTF-8 text: {error}") from error
+        reason = f"not UTF-8 text: {error.reason} at byte {error.start}"
+        raise ConfigError(f"{flag} {source}: {reason}") from error
 
 
 def _base64(content: bytes) -> str:

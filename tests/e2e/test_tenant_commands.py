@@ -167,6 +167,22 @@ def test_an_agent_that_fell_is_explained_and_approved(run: Run, site: Site, mach
     assert run("reactivate", "--state", "failed") == {"reactivated": [], "errors": {}}
 
 
+def test_a_registrar_and_a_verifier_are_not_taken_for_each_other(site: Site, machine: Machine) -> None:
+    swapped = {"KEYLIME_TENANT_VERIFIER_PORT": "8891", "KEYLIME_TENANT_REGISTRAR_PORT": "8881"}
+    words = {
+        "verifier": ("cvlist", "cvstatus", "bulkinfo", "delete"),
+        "registrar": ("reglist", "regstatus", "regdelete"),
+    }
+    for service, commands in words.items():
+        for command in commands:
+            line = failed(site, command, "-u", machine.agent_id, environ=swapped)
+            assert f"does not answer as a {service} does" in line, (command, line)
+            assert f"{service}_port" in line
+    assert "do not work" in failed(site, "doctor", environ=swapped)
+    for command in ("cvstatus", "regstatus"):
+        site.control.tenant(command, "-u", machine.agent_id)  # both have it still
+
+
 def test_an_agent_that_is_taken_away_is_not_found_any_more(run: Run, site: Site, machine: Machine) -> None:
     me = ("-u", machine.agent_id)
     assert run("delete", *me)["code"] == 200

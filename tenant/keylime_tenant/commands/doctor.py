@@ -146,7 +146,7 @@ async def _service(
             )
     yield await _peer_clock(service.name, service.address, reach.tls)
     try:
-        answer = await service.call("GET", "/agents/")
+        answer = await service.agents()
         if answer.code != 200:
             raise service.refusal(answer, "list its agents")
         listed = results_of(answer).get("uuids", [])

@@ -7,7 +7,7 @@ from keylime.http.replies import Reply
 from keylime.messages.verifier import MeasuredBootPolicyRequest, RuntimePolicyRequest
 from keylime_tenant.client import answer_document, results_of
 from keylime_tenant.people import name_lines
-from keylime_tenant.policies import operator_policy, reference_state, runtime_policy
+from keylime_tenant.policies import blaming, operator_policy, reference_state, runtime_policy
 from keylime_tenant.session import Session
 
 _RUNTIME = "allowlists"  # the path of runtime policies
@@ -93,7 +93,9 @@ async def _send_runtime_policy(session: Session, method: str) -> None:
 
 async def _send_measured_boot_policy(session: Session, method: str) -> None:
     name = _boot_name(session)
-    text = reference_state(await session.read_policies())
+    documents, arguments = await session.read_policies(), session.arguments
+    with blaming(arguments.flag("mb_policy", "--mb-policy"), arguments.mb_policy):
+        text = reference_state(documents)
     if text is None:
         raise ConfigError("--mb-policy is required to add a measured boot policy")
     reply = await session.verifier.policy(

@@ -21,6 +21,8 @@ def test_a_strict_text_is_read_whether_it_is_decoded_or_not(text: str) -> None:
     [
         ("", "the list is not valid JSON"),
         ("{} x", "the list is not valid JSON"),
+        ("\ufeff{}", "the list begins with a byte order mark: save it as UTF-8 without one"),
+        (b"\xef\xbb\xbf[]", "the list begins with a byte order mark"),
         ("[NaN]", "NaN is no JSON number"),
         ("[-Infinity]", "-Infinity is no JSON number"),
         ("9" * 5000, "the list is not valid JSON"),

@@ -27,6 +27,15 @@ def test_errors_name_option_and_file(tmp_path: Path) -> None:
         raise PolicyError("wrong")
 
 
+def test_a_byte_order_mark_is_no_part_of_lists_and_refused_in_front_of_json(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"\xef\xbb\xbf/usr/bin/x$\r\n")
+    assert read_text("--excludelist", path) == "/usr/bin/x$\r\n"
+    path.write_bytes(b'\xef\xbb\xbf {"meta": {}}')
+    with pytest.raises(ConfigError, match=r"^POLICY .*/file: begins with a byte order mark: save it"):
+        read_text("POLICY", path)
+
+
 @pytest.mark.parametrize("path", [None, "-", "/dev/stdout"])
 def test_stdout_is_the_default(path: str | None, capsys: pytest.CaptureFixture[str]) -> None:
     write_output("-o", path, "text")

@@ -1,4 +1,5 @@
 import base64
+import re
 import stat
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,6 +17,7 @@ from keylime.errors import ConfigError, CredentialError
 from keylime.identifiers import AgentId, parse_agent_id
 from keylime.pki import agent_identity, certificates, key_files
 from keylime.pki.agent_certificate import key_pin, read_agent_certificate
+from keylime.pki.tls import load_trusted_certificates
 
 AGENT = parse_agent_id("d432fbb3-d2f1-4a97-9ef7-75bd81c00000")
 OTHER = parse_agent_id("node2")
@@ -213,3 +215,28 @@ def test_a_certificate_of_an_unknown_version_is_refused(tmp_path: Path, pem: boo
         odd = b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(odd) + b"-----END CERTIFICATE-----\n"
     with pytest.raises(CredentialError, match=r"not an X\.509 certificate"):
         certificates.parse_certificate(odd)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "it is empty"),
+        (b"\n", "it is empty"),
+        (b"\x7fELF", "neither PEM (BEGIN CERTIFICATE) nor DER, or damaged"),
+        (b"-----BEGIN CERTIFICATE-----\n", "neither PEM (BEGIN CERTIFICATE) nor DER, or damaged"),
+        (
+            b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
+            "neither PEM (BEGIN CERTIFICATE) nor DER, or damaged",
+        ),
+    ],
+)
+def test_what_is_no_certificate_is_told_in_words_of_people(data: bytes, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(CredentialError) as told:
+        certificates.parse_certificate(data)
+    assert str(told.value) == f"not an X.509 certificate: {reason}"
+    path = tmp_path / "cacert.crt"
+    path.write_bytes(data)
+    path.chmod(0o600)
+    with pytest.raises(ConfigError, match=re.escape(f"{path}: no usable CA certificate: ")) as told_of_file:
+        load_trusted_certificates(path)
+    assert str(told_of_file.value).endswith(reason)

@@ -34,6 +34,24 @@ def signed(payload: bytes, key: ec.EllipticCurvePrivateKey) -> bytes:
     return sign_policy(payload, key, key_id_of(key.public_key())).encode()
 
 
+def test_a_list_that_cannot_be_read_is_told_with_its_flag_and_file() -> None:
+    arguments = Arguments(allowlist="allow.txt", exclude="skip.txt")
+    line = f"{'ab' * 32}  /usr/bin/true\n".encode()
+    with pytest.raises(KeylimeError, match=r"^--exclude skip.txt: not UTF-8 text: .* at byte 4$"):
+        compose(arguments, PolicyDocuments(allowlist=line, excludes=b"/caf\xe9$"))
+    with pytest.raises(KeylimeError, match=r"^--allowlist allow.txt: not UTF-8 text: .* at byte 0$"):
+        compose(arguments, PolicyDocuments(allowlist=b"\xff", excludes=b""))
+    marked = compose(
+        arguments, PolicyDocuments(allowlist=b"\xef\xbb\xbf" + line, excludes=b"\xef\xbb\xbf/var/x$\r\n")
+    )
+    document = json.loads(base64.b64decode(marked.runtime_policy))
+    assert document["digests"] == {"/usr/bin/true": ["ab" * 32]}
+    assert document["excludes"] == ["/var/x$"]
+    reference = Arguments(mb_policy="state.json")
+    with pytest.raises(KeylimeError, match=r"^--mb-policy state.json: not UTF-8 text: .* at byte 0$"):
+        compose(reference, PolicyDocuments(reference_state=b"\xff"))
+
+
 IMA = 0x400
 BOOT = 0xFBFF
 
