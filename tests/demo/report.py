@@ -50,7 +50,7 @@ class Report:
         started = time.monotonic()
         try:
             observation = work()
-        except BaseException as error:
+        except Exception as error:  # an interrupted step has not failed
             self._note(title, str(error) or type(error).__name__, started, succeeded=False)
             raise
         self._note(title, observation, started, succeeded=True)

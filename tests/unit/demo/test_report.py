@@ -1,6 +1,9 @@
-import pytest
+import io
 
-from tests.demo.report import Seen, conclusion
+import pytest
+from rich.console import Console
+
+from tests.demo.report import Report, Seen, conclusion
 
 
 @pytest.mark.parametrize(
@@ -18,3 +21,17 @@ from tests.demo.report import Seen, conclusion
 )
 def test_the_last_line_says_what_was_seen(parts: tuple[Seen | None, ...], sentence: str) -> None:
     assert conclusion(*parts) == sentence
+
+
+def test_an_interrupted_step_is_no_failed_one() -> None:
+    said = io.StringIO()
+    report = Report(Console(file=said))
+
+    def interrupted() -> str:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        report.step("waits", interrupted)
+
+    assert said.getvalue() == " 1. waits\n"
+    assert report.seen == []
