@@ -16,15 +16,26 @@ _LIMIT_S = 10.0
 _PAUSE_S = 0.2
 
 
+class NoWayError(ConfigError):
+    """The network has no route to a host."""
+
+
 def own_address_towards(host: str) -> str:
-    """The address of this machine that `host` sees. Raises ConfigError when there is no way to it."""
+    """The address of this machine that `host` sees. Raises ConfigError when nobody is called that.
+
+    Raises NoWayError when there is no way to it.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.connect(address)  # sends nothing
             return str(probe.getsockname()[0])
+    except socket.gaierror as error:
+        raise ConfigError(
+            f"{host} is neither an address nor a name that is known here: {error.strerror}"
+        ) from error
     except OSError as error:
-        raise ConfigError(f"there is no way from here to {host}: {error.strerror or error}") from error
+        raise NoWayError(f"there is no way from here to {host}: {error.strerror or error}") from error
 
 
 def presented_chain(host: str, port: int) -> Sequence[x509.Certificate]:

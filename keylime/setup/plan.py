@@ -12,7 +12,8 @@ from typing import Protocol, TypeAlias
 from keylime.config.model import DefaultValue
 from keylime.config.options import TABLES
 from keylime.config.values import parse_value
-from keylime.errors import ConfigError
+from keylime.errors import ConfigError, MalformedMessage
+from keylime.identifiers import parse_agent_id
 
 Options: TypeAlias = Mapping[tuple[str, str], str]
 """Section and name of each option, and its value as text."""
@@ -84,9 +85,15 @@ def everywhere(addresses: Iterable[str]) -> str:
 
 
 def agent_id_for(configured: str, asked: str | None, new: uuid.UUID) -> str:
-    """The id of a machine: the one that is asked for, else its own, else a new one that stays."""
+    """The id of a machine: the one that is asked for, else its own, else a new one that stays.
+
+    Raises ConfigError for what can be no id.
+    """
     if asked is not None:
-        return asked
+        try:
+            return parse_agent_id(asked)
+        except MalformedMessage as error:
+            raise ConfigError(f"--uuid: {error}") from error
     # An agent that is someone else at each start has to be added at each start.
     return str(new) if configured == "generate" else configured
 

@@ -16,7 +16,7 @@ from keylime.pki.certificates import parse_certificate
 from keylime.pki.server_names import ServerNames
 from keylime.setup.authority import fingerprint, is_authority, same_fingerprint
 from keylime.setup.host import Host
-from keylime.setup.network import demand_answer, own_address_towards, presented_authority
+from keylime.setup.network import NoWayError, demand_answer, own_address_towards, presented_authority
 from keylime.setup.plan import Control, Node, agent_id_for, node_command
 from keylime.version import add_version
 
@@ -198,7 +198,7 @@ def _copied(path: Path) -> x509.Certificate:
 def _own_address(towards: str) -> str:
     try:
         return own_address_towards(towards)
-    except ConfigError as error:
+    except NoWayError as error:
         raise ConfigError(f"{error}; name the address of this machine with --address") from error
 
 

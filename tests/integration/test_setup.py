@@ -105,6 +105,13 @@ def test_the_authority_is_learnt_from_the_server_and_only_with_it(address: str) 
         presented_authority(address, 8883)
 
 
+def test_a_name_that_nobody_has_is_said_to_be_that_and_not_a_matter_of_our_address(host: Host) -> None:
+    with pytest.raises(ConfigError) as refused:
+        set_up_node(node_arguments("192.0.2.300"), host)
+    assert str(refused.value).startswith("192.0.2.300 is neither an address nor a name that is known here: ")
+    assert "--address" not in str(refused.value)
+
+
 def test_a_node_is_set_up_and_the_second_time_nothing_is_asked(
     address: str, host: Host, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -75,6 +75,12 @@ def test_a_machine_keeps_its_id_and_a_new_one_gets_one_that_stays() -> None:
     assert agent_id_for("d111ec46", "web1", NEW) == "web1"
 
 
+@pytest.mark.parametrize("asked", ["", "web 1", "-web1", "../web1", 'web1"', "x" * 81])
+def test_what_can_be_no_id_is_refused_before_anybody_is_asked(asked: str) -> None:
+    with pytest.raises(ConfigError, match=r"^--uuid: agent id .* is not valid"):
+        agent_id_for("generate", asked, NEW)
+
+
 def test_the_command_for_nodes_can_be_pasted() -> None:
     assert node_command("192.0.2.1", "AB:CD") == (
         "keylime-setup node --control 192.0.2.1 --fingerprint AB:CD"
