@@ -3,7 +3,7 @@
 import re
 import urllib.parse
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from keylime.errors import MalformedMessage
@@ -20,6 +20,7 @@ _VERSION_SEGMENT = re.compile(r"v(\d{1,3})(\.\d{1,3})?")
 _PARAMETER = re.compile(r"\{(\w+)\}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _MAX_QUERY_FIELDS = 64
+_MAX_REFUSED_BODY = 32 << 10  # bytes, of those who will be refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class Route:
     max_body: int | None = None  # bytes, where it is less than the server's limit
     action: str | None = None
     admit: Admit | None = None  # raises HttpError for a caller whose body need not even be read
+    for_tokens: Handler | None = None  # answers whoever shows a token on an administrators' route
     about: Operation | None = field(default=None, compare=False)  # for the description of the API
 
     @property
@@ -126,6 +128,7 @@ class Router:
         if not (secure or route.plain_http):
             return Response(400, empty=True)
         caller = identify()
+        route = _shown_token(route, authorization)
         denied = authorise(route, caller, authorization)
         if denied is not None:
             return denied
@@ -181,7 +184,21 @@ def authorise(route: Route, caller: Caller, authorization: str | None) -> Respon
         return refusal(403, f"Action {route.label} requires agent authentication (PoP token)")
     if caller.role is Role.ADMIN:
         return None
-    return refusal(403, f"Action {route.label} requires admin authentication (mTLS certificate)")
+    if route.role is Role.AGENT_OR_ADMIN:
+        return refusal(403, f"Action {route.label} requires authentication")
+    return refusal(403, not_for_agents(route))
+
+
+def not_for_agents(route: Route) -> str:
+    """What is told to whoever is no administrator, where they alone may call."""
+    return f"Action {route.label} requires admin authentication (mTLS certificate)"
+
+
+def _shown_token(route: Route, authorization: str | None) -> Route:
+    """The route as it is for a caller with this header: who shows a token is answered by `for_tokens`."""
+    if route.for_tokens is None or authorization is None or bearer_token(authorization) is None:
+        return route
+    return replace(route, role=Role.AGENT, handler=route.for_tokens, max_body=_MAX_REFUSED_BODY)
 
 
 def bearer_token(authorization: str) -> str | None:

@@ -88,7 +88,11 @@ def test_n13_a_token_gives_no_other_rights_and_a_certificate_none_of_an_agent(tm
             ("GET", "/v3.0/agents/pushing-1/attestations"),
             ("GET", "/v3.0/agents/pushing-1/attestations/latest"),
         ):
-            assert (await machine.call(method, path, b"", token=token)).code == 401, path
+            refused = await machine.call(method, path, b"", token=token)
+            assert refused.code == 403, path
+            assert "requires admin authentication (mTLS certificate)" in str(denied(refused))
+            altered = await machine.call(method, path, b"", token=f"{token}A")
+            assert denied(altered) == (401, "Invalid authentication token"), path
         other = await machine.call("GET", "/v2.6/agents/pushing-2", b"", token=token)
         assert denied(other) == (
             403,
@@ -96,7 +100,7 @@ def test_n13_a_token_gives_no_other_rights_and_a_certificate_none_of_an_agent(tm
         )
         machine.context = verifier.administrators
         assert (await machine.negotiate(token=None)).code == 403, "administrators attest nothing"
-        assert (await machine.call("DELETE", "/v2.6/agents/pushing-1", b"", token=token)).code == 401
+        assert (await machine.call("DELETE", "/v2.6/agents/pushing-1", b"", token=token)).code == 403
         assert (await machine.negotiate()).code == 201
 
     scene(tmp_path, act)
@@ -256,8 +260,14 @@ def test_a_pushed_quote_is_for_one_challenge_once_and_in_time(tmp_path: Path) ->
         await machine.hurry()
         fourth = await machine.negotiate()
         await verifier.change("UPDATE push_attestations SET expires_at = expires_at - 1801")
-        late = await machine.submit(fourth)
-        assert (late.code, late.error["code"]) == (403, "challenges_expired")
+        nothing = {"data": {"type": "error", "attributes": {"evidence_collected": []}}}
+        for document in (machine.evidence(fourth), nothing):
+            late = await machine.submit(fourth, document)
+            assert (late.code, late.error["code"]) == (403, "challenges_expired")
+        fifth = await machine.negotiate()
+        failed = await machine.submit(fifth, nothing)
+        assert (failed.code, failed.error["code"]) == (400, "invalid_request")
+        assert (await machine.submit(fifth)).code == 202, "the challenge was not used up by that"
         challenges = [challenge_of(one) for one in (first, second, third, fourth)]
         assert len(set(challenges)) == 4
         assert {len(base64.b64decode(one)) for one in challenges} == {16}

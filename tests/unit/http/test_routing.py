@@ -134,6 +134,37 @@ def test_an_authorization_header_never_falls_back_to_the_certificate(header: str
     assert json.loads(answer.encode())["errors"][0]["detail"] == detail
 
 
+def test_who_may_be_either_is_told_that_he_must_be_somebody() -> None:
+    router = Router([Route("GET", "/agents/{agent_id}", Role.AGENT_OR_ADMIN, read_agent)])
+    answer = router.admit("GET", "/v2/agents/a", None, secure=True, identify=lambda: STRANGER)
+    assert isinstance(answer, Response)
+    detail = json.loads(answer.encode())["errors"][0]["detail"]
+    assert (answer.code, detail) == (403, "Action read_agent requires authentication")
+
+
+@pytest.mark.parametrize("caller", [STRANGER, ADMIN])
+def test_a_token_is_looked_at_by_whoever_can_and_gives_no_administrators_rights(caller: Caller) -> None:
+    async def look_at_token(_request: Request) -> Response:
+        return Response(403)
+
+    router = Router([Route("POST", "/agents", Role.ADMIN, read_agent, for_tokens=look_at_token)])
+
+    def admit_with(authorization: str | None) -> Admission | Response:
+        return router.admit("POST", "/v2/agents", authorization, secure=True, identify=lambda: caller)
+
+    admitted = admit_with("Bearer abc")
+    assert isinstance(admitted, Admission)
+    assert admitted.route.handler is look_at_token
+    assert admitted.route.max_body == 32 << 10, "who will be refused needs no room"
+    refused = admit_with("Basic abc")
+    assert isinstance(refused, Response)
+    assert refused.code == 401
+    without = admit_with(None)
+    assert isinstance(without, Response) == (caller is STRANGER)
+    if isinstance(without, Admission):
+        assert without.route.handler is read_agent
+
+
 def test_a_stranger_learns_nothing_from_the_id() -> None:
     answers = {admit("GET", f"/v2.5/agents/{name}", STRANGER).encode() for name in ("known", "..", "%00")}  # type: ignore[union-attr]
     assert len(answers - {Response(400, status="the path holds a control character").encode()}) == 1

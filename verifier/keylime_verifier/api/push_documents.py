@@ -79,7 +79,8 @@ def answered(handler: Handler) -> Handler:
             return denial(429, f"Too many sessions, try again later: {error}", error.wait_s)
         except Refused as error:
             headers = {} if error.retry_after_s is None else retry_after(error.retry_after_s)
-            path = own_path(request, "agents", request.parameters["agent_id"], "attestations")
+            agent_id = request.parameters.get("agent_id")
+            path = own_path(request, *(("agents", agent_id, "attestations") if agent_id else ()))
             problems = ((one.pointer, one.detail) for one in error.problems)
             content = error_document(error.status, error.code, str(error), path, *problems)
             return document(error.status, content, headers)

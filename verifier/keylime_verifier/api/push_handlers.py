@@ -4,15 +4,15 @@ Each handler parses, calls one method, renders.
 """
 
 import functools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
 from typing import Protocol
 
-import msgspec
 from msgspec import UNSET
 
 from keylime.http.exchange import Request, Response, Role
 from keylime.http.operation import Operation
-from keylime.http.routing import Route, bearer_token
+from keylime.http.routing import Route, bearer_token, not_for_agents
 from keylime.identifiers import AgentId, parse_agent_id
 from keylime.messages.push_attestation import (
     RESOURCE_TYPE,
@@ -26,6 +26,7 @@ from keylime.messages.push_document import (
     CONTENT_TYPE,
     Document,
     JsonApi,
+    ReceivedResource,
     VersionDocument,
     VersionMeta,
     encode_binary,
@@ -47,7 +48,15 @@ from keylime.messages.push_session import (
     session_document,
 )
 from keylime_verifier.agents.pushing import told_time
-from keylime_verifier.api.push_documents import answered, bare, denial, document, is_document, own_path
+from keylime_verifier.api.push_documents import (
+    Handler,
+    answered,
+    bare,
+    denial,
+    document,
+    is_document,
+    own_path,
+)
 from keylime_verifier.pushing.attestation_rows import Attestation, requested, shown
 from keylime_verifier.pushing.attestation_store import Found
 from keylime_verifier.pushing.attestations import Refused
@@ -75,11 +84,11 @@ class Attestations(Protocol):
     async def authenticate(self, agent_id: AgentId, token: str, /) -> Found: ...
 
     async def negotiate(
-        self, agent_id: AgentId, found: Found, attributes: dict[str, msgspec.Raw], /
+        self, agent_id: AgentId, found: Found, offered: ReceivedResource, /
     ) -> Attestation: ...
 
     async def receive(
-        self, agent_id: AgentId, found: Found, number: int | None, attributes: dict[str, msgspec.Raw], /
+        self, agent_id: AgentId, found: Found, number: int | None, collected: ReceivedResource, /
     ) -> Attestation: ...
 
     def pause_s(self, attestation: Attestation, /) -> int: ...
@@ -217,8 +226,7 @@ class AttestationHandlers:
         if not is_document(request, kind=RESOURCE_TYPE):
             return bare(415)
         resource = parse_request(request.body)
-        _demand_type(resource.type)
-        attestation = await self._attestations.negotiate(agent_id, found, resource.attributes)
+        attestation = await self._attestations.negotiate(agent_id, found, resource)
         path = attestation_path(agent_id, attestation.number)
         asked = own_path(request, "agents", agent_id, "attestations")
         content = attestation_document(requested(attestation), path, asked)
@@ -230,8 +238,7 @@ class AttestationHandlers:
             return bare(415)
         number = _number(request)
         resource = parse_request(request.body)
-        _demand_type(resource.type)
-        attestation = await self._attestations.receive(agent_id, found, number, resource.attributes)
+        attestation = await self._attestations.receive(agent_id, found, number, resource)
         path = attestation_path(agent_id, attestation.number)
         pace = Pace(self._attestations.pause_s(attestation))
         content = attestation_document(
@@ -293,11 +300,6 @@ def _operation(
     )
 
 
-def _demand_type(kind: str) -> None:
-    if kind != RESOURCE_TYPE:
-        raise Refused(400, "invalid_request", f"The resource must be of type '{RESOURCE_TYPE}'.")
-
-
 def _number(request: Request) -> int | None:
     """Which attestation is meant, None for the latest. Raises Refused."""
     text = request.parameters["number"]
@@ -339,3 +341,19 @@ async def demand_own(request: Request, whose: Whose) -> Response | None:
 
     answer = await answered(judge)(request)
     return None if answer.code == 200 else answer
+
+
+def refused_to_agents(routes: Iterable[Route], whose: Whose) -> tuple[Route, ...]:
+    """The routes, of which those of administrators tell an agent with a token that they are not for it."""
+    return tuple(
+        replace(route, for_tokens=_refusing(route, whose)) if route.role is Role.ADMIN else route
+        for route in routes
+    )
+
+
+def _refusing(route: Route, whose: Whose) -> Handler:
+    async def refuse(request: Request) -> Response:
+        await whose(bearer_token(request.headers.get("Authorization", "")) or "")
+        return denial(403, not_for_agents(route))
+
+    return answered(refuse)

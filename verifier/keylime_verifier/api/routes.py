@@ -24,7 +24,13 @@ from keylime_verifier.api.event_streams import EventHandlers, EventStreams
 from keylime_verifier.api.history_handlers import HistoryHandlers
 from keylime_verifier.api.operations import Agents
 from keylime_verifier.api.policy_handlers import REFERENCE_STATES, RUNTIME_POLICIES, PolicyHandlers
-from keylime_verifier.api.push_handlers import AttestationHandlers, SessionHandlers, leading_route, root_route
+from keylime_verifier.api.push_handlers import (
+    AttestationHandlers,
+    SessionHandlers,
+    leading_route,
+    refused_to_agents,
+    root_route,
+)
 from keylime_verifier.api.revocation_handlers import RevocationHandlers
 from keylime_verifier.api.verification_handlers import VerificationHandlers
 from keylime_verifier.config import VerifierConfig
@@ -164,7 +170,7 @@ def api_routes(
     async def tell(call: RefusedCall) -> None:
         await stored.history.tell(refused_event(call))
 
-    return audited(routes, tell, log)
+    return refused_to_agents(audited(routes, tell, log), attestations.whose)
 
 
 def table(

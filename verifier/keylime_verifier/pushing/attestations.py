@@ -2,12 +2,12 @@
 
 import logging
 import secrets
-from collections.abc import Callable, Mapping
-
-import msgspec
+from collections.abc import Callable
 
 from keylime.errors import KeylimeError
 from keylime.identifiers import AgentId
+from keylime.messages.push_attestation import RESOURCE_TYPE
+from keylime.messages.push_document import ReceivedResource
 from keylime.messages.verifier import OperationalState
 from keylime_verifier.agents.pushing import AttestationLimits
 from keylime_verifier.agents.records import AgentRecord
@@ -100,16 +100,16 @@ class Attestations:
             )
         if found.record is not None and session.key_hash != key_hash(found.record.enrolment.ak_tpm):
             raise Unauthenticated("Invalid authentication token")  # it was proven with another key
+        log.debug("Authentication token validated for agent '%s'", agent_id)
         return found
 
-    async def negotiate(
-        self, agent_id: AgentId, found: Found, attributes: Mapping[str, msgspec.Raw]
-    ) -> Attestation:
+    async def negotiate(self, agent_id: AgentId, found: Found, resource: ReceivedResource) -> Attestation:
         """A new attestation, with what is asked for. Raises Refused."""
         record, now = _attesting(found), self._now()
         self._demand_turn(found, now)
+        _demand_type(resource)
         try:
-            offered = read_offer(attributes)
+            offered = read_offer(resource.attributes)
             reference, _ = await self._build_reference(record)
             checkpoint = record.progress.checkpoint.under_policy(
                 reference.runtime_policy.content_hash, reference.succeeded
@@ -153,7 +153,7 @@ class Attestations:
         return max(0, round(since + self._limits.interval_s - moment))
 
     async def receive(
-        self, agent_id: AgentId, found: Found, number: int | None, attributes: Mapping[str, msgspec.Raw]
+        self, agent_id: AgentId, found: Found, number: int | None, resource: ReceivedResource
     ) -> Attestation:
         """The attestation with its evidence, which is judged from now on. Raises Refused."""
         record, now = _attesting(found), self._now()
@@ -162,8 +162,9 @@ class Attestations:
             raise Refused(403, "evidence_immutable", "The attestation has its evidence already.")
         if latest.expires_at is None or now >= latest.expires_at:
             raise Refused(403, "challenges_expired", "The challenge of the attestation has expired.")
+        _demand_type(resource)
         try:
-            collected = read_evidence(attributes, latest.items)
+            collected = read_evidence(resource.attributes, latest.items)
         except Unacceptable as error:
             raise Refused(422, "invalid_resource_data", str(error), *error.problems) from error
         try:
@@ -203,6 +204,12 @@ class Attestations:
         if found is None:
             raise Refused(404, "not_found", f"There is no agent {agent_id} that attests by itself.")
         return found
+
+
+def _demand_type(resource: ReceivedResource) -> None:
+    """Raises Refused for a resource that is no attestation, as from an agent that could collect nothing."""
+    if resource.type != RESOURCE_TYPE:
+        raise Refused(400, "invalid_request", f"The resource must be of type '{RESOURCE_TYPE}'.")
 
 
 def _attesting(found: Found) -> AgentRecord:

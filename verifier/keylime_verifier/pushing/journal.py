@@ -138,6 +138,8 @@ class Journal:
             ruling = await self._written(change)
         if ruling is Ruling.COUNTS:
             log_outcome(before, after, outcome)
+            if change.conclusion is not None and change.conclusion.token_until is not None:
+                log.debug("Extended auth token for agent '%s' after a pass", before.agent_id)
             if change.revocation is not None:
                 self._on_revocation()
         return ruling

@@ -44,6 +44,12 @@ EVIDENCE = "evidence"
 """What pointers call both the evidence that is offered and that which is collected, as in the field."""
 
 _BOOT_TIME = "system_info/boot_time"
+_ASYMMETRIC = "asymmetric"
+_KEY_CLASSES = frozenset({_ASYMMETRIC, "symmetric"})
+_SCHEMES_OF: Mapping[str, frozenset[str]] = {
+    "rsa": frozenset({"rsassa", "rsapss"}),
+    "ecc": frozenset({"ecdsa", "ecschnorr", "ecdaa", "sm2"}),
+}
 _CLOCK_STEPS_S = 5  # by so much the clock of a machine may be set without its having been started anew
 
 
@@ -180,6 +186,8 @@ def _choose_quote(offered: Offered, reference: Reference, challenge: bytes) -> R
     key, pcrs = reference.attestation_key, quoted_pcrs(reference)
     if not capabilities.certification_keys:
         raise Unacceptable(problem(f"{EVIDENCE}/{place}/capabilities/certification_keys", "is required"))
+    if unusable := [*_unusable(capabilities, f"{EVIDENCE}/{place}/capabilities")]:
+        raise Unacceptable(*unusable)
     if unfit := [*_unfit(capabilities, reference, pcrs)]:
         what = "which are valid and satisfy agent policy"
         raise Unacceptable(
@@ -199,6 +207,28 @@ def _choose_quote(offered: Offered, reference: Reference, challenge: bytes) -> R
         certification_key=_certification_key(capabilities.certification_keys, key),
     )
     return ReceivedQuote(capabilities=capabilities, chosen_parameters=parameters)
+
+
+def _unusable(capabilities: QuoteCapabilities, path: str) -> Iterator[Problem]:
+    """What does not hold together, whatever is asked for: banks without an algorithm, keys without a name."""
+    if not capabilities.available_subjects.keys() <= set(capabilities.hash_algorithms):
+        what = "must only contain banks which are among the given hash algorithms"
+        yield problem(f"{path}/available_subjects", what)
+    for place, key in enumerate(capabilities.certification_keys):
+        yield from _unusable_key(key, capabilities.signature_schemes, f"{path}/certification_keys/{place}")
+
+
+def _unusable_key(key: CertificationKey, schemes: Sequence[str], path: str) -> Iterator[Problem]:
+    if key.key_class not in _KEY_CLASSES:
+        yield problem(f"{path}/key_class", "must be 'asymmetric' or 'symmetric'")
+    if key.key_class != _ASYMMETRIC:
+        return
+    if key.key_algorithm is None:
+        yield problem(f"{path}/key_algorithm", "is required")
+    elif not _SCHEMES_OF.get(key.key_algorithm, frozenset()) & set(schemes):
+        yield problem(f"{path}/key_algorithm", "must be compatible with a given signature schemes")
+    if not (key.server_identifier or key.local_identifier or key.public):
+        yield problem(path, "must have one of 'server_identifier', 'local_identifier' and 'public'")
 
 
 def _unfit(capabilities: QuoteCapabilities, reference: Reference, pcrs: frozenset[int]) -> Iterator[str]:
@@ -246,6 +276,10 @@ def _log(offered: Offered, kind: str) -> tuple[int, LogCapabilities]:
     if isinstance(version, str) and len(version) > MAX_VERSION:
         path = f"{EVIDENCE}/{found[0]}/capabilities/evidence_version"
         raise Unacceptable(problem(path, f"must have at most {MAX_VERSION} characters"))
+    if found[1].capabilities.supports_partial_access and isinstance(
+        found[1].capabilities.entry_count, msgspec.UnsetType
+    ):
+        raise Unacceptable(problem(f"{EVIDENCE}/{found[0]}/capabilities/entry_count", "is required"))
     return found[0], found[1].capabilities
 
 
