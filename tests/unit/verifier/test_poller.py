@@ -33,6 +33,7 @@ from keylime_verifier.agents.records import AgentRecord, PolicyVersions, Progres
 from keylime_verifier.polling import recorder
 from keylime_verifier.polling.answer_budget import LONG_ANSWERS, ORDINARY_ANSWER, AnswerBudget
 from keylime_verifier.polling.fencing import Refusal, Ruling
+from keylime_verifier.polling.polled_agent import HeldReference
 from keylime_verifier.polling.poller import Poller
 from keylime_verifier.polling.recorder import Recorder
 from keylime_verifier.polling.store import AgentStore
@@ -286,6 +287,24 @@ def test_an_agent_that_is_dropped_while_it_waits_for_room_waits_no_more() -> Non
         assert budget.held == 0
 
     stage.play(act)
+
+
+def test_what_is_just_being_built_is_kept_if_it_is_of_what_is_stored() -> None:
+    stage = Stage()
+    reference, versions = asyncio.run(stage._reference(RECORD))
+    held = HeldReference()
+    held.expect(versions)
+    held.keep(reference, versions, held.forgets)
+    assert held.reference is reference
+    held.expect(versions)
+    assert held.reference is reference, "it is what is stored"
+    held.expect(PolicyVersions(TextHash("another")))
+    assert held.reference is None
+    held.expect(PolicyVersions(TextHash("another")))
+    held.keep(reference, versions, held.forgets)
+    assert held.reference is None, "it was read before the other one was stored"
+    held.keep(reference, versions, held.forgets)
+    assert held.reference is reference, "what is stored now is found out by building"
 
 
 PLACES = ["connect", "reference", "quote", "read_v", "provide_v"]

@@ -13,12 +13,13 @@ from keylime.tpm.tpm_policy import TpmPolicy
 from keylime_verifier.agents.policy_categories import MEASURED_BOOT, RUNTIME, TextHash
 from keylime_verifier.agents.records import Enrolment, PolicyVersions
 from keylime_verifier.policies.demands import CompileBootPolicy, decode_attestation_key, tenant_keyring
+from keylime_verifier.policies.kept import KeptPolicies
 from keylime_verifier.policies.runtime import compile_stored_policy
 from keylime_verifier.policies.store import PolicyStore
 
 
 class References:
-    """Builds references; compiled policies are shared, by their texts, for as long as an agent uses them."""
+    """Builds references; compiled policies are shared, by the hashes of their texts (`KeptPolicies`)."""
 
     def __init__(
         self,
@@ -35,7 +36,7 @@ class References:
         self._compile_boot_policy = compile_boot_policy
         self._ignore_tomtou = ignore_tomtou
         self._evaluate_boot_always = evaluate_boot_always
-        self._runtime: weakref.WeakValueDictionary[TextHash, RuntimePolicy] = weakref.WeakValueDictionary()
+        self._runtime = KeptPolicies()
         self._compiling = asyncio.Lock()
         self._demands_ima: dict[TextHash, bool] = {}
         self._boot: weakref.WeakValueDictionary[TextHash, MeasuredBootPolicy] = weakref.WeakValueDictionary()
@@ -83,7 +84,7 @@ class References:
         if policy is None:
             parts = [await self._compiled(one) for one in hashes]
             policy = await asyncio.to_thread(unite, parts)
-            self._runtime[together] = policy
+            self._runtime.keep(together, policy)
         return policy
 
     async def _succeeded(
@@ -129,7 +130,7 @@ class References:
             if policy is None:
                 text = await self._text_of(text_hash)
                 policy = await asyncio.to_thread(compile_stored_policy, text)
-                self._runtime[text_hash] = policy
+                self._runtime.keep(text_hash, policy)
         return policy
 
     async def _boot_policy(self, text_hash: TextHash) -> MeasuredBootPolicy | None:

@@ -21,11 +21,22 @@ class Phase(Enum):
 
 @dataclass(slots=True)
 class HeldReference:
-    """What an agent is judged by, once it was built; `forgets` counts how often that was outdated."""
+    """What an agent is judged by, once it was built; `forgets` counts how often that was outdated.
+
+    Nothing but `expected` versions is kept of what is just being built: others were read too early.
+    """
 
     reference: Reference | None = None
     versions: PolicyVersions | None = None
     forgets: int = 0
+    expected: PolicyVersions | None = None
+
+    def expect(self, versions: PolicyVersions) -> None:
+        """These are stored: others, whether built already or not, are not kept any longer."""
+        if self.reference is None:
+            self.expected = versions
+        elif self.versions != versions:
+            self.forget()
 
     def forget(self) -> None:
         """The next round builds it anew; what a round under way builds is not kept."""
@@ -38,7 +49,9 @@ class HeldReference:
 
     def keep(self, reference: Reference, versions: PolicyVersions, forgets: int) -> None:
         """Keeps what was built from what was stored when `forgets` was the count, unless that is outdated."""
-        if forgets == self.forgets:
+        is_outdated = forgets != self.forgets or self.expected not in (None, versions)
+        self.expected = None
+        if not is_outdated:
             self.reference, self.versions = reference, versions
 
 

@@ -149,8 +149,8 @@ class Poller:
     def hold_to(self, agent_id: AgentId, versions: PolicyVersions) -> None:
         """The next round of an agent uses these versions of its policies, if it has used others so far."""
         agent = self._agents.get(agent_id)
-        if agent is not None and agent.held.versions != versions:
-            agent.held.forget()
+        if agent is not None:
+            agent.held.expect(versions)
 
     def reconnect(self) -> None:
         """The next round of every agent begins with a new connection; rounds under way keep theirs."""
