@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from keylime.documents.strict_json import load_document
 from keylime.errors import PolicyError, UnsuitableKey
+from keylime.nesting import is_too_deep
 
 VerificationKey: TypeAlias = RSAPublicKey | EllipticCurvePublicKey
 
@@ -179,6 +180,8 @@ class _KeyringDocument(msgspec.Struct):
 def _document(text: str, *, is_stored: bool) -> object:
     if not text.strip():
         return None
+    if is_too_deep(text):
+        raise PolicyError("verification-keys is nested too deeply")
     try:
         document: object = msgspec.json.decode(text)
         if isinstance(document, str):  # converters have encoded it once more since long ago

@@ -19,6 +19,7 @@ from keylime.measured_boot.event_log import EventLog
 from keylime.measured_boot.example import ExampleRules
 from keylime.measured_boot.pcr_sets import MEMBER, NAMES, PcrSet, explained_pcrs
 from keylime.measured_boot.policies import Judge, Objection, PolicyRegistry
+from keylime.nesting import is_too_deep
 
 _SHOWN_OBJECTIONS = 16
 
@@ -136,9 +137,11 @@ def _parse_json(text: str, *, is_stored: bool) -> JsonValue:
     if not is_stored:
         strict: JsonValue = load_document(text, what)
         return strict
+    if is_too_deep(text):
+        raise PolicyError(f"{what} is nested too deeply")
     try:
         refstate: JsonValue = json.loads(text)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise PolicyError(f"{what} is not valid JSON: {error}") from error
     return refstate
 

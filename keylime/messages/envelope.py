@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from keylime.errors import MalformedMessage
+from keylime.nesting import MAX_DEPTH, is_too_deep
 
 BodyT = TypeVar("BodyT")
 
@@ -39,6 +40,9 @@ def parse_envelope(body: bytes | bytearray) -> Envelope:
 
 def parse_body(body: bytes | bytearray | msgspec.Raw, kind: type[BodyT]) -> BodyT:
     """`body` as a message of type `kind`. Raises MalformedMessage, whose text names the field."""
+    # What is Raw was a part of a body that was looked at.
+    if not isinstance(body, msgspec.Raw) and is_too_deep(body):
+        raise MalformedMessage(f"more than {MAX_DEPTH} arrays and objects within each other")
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 
 from keylime.errors import KeylimeError
+from keylime.nesting import is_too_deep
 
 Row = Mapping[str, object]
 """A row by the names of its columns; what the table does not have is not there."""
@@ -67,9 +68,11 @@ def json_of(row: Row, name: str) -> object:
     text = text_of(row, name)
     if text is None or not text.strip():
         return None
+    if is_too_deep(text):
+        raise Objection(f"{name} is nested too deeply")
     try:
         found: object = json.loads(text)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise Objection(f"{name} is not JSON") from error
     return found
 

@@ -63,6 +63,7 @@ BAD_FIELDS: list[tuple[str, object, str]] = [
     ("tpm_policy", '{"16": ["' + "00" * 32 + '"], "mask": "0x10000"}', "tpm_policy: PCR 16"),
     ("metadata", ..., "metadata"),
     ("metadata", "{", "metadata"),
+    ("metadata", "[" * 101 + "]" * 101, "metadata"),
     ("metadata", None, "metadata"),
     ("ima_sign_verification_keys", ..., "ima_sign_verification_keys"),
     ("ima_sign_verification_keys", "{", "ima_sign_verification_keys"),

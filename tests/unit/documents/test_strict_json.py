@@ -27,6 +27,7 @@ def test_a_strict_text_is_read_whether_it_is_decoded_or_not(text: str) -> None:
         ("[-Infinity]", "-Infinity is no JSON number"),
         ("9" * 5000, "the list is not valid JSON"),
         ("[" * 100_000, "the list is nested too deeply"),
+        ("[" * 101 + "]" * 101, "the list is nested too deeply: more than 100"),
         (b'["\xff"]', "the list is not UTF-8 text"),
         (b'["\xed\xa0\x80"]', "the list is not UTF-8 text"),
         ('["\udcff"]', "the list is not UTF-8 text"),

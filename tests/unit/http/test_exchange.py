@@ -48,6 +48,7 @@ def test_an_empty_answer_has_no_bytes() -> None:
         b'{"auth_tag": "a"} x',
         b'{"auth_tag": "\xff"}',
         b"\xef\xbb\xbf{}",
+        b"[" * 101,
         b"[" * 100_000,
         b'{"auth_tag":' * 100_000,
         b'{"x": ' + b"[" * 100_000 + b"]" * 100_000 + b', "auth_tag": "a"}',

@@ -50,7 +50,7 @@ def test_an_empty_reference_state_demands_the_replay_and_nothing_else(text: str,
 
 
 @pytest.mark.parametrize("is_stored", [False, True])
-@pytest.mark.parametrize("text", ["{", "no", "{'a': 1}", "[" * 100_000])
+@pytest.mark.parametrize("text", ["{", "no", "{'a': 1}", "[" * 101 + "]" * 101, "[" * 100_000])
 def test_a_text_that_is_not_json_is_a_policy_error(text: str, is_stored: bool) -> None:
     with pytest.raises(PolicyError, match="reference state for measured boot is n"):
         compile_measured_boot_policy(text, policy_name="accept-all", registry=REGISTRY, is_stored=is_stored)

@@ -147,6 +147,7 @@ def test_a_named_policy_that_was_never_applied_is_not_applied_now() -> None:
     ("changes", "words"),
     [
         ({"tpm_policy": '{"mask": '}, "tpm_policy is not JSON"),
+        ({"tpm_policy": '{"a":' * 101 + "1" + "}" * 101}, "tpm_policy is nested too deeply"),
         ({"tpm_policy": '"not json"'}, "tpm_policy"),
         ({"tpm_policy": "[]"}, "tpm_policy"),
         ({"tpm_policy": '{"mask": "0x400", "99": ["00"]}'}, "tpm_policy"),

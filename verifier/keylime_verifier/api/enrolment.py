@@ -19,6 +19,7 @@ from keylime.ima.runtime_policy import EMPTY_POLICY
 from keylime.messages import verifier as wire
 from keylime.messages.verifier import AddAgentRequest, EnrolmentSummary, UpdateAgentRequest
 from keylime.messages.versions import CURRENT_VERSION, SUPPORTED_VERSIONS
+from keylime.nesting import is_too_deep
 from keylime.pki.agent_certificate import AgentTls, PinnedKey, PlainHttp, read_agent_tls
 from keylime.tpm.pcr import IMA_PCR, MEASURED_BOOT_PCRS
 from keylime.tpm.tpm_policy import TpmPolicy
@@ -252,9 +253,11 @@ def _check_texts(request: AddAgentRequest) -> None:
         if getattr(request, old):
             raise MalformedMessage(f"{old} is no longer read: give the policy as {new}, and only there")
     TpmPolicy.from_client(request.tpm_policy)
+    if is_too_deep(request.metadata):
+        raise MalformedMessage("metadata is nested too deeply")
     try:
         json.loads(request.metadata)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise MalformedMessage(f"metadata is not JSON: {error}") from error
     try:
         tenant_keyring(request.ima_sign_verification_keys, is_stored=False)

@@ -6,6 +6,7 @@ import msgspec
 
 from keylime.errors import MalformedMessage
 from keylime.http.exchange import Request, Response, refusal, retry_after
+from keylime.messages.envelope import parse_body
 from keylime.messages.push_document import (
     CONTENT_TYPE,
     Document,
@@ -52,8 +53,8 @@ def is_document(request: Request, *, kind: str) -> bool:
 
 def _is_json(body: bytes) -> bool:
     try:
-        msgspec.json.decode(body, type=msgspec.Raw)
-    except msgspec.DecodeError:
+        parse_body(body, msgspec.Raw)
+    except MalformedMessage:
         return False
     return True
 

@@ -13,6 +13,7 @@ from typing import Any
 from keylime.documents.dsse import is_envelope
 from keylime.errors import KeylimeError, MalformedMessage, PolicyError
 from keylime.ima.runtime_policy import CURRENT_VERSION, EMPTY_POLICY, GENERATOR_LEGACY
+from keylime.nesting import is_too_deep
 from keylime.takeover.report import Fate, Item, Kind
 from keylime.takeover.values import Objection, Row, number_of, shown, text_of
 from keylime.tpm.tpm_policy import TpmPolicy
@@ -122,6 +123,8 @@ def convert_runtime(text: str | None) -> tuple[str | None, bool, tuple[str, ...]
 
 
 def _document(text: str) -> dict[str, Any]:
+    if is_too_deep(text):
+        raise PolicyError("it is nested too deeply")
     try:
         document = json.loads(text)
     except ValueError as error:

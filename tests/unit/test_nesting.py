@@ -1,0 +1,74 @@
+"""The bound on nesting, beside a reader that goes from character to character."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keylime.nesting import MAX_DEPTH, is_too_deep
+
+
+def depth(text: str) -> int:
+    """The slow and plain answer."""
+    deepest, now, in_string, escaped = 0, 0, False, False
+    for character in text:
+        if in_string:
+            in_string = escaped or character != '"'
+            escaped = not escaped and character == "\\"
+        elif character == '"':
+            in_string = True
+        elif character in "[{":
+            now += 1
+            deepest = max(deepest, now)
+        elif character in "]}":
+            now -= 1
+    return deepest
+
+
+def nested(opening: str, closing: str, times: int) -> str:
+    return opening * times + "1" + closing * times
+
+
+@pytest.mark.parametrize(
+    ("opening", "closing"), [("[", "]"), ('{"a":', "}"), ('[{"]}":', "}]"), (r'["\\", ', "]")]
+)
+def test_the_bound_is_exact(opening: str, closing: str) -> None:
+    most = MAX_DEPTH // depth(opening)
+
+    assert not is_too_deep(nested(opening, closing, most))
+    assert is_too_deep(nested(opening, closing, most + 1))
+    assert is_too_deep(nested(opening, closing, most + 1).encode())
+    assert is_too_deep(bytearray(nested(opening, closing, most + 1).encode()))
+
+
+def test_what_is_never_closed_is_as_deep() -> None:
+    assert is_too_deep("[" * (MAX_DEPTH + 1))
+
+
+@pytest.mark.parametrize("closing", ['"]"', r'"\"]"', r'"\\\"]"', r'"\\","]"'])
+def test_a_bracket_in_a_string_closes_nothing(closing: str) -> None:
+    assert is_too_deep(f"[{closing}," * (MAX_DEPTH + 1))
+
+
+@pytest.mark.parametrize("text", ['"["', r'"\"["', r'"\\\"{"', r'"\\","["', '"\ud800["'])
+def test_a_bracket_in_a_string_opens_nothing(text: str) -> None:
+    assert not is_too_deep(f"[{text}," + ",".join([text] * 2 * MAX_DEPTH) + "]")
+
+
+def test_long_and_flat_is_not_deep() -> None:
+    assert not is_too_deep(json.dumps({f"/usr/bin/[{number}": [{}, "{"] for number in range(1000)}))
+
+
+@given(
+    st.recursive(
+        st.text(alphabet='[]{}"\\a\u00e9'),
+        lambda item: st.lists(item) | st.dictionaries(st.text('["\\'), item),
+    ),
+    st.integers(MAX_DEPTH - 4, MAX_DEPTH),
+)
+def test_any_document_is_found_as_deep_as_it_is(value: Any, around: int) -> None:
+    text = nested("[", "]", around).replace("1", json.dumps([value] * 3), 1)
+
+    assert is_too_deep(text) == (depth(text) > MAX_DEPTH)
