@@ -11,10 +11,12 @@ import pytest
 
 from keylime.appraisal.checkpoint import BootSession, Checkpoint
 from keylime.appraisal.verdict import Accepted, AcceptedQuote, Rejected, Verdict
+from keylime.database.engine import DatabaseUnavailable
 from keylime.database.migrate import prepare_schema
 from keylime.database.transactions import Database
 from keylime.findings.finding import Finding
 from keylime.findings.severity import SeverityPolicy
+from keylime.identifiers import AgentId
 from keylime.messages.push_evidence import (
     CertificationKey,
     QuoteCapabilities,
@@ -111,6 +113,25 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return server.new_database()
 
 
+class Hesitant(AgentStore):
+    """Its database is away for some of the next reads."""
+
+    failures = 0
+
+    def _fail(self) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise DatabaseUnavailable("database: cannot do as the test says")
+
+    async def find(self, agent_id: AgentId) -> AgentRecord | None:
+        self._fail()
+        return await super().find(agent_id)
+
+    async def secrets_of(self, agent_id: AgentId) -> Secrets | None:
+        self._fail()
+        return await super().secrets_of(agent_id)
+
+
 @dataclass
 class Verifier:
     """One of several on the same database."""
@@ -119,7 +140,7 @@ class Verifier:
     me: MemberId
 
     def __post_init__(self) -> None:
-        self.agents = AgentStore(self.database)
+        self.agents = Hesitant(self.database)
         self.sessions = SessionStore(self.database, LIMITS)
         self.attestations = AttestationStore(self.database)
         self.told = 0
@@ -394,6 +415,21 @@ def test_failures_that_meet_are_told_once(url: str) -> None:
     play(url, act)
 
 
+def test_no_failure_is_lost_when_the_database_is_away_for_what_its_notice_needs(url: str) -> None:
+    async def act(scene: Scene) -> None:
+        for number in (0, 1):
+            await scene.one.attestations.receive(await scene.negotiated(number), [SHOWN], NOW)
+        record = await scene.one.record()
+        assert await scene.one.judge(record, 1, PASS, scene.held_to) is Ruling.COUNTS
+        scene.one.agents.failures = 2  # of the key that signs the notice, and of the agent, judged meanwhile
+        assert await scene.one.judge(record, 0, FAIL, scene.held_to) is Ruling.COUNTS
+        assert scene.one.agents.failures == 0
+        assert await scene.stage(0) == ("verification_complete", "fail")
+        assert await scene.rows("SELECT count(*) FROM revocations") == [(1,)]
+
+    play(url, act)
+
+
 def test_verdicts_of_another_enrolment_or_other_policies_do_not_count(url: str) -> None:
     async def act(scene: Scene) -> None:
         await scene.one.attestations.receive(await scene.negotiated(0), [SHOWN], NOW)
@@ -442,15 +478,17 @@ def test_silence_is_told_once_by_the_owner_of_the_shard(url: str) -> None:
         assert await scene.one.judge(await scene.one.record(), 0, PASS, scene.held_to) is Ruling.COUNTS
         later = NOW + RULES.longest_pause_s + 2
         overdue = scene.other.attestations.overdue
-        assert await overdue(MemberId("one"), NOW) == []
-        assert await overdue(MemberId("other"), later) == []
-        (silent,) = await overdue(MemberId("one"), later)
+        assert await overdue(MemberId("one"), NOW, 10) == []
+        assert await overdue(MemberId("other"), later, 10) == []
+        await scene.one.attestations.receive(await scene.negotiated(1), [SHOWN], later - 5)
+        assert await overdue(MemberId("one"), later, 10) == [], "its evidence waits here"
+        (silent,) = await overdue(MemberId("one"), later, 4)
         assert silent == await scene.one.record()
         rulings = await asyncio.gather(*(one.journal.overdue(silent) for one in (*scene.both, *scene.both)))
         assert rulings.count(Ruling.COUNTS) == 1
         after = await scene.other.record()
         assert after.progress.operational_state is OperationalState.FAILED
-        assert await overdue(MemberId("one"), later) == []
+        assert await overdue(MemberId("one"), later, 4) == []
         await execute(scene.one.database, "UPDATE shards SET owner = 'other', epoch = 8")
         assert await scene.one.journal.overdue(after) is Ruling.TAKEN_OVER
         assert await scene.rows("SELECT count(*) FROM revocations") == [(1,)]

@@ -34,6 +34,7 @@ from tests.truth.mixes import Mix
 from tests.truth.scenarios import (
     During,
     Promoted,
+    PusherTurnsBad,
     Restored,
     Scenario,
     Start,
@@ -60,9 +61,13 @@ ON_POSTGRESQL = [
         "stopped for more than two leases", (During(Stopped(), 2.25, (FOUND_BY_ONE,)),), keeps_owners=True
     ),
     Scenario("frozen for more than a lease", (During(Frozen(), 1.25, (FOUND_BY_ONE,)),), keeps_owners=True),
-    Scenario("dead lines", (During(Silent(), 1.25, (FOUND_BY_ONE,)),)),
+    Scenario("dead lines", (During(Silent(), 1.25, (PusherTurnsBad(), FOUND_BY_ONE)),), pushers=2),
     Scenario("a locked table", (During(Locked("agents"), 1, (FOUND_BY_ONE,)),)),
-    Scenario("a crash of the database", (During(Stopped("immediate"), 0.25, (TurnBad(),)),)),
+    Scenario(
+        "a crash of the database",
+        (During(Stopped("immediate"), 0.25, (TurnBad(), PusherTurnsBad())),),
+        pushers=2,
+    ),
     Scenario(
         "a lock holder that stops",
         (During(Paused((0,), holding_locks=True), 0, (TurnBad(), UntilTakenOver(by=2), UntilFound())),),
@@ -74,7 +79,9 @@ ON_POSTGRESQL = [
             During(Killed((1,)), 0, (During(Paused((2,)), 0, (UntilTakenOver(by=1), UntilFound())),)),
         ),
     ),
-    Scenario("the clock goes on an hour", (During(ClockStep(3600), 0, (TurnBad(),)),)),
+    Scenario(
+        "the clock goes on an hour", (During(ClockStep(3600), 0, (TurnBad(), PusherTurnsBad())),), pushers=2
+    ),
     Scenario(
         "two of three verifiers pause",
         (During(Paused((0, 1)), 0, (TurnBad(), UntilTakenOver(by=1), UntilFound())),),
@@ -107,8 +114,8 @@ ON_SQLITE = [
     Scenario(
         "a verifier pauses", (During(Paused((0,)), 0, (TurnBad(), UntilTakenOver(by=1), UntilFound())),)
     ),
-    Scenario("a verifier is killed", (During(Killed((1,)), 0.5, (TurnBad(),)),)),
-    Scenario("a full disk", (During(Full(), 1, (TurnBad(),)),)),
+    Scenario("a verifier is killed", (During(Killed((1,)), 0.5, (TurnBad(), PusherTurnsBad())),), pushers=2),
+    Scenario("a full disk", (During(Full(), 1, (TurnBad(), PusherTurnsBad())),), pushers=2),
     Scenario(
         "a verdict waits when its verifiers are stopped",
         (During(Locked(), 0.1, (TurnBad(), UntilJudged(), Terminate())), Start()),
@@ -259,6 +266,8 @@ def test_promises_hold_under_random_faults(
             kinds.append(ClockStep)
         async with stage(tmp_path, place, BRISK, verifiers_count=2 if is_sqlite else 3) as made:
             victims = await made.add_machines(max(9, int(SECONDS / 2)))
+            victims += await made.add_pushers(3)
+            chance.shuffle(victims)
             mix = Mix(made, chance, kinds)
             await mix.rage(SECONDS, victims, promotes=database == "postgresql")
             await made.until_calm()

@@ -6,9 +6,11 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from http import HTTPStatus
+from typing import Any
 
 import aiohttp
 
+from keylime.messages.verifier import OperationalState
 from tests.fakes.running_verifier import verifier_authority
 from tests.fakes.tls_material import client_context
 from tests.fakes.verifier_process import VerifierProcess
@@ -17,7 +19,7 @@ from tests.truth.history import Judged, Refused, Run, Shown
 _PAUSE_S = 0.05
 _LOOK_AGAIN_S = 0.1
 _PATIENCE_S = 5.0  # with one answer
-_REJECTION = re.compile(r"agent (\S+): .+ -> Invalid Quote$")
+_REJECTION = re.compile(r"agent (\S+): .+ -> Invalid Quote(?: \(reqid=\w+\))?$")
 _REFUSAL = re.compile(r"agent (\S+): the verdict 'pass' does not count")
 _LISTENING = re.compile(r"Listening on 127\.0\.0\.1:(\d+)")
 _NEVER = re.compile(r"Traceback \(most recent call last\)|defect of the verifier")
@@ -54,6 +56,11 @@ class Observer:
         self.runs[-1] = replace(
             self.runs[-1], ended=time.monotonic(), status=status, was_asked_to_end=was_asked
         )
+
+    @property
+    def port(self) -> int | None:
+        """Where it listens, as far as it has said so."""
+        return int(self._port) if self._port and self.process.is_running else None
 
     def failed(self) -> set[str]:
         """The machines that this life of the process has shown as failed."""
@@ -124,8 +131,14 @@ class Observer:
                 run,
                 f"{run}:{self._connections}",
                 agent_id,
-                results["operational_state"],
+                _state_in(results),
                 results["attestation_status"],
                 results["attestation_count"],
             )
         )
+
+
+def _state_in(results: dict[str, Any]) -> int:
+    """The state; of a machine that attests by itself nothing but the status tells of a rejection."""
+    is_rejected = results.get("attestation_mode") == "push" and results["attestation_status"] == "FAIL"
+    return int(OperationalState.INVALID_QUOTE) if is_rejected else int(results["operational_state"])

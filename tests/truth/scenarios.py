@@ -38,6 +38,7 @@ class Scenario:
     name: str
     steps: tuple[Step, ...]
     machines: int = 3
+    pushers: int = 0  # machines that attest by themselves
     keeps_owners: bool = False  # nobody dies, and nobody takes anything from others
     shows_pending: bool = False  # somebody sees that a verdict waits
     says: str = ""
@@ -46,6 +47,7 @@ class Scenario:
 async def play(scenario: Scenario, stage: Stage) -> None:
     """All of it, until everything has been made good."""
     machines = await stage.add_machines(scenario.machines)
+    await stage.add_pushers(scenario.pushers)
     concerned = {machine.agent_id for machine in machines}
     owners = stage.owners()
     await play_steps(scenario.steps, stage, machines)
@@ -79,6 +81,14 @@ class TurnBad:
             await eventually(lambda: all(map(stage.judged, turned)), limit_s=LIMIT_S)
             for machine in turned:
                 machine.turn_good()
+
+
+@dataclass(frozen=True)
+class PusherTurnsBad:
+    """One of the machines that attest by themselves turns bad and stays so."""
+
+    async def play(self, stage: Stage, _machines: list[KnownMachine]) -> None:
+        stage.good_pushers[-1].turn_bad()
 
 
 @dataclass(frozen=True)

@@ -129,8 +129,16 @@ class AttestationStore:
 
         return await self._database.read("read attestations", work)
 
-    async def overdue(self, owner: MemberId, now: float) -> list[AgentRecord]:
-        """Agents of shards of `owner` that pass so far and should have attested again; some of many."""
+    async def overdue(self, owner: MemberId, now: float, judging_s: float) -> list[AgentRecord]:
+        """Agents of shards of `owner` that pass so far and should have attested again; some of many.
+
+        Whose evidence came less than `judging_s` ago and has no verdict yet is not silent.
+        """
+        heard = sa.exists().where(
+            attestations.c.agent_id == agents.c.agent_id,
+            attestations.c.stage == EVALUATING,
+            attestations.c.evidence_at > now - judging_s,
+        )
         query = (
             SELECT_RECORDS.where(
                 agents.c.is_pushing,
@@ -138,6 +146,7 @@ class AttestationStore:
                 agents.c.operational_state == int(PASSING),
                 shards.c.owner == owner,
                 pushing.c.deadline < now,
+                sa.not_(heard),
             )
             .order_by(agents.c.agent_id)
             .limit(_OVERDUE_AT_ONCE)

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import sqlalchemy as sa
 
@@ -34,14 +35,13 @@ from keylime_verifier.polling.fencing import Ruling
 from keylime_verifier.polling.outcomes import events_of, log_outcome
 from keylime_verifier.polling.store import AgentStore
 from keylime_verifier.polling.unwritten import Unwritten
+from keylime_verifier.pushing.insistence import FIRST_RETRY_S, LONGEST_RETRY_S, insisting
 from keylime_verifier.pushing.verdict_writes import Change, Conclusion, write_change
 from keylime_verifier.revocations.notices import CLEARED, signed_notice
 
 log = logging.getLogger("keylime.verifier")
 
 _AT_ONCE = 200
-_FIRST_RETRY_S = 0.2
-_LONGEST_RETRY_S = 5.0
 _ATTEMPTS = 20  # to work a verdict out on what others have written meanwhile
 
 
@@ -93,7 +93,12 @@ class Journal:
 
     async def judged(self, judged: Judged) -> Ruling:
         """Writes what comes of a verdict; when this returns, it is written, or does not count."""
+        with self._lateness.verdict():
+            return await self._judged(judged)
+
+    async def _judged(self, judged: Judged) -> Ruling:
         record: AgentRecord | None = judged.record
+        agent_id = judged.record.agent_id
         for _ in range(_ATTEMPTS):
             if record is None or record.generation != judged.record.generation or record.push is None:
                 return Ruling.ENROLLED_ANEW
@@ -102,7 +107,7 @@ class Journal:
             ruling = await self._apply(record, judged.verdict, judged)
             if ruling is not Ruling.RECALLED:
                 return ruling
-            record = await self._store.find(record.agent_id)
+            record = await insisting(agent_id, partial(self._store.find, agent_id))
         return Ruling.RECALLED
 
     async def overdue(self, record: AgentRecord) -> Ruling:
@@ -124,7 +129,8 @@ class Journal:
         held_to = None if judged is None else judged.held_to
         targets = self._targets()
         if notice is None and targets and _ends_distrust(before, after):
-            notice = CLEARED if await self._store.stands_revoked(before.agent_id) else None
+            stands_revoked = partial(self._store.stands_revoked, before.agent_id)
+            notice = CLEARED if await insisting(before.agent_id, stands_revoked) else None
         change = Change(
             before=before,
             after=after,
@@ -134,8 +140,7 @@ class Journal:
             targets=targets,
             events=events_of(before, after, outcome, held_to),
         )
-        with self._lateness.verdict():
-            ruling = await self._written(change)
+        ruling = await self._written(change)
         if ruling is Ruling.COUNTS:
             log_outcome(before, after, outcome)
             if change.conclusion is not None and change.conclusion.token_until is not None:
@@ -162,7 +167,7 @@ class Journal:
                 return Conclusion(number=judged.number, evaluation="pending", at=now)
 
     async def _signed(self, record: AgentRecord, notice: Notify) -> StoredRevocation | None:
-        secrets = await self._store.secrets_of(record.agent_id)
+        secrets = await insisting(record.agent_id, partial(self._store.secrets_of, record.agent_id))
         if secrets is None:
             return None
         return signed_notice(record, notice, secrets.revocation_key, int(time.time()))
@@ -175,20 +180,20 @@ class Journal:
 
     async def run(self) -> None:
         """Writes what waits, for ever."""
-        delay_s = _FIRST_RETRY_S
+        delay_s = FIRST_RETRY_S
         while True:
             await self._wake.wait()
             self._wake.clear()
             try:
                 await self.flush()
-                delay_s = _FIRST_RETRY_S
+                delay_s = FIRST_RETRY_S
             except DatabaseUnavailable as error:
                 log.error(
                     "%s; %d verdicts about agents that attest by themselves wait", error, len(self._waiting)
                 )
                 self._wake.set()
                 await asyncio.sleep(delay_s)
-                delay_s = min(2 * delay_s, _LONGEST_RETRY_S)
+                delay_s = min(2 * delay_s, LONGEST_RETRY_S)
 
     async def flush(self) -> None:
         """Writes what waits now. Raises DatabaseUnavailable, and keeps it then."""

@@ -8,7 +8,9 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
+from keylime import patience
 from keylime.appraisal.appraise import appraise_stepwise
 from keylime.appraisal.memo import AppraisalMemo
 from keylime.appraisal.reference import Reference
@@ -20,6 +22,7 @@ from keylime_verifier.polling.answer_budget import AnswerBudget, Reservation
 from keylime_verifier.polling.fencing import Ruling
 from keylime_verifier.polling.store import AgentStore
 from keylime_verifier.pushing.collected import Collected, answer_of, challenge_of
+from keylime_verifier.pushing.insistence import insisting
 from keylime_verifier.pushing.journal import Journal, Judged, gravest_text
 from keylime_verifier.pushing.negotiation import boottime_in, quoted_pcrs
 
@@ -92,12 +95,17 @@ class Judging:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _judge(self, evidence: Evidence, place: Reservation) -> None:
+        # Whoever has sent it has got his answer: what comes now is work of our own.
+        with patience.for_long_work(patience.OWN_WORK_S):
+            await self._judge_patiently(evidence, place)
+
+    async def _judge_patiently(self, evidence: Evidence, place: Reservation) -> None:
         agent_id = evidence.agent_id
         try:
-            record = await self._store.find(agent_id)
+            record = await insisting(agent_id, partial(self._store.find, agent_id))
             if record is None or record.generation != evidence.generation:
                 return
-            reference, held_to = await self._build_reference(record)
+            reference, held_to = await insisting(agent_id, partial(self._build_reference, record))
             verdict = await self._verdict(evidence, record, reference, place)
             ruling = await self._journal.judged(
                 Judged(record=record, number=evidence.number, verdict=verdict, held_to=held_to)

@@ -2,14 +2,17 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from keylime.database.clock import uptime
 from keylime.database.engine import DatabaseUnavailable
 from keylime_verifier.agents.pushing import PushRules, is_overdue
+from keylime_verifier.agents.records import AgentRecord
 from keylime_verifier.agents.shards import MemberId
 from keylime_verifier.pushing.attestation_store import AttestationStore
 from keylime_verifier.pushing.journal import Journal
 from keylime_verifier.pushing.session_store import SessionStore
+from keylime_verifier.pushing.watch import Watch
 
 log = logging.getLogger("keylime.verifier")
 
@@ -34,8 +37,12 @@ class Silence:
         *,
         kept_s: float,
         now: Callable[[], float],
+        elapsed: Callable[[], float] = uptime,
     ) -> None:
-        """Attestations are kept for `kept_s` seconds, the latest of each agent for ever."""
+        """Attestations are kept for `kept_s` seconds, the latest of each agent for ever.
+
+        `now` is the database's time, which others set; `elapsed` is a clock that nobody sets.
+        """
         self._me = me
         self._store = store
         self._sessions = sessions
@@ -43,20 +50,24 @@ class Silence:
         self._rules = rules
         self._kept_s = kept_s
         self._now = now
+        self._elapsed = elapsed
 
     async def run(self) -> None:
         """Looks, for ever. What came while nobody could have taken it is no agent's silence."""
         pause_s = min(self._rules.longest_pause_s / 2, _LONGEST_LOOK_S)
-        await asyncio.sleep(self._rules.longest_pause_s)
-        prune_at = 0.0
+        watch = Watch(self._rules.longest_pause_s)
+        tidy_at = 0.0
         while True:
             try:
-                await self.look()
-                if self._now() >= prune_at:
+                silent = await self._store.overdue(self._me, self._now(), self._rules.longest_pause_s)
+                if watch.sees(self._elapsed(), self._now()):
+                    await self._tell(silent)
+                if self._elapsed() >= tidy_at:
                     await self.tidy()
-                    prune_at = self._now() + _PRUNE_EVERY_S
+                    tidy_at = self._elapsed() + _PRUNE_EVERY_S
             except DatabaseUnavailable as error:
                 log.error("%s; agents that are silent are told of later", error)
+                watch.is_interrupted()
             await asyncio.sleep(pause_s)
 
     async def tidy(self) -> None:
@@ -72,9 +83,8 @@ class Silence:
             )
         await self._store.prune(now - self._kept_s)
 
-    async def look(self) -> None:
-        """Tells of those that are silent now. Raises DatabaseUnavailable."""
+    async def _tell(self, silent: Sequence[AgentRecord]) -> None:
         now = self._now()
-        for record in await self._store.overdue(self._me, now):
+        for record in silent:
             if record.push is not None and is_overdue(record.push, now):
                 await self._journal.overdue(record)

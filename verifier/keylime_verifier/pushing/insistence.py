@@ -1,0 +1,28 @@
+"""Reads what a verdict needs, however long the database is away: no evidence is given up for that."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from keylime.database.engine import DatabaseUnavailable
+
+log = logging.getLogger("keylime.verifier")
+
+FIRST_RETRY_S = 0.2
+LONGEST_RETRY_S = 5.0
+
+ResultT = TypeVar("ResultT")
+
+
+async def insisting(agent_id: str, read: Callable[[], Awaitable[ResultT]]) -> ResultT:
+    """What `read` finds, as soon as the database answers; other errors than its absence are raised."""
+    delay_s = FIRST_RETRY_S
+    while True:
+        try:
+            return await read()
+        except DatabaseUnavailable as error:
+            level = logging.WARNING if delay_s == FIRST_RETRY_S else logging.DEBUG
+            log.log(level, "agent %s: its evidence waits for its verdict: %s", agent_id, error)
+            await asyncio.sleep(delay_s)
+            delay_s = min(2 * delay_s, LONGEST_RETRY_S)
