@@ -35,6 +35,7 @@ from keylime.messages.agent import PublicKeyReply
 from keylime.messages.registrar import ActivateRequest
 from keylime.pki.roles import NODE
 from keylime.pki.server_names import NameCheck
+from tests.fakes.running_verifier import eventually
 from tests.fakes.tls_material import (
     CLIENT_AUTH,
     SERVER_AUTH,
@@ -59,6 +60,7 @@ class RawServer:
     port: int = 0
     received: bytearray = field(default_factory=bytearray)
     connections: int = 0
+    ended: int = 0
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -71,6 +73,7 @@ class RawServer:
             pass
         finally:
             writer.close()
+            self.ended += 1
 
 
 @asynccontextmanager
@@ -84,7 +87,7 @@ async def raw(
         yield state
     finally:
         server.close()
-        await asyncio.sleep(0.01)
+        await eventually(lambda: state.ended == state.connections)
 
 
 def with_certificate(identity: Issued) -> ssl.SSLContext:
@@ -413,9 +416,12 @@ def test_each_call_has_an_id_that_is_logged_and_an_errand_has_one(
 
 def test_silence_ends_with_the_time_out_that_is_named(make: Make) -> None:
     async def scenario() -> None:
-        async def silent(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await asyncio.sleep(0.5)
+        over = asyncio.Event()
+
+        async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read()  # until who asked hangs up
             writer.close()
+            over.set()
 
         server = await asyncio.start_server(silent, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
@@ -424,7 +430,7 @@ def test_silence_ends_with_the_time_out_that_is_named(make: Make) -> None:
                 await peer.request("GET", "/")
         finally:
             server.close()
-            await asyncio.sleep(0.5)
+            await over.wait()
 
     with pytest.raises(PeerUnreachable, match=r"no answer within 0\.2 s"):
         asyncio.run(scenario())
@@ -448,7 +454,7 @@ def test_with_a_wrong_pin_no_byte_of_the_request_is_sent(make: Make) -> None:
             async with make(server.port, tls=unverifying(), pin=other.key_pin, timeout_s=2) as peer:
                 with pytest.raises(WrongPeerKey, match=r"another key .* than the pinned one"):
                     await peer.request("POST", "/secret", body=ActivateRequest("canary"))
-            await asyncio.sleep(0.05)
+            await eventually(lambda: server.ended == 1)
             assert server.connections == 1
             return bytes(server.received)
 
