@@ -10,15 +10,17 @@ from keylime.http.routing import Route
 from keylime.identifiers import AgentId, parse_agent_id
 from keylime.messages.verification import EvidenceReply, EvidenceRequest, IdentityReply
 from keylime.messages.versions import version_key
+from keylime_verifier.verification.evidence_workers import NotJudged
 from keylime_verifier.verification.identity_check import judge_identity
 
 FindAttestationKey = Callable[[AgentId], Awaitable[str | None]]
 
 _TYPED_SINCE = (2, 5)
+_RETRY_AFTER_S = 5.0
 
 
 class Judges(Protocol):
-    """Who judges evidence, at a cost that polling does not notice."""
+    """Who judges evidence, at a cost that polling does not notice. Raises NotJudged."""
 
     def admit(self, caller: Caller) -> None: ...
 
@@ -61,7 +63,7 @@ class VerificationHandlers:
                 anyone,
                 self.verify_evidence,
                 max_body=self._max_evidence,
-                admit=self._judges.admit,
+                admit=self._admit,
                 about=Operation(
                     "Judges evidence at hand.", EvidenceReply, body=EvidenceRequest, refusals=(413,)
                 ),
@@ -88,7 +90,20 @@ class VerificationHandlers:
         del request  # what waits for its turn keeps the body once
         answering = self._judges.answer(caller, body, is_typed=is_typed)
         del body
-        return await answering
+        try:
+            return await answering
+        except NotJudged as error:
+            raise _later(error) from error
+
+    def _admit(self, caller: Caller) -> None:
+        try:
+            self._judges.admit(caller)
+        except NotJudged as error:
+            raise _later(error) from error
+
+
+def _later(error: NotJudged) -> HttpError:
+    return HttpError(503, str(error) or None, retry_after_s=_RETRY_AFTER_S)
 
 
 def _query(request: Request, name: str) -> str:

@@ -18,20 +18,24 @@ from typing import Self
 
 import msgspec
 
-from keylime.http.exchange import Caller, HttpError, Response, Role
+from keylime.errors import KeylimeError
+from keylime.http.exchange import Caller, Response, Role
 from keylime.http.turns import Turn, Turns
 from keylime_verifier.verification.evidence_worker import ANSWER, OUT_OF_MEMORY, REQUEST, WorkerRules
 
 log = logging.getLogger(__name__)
 
 MOST_WAITING = 16
-_RETRY_AFTER_S = 5.0
 _IDLE_S = 60.0
 _PATIENCE = 6  # how much longer than its CPU time a worker may take, on a machine that has other things to do
 _START_S = 60.0
 _MOST_ANSWERED = 64 << 20  # bytes
 _ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ")
 _COMMAND = (sys.executable, "-P", "-m", "keylime_verifier.verification.evidence_worker")
+
+
+class NotJudged(KeylimeError):
+    """Evidence cannot be judged now; later it may be. The reason is for whoever sent it, "" for none."""
 
 
 class WorkerEnded(Exception):
@@ -67,12 +71,12 @@ class EvidenceWorkers:
         return tuple(worker.pid for worker in self._idle)
 
     def admit(self, caller: Caller) -> None:
-        """Raises HttpError when evidence of `caller` would not even be queued."""
+        """Raises NotJudged when evidence of `caller` would not even be queued."""
         if not self._turns.has_room(_turn_of(caller), self._now()):
             raise _too_many()
 
     async def answer(self, caller: Caller, body: bytes, *, is_typed: bool) -> Response:
-        """What is to be answered to evidence in `body`. Raises HttpError 503 when it cannot be judged now."""
+        """What is to be answered to evidence in `body`. Raises NotJudged."""
         turn = _turn_of(caller)
         loser = self._turns.join(turn, self._now())
         if loser is turn:
@@ -97,7 +101,7 @@ class EvidenceWorkers:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for work in self._waiting.values():
-            _fail(work.answer, HttpError(503, retry_after_s=_RETRY_AFTER_S))
+            _fail(work.answer, NotJudged())
         if self._retirement is not None:
             self._retirement.cancel()
         await self._end_idle()
@@ -127,7 +131,7 @@ class EvidenceWorkers:
                     response = await worker.judge(work)
                 except (WorkerEnded, OSError) as error:
                     log.warning("evidence was not judged: %s", error)
-                    _fail(work.answer, HttpError(503, str(error), retry_after_s=_RETRY_AFTER_S))
+                    _fail(work.answer, NotJudged(str(error)))
                     if worker is not None:
                         await worker.end()
                     worker = None
@@ -137,7 +141,7 @@ class EvidenceWorkers:
                     del response
                 finally:
                     self._turns.charge(turn, self._now() - began, self._now())
-                    _fail(work.answer, HttpError(503, retry_after_s=_RETRY_AFTER_S))  # when this ends
+                    _fail(work.answer, NotJudged())  # when this ends
                     del work
         except BaseException:
             if worker is not None:
@@ -247,10 +251,10 @@ def _turn_of(caller: Caller) -> Turn:
     return Turn(caller.prefixes, goes_first=caller.role is Role.ADMIN)
 
 
-def _too_many() -> HttpError:
-    return HttpError(503, "Too many verifications are waiting, try again later", retry_after_s=_RETRY_AFTER_S)
+def _too_many() -> NotJudged:
+    return NotJudged("Too many verifications are waiting, try again later")
 
 
-def _fail(answer: "asyncio.Future[Response]", error: HttpError) -> None:
+def _fail(answer: "asyncio.Future[Response]", error: NotJudged) -> None:
     if not answer.done():
         answer.set_exception(error)
