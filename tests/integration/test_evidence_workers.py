@@ -21,7 +21,8 @@ import pytest
 
 from keylime.http.exchange import Caller, Response, Role
 from keylime_verifier.verification.evidence_worker import WorkerRules
-from keylime_verifier.verification.evidence_workers import EvidenceWorkers, NotJudged
+from keylime_verifier.verification.evidence_workers import EvidenceWorkers
+from keylime_verifier.verification.refusals import NotJudged
 from tests.fakes.attesting_agent import AttestingAgent
 from tests.fakes.child_process import ChildProcess, children_of
 from tests.fakes.running_verifier import (

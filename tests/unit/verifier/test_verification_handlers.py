@@ -6,7 +6,7 @@ import pytest
 
 from keylime.http.exchange import Caller, HttpError, Request, Response, Role
 from keylime_verifier.api.verification_handlers import VerificationHandlers
-from keylime_verifier.verification.evidence_workers import NotJudged
+from keylime_verifier.verification.refusals import NotJudged
 
 CALLER = Caller(Role.ANONYMOUS, None, "192.0.2.1")
 REQUEST = Request("POST", "2.5", {}, {}, {}, b"{}", CALLER)

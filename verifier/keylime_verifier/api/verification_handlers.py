@@ -10,8 +10,8 @@ from keylime.http.routing import Route
 from keylime.identifiers import AgentId, parse_agent_id
 from keylime.messages.verification import EvidenceReply, EvidenceRequest, IdentityReply
 from keylime.messages.versions import version_key
-from keylime_verifier.verification.evidence_workers import NotJudged
 from keylime_verifier.verification.identity_check import judge_identity
+from keylime_verifier.verification.refusals import NotJudged
 
 FindAttestationKey = Callable[[AgentId], Awaitable[str | None]]
 

@@ -18,10 +18,10 @@ from typing import Self
 
 import msgspec
 
-from keylime.errors import KeylimeError
 from keylime.http.exchange import Caller, Response, Role
 from keylime.http.turns import Turn, Turns
 from keylime_verifier.verification.evidence_worker import ANSWER, OUT_OF_MEMORY, REQUEST, WorkerRules
+from keylime_verifier.verification.refusals import NotJudged
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +32,6 @@ _START_S = 60.0
 _MOST_ANSWERED = 64 << 20  # bytes
 _ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ")
 _COMMAND = (sys.executable, "-P", "-m", "keylime_verifier.verification.evidence_worker")
-
-
-class NotJudged(KeylimeError):
-    """Evidence cannot be judged now; later it may be. The reason is for whoever sent it, "" for none."""
 
 
 class WorkerEnded(Exception):
