@@ -14,6 +14,13 @@ _REMEDIES: dict[type[OSError], str] = {
 }
 
 
+def reason_of(error: OSError) -> str:
+    """What the system says of a file that was named already, and what to do about it."""
+    said = error.strerror or str(error)
+    remedy = _REMEDIES.get(type(error)) if isinstance(error, PermissionError) else None
+    return said if remedy is None else f"{said}; {remedy}"
+
+
 @contextmanager
 def file_errors_explained() -> Iterator[None]:
     """Makes an error of the system about a file a ConfigError that names it; other errors are defects."""

@@ -30,16 +30,19 @@ def setup(
     environ: Mapping[str, str],
     *,
     stream: TextIO | None = None,
+    is_result: bool = False,
     etc: Path = Path("/etc/keylime"),
     usr_etc: Path = Path("/usr/etc/keylime"),
 ) -> logging.Logger:
     """Configure the root logger from logging.conf; the component's own logger. Raises ConfigError.
 
-    Calling it again replaces the former set-up.
+    With `is_result` the lines are what the program is run for: OSError comes of one that cannot be written,
+    which else is passed over. Calling it again replaces the former set-up.
     """
     settings = load_settings("logging", environ=environ, etc=etc, usr_etc=usr_etc)
     output = stream or sys.stdout
-    _install(plan_logging(settings), output, to_journal=is_journal(output, environ))
+    to_journal = is_journal(output, environ)
+    _install(plan_logging(settings), output, to_journal=to_journal, is_result=is_result)
     for warning in settings.warnings:
         logging.getLogger("keylime.config").warning("%s", warning)
     return logging.getLogger(f"keylime.{component}")
@@ -71,8 +74,9 @@ def is_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
 class _Output(logging.StreamHandler[TextIO]):
     """Where lines go; remembers which loggers were given a level, for the set-up that comes after it."""
 
-    def __init__(self, stream: TextIO, plan: LogPlan, *, to_journal: bool) -> None:
+    def __init__(self, stream: TextIO, plan: LogPlan, *, to_journal: bool, is_result: bool = False) -> None:
         super().__init__(stream)
+        self._is_result = is_result
         # The journal has the time already; a shape of the operator's own is left as it is.
         is_usual = to_journal and plan.format == DEFAULT_FORMAT
         text = LineFormatter(_JOURNAL_FORMAT if is_usual else plan.format, plan.date_format)
@@ -81,13 +85,18 @@ class _Output(logging.StreamHandler[TextIO]):
         self.setLevel(plan.output_level)
         self.named = tuple(plan.levels or ())
 
+    def handleError(self, record: logging.LogRecord) -> None:
+        if self._is_result and isinstance(sys.exc_info()[1], OSError):
+            raise
+        super().handleError(record)
 
-def _install(plan: LogPlan, stream: TextIO, *, to_journal: bool) -> None:
+
+def _install(plan: LogPlan, stream: TextIO, *, to_journal: bool, is_result: bool = False) -> None:
     root = logging.getLogger()
     for former in [found for found in root.handlers if isinstance(found, _Output)]:
         root.removeHandler(former)
         for name in former.named:
             logging.getLogger(name).setLevel(logging.NOTSET)
-    root.addHandler(_Output(stream, plan, to_journal=to_journal))
+    root.addHandler(_Output(stream, plan, to_journal=to_journal, is_result=is_result))
     for name, level in (plan.levels or {}).items():
         logging.getLogger(name).setLevel(level)

@@ -17,6 +17,7 @@ from keylime.hashes import HashAlgorithm
 from keylime.ima.measurement_list import BOOT_AGGREGATE, Entry, ima_ng_line, parse_line, split_lines
 from keylime.ima.replay import extend_value
 from keylime.ima.templates import FileDigest
+from keylime.program_end import end_interrupted
 from keylime.tpm.device import Tpm, choose_tcti
 from keylime.tpm.pcr import IMA_PCR, PcrSelection, extend
 from keylime.version import add_version
@@ -39,7 +40,7 @@ def main() -> None:
         print(f"keylime_ima_emulator: error: {error.filename or ''}: {error.strerror}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        sys.exit(130)
+        end_interrupted("keylime_ima_emulator")
 
 
 def _parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:

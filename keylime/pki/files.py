@@ -10,6 +10,7 @@ import stat
 from pathlib import Path
 
 from keylime.errors import ConfigError
+from keylime.file_errors import reason_of
 from keylime.safe_paths import Owners, require_safe_directory, require_safe_file
 
 MAX_FILE_SIZE = 4 * 1024 * 1024  # bytes; certificates, keys and CRLs are far smaller
@@ -28,7 +29,7 @@ def replace_keeping_access(path: Path, data: bytes, mode: int) -> None:
         status = path.lstat() if path.is_file() and not path.is_symlink() else None
         place = status or path.parent.stat()
     except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
+        raise ConfigError(f"{path} cannot be written: {reason_of(error)}") from error
     kept = mode if status is None else stat.S_IMODE(status.st_mode)
     write_atomically(path, data, kept, owner=(place.st_uid, place.st_gid))
 
@@ -47,7 +48,7 @@ def write_atomically(path: Path, data: bytes, mode: int, *, owner: tuple[int, in
         finally:
             os.close(directory)
     except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
+        raise ConfigError(f"{path} cannot be written: {reason_of(error)}") from error
 
 
 def _write_and_rename(
@@ -110,7 +111,7 @@ def _read(path: Path, flags: int, forbidden_mode: int, owners: Owners | None = N
             require_safe_file(path, owners)
             data = file.read(MAX_FILE_SIZE + 1)
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+        raise ConfigError(f"{path} cannot be read: {reason_of(error)}") from error
     if len(data) > MAX_FILE_SIZE:
         raise ConfigError(f"{path} is larger than {MAX_FILE_SIZE} bytes")
     return data
@@ -129,7 +130,7 @@ def ensure_private_directory(path: Path) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"directory {path} cannot be created: {error.strerror}") from error
+        raise ConfigError(f"directory {path} cannot be created: {reason_of(error)}") from error
     require_directory(path)
 
 

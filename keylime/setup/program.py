@@ -14,6 +14,7 @@ from keylime.command_line import OneLineParser
 from keylime.errors import ConfigError, CredentialError, KeylimeError
 from keylime.pki.certificates import parse_certificate
 from keylime.pki.server_names import ServerNames
+from keylime.program_end import end_interrupted
 from keylime.setup.authority import fingerprint, is_authority, same_fingerprint
 from keylime.setup.host import Host
 from keylime.setup.network import NoWayError, demand_answer, own_address_towards, presented_authority
@@ -38,8 +39,10 @@ def main() -> None:
     except KeylimeError as error:
         sys.stdout.flush()
         sys.exit(f"{_PROGRAM}: error: {error}")
-    except (KeyboardInterrupt, EOFError):
+    except EOFError:
         sys.exit(f"{_PROGRAM}: stopped")
+    except KeyboardInterrupt:
+        end_interrupted(_PROGRAM)
 
 
 def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:

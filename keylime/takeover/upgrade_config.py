@@ -14,7 +14,9 @@ from keylime.config.options import TABLES
 from keylime.config.reader import parse_file
 from keylime.config.upgrade.conversion import Source, Upgrade, defaults, upgrade
 from keylime.errors import ConfigError, KeylimeError
+from keylime.file_errors import file_errors_explained
 from keylime.pki.files import write_atomically
+from keylime.program_end import end_interrupted
 from keylime.version import installed_version
 
 FORMAT = "2.6"
@@ -44,9 +46,12 @@ def main() -> None:
     """Exit status: 0 when the files are written or nothing is to be done, 1 when they cannot be."""
     arguments = _parse_arguments()
     try:
-        _run(arguments, Places.of(os.environ))
+        with file_errors_explained():
+            _run(arguments, Places.of(os.environ))
     except KeylimeError as error:
         sys.exit(f"{_PROGRAM}: error: {error}")
+    except KeyboardInterrupt:
+        end_interrupted(_PROGRAM)
 
 
 def _parse_arguments() -> argparse.Namespace:

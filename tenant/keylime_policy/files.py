@@ -47,7 +47,7 @@ def write_output(option: str, path: str | None, text: str) -> None:
     try:
         Path(path).write_text(text, encoding="utf-8")
     except OSError as error:
-        raise unusable(option, path, error) from error
+        raise unusable(option, path, error, use="write") from error
 
 
 def write_new(option: str, path: str, content: bytes, *, mode: int) -> None:
@@ -59,13 +59,13 @@ def write_new(option: str, path: str, content: bytes, *, mode: int) -> None:
             f"{option} {path}: exists already and is not overwritten; name another file"
         ) from error
     except OSError as error:
-        raise unusable(option, path, error) from error
+        raise unusable(option, path, error, use="write") from error
     with open(descriptor, "wb") as file:
         os.fchmod(descriptor, stat.S_IMODE(mode))  # whatever the umask
         file.write(content)
 
 
-def unusable(option: str, path: str | Path, error: OSError) -> ConfigError:
+def unusable(option: str, path: str | Path, error: OSError, *, use: str = "read") -> ConfigError:
     """The error for a file that the system does not let us use."""
-    remedy = "; run as root, or let this user read it" if isinstance(error, PermissionError) else ""
+    remedy = f"; run as root, or let this user {use} it" if isinstance(error, PermissionError) else ""
     return ConfigError(f"{option} {path}: {error.strerror or error}{remedy}")

@@ -13,6 +13,7 @@ from rich.progress import track
 from keylime.errors import KeylimeError
 from keylime.file_errors import file_errors_explained
 from keylime.pki.library_warnings import ignore_library_warnings
+from keylime.program_end import end_interrupted
 
 T = TypeVar("T")
 
@@ -80,4 +81,4 @@ def run_program(program: str, action: Callable[[], int], *, failed: int, as_json
         sys.stderr.close()
         sys.exit(failed)
     except KeyboardInterrupt:
-        sys.exit(130)
+        end_interrupted(program)

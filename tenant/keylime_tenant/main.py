@@ -20,6 +20,7 @@ from keylime.pki.agent_certificate import PinnedKey
 from keylime.pki.library_warnings import ignore_library_warnings
 from keylime.pki.server_names import NameCheck
 from keylime.pki.tls import TlsFiles, resolve_tls_files
+from keylime.program_end import end_interrupted
 from keylime.request_id import begin_errand
 from keylime.safe_paths import require_safe_directory
 from keylime.service.core_dumps import forbid_core_dumps
@@ -54,7 +55,6 @@ if TYPE_CHECKING:  # what only some commands need is imported when it is used
     from keylime_tenant.policies import PolicyDocuments
 
 _UNJUDGED = 3
-_INTERRUPTED = 130
 _MAX_ANSWER = 128 << 20  # bytes: verifiers take, and show, policies of 100 MiB
 
 
@@ -78,7 +78,7 @@ def main(arguments: Arguments | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
-        sys.exit(_INTERRUPTED)
+        end_interrupted("keylime_tenant")
 
 
 def run(arguments: Arguments, environ: Mapping[str, str]) -> None:
@@ -112,7 +112,8 @@ def _output(form: Form, environ: Mapping[str, str]) -> Output:
         return output
     # stdout belongs to the document when there is one.
     stream = sys.stderr if form.is_document else None
-    return Output(keylime_logging.setup("tenant", environ, stream=stream), form, environ=environ)
+    log = keylime_logging.setup("tenant", environ, stream=stream, is_result=stream is None)
+    return Output(log, form, environ=environ)
 
 
 def _is_conversation() -> bool:

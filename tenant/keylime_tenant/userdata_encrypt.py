@@ -7,6 +7,7 @@ from pathlib import Path
 from keylime.command_line import OneLineParser
 from keylime.payload.encryption import encrypt_payload
 from keylime.payload.keys import render_key_file, split_key
+from keylime.program_end import end_interrupted
 from keylime.version import add_version
 
 KEYS_FILE = "content_keys.txt"
@@ -25,7 +26,7 @@ def main() -> None:
     parser.add_argument("file", nargs="?", metavar="FILE", help="what to encrypt")
     path = parser.parse_args().file
     if path is None:
-        parser.print_usage(sys.stderr)
+        print("keylime_userdata_encrypt: error: FILE must be given: what to encrypt", file=sys.stderr)
         sys.exit(_FAILED)
     try:
         encrypt_file(Path(path), Path())
@@ -33,7 +34,7 @@ def main() -> None:
         print(f"keylime_userdata_encrypt: error: {error.filename}: {error.strerror}", file=sys.stderr)
         sys.exit(_FAILED)
     except KeyboardInterrupt:
-        sys.exit(130)
+        end_interrupted("keylime_userdata_encrypt")
 
 
 def encrypt_file(source: Path, directory: Path) -> None:

@@ -9,6 +9,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -760,6 +761,36 @@ def test_what_is_not_there_ends_with_one_line(lab: Lab) -> None:
     assert "agent id '../x' is not valid" in failed(lab.run("-c", "cvstatus", "-u", "../x"))
 
 
+# Frameworks, and what belongs to other commands or programs: each costs a start a tenth of a second or more.
+HEAVY = {
+    *("aiohttp", "alembic", "jinja2", "multidict", "psycopg", "pymysql", "requests", "rich", "sqlalchemy"),
+    *("tornado", "tpm2_pytss", "uvloop", "yaml", "yarl", "zmq", "importlib.metadata", "multiprocessing"),
+    *("keylime.appraisal", "keylime.database", "keylime.ima", "keylime.measured_boot", "keylime_policy"),
+    *("keylime_tenant.ca", "keylime_tenant.dashboard", "keylime_tenant.enrolment", "keylime_tenant.policies"),
+}
+
+
+def test_a_question_about_an_agent_imports_nothing_that_others_need(lab: Lab) -> None:
+    succeeded(lab.run("-c", "add", "-u", AGENT))
+    code = (
+        "import sys\n"
+        "from keylime_tenant.program import main\n"
+        "main()\n"
+        f"assert not {HEAVY!r} & set(sys.modules), {HEAVY!r} & set(sys.modules)"
+    )
+    ports = ("-rp", str(lab.registrar.server.port), "-vp", str(lab.verifier.server.port))
+    done = subprocess.run(  # noqa: S603 - our own program
+        [sys.executable, "-c", code, "-c", "cvstatus", "-u", AGENT, *ports],
+        env=lab.environ,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert AGENT in done.stdout
+
+
 def test_regdelete_of_an_unknown_id_is_only_a_warning(lab: Lab) -> None:
     assert "WARNING" in succeeded(lab.run("-c", "regdelete", "-u", "nobody")).stdout
     succeeded(lab.run("-c", "regdelete", "-u", AGENT))
@@ -844,6 +875,7 @@ def test_ctrl_c_ends_it_at_once_and_without_a_traceback(lab: Lab, tmp_path: Path
         assert process.wait(100) == 130
         connection.close()
     assert "Traceback" not in said.read_text()
+    assert said.read_text().endswith("keylime_tenant: interrupted\n")
 
 
 def test_a_server_of_a_foreign_ca_is_not_trusted(lab: Lab) -> None:

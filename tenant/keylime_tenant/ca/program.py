@@ -19,6 +19,7 @@ from keylime.pki.ca_settings import CaSettings
 from keylime.pki.issuance import Usage
 from keylime.pki.library_warnings import ignore_library_warnings
 from keylime.pki.roles import REVOCATION_NOTIFIER
+from keylime.program_end import end_interrupted
 from keylime.revocation.publication import endpoint
 from keylime.service.core_dumps import forbid_core_dumps
 from keylime.version import add_version
@@ -70,13 +71,12 @@ def main() -> None:
             run(arguments, os.environ, print)
     except Misuse as error:
         print(f"keylime_ca: error: {error}", file=sys.stderr)
-        parser.print_help(sys.stderr)
         sys.exit(_FAILED)
     except KeylimeError as error:
         print(f"keylime_ca: error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        sys.exit(130)
+        end_interrupted("keylime_ca")
 
 
 def _import_vendor(arguments: Sequence[str]) -> None:
@@ -88,7 +88,7 @@ def _import_vendor(arguments: Sequence[str]) -> None:
         print(f"keylime_ca: error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        sys.exit(130)
+        end_interrupted("keylime_ca")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -11,7 +11,8 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 from keylime.checkup import Grade, Result, bad, document, is_good, ok, rows, summary, unknown, warning
-from keylime.errors import KeylimeError, MalformedMessage
+from keylime.errors import ConfigError, KeylimeError, MalformedMessage
+from keylime.file_errors import file_errors_explained
 from keylime.findings.finding import printable
 from keylime.identifiers import parse_agent_id
 from keylime.messages.deliveries import Deliveries
@@ -54,7 +55,8 @@ async def doctor(output: Output, environ: Mapping[str, str], connect: Callable[[
     for result in _local(environ):
         tell(result)
     try:
-        reach = connect()
+        with file_errors_explained():
+            reach = connect()
     except KeylimeError as error:
         tell(bad("services", f"cannot be called from here: {error}"))
     else:
@@ -82,10 +84,19 @@ def painted(result: Result, terminal: Terminal) -> str:
 
 def _local(environ: Mapping[str, str]) -> Iterator[Result]:
     yield from examination.configuration(environ)
-    yield from examination.directories(environ)
+    yield from _readable(examination.directories(environ), "directories")
     yield examination.clock(environ)
-    yield from examination.certificates(environ)
-    yield from examination.databases(environ)
+    yield from _readable(examination.certificates(environ), "certificates")
+    yield from _readable(examination.databases(environ), "databases")
+
+
+def _readable(results: Iterator[Result], subject: str) -> Iterator[Result]:
+    """The results, and in place of the rest one about what this user may not even look for."""
+    try:
+        with file_errors_explained():
+            yield from results
+    except ConfigError as error:
+        yield bad(subject, str(error))
 
 
 async def _services(reach: Reach) -> AsyncIterator[Result]:

@@ -1,0 +1,60 @@
+"""How programs end: one line for Ctrl-C, also while they still load, and for output that nobody takes."""
+
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+
+
+def end_interrupted(program: str) -> NoReturn:
+    """Ends the process."""
+    print(f"{program}: interrupted", file=sys.stderr)
+    sys.exit(INTERRUPTED)
+
+
+@contextmanager
+def endings_told(program: str) -> Iterator[None]:
+    """All that a program does belongs in here, its imports first.
+
+    A reader of its output that has gone ends it with 1 and silently, a full disk with 1 and a line. Output
+    that was closed before the start is written to nobody.
+    """
+    _open_missing_streams()
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        end_interrupted(program)
+    except BrokenPipeError:
+        _give_up_output()
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in _FULL or error.filename is not None:
+            raise
+        _give_up_output()
+        sys.exit(f"{program}: error: what it writes cannot be kept: {os.strerror(error.errno)}")
+
+
+def _open_missing_streams() -> None:
+    """Nothing that is opened later may become standard output."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - for the life of the process
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+
+
+def _give_up_output() -> None:
+    """What is still to be written at the end of the process goes nowhere, without an error."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
