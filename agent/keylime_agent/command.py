@@ -41,11 +41,33 @@ class Surroundings:
     stop: asyncio.Event
 
 
+def _no_flags(_parser: argparse.ArgumentParser) -> None:
+    pass
+
+
+def _nothing_given(_arguments: argparse.Namespace) -> Mapping[str, str]:
+    return {}
+
+
+def _nothing_to_say(_arguments: argparse.Namespace) -> Iterable[str]:
+    return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Flags:
+    """Flags of one program: what they put into its environment, and what is to be said of them."""
+
+    add: Callable[[argparse.ArgumentParser], None] = _no_flags
+    environment: Callable[[argparse.Namespace], Mapping[str, str]] = _nothing_given
+    remarks: Callable[[argparse.Namespace], Iterable[str]] = _nothing_to_say
+
+
 @dataclass(frozen=True, slots=True)
 class AgentProgram:
     """One of the agent's programs: what it is called, and how it examines, configures and does its work.
 
     `remarks` raises ConfigError for settings that cannot be used, and gives what is strange about them.
+    `flags` are those that only this program has.
     """
 
     name: str
@@ -54,6 +76,7 @@ class AgentProgram:
     examine: Callable[[Mapping[str, str]], Iterator[Result]]
     remarks: Callable[[Settings, Mapping[str, str]], Iterable[str]]
     work: Callable[[Surroundings, AsyncExitStack], Awaitable[None]]
+    flags: Flags = Flags()
 
     def main(self) -> None:
         """The console script."""
@@ -66,8 +89,12 @@ class AgentProgram:
             help=f"examine {self.examination} of this machine, say what to type where one is not well, and "
             "end with status 0 or 1",
         )
+        self.flags.add(parser)
         arguments = parser.parse_args()
+        for remark in self.flags.remarks(arguments):
+            print(f"{self.name}: {remark}", file=sys.stderr)
         try:
+            os.environ.update(self.flags.environment(arguments))
             with file_errors_explained():
                 if arguments.check:
                     self._check_machine(arguments)

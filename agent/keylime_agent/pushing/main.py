@@ -5,13 +5,14 @@ from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack
 
 from keylime.config.settings import Settings
-from keylime_agent.command import AgentProgram, Surroundings
+from keylime_agent.command import AgentProgram, Flags, Surroundings
 from keylime_agent.machine import meet_tpm
 from keylime_agent.preparation import Rights, prepare
 from keylime_agent.privileges import target_account
 from keylime_agent.pushing.assembly import PushAgent
 from keylime_agent.pushing.checkup import examine
 from keylime_agent.pushing.config import PushConfig, push_config
+from keylime_agent.pushing.flags import add_flags, environment_of, remarks_on
 
 
 def _remarks(settings: Settings, environ: Mapping[str, str]) -> Iterable[str]:
@@ -38,6 +39,7 @@ main = AgentProgram(
     examine=examine,
     remarks=_remarks,
     work=_work,
+    flags=Flags(add_flags, environment_of, remarks_on),
 ).main
 
 
