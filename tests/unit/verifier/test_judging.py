@@ -7,42 +7,44 @@ import pytest
 
 from keylime import patience
 from keylime.database.engine import DatabaseUnavailable
-from keylime.identifiers import AgentId
+from keylime.errors import PolicyError
+from keylime_verifier.agents.policy_categories import PolicyHashes
+from keylime_verifier.agents.records import AgentRecord, Enrolment, Progress
 from keylime_verifier.polling.answer_budget import AnswerBudget
 from keylime_verifier.pushing.judging import MOST_AT_ONCE, Evidence, Judging, NoRoom
+from tests.unit.verifier.test_status import ENROLMENT
 
-AGENT = AgentId("a1")
-EVIDENCE = Evidence(
-    agent_id=AGENT, number=0, generation="generation", boot_time=0.0, collected=cast(Any, None)
-)
+RECORD = AgentRecord("generation", ENROLMENT, Progress(supported_version="2.6"))
+EVIDENCE = Evidence(record=RECORD, policies={}, number=0, boot_time=0.0, collected=cast(Any, None))
 
 
 class AwayAtFirst:
-    """A store that answers at the second attempt, that there is no such agent any more."""
+    """Policies that are there at the second attempt, and then of no use."""
 
     def __init__(self) -> None:
         self.limits: list[tuple[float, bool]] = []
 
-    async def find(self, _agent_id: AgentId) -> None:
+    async def build(self, _enrolment: Enrolment, _policies: PolicyHashes) -> Any:
         waits = patience.current()
         self.limits.append((waits.left_s, waits.in_sum))
         if len(self.limits) == 1:
-            raise DatabaseUnavailable("database: cannot read an agent: no answer")
+            raise DatabaseUnavailable("database: cannot read a policy: no answer")
+        raise PolicyError("every runtime policy of the agent has ended")
 
 
-def judging(store: AwayAtFirst) -> Judging:
-    return Judging(cast(Any, store), cast(Any, None), cast(Any, None), AnswerBudget())
+def judging(policies: AwayAtFirst) -> Judging:
+    return Judging(policies.build, cast(Any, None), AnswerBudget())
 
 
 def test_it_has_its_own_patience_and_is_not_given_up_when_the_database_is_away() -> None:
     async def act() -> None:
-        store = AwayAtFirst()
-        judges = judging(store)
+        policies = AwayAtFirst()
+        judges = judging(policies)
         with patience.for_a_caller(0.5):
             judges.begin(EVIDENCE, judges.demand_room(0))
         await judges.close(100.0)
-        assert store.limits == [(patience.OWN_WORK_S, False)] * 2
-        assert judges.defects == 0
+        assert policies.limits == [(patience.OWN_WORK_S, False)] * 2
+        assert judges.defects == 1, "that they are of no use is said, once"
 
     asyncio.run(act())
 

@@ -1,7 +1,8 @@
 """What a policy judges. The values are in databases."""
 
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import NewType
+from typing import NewType, TypeAlias
 
 
 class PolicyCategory(StrEnum):
@@ -21,3 +22,6 @@ TextHash = NewType("TextHash", str)
 
 What the text means has another one, `PolicyHash`: however it is spelled.
 """
+
+PolicyHashes: TypeAlias = Mapping[tuple[str, str], TextHash]
+"""The hashes of current texts, by kind and name."""

@@ -52,7 +52,8 @@ def pushing(
         lateness=attesting.recorder.lateness,
         now=now,
     )
-    judging = Judging(stored.agents, attesting.build_reference, journal, attesting.budget)
-    attestations = Attestations(store, attesting.build_reference, judging, config.attestation_limits, now=now)
+    build = stored.references.build
+    judging = Judging(build, journal, attesting.budget)
+    attestations = Attestations(store, build, judging, config.attestation_limits, now=now)
     silence = Silence(me, store, sessions, journal, rules, kept_s=config.attestation_history_s, now=now)
     return Pushing(Logins(sessions, stored.agents, limits, now=now), attestations, judging, journal, silence)

@@ -10,7 +10,7 @@ from keylime.ima.policy_union import keeps_learned, unite
 from keylime.ima.runtime_policy import PolicyHash, RuntimePolicy
 from keylime.measured_boot.boot_policy import MeasuredBootPolicy
 from keylime.tpm.tpm_policy import TpmPolicy
-from keylime_verifier.agents.policy_categories import MEASURED_BOOT, RUNTIME, TextHash
+from keylime_verifier.agents.policy_categories import MEASURED_BOOT, RUNTIME, PolicyHashes, TextHash
 from keylime_verifier.agents.records import Enrolment, PolicyVersions
 from keylime_verifier.policies.demands import CompileBootPolicy, decode_attestation_key, tenant_keyring
 from keylime_verifier.policies.kept import KeptPolicies
@@ -41,15 +41,18 @@ class References:
         self._demands_ima: dict[TextHash, bool] = {}
         self._boot: weakref.WeakValueDictionary[TextHash, MeasuredBootPolicy] = weakref.WeakValueDictionary()
 
-    async def build(self, enrolment: Enrolment) -> tuple[Reference, PolicyVersions]:
+    async def build(
+        self, enrolment: Enrolment, stored: PolicyHashes | None = None
+    ) -> tuple[Reference, PolicyVersions]:
         """The reference of one agent, and what it was built of. Raises KeylimeError for what is of no use.
 
-        It holds until the first of several runtime policies ends.
+        It holds until the first of several runtime policies ends. Who has just read which policies are
+        `stored` says so.
         """
         now = self._now()
-        hashes = {part.name: await self._hash_of(RUNTIME, part.name) for part in enrolment.parts}
+        hashes = {part.name: await self._hash_of(RUNTIME, part.name, stored) for part in enrolment.parts}
         boot_name = enrolment.measured_boot_policy
-        boot = None if boot_name is None else await self._hash_of(MEASURED_BOOT, boot_name)
+        boot = None if boot_name is None else await self._hash_of(MEASURED_BOOT, boot_name, stored)
         versions = PolicyVersions.found(enrolment, hashes, boot, now)
         if versions.runtime is None:
             raise PolicyError("every runtime policy of the agent has ended")
@@ -141,8 +144,8 @@ class References:
                 self._boot[text_hash] = policy
         return policy
 
-    async def _hash_of(self, kind: str, name: str) -> TextHash:
-        text_hash = await self._policies.text_hash(kind, name)
+    async def _hash_of(self, kind: str, name: str, stored: PolicyHashes | None = None) -> TextHash:
+        text_hash = await self._policies.text_hash(kind, name) if stored is None else stored.get((kind, name))
         if text_hash is None:
             raise PolicyError(f"the {kind} policy {name!r} is gone from the database")
         return text_hash

@@ -8,9 +8,16 @@ import sqlalchemy as sa
 
 from keylime.database.transactions import Database
 from keylime.ima.runtime_policy import PolicyHash
-from keylime_verifier.agents.policy_categories import RUNTIME, TextHash
+from keylime_verifier.agents.policy_categories import MEASURED_BOOT, RUNTIME, PolicyHashes, TextHash
+from keylime_verifier.agents.records import Enrolment
 from keylime_verifier.database.schema import agents, policies, policy_texts, policy_versions
 
+_HASHES = sa.select(policies.c.kind, policies.c.name, policies.c.content_hash).where(
+    sa.or_(
+        sa.and_(policies.c.kind == RUNTIME, policies.c.name.in_(sa.bindparam("runtime", expanding=True))),
+        sa.and_(policies.c.kind == MEASURED_BOOT, policies.c.name == sa.bindparam("boot")),
+    )
+)
 _REMEMBERED = 1000  # policies of which it is known what they cover
 
 
@@ -96,6 +103,12 @@ class PolicyStore:
         return await self._database.read(
             "read a policy", lambda connection: connection.execute(query).scalar()
         )
+
+
+def read_hashes(connection: sa.Connection, enrolment: Enrolment) -> PolicyHashes:
+    """Those of the current texts of an agent's policies."""
+    named = {"runtime": [part.name for part in enrolment.parts], "boot": enrolment.measured_boot_policy}
+    return {(row.kind, row.name): row.content_hash for row in connection.execute(_HASHES, named)}
 
 
 def used_by(kind: str, name: str) -> sa.ColumnElement[bool]:

@@ -1,18 +1,19 @@
 """Attestations in the database: each method is one transaction."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import sqlalchemy as sa
 
 from keylime.database.transactions import Database
 from keylime.identifiers import AgentId
 from keylime.messages.push_evidence import Received
+from keylime_verifier.agents.policy_categories import PolicyHashes
 from keylime_verifier.agents.pushing import PASSING
 from keylime_verifier.agents.records import AgentRecord
 from keylime_verifier.agents.shards import MemberId
 from keylime_verifier.database.schema import agents, attestations, pushing, sessions, shards
+from keylime_verifier.policies.store import read_hashes
 from keylime_verifier.polling.rows import UnreadableRecord, record_of
 from keylime_verifier.polling.store import SELECT_RECORDS
 from keylime_verifier.pushing.attestation_rows import (
@@ -27,6 +28,25 @@ from keylime_verifier.pushing.session_store import SELECT_SESSIONS, session_of
 from keylime_verifier.pushing.sessions import Session
 
 _OVERDUE_AT_ONCE = 500
+# Statements of every attestation, which are made once: that costs more than to execute them.
+_OF_AGENT = attestations.c.agent_id == sa.bindparam("of_agent")
+_SESSION = SELECT_SESSIONS.where(sessions.c.session_id == sa.bindparam("of_session"))
+_AGENT = SELECT_RECORDS.add_columns(pushing.c.next_number).where(
+    agents.c.agent_id == sa.bindparam("of_agent")
+)
+_LATEST = sa.select(attestations).where(_OF_AGENT).order_by(attestations.c.number.desc()).limit(1)
+_COUNT = (
+    sa.update(pushing)
+    .where(pushing.c.agent_id == sa.bindparam("of_agent"), pushing.c.next_number == sa.bindparam("number"))
+    .values(next_number=pushing.c.next_number + 1)
+)
+_SUPERSEDED = sa.delete(attestations).where(_OF_AGENT, attestations.c.stage == AWAITING)
+_NEW = sa.insert(attestations)
+_TAKE = sa.update(attestations).where(
+    _OF_AGENT,
+    attestations.c.number == sa.bindparam("of_number"),
+    attestations.c.stage == AWAITING,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +60,7 @@ class Found:
     record: AgentRecord | None
     next_number: int | None
     latest: Attestation | None
+    policies: PolicyHashes = field(default_factory=dict)  # which the agent is held to
 
 
 class AttestationStore:
@@ -50,18 +71,18 @@ class AttestationStore:
 
     async def look(self, agent_id: AgentId, session_id: str) -> Found:
         """What is known of an agent, and of the session that it says is its own. Raises UnreadableRecord."""
-        of_session = SELECT_SESSIONS.where(sessions.c.session_id == session_id)
-        of_agent = SELECT_RECORDS.add_columns(pushing.c.next_number).where(agents.c.agent_id == agent_id)
 
         def work(connection: sa.Connection) -> Found:
-            session = connection.execute(of_session).first()
-            row = connection.execute(of_agent).mappings().first()
-            latest = connection.execute(_latest(agent_id)).first()
+            session = connection.execute(_SESSION, {"of_session": session_id}).first()
+            row = connection.execute(_AGENT, {"of_agent": agent_id}).mappings().first()
+            record = None if row is None else record_of(row)
+            latest = connection.execute(_LATEST, {"of_agent": agent_id}).first()
             return Found(
                 None if session is None else session_of(session),
-                None if row is None else record_of(row),
+                record,
                 None if row is None else row["next_number"],
                 None if latest is None else attestation_of(latest),
+                {} if record is None else read_hashes(connection, record.enrolment),
             )
 
         return await self._database.read("look at an attestation", work)
@@ -76,22 +97,13 @@ class AttestationStore:
 
     async def negotiate(self, attestation: Attestation) -> bool:
         """Stores a new attestation in the place of one that awaits evidence. False: somebody was faster."""
-        agent_id, number = attestation.agent_id, attestation.number
-        count = (
-            sa.update(pushing)
-            .where(pushing.c.agent_id == agent_id, pushing.c.next_number == number)
-            .values(next_number=number + 1)
-        )
-        superseded = sa.delete(attestations).where(
-            attestations.c.agent_id == agent_id, attestations.c.stage == AWAITING
-        )
-        new = sa.insert(attestations).values(attestation.columns)
+        of_agent = {"of_agent": attestation.agent_id}
 
         def work(connection: sa.Connection) -> bool:
-            if connection.execute(count).rowcount != 1:
+            if connection.execute(_COUNT, {**of_agent, "number": attestation.number}).rowcount != 1:
                 return False
-            connection.execute(superseded)
-            connection.execute(new)
+            connection.execute(_SUPERSEDED, of_agent)
+            connection.execute(_NEW, attestation.columns)
             return True
 
         return await self._database.write("negotiate an attestation", work)
@@ -101,17 +113,15 @@ class AttestationStore:
     ) -> Attestation | None:
         """The attestation with its evidence, which it takes once. None: somebody was faster."""
         changed = replace(attestation, stage=EVALUATING, evidence_at=at, items=tuple(items))
-        change = (
-            sa.update(attestations)
-            .where(
-                attestations.c.agent_id == attestation.agent_id,
-                attestations.c.number == attestation.number,
-                attestations.c.stage == AWAITING,
-            )
-            .values(stage=EVALUATING, evidence_at=at, items=encode_items(items))
-        )
+        values = {
+            "of_agent": attestation.agent_id,
+            "of_number": attestation.number,
+            "stage": EVALUATING,
+            "evidence_at": at,
+            "items": encode_items(items),
+        }
         is_ours = await self._database.write(
-            "receive evidence", lambda connection: connection.execute(change).rowcount == 1
+            "receive evidence", lambda connection: connection.execute(_TAKE, values).rowcount == 1
         )
         return changed if is_ours else None
 
@@ -181,12 +191,3 @@ class AttestationStore:
             attestations.c.received_at < before, attestations.c.number < number.scalar_subquery() - 1
         )
         await self._database.write("forget attestations", lambda connection: connection.execute(old))
-
-
-def _latest(agent_id: str) -> sa.Select[Any]:
-    return (
-        sa.select(attestations)
-        .where(attestations.c.agent_id == agent_id)
-        .order_by(attestations.c.number.desc())
-        .limit(1)
-    )

@@ -110,7 +110,7 @@ class Attestations:
         _demand_type(resource)
         try:
             offered = read_offer(resource.attributes)
-            reference, _ = await self._build_reference(record)
+            reference, _ = await self._build_reference(record.enrolment, found.policies)
             checkpoint = record.progress.checkpoint.under_policy(
                 reference.runtime_policy.content_hash, reference.succeeded
             )
@@ -180,9 +180,9 @@ class Attestations:
             raise
         if latest.generation == record.generation:
             evidence = Evidence(
-                agent_id=agent_id,
+                record=record,
+                policies=found.policies,
                 number=latest.number,
-                generation=latest.generation,
                 boot_time=latest.boot_time,
                 collected=collected,
             )

@@ -17,10 +17,10 @@ from keylime.appraisal.reference import Reference
 from keylime.appraisal.verdict import Accepted, Incomplete, Rejected, Verdict
 from keylime.errors import KeylimeError
 from keylime.identifiers import AgentId
-from keylime_verifier.agents.records import AgentRecord, PolicyVersions
+from keylime_verifier.agents.policy_categories import PolicyHashes
+from keylime_verifier.agents.records import AgentRecord, Enrolment, PolicyVersions
 from keylime_verifier.polling.answer_budget import AnswerBudget, Reservation
 from keylime_verifier.polling.fencing import Ruling
-from keylime_verifier.polling.store import AgentStore
 from keylime_verifier.pushing.collected import Collected, answer_of, challenge_of
 from keylime_verifier.pushing.insistence import insisting
 from keylime_verifier.pushing.journal import Journal, Judged, gravest_text
@@ -28,7 +28,7 @@ from keylime_verifier.pushing.negotiation import boottime_in, quoted_pcrs
 
 log = logging.getLogger("keylime.verifier")
 
-BuildReference = Callable[[AgentRecord], Awaitable[tuple[Reference, PolicyVersions]]]
+BuildReference = Callable[[Enrolment, PolicyHashes], Awaitable[tuple[Reference, PolicyVersions]]]
 
 MOST_AT_ONCE = 500
 """Pieces of evidence that wait for their verdict."""
@@ -36,13 +36,22 @@ MOST_AT_ONCE = 500
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """Evidence that was received: for which attestation of which enrolment, of which boot."""
+    """Evidence that was received: for which attestation of an agent, of which boot.
 
-    agent_id: AgentId
+    The record and its policies are as they were read with the request that brought it; whoever writes the
+    verdict sees whether they still are.
+    """
+
+    record: AgentRecord
+    policies: PolicyHashes
     number: int
-    generation: str
     boot_time: float
     collected: Collected
+
+    @property
+    def agent_id(self) -> AgentId:
+        """Whose it is."""
+        return self.record.agent_id
 
 
 class NoRoom(KeylimeError):
@@ -52,10 +61,7 @@ class NoRoom(KeylimeError):
 class Judging:
     """What is under way of it in this process."""
 
-    def __init__(
-        self, store: AgentStore, build_reference: BuildReference, journal: Journal, budget: AnswerBudget
-    ) -> None:
-        self._store = store
+    def __init__(self, build_reference: BuildReference, journal: Journal, budget: AnswerBudget) -> None:
         self._build_reference = build_reference
         self._journal = journal
         self._budget = budget
@@ -100,12 +106,10 @@ class Judging:
             await self._judge_patiently(evidence, place)
 
     async def _judge_patiently(self, evidence: Evidence, place: Reservation) -> None:
-        agent_id = evidence.agent_id
+        agent_id, record = evidence.agent_id, evidence.record
         try:
-            record = await insisting(agent_id, partial(self._store.find, agent_id))
-            if record is None or record.generation != evidence.generation:
-                return
-            reference, held_to = await insisting(agent_id, partial(self._build_reference, record))
+            build = partial(self._build_reference, record.enrolment, evidence.policies)
+            reference, held_to = await insisting(agent_id, build)
             verdict = await self._verdict(evidence, record, reference, place)
             ruling = await self._journal.judged(
                 Judged(record=record, number=evidence.number, verdict=verdict, held_to=held_to)

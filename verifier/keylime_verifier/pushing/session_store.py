@@ -28,6 +28,15 @@ _EXPIRED_KEPT_S = 3600.0  # for so long a token is called expired and not unknow
 _COLUMNS = [sessions.c[field.name] for field in fields(Session)]
 SELECT_SESSIONS = sa.select(*_COLUMNS)
 _UNPROVEN = sessions.c.state != ACTIVE
+_LENGTHEN = (
+    sa.update(sessions)
+    .where(
+        sessions.c.agent_id == sa.bindparam("of_agent"),
+        sessions.c.state == ACTIVE,
+        sessions.c.token_expires_at < sa.bindparam("until"),
+    )
+    .values(token_expires_at=sa.bindparam("until"))
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,13 +148,7 @@ class SessionStore:
 
 def lengthen_session(connection: sa.Connection, agent_id: AgentId, until: float) -> None:
     """Lets the token of an agent hold longer."""
-    connection.execute(
-        sa.update(sessions)
-        .where(
-            sessions.c.agent_id == agent_id, sessions.c.state == ACTIVE, sessions.c.token_expires_at < until
-        )
-        .values(token_expires_at=until)
-    )
+    connection.execute(_LENGTHEN, {"of_agent": agent_id, "until": until})
 
 
 def _begun(connection: sa.Connection, session: Session, limits: SessionLimits, now: float) -> Begun:

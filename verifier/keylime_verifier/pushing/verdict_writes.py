@@ -18,10 +18,30 @@ from keylime_verifier.database.history import write_events
 from keylime_verifier.database.schema import attestations, progress, pushing
 from keylime_verifier.polling.fencing import Ruling, StoredState, lock_agent, lock_claims
 from keylime_verifier.polling.rows import lasting, position_columns, verdict_columns
-from keylime_verifier.polling.verdict_writes import move_agent, update_agent
+from keylime_verifier.polling.verdict_writes import update_agent
 from keylime_verifier.pushing.attestation_rows import COMPLETE
 from keylime_verifier.pushing.session_store import lengthen_session
 from keylime_verifier.revocations.outbox import insert_revocation
+
+# Statements of every verdict, which are made once: that costs more than to execute them.
+_MOVE = (
+    sa.update(progress)
+    .where(progress.c.agent_id == sa.bindparam("of_agent"))
+    .values(recalls=progress.c.recalls + 1)
+)
+_PUSH = sa.update(pushing).where(pushing.c.agent_id == sa.bindparam("of_agent"))
+_OF_AGENT = attestations.c.agent_id == sa.bindparam("of_agent")
+_CONCLUDE = sa.update(attestations).where(
+    _OF_AGENT,
+    attestations.c.number == sa.bindparam("of_number"),
+    attestations.c.generation == sa.bindparam("of_generation"),
+)
+_FORGET = sa.delete(attestations).where(
+    _OF_AGENT,
+    attestations.c.number < sa.bindparam("of_number"),
+    attestations.c.stage == COMPLETE,  # others may still be found to fail
+    sa.not_(attestations.c.is_kept),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,11 +103,10 @@ def write_change(connection: sa.Connection, change: Change) -> Ruling:
         return ruling
     if not is_routine(before.progress, after.progress) or _has_learned(before, after):
         update_agent(connection, after.agent_id, verdict_columns(after.progress))
-    position = position_columns(after.progress)
-    move_agent(connection, after.agent_id, position | {"recalls": progress.c.recalls + 1})
+    connection.execute(_MOVE, {"of_agent": after.agent_id, **position_columns(after.progress)})
     if after.push is not None and after.push != before.push:
-        values = {"judged": after.push.judged, "deadline": after.push.deadline}
-        connection.execute(sa.update(pushing).where(pushing.c.agent_id == after.agent_id).values(values))
+        values = {"of_agent": after.agent_id, "judged": after.push.judged, "deadline": after.push.deadline}
+        connection.execute(_PUSH, values)
     if conclusion is not None:
         _conclude(connection, before, conclusion)
         if conclusion.token_until is not None:
@@ -107,28 +126,18 @@ def _has_learned(before: AgentRecord, after: AgentRecord) -> bool:
 
 def _conclude(connection: sa.Connection, record: AgentRecord, conclusion: Conclusion) -> None:
     """The attestation is over; of those before it the ones stay that are kept."""
-    of_agent = attestations.c.agent_id == record.agent_id
+    of_agent = {"of_agent": record.agent_id, "of_number": conclusion.number}
     connection.execute(
-        sa.update(attestations)
-        .where(
-            of_agent,
-            attestations.c.number == conclusion.number,
-            attestations.c.generation == record.generation,
-        )
-        .values(
-            stage=COMPLETE,
-            evaluation=conclusion.evaluation,
-            failure_reason=conclusion.reason,
-            completed_at=conclusion.at,
-            is_kept=conclusion.is_kept,
-        )
+        _CONCLUDE,
+        {
+            **of_agent,
+            "of_generation": record.generation,
+            "stage": COMPLETE,
+            "evaluation": conclusion.evaluation,
+            "failure_reason": conclusion.reason,
+            "completed_at": conclusion.at,
+            "is_kept": conclusion.is_kept,
+        },
     )
     if conclusion.evaluation == "pass":
-        connection.execute(
-            sa.delete(attestations).where(
-                of_agent,
-                attestations.c.number < conclusion.number,
-                attestations.c.stage == COMPLETE,  # others may still be found to fail
-                sa.not_(attestations.c.is_kept),
-            )
-        )
+        connection.execute(_FORGET, of_agent)
