@@ -31,6 +31,7 @@ from keylime.takeover.command import ImportRequest
 from keylime.takeover.importer import Importer
 from keylime.takeover.report import Report
 from keylime_registrar import takeover
+from keylime_registrar.agent_certificates import AgentCertificates
 from keylime_registrar.anchors import Anchors
 from keylime_registrar.audit import Audit
 from keylime_registrar.config import SQLITE_NAME, RegistrarConfig, load_config
@@ -135,8 +136,9 @@ async def running(config: RegistrarConfig, number: int = 0) -> AsyncIterator[Reg
         context = config.tls.server_context(require_client=False)
         issuers = Issuers(config.certificate_store)
         audit = Audit(database, config.audit_retention_s)
+        store = Store(database, PendingLimits())
         registrations = Registrations(
-            Store(database, PendingLimits()),
+            store,
             _rules(config),
             Throttle(Allowance()),
             Clocks(wall=time.time, steady=time.monotonic),
@@ -149,6 +151,11 @@ async def running(config: RegistrarConfig, number: int = 0) -> AsyncIterator[Reg
         keeper = kept_certificates(config.tls, ensure, health, is_speaker=number == 0)
         around = watched_surroundings(config.work_dir, health, is_speaker=number == 0)
         loops = {"certificate keeper": keeper.run, "surroundings": around.run, "audit": audit.run}
+        ends = AgentCertificates(
+            store.certificates_after, measured.meter.agent_certificates_end, is_speaker=number == 0
+        )
+        loops["agent certificates"] = ends.run
+        health.note("agent certificates", ends.remark)
         await stack.enter_async_context(supervised(loops, health))
         health.note("TPM certificate store", issuers.remark)
         handlers = Handlers(registrations, measured.meter)

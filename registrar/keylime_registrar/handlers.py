@@ -79,6 +79,9 @@ class Meter:
     def limited(self) -> None:
         """A source was told to come back later."""
 
+    def agent_certificates_end(self, at: float) -> None:
+        """When the first of all agents' TLS certificates ends, in seconds since the epoch; 0 for none."""
+
 
 REGISTRATIONS = ("challenged", "refused", "identity_changed")
 ACTIVATIONS = ("proven", "already_active", "wrong_tag", "unknown_agent", "identity_changed", "conflict")

@@ -6,7 +6,7 @@ No label is about a single agent.
 from collections.abc import Sequence
 
 import sqlalchemy as sa
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from keylime.database.transactions import Database
@@ -48,6 +48,13 @@ class RegistrarMetrics(Meter):
             buckets=_SHORT_S,
             registry=registry,
         )
+        # Worker 0 alone looks at them; the others' zeros are no time.
+        self._agent_certificates = Gauge(
+            "keylime_registrar_agent_certificate_expiry_timestamp_seconds",
+            "When the first of all agents' TLS certificates ends, in seconds since the epoch; 0 for none.",
+            multiprocess_mode="max",
+            registry=registry,
+        )
         for result in REGISTRATIONS:  # there from the beginning: a rate needs a 0 to begin with
             self._registrations.labels(result)
         for result in ACTIVATIONS:
@@ -61,6 +68,9 @@ class RegistrarMetrics(Meter):
 
     def limited(self) -> None:
         self._limited.inc()
+
+    def agent_certificates_end(self, at: float) -> None:
+        self._agent_certificates.set(at)
 
     def transaction(self, kind: str, took_s: float) -> None:
         """A transaction of a kind ("read", "write") took so long."""

@@ -98,6 +98,20 @@ class Store:
 
         return await self._database.read("list the registrations", work)
 
+    async def certificates_after(self, agent_id: str, limit: int) -> list[tuple[str, str]]:
+        """Ids of active agents after this one, in their order, with their TLS certificates in PEM."""
+        query = (
+            sa.select(registrations.c.agent_id, registrations.c.mtls_cert)
+            .where(registrations.c.agent_id > agent_id, registrations.c.mtls_cert.is_not(None))
+            .order_by(registrations.c.agent_id)
+            .limit(limit)
+        )
+
+        def work(connection: sa.Connection) -> list[tuple[str, str]]:
+            return [(row.agent_id, row.mtls_cert) for row in connection.execute(query)]
+
+        return await self._database.read("read certificates of agents", work)
+
     async def add_pending(self, registration: Registration, origin: Origin, now: int) -> bytes:
         """The secret to challenge a registration with, which from now on waits for its proof.
 

@@ -3,10 +3,15 @@
 import base64
 import binascii
 import hashlib
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
+from keylime.errors import KeylimeError
 from keylime.findings.finding import printable
+from keylime.pki.agent_certificate import read_agent_certificate
+from keylime.pki.lifetimes import RENEWAL_MARGIN
 from keylime_tenant.standing import circumstances, grouped_findings, standing_of
 from keylime_tenant.terminal import Column, Terminal, ago, lines_of, moment, record_lines
 from keylime_tenant.told_status import ToldStatus
@@ -130,9 +135,17 @@ def _verifier(status: ToldStatus) -> str:
 
 
 def registration_lines(
-    records: Mapping[str, JsonObject], terminal: Terminal, *, title: str = "registered"
+    records: Mapping[str, JsonObject],
+    terminal: Terminal,
+    *,
+    title: str = "registered",
+    now: float | None = None,
 ) -> Iterator[str]:
-    """What a registrar has of agents. Keys and certificates are told by their SHA-256."""
+    """What a registrar has of agents. Keys and certificates are told by their SHA-256.
+
+    `now` is the time, in seconds since the epoch, by which certificates end soon; None for the clock's.
+    """
+    now = time.time() if now is None else now
     for agent_id, record in records.items():
         yield f"{terminal.paint(printable(agent_id), 'strong')}  {title}"
         fields = [
@@ -142,6 +155,7 @@ def registration_lines(
             ("endorsement key", _digest(record.get("ek_tpm"), "", terminal)),
             ("attestation key", _digest(record.get("aik_tpm"), "", terminal)),
             ("TLS certificate", _certificate(record.get("mtls_cert"), terminal)),
+            ("", _end_of(record.get("mtls_cert"), terminal, now)),
         ]
         yield from (f"   {line}" for line in record_lines(fields, terminal))
 
@@ -166,6 +180,23 @@ def _certificate(value: object, terminal: Terminal) -> str:
         return printable(str(value)) if value else "none"
     body = "".join(line for line in value.splitlines() if line and not line.startswith("-----"))
     return _digest(body, "", terminal)
+
+
+def _end_of(value: object, terminal: Terminal, now: float) -> str:
+    """When a certificate ends, where that is soon: agents renew theirs before."""
+    if not isinstance(value, str) or "-----BEGIN" not in value:
+        return ""
+    try:
+        end = read_agent_certificate(value.encode("utf-8", "surrogatepass")).not_after
+    except KeylimeError:
+        return terminal.paint("it cannot be read", "doubtful")
+    moment_of_now = datetime.fromtimestamp(now, UTC)
+    if end is None or end - moment_of_now >= RENEWAL_MARGIN:
+        return ""
+    verb = "ended" if end <= moment_of_now else "ends"
+    return terminal.paint(
+        f"it {verb} on {end:%Y-%m-%d}: the agent makes a new one when it starts", "doubtful"
+    )
 
 
 def name_lines(title: str, names: Iterable[str], terminal: Terminal) -> Iterator[str]:

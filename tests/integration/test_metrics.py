@@ -21,6 +21,7 @@ from tests.fakes.tls_material import Authority
 
 MONITORING = Path(__file__).parents[2] / "config" / "monitoring"
 ALERTS = MONITORING / "keylime-alerts.yml"
+ALERT_TESTS = Path(__file__).parents[1] / "data" / "keylime-alerts-test.yml"
 OUTCOMES = {
     "accepted",
     "rejected",
@@ -117,6 +118,7 @@ def test_what_is_measured_and_what_is_asked_for(tmp_path: Path) -> None:
     assert registrar.value("keylime_registrar_activations_total", result="proven") == 1
     assert registrar.value("keylime_registrar_activations_total", result="unknown_agent") == 1
     assert registrar.value("keylime_registrar_agents", state="active") == 1
+    assert registrar.value("keylime_registrar_agent_certificate_expiry_timestamp_seconds") == 0
     assert registrar.value("keylime_build_info") == 1
     assert registrar.value("keylime_registrar_warning", about="TPM certificate store") == 0
     assert {"disk", "clock", "certificates"} <= set(
@@ -135,7 +137,20 @@ def test_what_is_measured_and_what_is_asked_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool of Prometheus")
-def test_the_alerts_are_rules_of_prometheus() -> None:
+def test_the_alerts_are_rules_of_prometheus_and_fire_when_they_should() -> None:
     promtool = shutil.which("promtool") or ""
-    done = subprocess.run([promtool, "check", "rules", str(ALERTS)], capture_output=True, text=True)  # noqa: S603
-    assert done.returncode == 0, done.stdout + done.stderr
+    for what in (("check", str(ALERTS)), ("test", str(ALERT_TESTS))):
+        command = [promtool, what[0], "rules", what[1]]
+        done = subprocess.run(command, capture_output=True, text=True)  # noqa: S603
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_each_alert_has_a_test() -> None:
+    rules = yaml.safe_load(ALERTS.read_text())["groups"][0]["rules"]
+    tested = {
+        case["alertname"]
+        for test in yaml.safe_load(ALERT_TESTS.read_text())["tests"]
+        for case in test["alert_rule_test"]
+        if case.get("exp_alerts")
+    }
+    assert tested == {rule["alert"] for rule in rules}

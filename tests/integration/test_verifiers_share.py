@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import json
 import re
 import signal
@@ -11,12 +12,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
+
 from keylime.http.server import Response
 from keylime.revocation.channel import RevocationSubscriber
 from keylime.revocation.publication import endpoint
 from tests.fakes.attesting_agent import AttestingAgent, policy_of
 from tests.fakes.databases import DatabaseServer
-from tests.fakes.running_verifier import NOT_TOLD, eventually, verifier_authority
+from tests.fakes.running_verifier import NOT_TOLD, RunningVerifier, eventually, verifier_authority
 from tests.fakes.tls_material import server_context
 from tests.fakes.verifier_process import Verifiers, verifiers
 from tests.fakes.webhook_receiver import WebhookReceiver
@@ -94,6 +97,59 @@ def test_the_agents_of_a_killed_verifier_are_taken_over(tmp_path: Path) -> None:
         assert all(agent.revocations == [] for agent in agents)
 
     play(act, tmp_path)
+
+
+async def read_events(verifier: RunningVerifier, seen: list[dict[str, Any]]) -> None:
+    """Follows the events after the last one that was seen, until the connection ends."""
+    url = f"https://127.0.0.1:{verifier.port}/v2.6/events"
+    after = {"Last-Event-ID": str(seen[-1]["id"] if seen else 0)}
+    async with verifier.session.get(url, ssl=verifier.administrators, headers=after) as response:
+        assert response.status == 200
+        with contextlib.suppress(aiohttp.ClientError):
+            async for line in response.content:
+                assert not line.startswith(b"event: gap")
+                if line.startswith(b"data: "):
+                    seen.append(json.loads(line.removeprefix(b"data: ")))
+
+
+def test_who_follows_a_killed_verifier_goes_on_at_another_one_without_gap_or_double(
+    tmp_path: Path, server: DatabaseServer
+) -> None:
+    async def act(site: Verifiers, agents: list[AttestingAgent]) -> None:
+        victim, other = site.processes
+        dying, living = await site.api(victim), await site.api(other)
+        seen: list[dict[str, Any]] = []
+        reading = asyncio.create_task(read_events(dying, seen))
+        is_enough = asyncio.Event()
+
+        async def act_on_agents() -> None:
+            """Something happens all the time, to whichever agent, at the verifier that lives."""
+            while not is_enough.is_set():
+                for agent in agents:
+                    for what in ("stop", "reactivate"):
+                        done = await living.admin("PUT", f"/v2.6/agents/{agent.agent_id}/{what}")
+                        assert done.code == 200
+
+        acting = asyncio.create_task(act_on_agents())
+        await eventually(lambda: len(seen) >= 20)
+        assert await victim.end(signal.SIGKILL) == -signal.SIGKILL
+        async with asyncio.timeout(100):
+            await reading
+        at_the_kill = seen[-1]["id"]
+        reading = asyncio.create_task(read_events(living, seen))
+        await eventually(lambda: seen[-1]["id"] >= at_the_kill + 20)
+        await eventually(lambda: any(event["kind"] == "taken_over" for event in seen))
+        is_enough.set()
+        await acting
+        last = site.query("SELECT last FROM event_counter")[0][0]
+        await eventually(lambda: seen[-1]["id"] >= last)
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+        assert [event["id"] for event in seen] == [*range(1, seen[-1]["id"] + 1)]
+        stored = site.query(f"SELECT id, kind FROM events WHERE id <= {seen[-1]['id']} ORDER BY id")  # noqa: S608
+        assert [(event["id"], event["kind"]) for event in seen] == stored
+
+    play(act, tmp_path, server.new_database(), agents=2)
 
 
 def test_a_verifier_that_stops_in_good_order_hands_over_at_once(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 import base64
 import hashlib
+from datetime import timedelta
 
 import pytest
 
 from keylime_tenant.people import agent_lines, name_lines, policies_in_force, registration_lines
 from keylime_tenant.terminal import Terminal
 from keylime_tenant.told_status import ToldStatus, told_status
+from tests.fakes.tls_material import self_signed
 from tests.unit.tenant.test_standing import STATUS, finding
 
 ID = "d432fbb3-d2f1-4a97-9ef7-75bd81c00000"
@@ -119,3 +121,18 @@ def test_a_registration_names_keys_by_whole_digests() -> None:
 def test_names_stand_below_their_number() -> None:
     assert list(name_lines("agents", ["a", "b"], Terminal())) == ["agents: 2", "a", "b"]
     assert list(name_lines("agents", [], Terminal())) == ["agents: none"]
+
+
+def test_a_certificate_that_ends_is_told_below_its_digest() -> None:
+    certificate = self_signed("agent", days=(-9, 20))
+    end = certificate.certificate.not_valid_after_utc
+    record = {"mtls_cert": certificate.pem}
+
+    def said(days_left: float) -> list[str]:
+        now = (end - timedelta(days=days_left)).timestamp()
+        return [line for line in registration_lines({ID: record}, Terminal(80), now=now) if " it " in line]
+
+    assert said(31) == []
+    (line,) = said(29)
+    assert line.endswith(f"it ends on {end:%Y-%m-%d}: the agent makes a new one when it starts")
+    assert "it ended on" in said(-1)[0]
