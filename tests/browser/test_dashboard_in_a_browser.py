@@ -136,7 +136,7 @@ def test_a_machine_is_seen_to_fall_and_to_return(tmp_path: Path, browser: Any) -
             assert (await do(reader.focused, 2))[:2] == ["To the content", "Fleet"]
             agents[1].machine.measure(_EVIL, b"new")
             await do(reader.sees, "1\nfailed")
-            await do(reader.sees, "1 now")
+            await do(reader.sees, "failed machines in the last 48 hours: 1 now")
             await do(reader.picture, "fleet")
             await do(reader.click, "web-2")
             await do(reader.sees, "Why it fails")

@@ -22,7 +22,7 @@ FLEET = "/v2.6/allowlists/fleet"
 NAMED = {"runtime_policy": "", "runtime_policy_name": "fleet"}
 
 
-def test_a_machine_falls_is_explained_accepted_and_returns(tmp_path: Path) -> None:
+def test_n26_n27_n28_a_machine_falls_is_explained_accepted_and_returns(tmp_path: Path) -> None:
     async def play() -> None:
         async with (
             AttestingAgent("agent-1", verifier_authority()) as agent,
@@ -66,7 +66,7 @@ async def _falls(board: RunningDashboard, verifier: RunningVerifier, agent: Atte
     assert "<script>" not in page
     assert "keylime_tenant approve -u agent-1" in page
     assert "Get Quote -&gt; Invalid Quote" in page
-    await eventually(lambda: _shows(board, "/", "1 now"))
+    await eventually(lambda: _shows(board, "/", "failed machines in the last 48 hours: 1 now"))
     assert "agent-1" in await board.page("/?state=failed&q=fleet")
 
 
@@ -116,7 +116,7 @@ async def _is_stopped_and_deleted(
     assert (await board.ask("/machine/a%2Fb"))[0] == 404
 
 
-def test_a_link_that_two_have_opens_nothing_any_more(tmp_path: Path) -> None:
+def test_n26_a_link_that_two_have_opens_nothing_any_more(tmp_path: Path) -> None:
     async def play() -> None:
         async with running_verifier(tmp_path) as verifier, running_dashboard(verifier) as board:
             await board.log_in()

@@ -72,7 +72,7 @@ class FleetPage:
     first: int  # the number of the first row that is shown, from 1
     counts: Sequence[Count]
     rows: Sequence[Row]
-    failed: Sparkline
+    over_time: Sequence[tuple[Standing, Sparkline]]
     before: str | None
     after: str | None
 
@@ -83,9 +83,13 @@ def machine_href(agent_id: str, *below: str) -> str:
 
 
 def fleet_page(
-    statuses: Mapping[str, ToldStatus], query: FleetQuery, place: str, failed: Sequence[int], now: float
+    statuses: Mapping[str, ToldStatus],
+    query: FleetQuery,
+    place: str,
+    over_time: Mapping[Standing, Sequence[int]],
+    now: float,
 ) -> FleetPage:
-    """The machines that the query means, the worst first."""
+    """The machines that the query means, the worst first; `over_time` is how many stood how until now."""
     standings = {agent: standing_of(status) for agent, status in statuses.items()}
     counts: dict[Standing, int] = {}
     for standing in standings.values():
@@ -112,7 +116,10 @@ def fleet_page(
             for one in Standing
         ],
         rows=[_row(agent, statuses[agent], one, now) for one, agent in found[begin : begin + ROWS]],
-        failed=sparkline(failed, "failed machines in the last 48 hours"),
+        over_time=[
+            (one, sparkline(values, f"{one.word} machines in the last 48 hours"))
+            for one, values in over_time.items()
+        ],
         before=query.href(page=page - 1 if page > 2 else "") if page > 1 else None,
         after=query.href(page=page + 1) if page < last else None,
     )
@@ -134,5 +141,11 @@ def _row(agent: str, status: ToldStatus, standing: Standing, now: float) -> Row:
         last_pass=ago(status.last_successful_attestation, now),
         passes="?" if status.attestation_count is None else str(status.attestation_count),
         policies=", ".join(policies_in_force(status)),
-        address=f"{printable(status.ip)}:{status.port}" if status.ip else "",
+        address=_address(status),
     )
+
+
+def _address(status: ToldStatus) -> str:
+    if status.attests_by_itself:
+        return "attests by itself"
+    return f"{printable(status.ip)}:{status.port}" if status.ip else ""

@@ -24,7 +24,7 @@ from keylime_tenant.dashboard.rendering import STATIC, Renderer, static_file
 from keylime_tenant.dashboard.service_pages import revocations_page, services_page
 from keylime_tenant.errors import CommandFailed
 from keylime_tenant.session import Session
-from keylime_tenant.standing import Standing, standing_of
+from keylime_tenant.standing import standing_of
 
 log = logging.getLogger("keylime.tenant")
 
@@ -142,8 +142,7 @@ class Fleet(Page):
         query = read_query(*(self.get_query_argument(name, "") for name in ("q", "state", "page")))
         statuses = await gathering.read_statuses(self.site.session)
         now = time.time()
-        failing = {agent for agent, status in statuses.items() if standing_of(status) is Standing.FAILED}
-        self.site.chronicle.set_right(failing, now)
+        self.site.chronicle.set_right({agent: standing_of(one) for agent, one in statuses.items()}, now)
         page = fleet_page(
             statuses, query, self.site.session.verifier.place, self.site.chronicle.series(now), now
         )

@@ -9,7 +9,7 @@ from keylime_tenant.dashboard.access import SECURITY_HEADERS, Door, Entry, Place
 PLACE = Place("127.9.8.7", 4711)
 
 
-def test_the_link_opens_once_and_who_comes_second_shuts_it() -> None:
+def test_n26_the_link_opens_once_and_who_comes_second_shuts_it() -> None:
     door = Door()
     session = door.session
     assert not door.admits(session)
@@ -25,7 +25,7 @@ def test_the_link_opens_once_and_who_comes_second_shuts_it() -> None:
     assert door.enter(door.link_token) is Entry.USED_BEFORE
 
 
-def test_forms_have_a_secret_of_their_own() -> None:
+def test_n27_forms_have_a_secret_of_their_own() -> None:
     door, other = Door(), Door()
     assert door.takes_form(door.form_token)
     assert not any(
@@ -44,7 +44,7 @@ def test_forms_have_a_secret_of_their_own() -> None:
         ("", False),
     ],
 )
-def test_names_that_were_made_to_lead_here_mean_another_page(host: str, expected: bool) -> None:
+def test_n27_names_that_were_made_to_lead_here_mean_another_page(host: str, expected: bool) -> None:
     assert PLACE.is_named_by(host) is expected
 
 
@@ -70,20 +70,20 @@ def test_a_chosen_port_is_reached_through_a_tunnel_by_both_names() -> None:
         (None, None, False),
     ],
 )
-def test_what_changes_something_is_sent_by_our_own_page(
+def test_n27_what_changes_something_is_sent_by_our_own_page(
     origin: str | None, site: str | None, expected: bool
 ) -> None:
     assert is_own_origin(PLACE, PLACE.host, origin, site) is expected
 
 
-def test_every_page_has_a_loopback_address_of_its_own() -> None:
+def test_n26_every_page_has_a_loopback_address_of_its_own() -> None:
     addresses = {own_address() for _ in range(20)}
     assert len(addresses) > 15
     assert all(ipaddress.ip_address(address).is_loopback for address in addresses)
     assert "127.0.0.1" not in addresses
 
 
-def test_nothing_of_others_is_loaded_or_run() -> None:
+def test_n28_nothing_of_others_is_loaded_or_run() -> None:
     policy = dict(
         part.strip().split(" ", 1) for part in SECURITY_HEADERS["Content-Security-Policy"].split(";")
     )

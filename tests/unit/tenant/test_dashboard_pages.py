@@ -67,7 +67,7 @@ FALL = event(2, **_TOLD)
 
 def test_the_fleet_counts_all_and_lists_the_worst_first() -> None:
     statuses = {"b": status(), "a": status(), "c": status("FAIL", last_findings=[{}])}
-    page = fleet_page(statuses, FleetQuery(), "the verifier", [0, 1], NOW)
+    page = fleet_page(statuses, FleetQuery(), "the verifier", {Standing.FAILED: [0, 1]}, NOW)
     assert [row.agent_id for row in page.rows] == ["c", "a", "b"]
     assert {one.standing: one.count for one in page.counts if one.count} == {
         Standing.FAILED: 1,
@@ -100,14 +100,14 @@ def test_machines_are_found_by_id_address_policy_and_state(query: FleetQuery, fo
         "odd": status("FAIL", ip="192.0.2.9", runtime_policy_name="special"),
         "other": status(runtime_policy_name=None),
     }
-    assert [row.agent_id for row in fleet_page(statuses, query, "", [], NOW).rows] == found
+    assert [row.agent_id for row in fleet_page(statuses, query, "", {}, NOW).rows] == found
 
 
 def test_long_lists_come_in_parts_that_lead_to_each_other() -> None:
     statuses = {f"m{number:04}": status() for number in range(2 * ROWS + 1)}
 
     def part(number: int) -> tuple[int, int, str | None, str | None]:
-        page = fleet_page(statuses, FleetQuery("m", page=number), "", [], NOW)
+        page = fleet_page(statuses, FleetQuery("m", page=number), "", {}, NOW)
         return page.first, len(page.rows), page.before, page.after
 
     assert part(1) == (1, ROWS, None, "/?q=m&page=2")
@@ -134,28 +134,58 @@ def test_a_line_stays_in_its_picture_and_says_what_it_shows() -> None:
     assert sparkline([], "x").points == ""
 
 
-def test_how_many_failed_is_told_by_the_events_and_set_right_by_the_fleet() -> None:
+def test_how_many_stood_how_is_told_by_the_events_and_set_right_by_the_fleet() -> None:
     chronicle = Chronicle()
-    assert set(chronicle.series(NOW)) == {0}
+
+    def last(now: float = NOW) -> tuple[int, ...]:
+        """How many have failed, are unreachable, are attested."""
+        return tuple(values[-1] for values in chronicle.series(now).values())
+
+    assert {value for values in chronicle.series(NOW).values() for value in values} == {0}
     chronicle.take(event(1, "enrolled"))
+    assert last() == (0, 0, 0)
+    chronicle.take(event(1, to="Get Quote"))
+    assert last() == (0, 0, 1)
     chronicle.take(FALL)
     chronicle.take(event(3, agent_id="b", to="Failed"))
     chronicle.take(event(4, "policy_replaced", agent_id=None))
-    series = chronicle.series(NOW)
-    assert (series[0], series[-1], max(series)) == (0, 2, 2)
+    chronicle.take(event(4, "delivery", outcome="delivered"))
+    chronicle.take(event(4, to="a state of a later release"))
+    series = chronicle.series(NOW)[Standing.FAILED]
+    assert (series[0], series[-1], max(series)) == (0, 1, 1)
+    assert last() == (1, 1, 0)
     chronicle.take(event(600, "reactivated"))
-    assert chronicle.series(NOW)[-1] == 1
+    assert last() == (0, 1, 0)
     chronicle.take(event(700, "deleted", agent_id="b"))
-    assert chronicle.series(NOW)[-1] == 0
-    chronicle.set_right({"c", "d", "e"}, NOW)
-    assert chronicle.series(NOW)[-1] == 3
-    assert chronicle.series(NOW + 3 * SPAN_S) == [3] * 48
+    assert last() == (0, 0, 0)
+    failed, overdue, unjudged = Standing.FAILED, Standing.OVERDUE, Standing.UNJUDGED
+    chronicle.set_right({"c": failed, "d": failed, "e": overdue, "f": unjudged}, NOW)
+    assert last() == (2, 1, 1)
+    assert chronicle.series(NOW + 3 * SPAN_S)[failed] == [2] * 48
+    chronicle.take(event(800, agent_id="d", to="Get Quote"))
+    assert last(NOW + 60) == (1, 1, 2)
+
+
+def test_a_machine_that_attests_by_itself_is_shown_beside_the_others_and_says_when_it_is_overdue() -> None:
+    pushing: dict[str, Any] = {"attestation_mode": "push", "ip": None, "port": None, "deadline": NOW + 30}
+    statuses = {"polled": status(), "good": status(**pushing), "late": status("TIMEOUT", **pushing)}
+    page = fleet_page(statuses, FleetQuery(), "", {}, NOW)
+    assert [(row.agent_id, row.standing, row.address) for row in page.rows] == [
+        ("late", Standing.OVERDUE, "attests by itself"),
+        ("good", Standing.ATTESTED, "attests by itself"),
+        ("polled", Standing.ATTESTED, "192.0.2.7:9002"),
+    ]
+    case = case_of("late", statuses["late"], [])
+    shown = machine_page(case, "late", [], [], NOW)
+    assert shown.standing is Standing.OVERDUE
+    notes = [fact.value for fact in shown.facts if fact.name == "note"]
+    assert any(note.startswith("attests by itself, the next time by 2027-01-15") for note in notes)
 
 
 def test_the_chronicle_forgets_what_is_older_than_it_shows() -> None:
     chronicle = Chronicle()
     for number in range(4_000):
-        chronicle.set_right({"a"} if number % 2 else set(), NOW + number * 60)
+        chronicle.set_right({"a": Standing.FAILED} if number % 2 else {}, NOW + number * 60)
     assert len(chronicle._changes) <= SPAN_S // 60 + 2
 
 
