@@ -25,6 +25,7 @@ from keylime_verifier.api.policy_handlers import REFERENCE_STATES, RUNTIME_POLIC
 from keylime_verifier.api.push_handlers import AttestationHandlers, SessionHandlers
 from keylime_verifier.api.revocation_handlers import RevocationHandlers
 from keylime_verifier.api.routes import VERIFIER_API, table
+from keylime_verifier.api.sharing_handlers import SharingHandlers
 from keylime_verifier.api.verification_handlers import VerificationHandlers
 
 
@@ -57,6 +58,7 @@ def routes() -> dict[str, tuple[Api, Sequence[Route]]]:
             PolicyHandlers(REFERENCE_STATES, nobody),
             VerificationHandlers(nobody, nobody, max_evidence=1),
             RevocationHandlers(nobody),
+            SharingHandlers(nobody),
             EventHandlers(nobody),
         ),
         *probe_routes(Health()),

@@ -159,6 +159,8 @@ def test_a_machine_is_seen_to_fall_and_to_return(tmp_path: Path, browser: Any) -
             assert await do(reader.ground) == "rgb(255, 255, 255)"
             await do(reader.click, "Services")
             await do(reader.sees, "Verifiers and their shares")
+            await do(reader.sees, "256 of 256")
+            await do(reader.picture, "services")
             assert "owned" not in await do(lambda: reader.title)
             assert await do(reader.complaints) == []
 

@@ -337,6 +337,7 @@ RIGHTS = {
     ("PUT", "/v2.6/mbpolicies/{name}"): ADMIN,
     ("DELETE", "/v2.6/mbpolicies/{name}"): ADMIN,
     ("GET", "/v2.6/revocations"): ADMIN,
+    ("GET", "/v2.6/verifiers"): ADMIN,
     ("GET", "/v2.6/audit"): ADMIN,
     ("GET", "/v2.6/events"): ADMIN,
 }

@@ -112,12 +112,25 @@ async def read_events(verifier: RunningVerifier, seen: list[dict[str, Any]]) -> 
                     seen.append(json.loads(line.removeprefix(b"data: ")))
 
 
+async def shares_are_told(verifier: RunningVerifier, site: Verifiers, agents: list[AttestingAgent]) -> None:
+    """Any of them says who has how much of the work."""
+    await site.until_shared()
+    told = (await verifier.admin("GET", "/v2.6/verifiers")).results
+    pids = {int(one["name"].rpartition(":")[2]) for one in told["verifiers"]}
+    assert pids == {process.pid for process in site.processes}
+    assert [one["shards"] for one in told["verifiers"]] == [128, 128]
+    assert sum(one["agents"] for one in told["verifiers"]) == len(agents)
+    passes = [one["oldest_pass"] for one in told["verifiers"] if one["agents"]]
+    assert all(0 <= told["now"] - at <= 100 for at in passes)
+
+
 def test_who_follows_a_killed_verifier_goes_on_at_another_one_without_gap_or_double(
     tmp_path: Path, server: DatabaseServer
 ) -> None:
     async def act(site: Verifiers, agents: list[AttestingAgent]) -> None:
         victim, other = site.processes
         dying, living = await site.api(victim), await site.api(other)
+        await shares_are_told(living, site, agents)
         seen: list[dict[str, Any]] = []
         reading = asyncio.create_task(read_events(dying, seen))
         is_enough = asyncio.Event()

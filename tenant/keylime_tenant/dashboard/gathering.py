@@ -12,6 +12,7 @@ from keylime.messages.deliveries import Deliveries
 from keylime.messages.history import HistoryEvent
 from keylime.messages.registrar import RegisteredAgent
 from keylime.messages.verification import PolicyVersions, PolicyVersionText
+from keylime.messages.verifiers import VerifierProcesses
 from keylime.pki.der import TolerantCertificate, read_certificate, read_pem_certificates
 from keylime_tenant.client import Service, read_results, results_of
 from keylime_tenant.dashboard.machine_page import ReadCertificate
@@ -121,6 +122,17 @@ async def read_revocations(session: Session) -> Deliveries:
     if reply.code != 200:
         raise session.verifier.refusal(reply, "tell about revocations")
     return read_results(reply, Deliveries, session.verifier.place)
+
+
+async def read_processes(session: Session) -> VerifierProcesses | None:
+    """The verifiers that share the work; None where a release does not tell. Raises KeylimeError."""
+    verifier = session.verifier
+    reply = await verifier.call("GET", "/verifiers")
+    if reply.code == 404:
+        return None
+    if reply.code != 200:
+        raise verifier.refusal(reply, "tell who shares its work")
+    return read_results(reply, VerifierProcesses, verifier.place)
 
 
 async def read_services(session: Session) -> list[ServiceAnswer]:

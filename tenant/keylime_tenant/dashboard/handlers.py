@@ -249,11 +249,15 @@ class Services(Page):
 
     async def get(self) -> None:
         answers = await gathering.read_services(self.site.session)
+        processes, statuses = None, {}
         try:
-            statuses = await gathering.read_statuses(self.site.session)
+            processes = await gathering.read_processes(self.site.session)
+            if processes is None:
+                statuses = await gathering.read_statuses(self.site.session)
         except KeylimeError:  # which the answers say already
-            statuses = {}
-        self.show("services", "Services", page=services_page(answers, statuses), section="services")
+            log.debug("who shares the work cannot be asked")
+        page = services_page(answers, processes, statuses)
+        self.show("services", "Services", page=page, section="services")
 
 
 class Events(Page):

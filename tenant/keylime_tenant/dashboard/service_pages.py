@@ -1,17 +1,20 @@
 """What the pages of revocations and of services show. Pure: what services said comes in as values."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from keylime.findings.finding import printable
 from keylime.messages.deliveries import Deliveries, DeliveryStatus, TargetSummary
+from keylime.messages.verifiers import VerifierProcess, VerifierProcesses
 from keylime_tenant.dashboard.fleet_page import machine_href
-from keylime_tenant.standing import Standing, standing_of
 from keylime_tenant.terminal import age, moment
 from keylime_tenant.told_status import ToldStatus
 
 JsonObject = Mapping[str, Any]
+SHARDS = 256
+_LATE_S = 60  # a machine that is expected to pass and has not for so long
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +119,14 @@ class ServiceView:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A verifier that looks after machines."""
+    """A verifier that looks after machines; texts are empty where a release does not tell."""
 
     verifier: str
-    address: str
+    process: str
+    shards: str
     machines: int
-    failed: int
-    unreachable: int
+    late: str
+    style: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,24 +137,38 @@ class ServicesPage:
     shares: Sequence[Share]
 
 
-def services_page(answers: Sequence[ServiceAnswer], statuses: Mapping[str, ToldStatus]) -> ServicesPage:
-    """How services are, and who looks after how many machines."""
-    groups: dict[tuple[str, str], list[Standing]] = {}
-    for status in statuses.values():
-        address = f"{status.verifier_ip}:{status.verifier_port}" if status.verifier_ip else ""
-        key = status.verifier_id or "", address
-        groups.setdefault(key, []).append(standing_of(status))
-    shares = [
-        Share(
-            printable(name),
-            printable(address),
-            len(found),
-            found.count(Standing.FAILED),
-            found.count(Standing.UNREACHABLE),
-        )
-        for (name, address), found in sorted(groups.items())
-    ]
+def services_page(
+    answers: Sequence[ServiceAnswer],
+    processes: VerifierProcesses | None,
+    statuses: Mapping[str, ToldStatus],
+) -> ServicesPage:
+    """How services are, and who looks after how many machines.
+
+    Older verifiers tell no processes, None: then the statuses say whose the machines are.
+    """
+    if processes is None:
+        shares = _of_statuses(statuses)
+    else:
+        shares = [_share(one, processes.now) for one in processes.verifiers]
     return ServicesPage([_service(one) for one in answers], shares)
+
+
+def _share(one: VerifierProcess, now: int) -> Share:
+    late = age(one.oldest_pass, now)
+    is_late = one.oldest_pass is not None and now - one.oldest_pass > _LATE_S
+    return Share(
+        printable(one.verifier_id),
+        printable(one.name),
+        f"{one.shards} of {SHARDS}",
+        one.agents,
+        late,
+        "doubtful" if is_late or not one.shards else "",
+    )
+
+
+def _of_statuses(statuses: Mapping[str, ToldStatus]) -> list[Share]:
+    counts = Counter(status.verifier_id or "" for status in statuses.values())
+    return [Share(printable(name), "", "", count, "", "") for name, count in sorted(counts.items())]
 
 
 def _service(answer: ServiceAnswer) -> ServiceView:

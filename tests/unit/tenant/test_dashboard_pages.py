@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from keylime.ima.runtime_policy import EMPTY_POLICY
@@ -10,6 +11,7 @@ from keylime.messages.deliveries import Deliveries, DeliveryStatus, TargetSummar
 from keylime.messages.history import HistoryEvent
 from keylime.messages.verification import PolicyVersion, PolicyVersions
 from keylime.messages.verifier import FindingSummary
+from keylime.messages.verifiers import VerifierProcess, VerifierProcesses
 from keylime_tenant.dashboard.chronicle import SPAN_S, Chronicle
 from keylime_tenant.dashboard.fleet_page import ROWS, FleetQuery, fleet_page, read_query
 from keylime_tenant.dashboard.machine_page import ReadCertificate, acceptable, machine_page
@@ -313,8 +315,13 @@ def test_services_say_what_is_wrong_and_who_has_which_machines() -> None:
         ServiceAnswer("verifier", "https://v", "2.6", "", {"problems": {"database": "away"}}),
         ServiceAnswer("verifier", "https://v", "2.6", "", {"problems": "nonsense"}),
     ]
-    statuses = {"a": status(verifier_ip="192.0.2.1", verifier_port=8881), "b": status("FAIL"), "c": status()}
-    page = services_page(answers, statuses)
+    process = VerifierProcess(
+        name="host-1:7", verifier_id="default", shards=128, agents=5, oldest_pass=NOW - 9
+    )
+    late = msgspec.structs.replace(process, name="host-2:8", oldest_pass=NOW - 90)
+    idle = msgspec.structs.replace(process, name="host-3:9", shards=0, agents=0, oldest_pass=None)
+    processes = VerifierProcesses(verifiers=[process, late, idle], now=NOW)
+    page = services_page(answers, processes, {})
     assert [(one.verdict, one.style) for one in page.services] == [
         ("cannot be asked", "bad"),
         ("ready", "doubtful"),
@@ -322,7 +329,11 @@ def test_services_say_what_is_wrong_and_who_has_which_machines() -> None:
         ("ready", "good"),
     ]
     assert page.services[2].notes == [("database: away", "bad")]
-    assert [(one.address, one.machines, one.failed) for one in page.shares] == [
-        ("", 2, 1),
-        ("192.0.2.1:8881", 1, 0),
+    assert [(one.process, one.shards, one.machines, one.late, one.style) for one in page.shares] == [
+        ("host-1:7", "128 of 256", 5, "9 s", ""),
+        ("host-2:8", "128 of 256", 5, "1 min 30 s", "doubtful"),
+        ("host-3:9", "0 of 256", 0, "", "doubtful"),
     ]
+    # An older verifier says whose machines are, and no more.
+    older = services_page(answers, None, {"a": status(), "b": status(verifier_id="other"), "c": status()})
+    assert [(one.verifier, one.machines) for one in older.shares] == [("default", 2), ("other", 1)]

@@ -15,6 +15,7 @@ from keylime.ima.runtime_policy import PolicyDifference
 from keylime.messages.deliveries import Deliveries, DeliveryStatus, TargetSummary
 from keylime.messages.history import HistoryEvent
 from keylime.messages.verification import PolicyVersion, PolicyVersions
+from keylime.messages.verifiers import VerifierProcess, VerifierProcesses
 from keylime_tenant.approval import Proposal
 from keylime_tenant.dashboard.acting import ORDERS, Acceptance
 from keylime_tenant.dashboard.fleet_page import FleetQuery, fleet_page
@@ -145,7 +146,9 @@ def pages(evil: str) -> Iterator[bytes]:
         ServiceAnswer("verifier", "https://v", evil, "", {"problems": {evil: evil}}),
         ServiceAnswer("registrar", "https://r", "", evil, {}),
     ]
-    yield RENDERER.page("services", "Services", page=services_page(answers, statuses))
+    process = VerifierProcess(name=evil, verifier_id=evil, shards=1, agents=1, oldest_pass=NOW)
+    processes = VerifierProcesses(verifiers=[process], now=NOW)
+    yield RENDERER.page("services", "Services", page=services_page(answers, processes, statuses))
     yield RENDERER.page("error", "Not possible", text=evil, is_inside=False)
     yield RENDERER.page("login", "Welcome")
 

@@ -32,6 +32,7 @@ from keylime_verifier.api.push_handlers import (
     root_route,
 )
 from keylime_verifier.api.revocation_handlers import RevocationHandlers
+from keylime_verifier.api.sharing_handlers import SharingHandlers
 from keylime_verifier.api.verification_handlers import VerificationHandlers
 from keylime_verifier.config import VerifierConfig
 from keylime_verifier.database.history import History
@@ -47,6 +48,7 @@ from keylime_verifier.pushing.logins import Logins
 from keylime_verifier.revocations.outbox import Outbox
 from keylime_verifier.revocations.overview import read_overview
 from keylime_verifier.sharing.membership import Member
+from keylime_verifier.sharing.overview import read_processes
 from keylime_verifier.verification.evidence_workers import EvidenceWorkers
 
 log = logging.getLogger("keylime.verifier")
@@ -164,6 +166,7 @@ def api_routes(
         PolicyHandlers(REFERENCE_STATES, boot),
         VerificationHandlers(stored.agents.ak_tpm_of, judges, config.max_evidence),
         RevocationHandlers(functools.partial(read_overview, stored.database)),
+        SharingHandlers(functools.partial(read_processes, stored.database)),
         EventHandlers(streams),
     )
 
@@ -183,6 +186,7 @@ def table(
     boot: PolicyHandlers[MeasuredBootPolicyRequest],
     verification: VerificationHandlers,
     revocations: RevocationHandlers,
+    sharing: SharingHandlers,
     events: EventHandlers,
 ) -> tuple[Route, ...]:
     """The routes of all handlers, whatever is behind them."""
@@ -195,6 +199,7 @@ def table(
         *boot.routes(),
         *verification.routes(),
         *revocations.routes(),
+        *sharing.routes(),
         *events.routes(),
     )
 
