@@ -199,6 +199,7 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
     mb_policy_version: int | UnsetType = UNSET
     attestation_mode: str | UnsetType = UNSET  # "push" of an agent that attests by itself
     deadline: int | UnsetType | None = UNSET  # of such an agent: until when, in epoch seconds, it passes
+    ima_entries: int | UnsetType = UNSET  # judged of its list since its start, under a runtime policy
 
 
 class FindingSummary(msgspec.Struct, frozen=True, kw_only=True):

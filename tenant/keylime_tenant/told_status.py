@@ -55,6 +55,7 @@ class ToldStatus(msgspec.Struct, frozen=True, kw_only=True):
     accept_tpm_encryption_algs: list[str] = []
     accept_tpm_signing_algs: list[str] = []
     attestation_mode: str | None = None
+    ima_entries: int | None = None  # judged of its list since it was started
     deadline: int | None = None  # of an agent that attests by itself: until when it passes
 
     @property

@@ -66,6 +66,7 @@ async def _falls(board: RunningDashboard, verifier: RunningVerifier, agent: Atte
     assert "<script>" not in page
     assert "keylime_tenant approve -u agent-1" in page
     assert "Get Quote -&gt; Invalid Quote" in page
+    assert "not judged: no policy for it" in page
     await eventually(lambda: _shows(board, "/", "failed machines in the last 48 hours: 1 now"))
     assert "agent-1" in await board.page("/?state=failed&q=fleet")
 
@@ -101,6 +102,7 @@ async def _is_accepted(board: RunningDashboard, verifier: RunningVerifier, agent
     services = await board.page("/services")
     assert "cannot reach the registrar" in services
     assert "ready" in services
+    assert "256 of 256" in services
 
 
 async def _is_stopped_and_deleted(

@@ -18,6 +18,7 @@ from keylime_tenant.dashboard.access import SECURITY_HEADERS, Door, Entry, Place
 from keylime_tenant.dashboard.chronicle import Chronicle
 from keylime_tenant.dashboard.fleet_page import fleet_page, machine_href, read_query
 from keylime_tenant.dashboard.following import Follower
+from keylime_tenant.dashboard.growth import Growth
 from keylime_tenant.dashboard.machine_page import machine_page
 from keylime_tenant.dashboard.policy_pages import KINDS, policies_page, policy_page
 from keylime_tenant.dashboard.rendering import STATIC, Renderer, static_file
@@ -43,6 +44,7 @@ class Site:
     renderer: Renderer
     follower: Follower
     chronicle: Chronicle
+    growth: Growth
 
 
 class Page(RequestHandler):
@@ -142,6 +144,7 @@ class Fleet(Page):
         query = read_query(*(self.get_query_argument(name, "") for name in ("q", "state", "page")))
         statuses = await gathering.read_statuses(self.site.session)
         now = time.time()
+        self.site.growth.take(statuses, now)
         self.site.chronicle.set_right({agent: standing_of(one) for agent, one in statuses.items()}, now)
         page = fleet_page(
             statuses, query, self.site.session.verifier.place, self.site.chronicle.series(now), now
@@ -159,7 +162,10 @@ class Machine(Page):
         except CommandFailed as error:
             raise HTTPError(404, reason="The verifier knows nothing of this machine") from error
         certificates = await gathering.read_certificates(self.site.session, agent_id)
-        page = machine_page(case, agent_id, events, certificates, time.time())
+        now, growth = time.time(), self.site.growth
+        growth.follow(agent_id)
+        growth.take({} if case is None else {agent_id: case.status}, now)
+        page = machine_page(case, agent_id, events, certificates, now, growth.series(agent_id))
         self.show("machine", page.agent_id, page=page, section="fleet")
 
 

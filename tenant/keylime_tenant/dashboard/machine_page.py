@@ -10,6 +10,7 @@ from keylime.messages.history import HistoryEvent
 from keylime.messages.verifier import FindingSummary
 from keylime_tenant import history
 from keylime_tenant.dashboard.fleet_page import machine_href
+from keylime_tenant.dashboard.sparkline import Sparkline, sparkline
 from keylime_tenant.people import policies_in_force
 from keylime_tenant.standing import Standing, circumstances, standing_of
 from keylime_tenant.terminal import ago, moment
@@ -81,6 +82,7 @@ class MachinePage:
     timeline: Sequence[Entry]
     older: int  # events that are not shown
     certificates: Sequence[Certificate]
+    growth: Sparkline | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +101,12 @@ def machine_page(
     events: Sequence[HistoryEvent],
     certificates: Sequence[ReadCertificate],
     now: float,
+    growth: tuple[float, Sequence[int]] | None = None,
 ) -> MachinePage:
-    """The page of a machine: `case` is None when it was deleted, and only its history is left."""
+    """The page of a machine: `case` is None when it was deleted, and only its history is left.
+
+    `growth` are the lengths of its IMA list since a time, in epoch seconds.
+    """
     shown = events[-SHOWN_EVENTS:]
     return MachinePage(
         agent_id=printable(agent_id),
@@ -118,6 +124,9 @@ def machine_page(
         timeline=[_entry(event) for event in reversed(shown)],
         older=len(events) - len(shown),
         certificates=[_certificate(one, now) for one in certificates],
+        growth=None
+        if growth is None
+        else sparkline(growth[1], f"entries of its IMA list since {moment(growth[0])}"),
     )
 
 
@@ -159,10 +168,27 @@ def _facts(status: ToldStatus, now: float) -> Iterator[Fact]:
         yield Fact("address", f"{printable(status.ip)}:{status.port}")
     for text in policies_in_force(status) or ("no policy: nothing but its TPM is judged",):
         yield Fact("held to", text)
+    yield Fact("measured boot", *_boot(status))
+    if status.ima_entries:  # after a fall the list is judged from its beginning again
+        yield Fact("IMA list", f"{status.ima_entries} entries judged since it was started")
     if status.verifier_id:
         yield Fact("verifier", printable(status.verifier_id))
     for text in circumstances(status):
         yield Fact("note", text, "doubtful")
+
+
+def _boot(status: ToldStatus) -> tuple[str, str]:
+    """What is known of how it was started, and its style."""
+    reboots = f", rebooted {status.reboots} times" if status.reboots else ""
+    if not status.has_mb_refstate:
+        return f"not judged: no policy for it{reboots}", "quiet"
+    boot = [finding for finding in status.findings if finding.event_id.startswith("measured_boot")]
+    if boot:
+        count = "1 finding" if len(boot) == 1 else f"{len(boot)} findings"
+        return f"not as its policy demands, {count}{reboots}", "bad"
+    if not status.passes:
+        return f"not judged yet{reboots}", "doubtful"
+    return f"as its policy demands, when it passed last{reboots}", "good"
 
 
 def _acts(case: Case) -> Iterator[Act]:

@@ -14,6 +14,7 @@ from keylime_tenant.dashboard import handlers
 from keylime_tenant.dashboard.access import Door, Place, own_address
 from keylime_tenant.dashboard.chronicle import Chronicle
 from keylime_tenant.dashboard.following import Follower
+from keylime_tenant.dashboard.growth import Growth
 from keylime_tenant.dashboard.rendering import Renderer
 from keylime_tenant.session import Session
 
@@ -45,7 +46,7 @@ async def serving(session: Session, port: int | None) -> AsyncIterator[Dashboard
         raise ConfigError(f"--port: cannot listen on {address} port {port}: {error.strerror}") from error
     place, door, chronicle = Place(address, sockets[0].getsockname()[1]), Door(), Chronicle()
     follower = Follower(session.verifier, session.event_source, chronicle)
-    site = handlers.Site(session, place, door, Renderer(door.form_token), follower, chronicle)
+    site = handlers.Site(session, place, door, Renderer(door.form_token), follower, chronicle, Growth())
     server = HTTPServer(
         application(site),
         max_body_size=_MAX_BODY,

@@ -14,6 +14,7 @@ from keylime.messages.verifier import FindingSummary
 from keylime.messages.verifiers import VerifierProcess, VerifierProcesses
 from keylime_tenant.dashboard.chronicle import SPAN_S, Chronicle
 from keylime_tenant.dashboard.fleet_page import ROWS, FleetQuery, fleet_page, read_query
+from keylime_tenant.dashboard.growth import MOST_MACHINES, STEP_S, Growth
 from keylime_tenant.dashboard.machine_page import ReadCertificate, acceptable, machine_page
 from keylime_tenant.dashboard.policy_pages import KINDS, compare, policies_page, policy_page
 from keylime_tenant.dashboard.service_pages import ServiceAnswer, revocations_page, services_page
@@ -337,3 +338,48 @@ def test_services_say_what_is_wrong_and_who_has_which_machines() -> None:
     # An older verifier says whose machines are, and no more.
     older = services_page(answers, None, {"a": status(), "b": status(verifier_id="other"), "c": status()})
     assert [(one.verifier, one.machines) for one in older.shares] == [("default", 2), ("other", 1)]
+
+
+def test_lists_of_machines_that_were_looked_at_grow_in_a_line() -> None:
+    growth = Growth()
+    growth.follow("a")
+    for number in range(4):
+        fleet = {"a": status(ima_entries=100 + number), "b": status(ima_entries=7)}
+        growth.take(fleet, NOW + number * STEP_S)
+        growth.take({"a": status(ima_entries=105 + number)}, NOW + number * STEP_S + 1)
+    growth.take({"a": status()}, NOW + 9 * STEP_S)  # an older verifier does not tell
+    assert growth.series("a") == (NOW, [105, 106, 107, 108])
+    assert growth.series("b") is None
+    shown = machine_page(case_of("a", status(), []), "a", [], [], NOW, growth.series("a"))
+    assert shown.growth is not None
+    assert shown.growth.label.startswith("entries of its IMA list since 2027-01-15 08:00:00 UTC: 108 now")
+    for number in range(MOST_MACHINES):
+        growth.follow(f"m{number}")
+    assert growth.series("a") is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({}, "not judged: no policy for it"),
+        ({"has_mb_refstate": 1, "attestation_count": 0}, "not judged yet"),
+        (
+            {"has_mb_refstate": 1, "reboots": 2},
+            "as its policy demands, when it passed last, rebooted 2 times",
+        ),
+        (
+            {
+                "has_mb_refstate": 1,
+                "last_findings": [
+                    {"event_id": "measured_boot.policy", "severity": "high", "explanation": "another shim"}
+                ],
+            },
+            "not as its policy demands, 1 finding",
+        ),
+    ],
+)
+def test_how_a_machine_was_started_is_told(fields: dict[str, Any], said: str) -> None:
+    told = status("FAIL" if "last_findings" in fields else "PASS", ima_entries=12, **fields)
+    shown = {fact.name: fact.value for fact in machine_page(case_of("a", told, []), "a", [], [], NOW).facts}
+    assert shown["measured boot"] == said
+    assert shown["IMA list"] == "12 entries judged since it was started"

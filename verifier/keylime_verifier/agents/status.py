@@ -101,6 +101,7 @@ def describe(
         mb_policy_version=UNSET if policy_versions[1] is None else policy_versions[1],
         attestation_mode="push" if enrolment.is_pushing else UNSET,
         deadline=UNSET if push is None else push.deadline,
+        ima_entries=progress.checkpoint.ima.next_entry if has_runtime_policy else UNSET,
     )
 
 

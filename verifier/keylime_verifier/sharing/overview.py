@@ -37,7 +37,7 @@ async def read_processes(database: Database) -> VerifierProcesses:
     who = sa.select(members.c.member_id, members.c.name, members.c.verifier_id).order_by(members.c.name)
 
     def work(connection: sa.Connection) -> VerifierProcesses:
-        held = {owner: count for owner, count in connection.execute(leases)}
+        held = {row[0]: row[1] for row in connection.execute(leases)}
         asked = {owner: (count, oldest) for owner, count, oldest in connection.execute(polled)}
         found = [
             VerifierProcess(
