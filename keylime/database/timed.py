@@ -24,11 +24,13 @@ class TimedDatabase:
         """As that of the database."""
         return self._database.url
 
-    async def write(self, action: str, work: Callable[[sa.Connection], ResultT]) -> ResultT:
+    async def write(
+        self, action: str, work: Callable[[sa.Connection], ResultT], *, can_wait: bool = False
+    ) -> ResultT:
         """As that of the database."""
         began = time.perf_counter()
         try:
-            return await self._database.write(action, work)
+            return await self._database.write(action, work, can_wait=can_wait)
         finally:
             self._observe("write", time.perf_counter() - began)
 

@@ -26,6 +26,7 @@ from keylime.database.engine import (
 )
 from keylime.database.limits import Attempt, limited, snapshot, transaction
 from keylime.database.servers import Sessions
+from keylime.database.write_turn import WriteTurn
 
 ResultT = TypeVar("ResultT")
 P = ParamSpec("P")
@@ -45,8 +46,13 @@ class Database(Protocol):
         """Where it is, password included."""
         ...
 
-    async def write(self, action: str, work: Callable[[sa.Connection], ResultT]) -> ResultT:
-        """The work's result, committed. On SQLite nobody else writes from its beginning to its end."""
+    async def write(
+        self, action: str, work: Callable[[sa.Connection], ResultT], *, can_wait: bool = False
+    ) -> ResultT:
+        """The work's result, committed. On SQLite nobody else writes from its beginning to its end.
+
+        There, work that `can_wait` lets all other work of this process go first.
+        """
         ...
 
     async def read(self, action: str, work: Callable[[sa.Connection], ResultT]) -> ResultT:
@@ -79,13 +85,13 @@ class _SqliteDatabase:
         self._is_closing = threading.Event()
         self._engine = open_sqlite(url, self._is_closing.is_set)
         self._reader = read_only(self._engine)
-        self._write_turn = (
-            asyncio.Lock()
-        )  # SQLite has one writer: those that wait for it must not take all threads
+        self._turn = WriteTurn()  # SQLite has one writer: those that wait must not take all threads
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="database")
 
-    async def write(self, action: str, work: Callable[[sa.Connection], ResultT]) -> ResultT:
-        async with limited(action) as progress, self._write_turn:
+    async def write(
+        self, action: str, work: Callable[[sa.Connection], ResultT], *, can_wait: bool = False
+    ) -> ResultT:
+        async with limited(action) as progress, self._turn.taken(can_wait=can_wait):
             attempt = Attempt(progress)
             try:
                 self._demand_open(action)
@@ -132,7 +138,9 @@ class _ServerDatabase:
     def url(self) -> URL:
         return self._engine.url
 
-    async def write(self, action: str, work: Callable[[sa.Connection], ResultT]) -> ResultT:
+    async def write(
+        self, action: str, work: Callable[[sa.Connection], ResultT], *, can_wait: bool = False
+    ) -> ResultT:
         async with transaction(self._engine, action) as connection:
             return await connection.run_sync(work)
 

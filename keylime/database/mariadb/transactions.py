@@ -32,7 +32,9 @@ class MariaDatabase:
         # As many as there can be connections: who has a thread never waits for one.
         self._threads = ThreadPoolExecutor(size.kept + size.overflow, thread_name_prefix="database")
 
-    async def write(self, action: str, work: Callable[[sa.Connection], ResultT]) -> ResultT:
+    async def write(
+        self, action: str, work: Callable[[sa.Connection], ResultT], *, can_wait: bool = False
+    ) -> ResultT:
         async with limited(action) as progress:
             attempt = Attempt(progress)
             try:

@@ -36,6 +36,7 @@ from keylime_verifier.revocations.notices import CLEARED, signed_notice
 log = logging.getLogger("keylime.verifier")
 
 _BATCH_INTERVAL_S = 1.0
+_PASSES_AT_ONCE = 250  # in one transaction, which takes some milliseconds on SQLite
 _FIRST_RETRY_S = 0.2
 _LONGEST_RETRY_S = 5.0
 _WRITTEN_AT_ONCE = 8  # of the verdicts that wait; as many are tried to see whether the database is back
@@ -119,7 +120,8 @@ class Recorder:
         self._noted: dict[AgentId, list[Event]] = {}  # what the history is to tell of routine passes
         self._all_written_at = time.monotonic()
         self._said_at: float | None = None  # that the database is away
-        self._flushing = asyncio.Lock()
+        self._batching = asyncio.Lock()  # held while all that was gathered is written
+        self._flushing = asyncio.Lock()  # held while a part of it is
         self.lateness = Unwritten()
         self._subscribers: list[Subscriber] = []
 
@@ -260,28 +262,36 @@ class Recorder:
         Raises DatabaseUnavailable when that concerns passes.
         """
         await self._write_waiting()
-        async with self._flushing:
-            self._under_way, self._routine = self._routine, {}
-            learned, self._learned = self._learned, set()
-            noted, self._noted = self._noted, {}
-            try:
-                passes = list(self._under_way.values())
-                refused = await self._store.record_passes(passes, learned, noted) if passes else []
-            except BaseException:
-                self._routine = {**self._under_way, **self._routine}
-                self._learned |= learned
-                for agent_id, later in self._noted.items():
-                    noted.setdefault(agent_id, []).extend(later)
-                self._noted = noted
-                raise
-            finally:
-                self._under_way = {}
+        async with self._batching:
+            gathered = list(self._routine)
+            for first in range(0, len(gathered), _PASSES_AT_ONCE):
+                # Between two of them verdicts are written, and other processes get the database.
+                async with self._flushing:
+                    refused = await self._write_passes(gathered[first : first + _PASSES_AT_ONCE])
+                for refusal in refused:
+                    _log_refusal(refusal, "pass", is_rejection=False)
+                if refused:
+                    self._tell_of_refusals(refused)
             self._all_written_at = time.monotonic()
             self.lateness.passes_written(others_wait=bool(self._routine))
-        for refusal in refused:
-            _log_refusal(refusal, "pass", is_rejection=False)
-        if refused:
-            self._tell_of_refusals(refused)
+
+    async def _write_passes(self, agent_ids: Sequence[AgentId]) -> list[Refusal]:
+        """Writes the last passes of some agents; which of them do not count. Those not taken are kept."""
+        self._under_way = {one: self._routine.pop(one) for one in agent_ids if one in self._routine}
+        learned = self._learned & self._under_way.keys()
+        self._learned -= learned
+        noted = {one: self._noted.pop(one) for one in agent_ids if one in self._noted}
+        passes = list(self._under_way.values())
+        try:
+            return await self._store.record_passes(passes, learned, noted) if passes else []
+        except BaseException:
+            self._routine = {**self._under_way, **self._routine}
+            self._learned |= learned
+            for agent_id, earlier in noted.items():
+                self._noted[agent_id] = [*earlier, *self._noted.get(agent_id, ())]
+            raise
+        finally:
+            self._under_way = {}
 
     def give_up(self) -> None:
         """Says what was never written. For the end."""

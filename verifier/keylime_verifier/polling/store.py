@@ -389,7 +389,7 @@ class AgentStore:
         What an operator or another's verdict has overtaken is left out without a word.
         """
         work = partial(write_passes, records=records, learned=learned, events=events)
-        refused = await self._database.write("record attestations", work)
+        refused = await self._database.write("record attestations", work, can_wait=True)
         return [Refusal(record, Ruling.TAKEN_OVER) for record in refused]
 
     async def record_change(
