@@ -106,6 +106,7 @@ class Server(HTTPServerConnectionDelegate):
         self.is_admin = is_admin
         self.draining = False
         self.exchanges: set[Exchange] = set()
+        self.answering = 0  # requests whose handlers are at work now
         self.stranger_bodies = Bodies(self.limits.stranger_bodies)
         self.admin_bodies = Bodies(self.limits.admin_bodies)
         self.connections = ConnectionTable(_caps(self.limits))

@@ -67,6 +67,7 @@ class Host(Protocol):
     stranger_bodies: Bodies
     admin_bodies: Bodies
     exchanges: "set[Exchange]"
+    answering: int
 
 
 async def respond(route: Route, request: Request) -> tuple[Response, bytes]:
@@ -221,7 +222,11 @@ class Exchange(HTTPMessageDelegate):
         del body
         responding = respond(admission.route, request)
         del request
-        response, written = await responding
+        self._host.answering += 1
+        try:
+            response, written = await responding
+        finally:
+            self._host.answering -= 1
         if response.rest is None:
             self._send(response, written)
         else:

@@ -147,6 +147,7 @@ async def running(config: VerifierConfig, place: WorkerPlace = WorkerPlace()) ->
         server = verifier_server(
             config, stored, divides.roster, attests, pushes, judges, streams, health, clock.now
         )
+        attests.poller.give_way(lambda: server.answering > 0)
         stack.push_async_callback(divides.leave)
         await divides.join()
         stack.push_async_callback(attests.flush_at_last)
@@ -189,6 +190,7 @@ def _add_checks(health: Health, database: Database, attests: Attesting, divides:
     health.add("shards", divides.mortality.shards_problem)
     health.add("verdicts", attests.recorder.lateness.verdicts_problem)
     health.add("passes", attests.recorder.lateness.passes_problem)
+    health.note("pace", attests.poller.lag_remark)
 
 
 def _loops(

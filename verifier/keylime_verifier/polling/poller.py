@@ -60,6 +60,7 @@ from keylime_verifier.polling.answer_budget import AnswerBudget, Reservation
 from keylime_verifier.polling.due_times import due_at, given_up_due_at, tick_s
 from keylime_verifier.polling.fencing import Ruling
 from keylime_verifier.polling.meter import Meter
+from keylime_verifier.polling.pace import Pace, lag_remark
 from keylime_verifier.polling.polled_agent import PolledAgent
 from keylime_verifier.polling.recorder import Recorder
 
@@ -94,6 +95,7 @@ class Poller:
         severities: SeverityPolicy,
         max_concurrent: int,
         budget: AnswerBudget | None = None,
+        pace: Pace | None = None,
         now: Callable[[], float] = time.time,
         meter: Meter | None = None,
     ) -> None:
@@ -111,6 +113,7 @@ class Poller:
         # Each of those that were given up may take a time-out: a fleet of them delays nobody else.
         self._silent_slots = asyncio.Semaphore(max(max_concurrent // 4, 1))
         self._budget = AnswerBudget() if budget is None else budget
+        self._pace = Pace() if pace is None else pace
         self._memo = AppraisalMemo()
         self._agents: dict[AgentId, PolledAgent] = {}
         self._heap: list[_Due] = []
@@ -118,7 +121,7 @@ class Poller:
         self._last_silent_at = 0.0  # when the last question to one that was given up is due
         self._wake = asyncio.Event()
         self._turns: set[asyncio.Task[None]] = set()
-        self._tell_at = 0.0
+        self._tell_at = self._tell_lag_at = 0.0
         self._credentials = 0  # how often our certificates have changed
         self.defects = 0
         self.own_failures = 0  # rounds that our own certificate has cost
@@ -170,10 +173,18 @@ class Poller:
 
     async def run(self) -> None:
         """Starts what is due, for ever. Ends by cancellation, which leaves the agents to `close`."""
+        look_again_s: float | None = 0.0
         while True:
-            await self._wait_until_due()
-            while self._heap and self._heap[0].at <= asyncio.get_running_loop().time():
-                self._start_turn(heapq.heappop(self._heap))
+            await self._wait(look_again_s)
+            look_again_s = self._start_due()
+
+    def give_way(self, others_wait: Callable[[], bool]) -> None:
+        """Has turns of the loop be shorter as long as others wait for theirs."""
+        self._pace.others_wait = others_wait
+
+    def lag_remark(self) -> str | None:
+        """What operators are told of agents that are asked later than they should be, if anything."""
+        return lag_remark(self._pace.lag_s, self._cadence.quote_interval_s)
 
     async def drop_all(self, agent_ids: Collection[AgentId], limit_s: float) -> None:
         """Drops agents; verdicts about them that are being written get up to `limit_s` seconds."""
@@ -199,16 +210,30 @@ class Poller:
                     task.cancel()
             await asyncio.wait(self._turns, timeout=max(left_s, 0.1))
 
-    async def _wait_until_due(self) -> None:
+    async def _wait(self, most_s: float | None) -> None:
+        """Until something is due earlier than before, or places are free; for `most_s` if it is given."""
         self._wake.clear()
         timer = None
-        if self._heap:
-            timer = asyncio.get_running_loop().call_at(self._heap[0].at, self._wake.set)
+        if most_s is not None:
+            timer = asyncio.get_running_loop().call_later(most_s, self._wake.set)
         try:
             await self._wake.wait()
         finally:
             if timer is not None:
                 timer.cancel()
+
+    def _start_due(self) -> float | None:
+        """Starts what is due, as much as may be; after how many seconds there may be more, if ever."""
+        now = asyncio.get_running_loop().time()
+        left = self._pace.may_start()
+        while self._heap and self._heap[0].at <= now:
+            if not self._heap[0].agent.is_dropped:
+                if left <= 0:
+                    self._tell_of_lag()
+                    return self._pace.look_again_s()
+                left -= 1
+            self._start_turn(heapq.heappop(self._heap), now)
+        return self._heap[0].at - now if self._heap else None
 
     def _schedule(self, agent: PolledAgent, action: PollAfter | ProvideV) -> None:
         # Spreads load; no secret depends on it.
@@ -221,11 +246,12 @@ class Poller:
         if self._heap[0] is due:
             self._wake.set()
 
-    def _start_turn(self, due: _Due) -> None:
+    def _start_turn(self, due: _Due, now: float) -> None:
         agent = due.agent
         if agent.is_dropped:
             return
-        self._meter.began(asyncio.get_running_loop().time() - due.at)
+        self._meter.began(now - due.at)
+        self._pace.begin(agent, now - due.at)
         turn = asyncio.create_task(self._turn(agent, due.action))
         agent.begin(turn)
         self._turns.add(turn)
@@ -233,13 +259,20 @@ class Poller:
 
     def _end_turn(self, agent: PolledAgent, task: "asyncio.Task[None]") -> None:
         self._turns.discard(task)
+        self._free(agent)
         if agent.end(task) and (agent.is_dropped or agent.credentials != self._credentials):
             self._disconnect(agent)
+
+    def _free(self, agent: PolledAgent) -> None:
+        """Lets others start: nothing is left to do about this one but to wait, if at all."""
+        if self._pace.end(agent):
+            self._wake.set()
 
     async def _turn(self, agent: PolledAgent, action: PollAfter | ProvideV) -> None:
         with self._budget.place(agent.long_answers) as place:
             outcome = await self._attempt_in_turn(agent, action, place)
             agent.long_answers += place.is_long
+        self._free(agent)
         agent.conclude()
         try:
             await self._conclude(agent, outcome)
@@ -260,6 +293,7 @@ class Poller:
                     return await self._attempt(agent, action, place)
                 except AnswerPutOff as error:
                     size = error.size
+            self._free(agent)
             log.debug("agent %s: waits for room for %d bytes", agent.record.agent_id, size)
             await place.wait_for(min(size + size // 8, MAX_ANSWER))  # its list grows meanwhile
 
@@ -304,6 +338,13 @@ class Poller:
             )
             return Defect(type(error).__name__)
 
+    def _tell_of_lag(self) -> None:
+        """Once a minute, as `/readyz` says it all the time."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._tell_lag_at and (remark := self.lag_remark()) is not None:
+            self._tell_lag_at = now + _TELL_S
+            log.warning("%s", remark)
+
     def _tell_of_own_certificate(self, error: OwnCertificateFailed) -> None:
         """Once a minute: it is the same for all agents, and no word about any of them."""
         self.own_failures += 1
@@ -340,6 +381,7 @@ class Poller:
         steps = appraise_stepwise(answer, challenge, reference, checkpoint, self._memo)
         took_s = 0.0
         while True:
+            await self._pace.room(agent)
             async with self._budget.judging(place):
                 began = time.perf_counter()
                 try:
