@@ -14,8 +14,9 @@ import yaml
 
 from tests.fakes.attesting_agent import AttestingAgent
 from tests.fakes.metrics_page import Scraped, free_port, scrape
+from tests.fakes.pushing_machine import PushingMachine
 from tests.fakes.running_registrar import running_registrar
-from tests.fakes.running_verifier import running_verifier, verifier_authority
+from tests.fakes.running_verifier import RunningVerifier, running_verifier, verifier_authority
 from tests.fakes.software_identity import SoftwareIdentity, b64
 from tests.fakes.tls_material import Authority
 
@@ -49,6 +50,7 @@ async def of_a_verifier(directory: Path) -> Scraped:
         await verifier.until_passing(bad)
         bad.tamper("/usr/bin/backdoor")
         await verifier.until_failed(bad)
+        await _pushes(verifier)
         refused = await verifier.session.get(f"http://127.0.0.1:{port}/v2.6/agents")
         assert refused.status == 404
         refused.close()
@@ -56,6 +58,21 @@ async def of_a_verifier(directory: Path) -> Scraped:
         assert open_metrics.content_type.startswith("application/openmetrics-text")
         assert open_metrics.text.endswith("# EOF\n")
         return await scrape(port)
+
+
+async def _pushes(verifier: RunningVerifier) -> None:
+    """A machine attests by itself: it passes, falls silent, fails; a stranger gets no token."""
+    stranger, machine = PushingMachine(verifier, "agent-4"), PushingMachine(verifier, "agent-3")
+    assert (await stranger.prove(await stranger.begin())).attributes["evaluation"] == "fail"
+    await machine.add()
+    await machine.attest()
+    await machine.until_passed(1)
+    await machine.until_judged("TIMEOUT")
+    machine.machine.measure("/usr/bin/backdoor", b"evil")
+    await machine.attest()
+    await machine.until_judged("FAIL")
+    codes = [(await stranger.begin()).code for _ in range(16)]
+    assert codes == [200] * 14 + [429] * 2
 
 
 async def of_a_registrar(directory: Path) -> Scraped:
@@ -100,13 +117,28 @@ def test_what_is_measured_and_what_is_asked_for(tmp_path: Path) -> None:
     verifier, registrar = asyncio.run(play())
     value = verifier.value
     rounds = "keylime_verifier_attestations_total"
-    outcomes = set(re.findall(r'attestations_total\{outcome="(\w+)"\}', verifier.text))
+    outcomes = set(re.findall(r'verifier_attestations_total\{outcome="(\w+)"\}', verifier.text))
     assert outcomes == OUTCOMES
     assert value(rounds, outcome="accepted") >= 3
     assert value(rounds, outcome="rejected") == 1
-    assert value("keylime_verifier_findings_total", event_id="ima.validation.ima-ng.not_in_allowlist") == 1
-    assert value("keylime_verifier_agents") == 2
-    assert value("keylime_verifier_agents", state="invalid_quote") == 1
+    assert value("keylime_verifier_findings_total", event_id="ima.validation.ima-ng.not_in_allowlist") == 2
+    assert value("keylime_verifier_agents") == 3
+    assert value("keylime_verifier_agents", state="invalid_quote") == 2
+    pushed = "keylime_verifier_pushed_attestations_total"
+    outcomes = set(re.findall(r'pushed_attestations_total\{outcome="(\w+)"\}', verifier.text))
+    assert outcomes == {"accepted", "rejected", "incomplete", "silent", "defect"}
+    assert {name: value(pushed, outcome=name) for name in outcomes - {"silent"}} == {
+        "accepted": 1,
+        "rejected": 1,
+        "incomplete": 0,
+        "defect": 0,
+    }
+    begun = {
+        name: value("keylime_verifier_push_sessions_total", result=name)
+        for name in ("begun", "proven", "failed", "limited")
+    }
+    assert begun == {"begun": 16, "proven": 1, "failed": 1, "limited": 2}
+    assert value("keylime_verifier_push_tokens") == 1
     assert value("keylime_verifier_ima_entries_judged_total") > 0
     assert value("keylime_verifier_shards_moved_total", direction="taken") == 256
     assert value("keylime_verifier_round_lag_seconds_count") >= value(rounds)

@@ -33,6 +33,7 @@ from keylime_verifier.agents.records import AgentRecord, PolicyVersions, Secrets
 from keylime_verifier.agents.shards import SHARDS, MemberId
 from keylime_verifier.database.schema import SCHEMA
 from keylime_verifier.polling.fencing import Ruling
+from keylime_verifier.polling.meter import Meter
 from keylime_verifier.polling.store import AgentStore
 from keylime_verifier.polling.unwritten import Unwritten
 from keylime_verifier.pushing.attestation_rows import Attestation
@@ -152,6 +153,7 @@ class Verifier:
             targets=lambda: [(AGENT, "*")],
             on_revocation=self._tell,
             lateness=Unwritten(),
+            meter=Meter(),
             now=lambda: NOW,
         )
 

@@ -8,9 +8,11 @@ import pytest
 from keylime import patience
 from keylime.database.engine import DatabaseUnavailable
 from keylime.errors import PolicyError
+from keylime_verifier.agents.lifecycle import Defect, Outcome
 from keylime_verifier.agents.policy_categories import PolicyHashes
 from keylime_verifier.agents.records import AgentRecord, Enrolment, Progress
 from keylime_verifier.polling.answer_budget import AnswerBudget
+from keylime_verifier.polling.meter import Meter
 from keylime_verifier.pushing.judging import MOST_AT_ONCE, Evidence, Judging, NoRoom
 from tests.unit.verifier.test_status import ENROLMENT
 
@@ -32,26 +34,37 @@ class AwayAtFirst:
         raise PolicyError("every runtime policy of the agent has ended")
 
 
-def judging(policies: AwayAtFirst) -> Judging:
-    return Judging(policies.build, cast(Any, None), AnswerBudget())
+class Counting(Meter):
+    """Counts defects."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[Outcome] = []
+
+    def pushed(self, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
+
+
+def judging(policies: AwayAtFirst, meter: Meter) -> Judging:
+    return Judging(policies.build, cast(Any, None), AnswerBudget(), meter)
 
 
 def test_it_has_its_own_patience_and_is_not_given_up_when_the_database_is_away() -> None:
     async def act() -> None:
         policies = AwayAtFirst()
-        judges = judging(policies)
+        meter = Counting()
+        judges = judging(policies, meter)
         with patience.for_a_caller(0.5):
             judges.begin(EVIDENCE, judges.demand_room(0))
         await judges.close(100.0)
         assert policies.limits == [(patience.OWN_WORK_S, False)] * 2
-        assert judges.defects == 1, "that they are of no use is said, once"
+        assert [type(one) for one in meter.outcomes] == [Defect], "that they are of no use is said, once"
 
     asyncio.run(act())
 
 
 def test_who_brings_more_than_can_wait_is_told_to_come_again() -> None:
     async def act() -> None:
-        judges = judging(AwayAtFirst())
+        judges = judging(AwayAtFirst(), Meter())
         for _ in range(MOST_AT_ONCE):
             judges.begin(EVIDENCE, judges.demand_room(0))
         with pytest.raises(NoRoom):

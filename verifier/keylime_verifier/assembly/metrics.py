@@ -5,6 +5,7 @@ No label is about a single agent: the names of metrics and labels stay few, what
 
 from collections.abc import Sequence
 from functools import partial
+from typing import get_args
 
 import sqlalchemy as sa
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -28,8 +29,9 @@ from keylime_verifier.agents.lifecycle import (
     WrongKey,
 )
 from keylime_verifier.agents.shards import VerifierId
-from keylime_verifier.database.schema import agents, deliveries, recipients, revocations
-from keylime_verifier.polling.meter import Meter
+from keylime_verifier.database.schema import agents, deliveries, recipients, revocations, sessions
+from keylime_verifier.polling.meter import Meter, SessionResult
+from keylime_verifier.pushing.sessions import ACTIVE
 from keylime_verifier.revocations.backlog import IS_WAITING
 
 _SHORT_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -48,6 +50,15 @@ OUTCOMES: dict[type[Outcome], str] = {
 }
 """What can come of a round of attestation, by the value of the label."""
 
+PUSHED: dict[type[Outcome], str] = {
+    Accepted: "accepted",
+    Rejected: "rejected",
+    Incomplete: "incomplete",
+    Unreachable: "silent",
+    Defect: "defect",
+}
+"""What can come of machines that attest by themselves."""
+
 
 class VerifierMetrics(Meter):
     """The counters of this process."""
@@ -58,6 +69,18 @@ class VerifierMetrics(Meter):
             "keylime_verifier_attestations",
             "Rounds of attestation by what came of them; only rejected ones say anything against a machine.",
             ["outcome"],
+            registry=registry,
+        )
+        self._pushed = Counter(
+            "keylime_verifier_pushed_attestations",
+            "The same of machines that attest by themselves.",
+            ["outcome"],
+            registry=registry,
+        )
+        self._sessions = Counter(
+            "keylime_verifier_push_sessions",
+            "Sessions of those, or of whoever says that he is one: begun, proven, and why not.",
+            ["result"],
             registry=registry,
         )
         self._findings = Counter(
@@ -110,6 +133,10 @@ class VerifierMetrics(Meter):
         self._ids: set[str] = set()
         for outcome in OUTCOMES.values():  # there from the beginning: a rate needs a 0 to begin with
             self._rounds.labels(outcome)
+        for outcome in PUSHED.values():
+            self._pushed.labels(outcome)
+        for result in get_args(SessionResult):
+            self._sessions.labels(result)
         for direction in ("taken", "lost"):
             self._moved.labels(direction)
 
@@ -127,6 +154,16 @@ class VerifierMetrics(Meter):
             self._keys.inc()
             return
         self._rounds.labels(OUTCOMES[type(outcome)]).inc()
+        self._look_into(outcome)
+
+    def pushed(self, outcome: Outcome) -> None:
+        self._pushed.labels(PUSHED[type(outcome)]).inc()
+        self._look_into(outcome)
+
+    def session(self, result: SessionResult) -> None:
+        self._sessions.labels(result).inc()
+
+    def _look_into(self, outcome: Outcome) -> None:
         if isinstance(outcome, Accepted):
             self._entries.inc(outcome.quote.ima_entries)
         elif isinstance(outcome, Rejected):
@@ -195,13 +232,17 @@ async def measure(verifier_id: VerifierId, database: Database) -> Sequence[Metri
         waiting = {
             Channel(channel): (count, oldest) for channel, count, oldest in connection.execute(by_channel)
         }
+        tokens = sa.select(sa.func.count()).where(
+            sessions.c.state == ACTIVE, sessions.c.token_expires_at > now
+        )
+        held = connection.execute(tokens).scalar_one()
         count, through = connection.execute(behind).one()
         if count:
             oldest = sa.select(sa.func.min(revocations.c.created_at)).where(revocations.c.number > through)
             before = waiting.get(AGENT, (0, now))
             since = connection.execute(oldest).scalar()
             waiting[AGENT] = (before[0] + count, min(before[1], now if since is None else since))
-        return (_agents(states), *_outbox(waiting, now))
+        return (_agents(states), _tokens(held), *_outbox(waiting, now))
 
     return await database.read("measure the fleet", work)
 
@@ -215,6 +256,12 @@ def _agents(states: dict[OperationalState, int]) -> Metric:
     for state in OperationalState:
         found.add_metric([state.name.lower()], states.get(state, 0))
     return found
+
+
+def _tokens(held: int) -> Metric:
+    return GaugeMetricFamily(
+        "keylime_verifier_push_tokens", "Tokens of machines that attest by themselves which hold.", value=held
+    )
 
 
 def _outbox(waiting: dict[Channel, tuple[int, int]], now: float) -> tuple[Metric, Metric]:

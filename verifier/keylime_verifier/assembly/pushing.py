@@ -9,6 +9,7 @@ from keylime_verifier.api.routes import Repositories
 from keylime_verifier.assembly.attesting import Attesting
 from keylime_verifier.assembly.telling import Telling
 from keylime_verifier.config import VerifierConfig
+from keylime_verifier.polling.meter import Meter
 from keylime_verifier.pushing.attestation_store import AttestationStore
 from keylime_verifier.pushing.attestations import Attestations
 from keylime_verifier.pushing.journal import Journal
@@ -36,6 +37,7 @@ def pushing(
     attesting: Attesting,
     me: MemberId,
     now: Callable[[], float],
+    meter: Meter,
 ) -> Pushing:
     """Not begun yet."""
     rules = PushRules(config.cadence, config.severities, config.recovers)
@@ -50,10 +52,13 @@ def pushing(
         targets=telling.audience.targets,
         on_revocation=telling.notifier.wake,
         lateness=attesting.recorder.lateness,
+        meter=meter,
         now=now,
     )
     build = stored.references.build
-    judging = Judging(build, journal, attesting.budget)
+    judging = Judging(build, journal, attesting.budget, meter)
     attestations = Attestations(store, build, judging, config.attestation_limits, now=now)
     silence = Silence(me, store, sessions, journal, rules, kept_s=config.attestation_history_s, now=now)
-    return Pushing(Logins(sessions, stored.agents, limits, now=now), attestations, judging, journal, silence)
+    return Pushing(
+        Logins(sessions, stored.agents, limits, meter, now=now), attestations, judging, journal, silence
+    )

@@ -141,7 +141,7 @@ async def running(config: VerifierConfig, place: WorkerPlace = WorkerPlace()) ->
             on_events,
             measured.meter,
         )
-        pushes = pushing(config, stored, tells, attests, member.member_id, clock.now)
+        pushes = pushing(config, stored, tells, attests, member.member_id, clock.now, measured.meter)
         health = Health()
         _add_checks(health, database, attests, divides)
         server = verifier_server(

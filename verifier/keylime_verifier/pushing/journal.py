@@ -32,6 +32,7 @@ from keylime_verifier.agents.pushing import (
 )
 from keylime_verifier.agents.records import AgentRecord, PolicyVersions, PushState, StoredRevocation
 from keylime_verifier.polling.fencing import Ruling
+from keylime_verifier.polling.meter import Meter
 from keylime_verifier.polling.outcomes import events_of, log_outcome
 from keylime_verifier.polling.store import AgentStore
 from keylime_verifier.polling.unwritten import Unwritten
@@ -74,6 +75,7 @@ class Journal:
         targets: Callable[[], Sequence[tuple[str, str]]],
         on_revocation: Callable[[], None],
         lateness: Unwritten,
+        meter: Meter,
         now: Callable[[], float],
     ) -> None:
         """`token_s` is how long a token holds after a pass, None if a pass does not lengthen it.
@@ -87,6 +89,7 @@ class Journal:
         self._targets = targets
         self._on_revocation = on_revocation
         self._lateness = lateness
+        self._meter = meter
         self._now = now
         self._waiting: list[_Waiting] = []
         self._wake = asyncio.Event()
@@ -143,6 +146,7 @@ class Journal:
         ruling = await self._written(change)
         if ruling is Ruling.COUNTS:
             log_outcome(before, after, outcome)
+            self._meter.pushed(outcome)
             if change.conclusion is not None and change.conclusion.token_until is not None:
                 log.debug("Extended auth token for agent '%s' after a pass", before.agent_id)
             if change.revocation is not None:

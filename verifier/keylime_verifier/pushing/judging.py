@@ -17,10 +17,12 @@ from keylime.appraisal.reference import Reference
 from keylime.appraisal.verdict import Accepted, Incomplete, Rejected, Verdict
 from keylime.errors import KeylimeError
 from keylime.identifiers import AgentId
+from keylime_verifier.agents.lifecycle import Defect
 from keylime_verifier.agents.policy_categories import PolicyHashes
 from keylime_verifier.agents.records import AgentRecord, Enrolment, PolicyVersions
 from keylime_verifier.polling.answer_budget import AnswerBudget, Reservation
 from keylime_verifier.polling.fencing import Ruling
+from keylime_verifier.polling.meter import Meter
 from keylime_verifier.pushing.collected import Collected, answer_of, challenge_of
 from keylime_verifier.pushing.insistence import insisting
 from keylime_verifier.pushing.journal import Journal, Judged, gravest_text
@@ -61,13 +63,15 @@ class NoRoom(KeylimeError):
 class Judging:
     """What is under way of it in this process."""
 
-    def __init__(self, build_reference: BuildReference, journal: Journal, budget: AnswerBudget) -> None:
+    def __init__(
+        self, build_reference: BuildReference, journal: Journal, budget: AnswerBudget, meter: Meter
+    ) -> None:
         self._build_reference = build_reference
         self._journal = journal
         self._budget = budget
+        self._meter = meter
         self._memo = AppraisalMemo()
         self._tasks: set[asyncio.Task[None]] = set()
-        self.defects = 0
 
     def demand_room(self, size: int) -> "Room":
         """Room for evidence whose logs have `size` bytes. Raises NoRoom."""
@@ -115,10 +119,10 @@ class Judging:
                 Judged(record=record, number=evidence.number, verdict=verdict, held_to=held_to)
             )
         except KeylimeError as error:
-            self.defects += 1
+            self._meter.pushed(Defect(str(error)))
             log.error("agent %s: attestation %d cannot be judged now: %s", agent_id, evidence.number, error)
         except Exception:
-            self.defects += 1
+            self._meter.pushed(Defect("see the log"))
             log.exception(
                 "agent %s: attestation %d failed because of a defect of the verifier",
                 agent_id,

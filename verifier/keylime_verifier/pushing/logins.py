@@ -10,6 +10,7 @@ from enum import Enum, auto
 from keylime.errors import KeylimeError
 from keylime.identifiers import AgentId
 from keylime.messages.push_session import ProofData
+from keylime_verifier.polling.meter import Meter
 from keylime_verifier.polling.store import AgentStore
 from keylime_verifier.pushing.session_store import SessionStore
 from keylime_verifier.pushing.sessions import (
@@ -71,11 +72,18 @@ class Logins:
     """Sessions, whoever has begun them."""
 
     def __init__(
-        self, sessions: SessionStore, agents: AgentStore, limits: SessionLimits, *, now: Callable[[], float]
+        self,
+        sessions: SessionStore,
+        agents: AgentStore,
+        limits: SessionLimits,
+        meter: Meter,
+        *,
+        now: Callable[[], float],
     ) -> None:
         self._sessions = sessions
         self._agents = agents
         self._limits = limits
+        self._meter = meter
         self._now = now
 
     def expiry_of(self, session: Session) -> float:
@@ -95,7 +103,9 @@ class Logins:
             network=prefixes[-1],
         )
         if (too_many := await self._sessions.begin(session, now)) is not None:
+            self._meter.session("limited")
             raise TooManySessions(too_many.wait_s)
+        self._meter.session("begun")
         return session
 
     async def prove(self, session_id: str, agent_id: AgentId, proof: ProofData) -> Proven:
@@ -126,10 +136,12 @@ class Logins:
         ak_tpm = record.enrolment.ak_tpm
         if not await self._sessions.prove(session, stored, key_hash(ak_tpm), expires_at, ak_tpm):
             raise UnknownSession("Session not found")
+        self._meter.session("proven")
         log.info("agent %s: has proven that it holds its AK, and has a new token", agent_id)
         return Proven(replace(session, state=ACTIVE, token_expires_at=expires_at), now, token.text)
 
     async def _failed(self, session: Session, now: float, fault: Fault) -> Proven:
         if not await self._sessions.fail(session.session_id):
             raise UnknownSession("Session not found")
+        self._meter.session("failed")
         return Proven(session, now, fault=fault)
