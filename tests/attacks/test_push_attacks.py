@@ -6,6 +6,7 @@ Ids are those of the attack catalogue (Network, Quotes, Verifier).
 import asyncio
 import base64
 import hashlib
+import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -271,6 +272,82 @@ def test_a_pushed_quote_is_for_one_challenge_once_and_in_time(tmp_path: Path) ->
         challenges = [challenge_of(one) for one in (first, second, third, fourth)]
         assert len(set(challenges)) == 4
         assert {len(base64.b64decode(one)) for one in challenges} == {16}
+
+    scene(tmp_path, act)
+
+
+def test_when_the_databases_clock_goes_back_nothing_lives_longer_and_nobody_waits_longer(
+    tmp_path: Path,
+) -> None:
+    async def act(verifier: RunningVerifier, machine: PushingMachine) -> None:
+        begun = await machine.begin()
+        for _ in range(14):
+            await machine.begin()
+        assert (await machine.begin()).code == 429
+        token = await machine.prove(begun)
+        assert token.attributes["evaluation"] == "pass"
+        machine.token = token.attributes["token"]
+        await verifier.change(
+            "UPDATE push_sessions SET created_at = created_at + 3600 WHERE state <> 'active'"
+        )
+        late = await machine.begin()
+        assert late.code == 200, "sessions of the future count no more"
+        await machine.attest()
+        await machine.until_judged("PASS", 1)
+        await verifier.change(
+            "UPDATE push_attestations SET received_at = received_at + 7200, "
+            "evidence_at = evidence_at + 7200, expires_at = expires_at + 7200"
+        )
+        negotiated = await machine.negotiate()
+        assert negotiated.code == 201, "who was here in the future is not told to come then"
+        await verifier.change(
+            "UPDATE push_attestations SET received_at = received_at + 7200, expires_at = expires_at + 7200"
+        )
+        refused = await machine.submit(negotiated)
+        assert (refused.code, refused.error["code"]) == (403, "challenges_expired")
+        await verifier.change(
+            "UPDATE push_sessions SET created_at = created_at + 3600, "
+            "token_expires_at = token_expires_at + 3600"
+        )
+        assert denied(await machine.negotiate()) == (401, "Authentication token expired")
+        refused = await machine.prove(late)
+        assert (refused.code, refused.attributes["evaluation"]) == (200, "fail")
+
+    scene(tmp_path, act)
+
+
+def test_what_is_too_long_or_leads_nowhere_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    async def act(verifier: RunningVerifier, machine: PushingMachine) -> None:
+        await machine.log_in()
+        offer = machine.offer()
+        key = offer["data"]["attributes"]["evidence_supported"][0]["capabilities"]["certification_keys"][0]
+        key["local_identifier"] = 9000 * "\N{CJK UNIFIED IDEOGRAPH-4E00}"  # 27 kB, and twice in what is kept
+        sent = json.dumps(offer, ensure_ascii=False).encode()
+        refused = await machine.negotiate(sent)
+        assert (refused.code, refused.error["code"]) == (422, "invalid_resource_data")
+        key["local_identifier"] = 40_000 * "0"
+        assert (await machine.negotiate(offer)).code == 413
+        negotiated = await machine.negotiate()
+        base = "/v3.0/agents/pushing-1/attestations/"
+        for number in ("7", "-1", "0x0", "1e3", "%D9%A1", "00000000000", "latest%00", "none"):
+            evidence = machine.evidence(negotiated)
+            lost = await machine.call("PATCH", base + number, evidence, token=machine.token)
+            assert lost.code in (400, 404), number
+        long = machine.evidence(negotiated)
+        items = long["data"]["attributes"]["evidence_collected"]
+        items[0]["data"]["signature"] = 5000 * "A"
+        refused = await machine.submit(negotiated, long)
+        assert refused.code == 422
+        assert refused.error["source"]["pointer"] == "/data/attributes/evidence/0/data/signature"
+        doubled = machine.evidence(negotiated)
+        doubled["data"]["attributes"]["evidence_collected"] *= 2
+        assert (await machine.submit(negotiated, doubled)).code == 422
+        nested = b'{"data": ' + 5000 * b"[" + 5000 * b"]" + b"}"
+        assert (await machine.submit(negotiated, nested)).code == 400
+        assert (
+            await machine.call("PATCH", base + "latest", machine.evidence(negotiated), token=machine.token)
+        ).code == 202
+        await machine.until_judged("PASS", 1)
 
     scene(tmp_path, act)
 

@@ -24,7 +24,14 @@ from keylime_verifier.pushing.collected import read_evidence
 from keylime_verifier.pushing.judging import BuildReference, Evidence, Judging, NoRoom
 from keylime_verifier.pushing.negotiation import EVIDENCE, choose, read_offer
 from keylime_verifier.pushing.problems import Problem, Unacceptable, problem
-from keylime_verifier.pushing.sessions import CHALLENGE_SIZE, TokenFault, judge_token, key_hash, read_token
+from keylime_verifier.pushing.sessions import (
+    CHALLENGE_SIZE,
+    CLOCK_SLACK_S,
+    TokenFault,
+    judge_token,
+    key_hash,
+    read_token,
+)
 
 log = logging.getLogger("keylime.verifier")
 
@@ -137,6 +144,8 @@ class Attestations:
         latest = found.latest
         if latest is None or latest.evidence_at is None:
             return
+        if latest.evidence_at > now + CLOCK_SLACK_S:  # of before the database's clock was set back
+            return
         until = latest.evidence_at + self._limits.verdict_s
         if latest.stage == EVALUATING and now < until:
             detail = "The evidence of the last attestation is being verified."
@@ -160,7 +169,8 @@ class Attestations:
         latest = _latest(found, number)
         if latest.stage != AWAITING:
             raise Refused(403, "evidence_immutable", "The attestation has its evidence already.")
-        if latest.expires_at is None or now >= latest.expires_at:
+        is_in_time = latest.expires_at is not None and now < latest.expires_at
+        if not is_in_time or now < latest.received_at - CLOCK_SLACK_S:
             raise Refused(403, "challenges_expired", "The challenge of the attestation has expired.")
         _demand_type(resource)
         try:

@@ -16,6 +16,7 @@ from keylime_verifier.pushing.session_store import SessionStore
 from keylime_verifier.pushing.sessions import (
     ACTIVE,
     CHALLENGE_SIZE,
+    CLOCK_SLACK_S,
     PENDING,
     SALT_SIZE,
     SECRET_SIZE,
@@ -119,7 +120,7 @@ class Logins:
         if session.agent_id != agent_id:
             raise OtherAgent("Agent ID mismatch")
         now = self._now()
-        if now >= self.expiry_of(session):
+        if not session.created_at - CLOCK_SLACK_S <= now < self.expiry_of(session):
             return await self._failed(session, now, Fault.EXPIRED)
         record = await self._agents.find(agent_id)
         if record is None or not record.enrolment.is_pushing:

@@ -11,6 +11,7 @@ from keylime.identifiers import AgentId
 from keylime_verifier.database.schema import agents, sessions
 from keylime_verifier.pushing.sessions import (
     ACTIVE,
+    CLOCK_SLACK_S,
     FAILED,
     PENDING,
     Begun,
@@ -138,7 +139,8 @@ class SessionStore:
 
     async def prune(self, now: float) -> None:
         """Forgets sessions that nobody can go on with, and that count no more."""
-        unproven = sa.and_(_UNPROVEN, sessions.c.created_at < now - self._limits.longest_window_s)
+        is_current = sessions.c.created_at.between(now - self._limits.longest_window_s, now + CLOCK_SLACK_S)
+        unproven = sa.and_(_UNPROVEN, sa.not_(is_current))
         over = sa.and_(sessions.c.state == ACTIVE, sessions.c.token_expires_at < now - _EXPIRED_KEPT_S)
         await self._database.write(
             "forget sessions",
@@ -162,7 +164,11 @@ def _begun(connection: sa.Connection, session: Session, limits: SessionLimits, n
         sa.func.min(sa.case((in_window, sessions.c.created_at))),
         sa.func.coalesce(sa.func.sum(sa.case((of_agent, 1), else_=0)), 0),
         sa.func.min(sa.case((of_agent, sessions.c.created_at))),
-    ).where(sessions.c.address == session.address, sessions.c.created_at > now - longest, _UNPROVEN)
+    ).where(
+        sessions.c.address == session.address,
+        sessions.c.created_at.between(now - longest, now + CLOCK_SLACK_S),
+        _UNPROVEN,
+    )
     from_address, first_from_address, for_agent, first_for_agent = connection.execute(query).one()
     return Begun(int(from_address), first_from_address, int(for_agent), first_for_agent)
 

@@ -24,6 +24,8 @@ SECRET_SIZE = 32
 SALT_SIZE = 16
 _MOST_PROOF = 8192  # characters of each part of a proof: four times what the largest key takes
 _SESSION_ID = 36
+CLOCK_SLACK_S = 2.0
+"""By so much a time of the same clock may lie ahead; one further off is of before it was set back."""
 
 State = Literal["pending", "failed", "active"]
 PENDING: State = "pending"
@@ -145,7 +147,9 @@ def judge_token(token: Token | None, session: Session | None, now: float) -> Tok
         return "Invalid authentication token"
     if session.state != ACTIVE:
         return "Authentication session not active"
-    if session.token_expires_at is None or now >= session.token_expires_at:
+    # Nobody can tell how old a token is that was given before the clock was set back.
+    is_of_the_future = session.created_at > now + CLOCK_SLACK_S
+    if session.token_expires_at is None or now >= session.token_expires_at or is_of_the_future:
         return "Authentication token expired"
     return None
 
