@@ -165,6 +165,8 @@ class ScriptedVerifier:
             if agent in self.agents:
                 return Answer(409, f"Agent of uuid {agent} already exists. Please use delete or update.")
             self.agents[agent] = status_of(body)
+            if "attestation_mode" in body:
+                self.agents[agent]["attestation_mode"] = body["attestation_mode"]
             if self.can_update:
                 self.agents[agent] |= {"mb_policy_name": None, "runtime_policy_name": agent}
             elif body["runtime_policy"] and not body["runtime_policy_name"]:

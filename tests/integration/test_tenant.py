@@ -915,9 +915,39 @@ def test_an_agent_that_attests_by_itself_is_added_without_asking_it(lab: Lab) ->
     assert lab.calls == []
 
 
-def test_an_agent_that_attests_by_itself_gets_no_payload(lab: Lab, tmp_path: Path) -> None:
-    payload = tmp_path / "payload"
-    payload.write_text("x")
-    refusal = failed(lab.run("-u", AGENT, "--push-model", "-f", str(payload)))
-    assert "-f does not go with --push-model" in refusal
+@pytest.mark.parametrize("command", ["add", "update"])
+@pytest.mark.parametrize(
+    "flags", [("-f", "."), ("-k", "."), ("--include", "."), ("--cert", "default"), ("--verify",)]
+)
+def test_an_agent_that_attests_by_itself_gets_no_payload(
+    lab: Lab, command: str, flags: tuple[str, ...]
+) -> None:
+    words = tuple(str(lab.work_dir) if word == "." else word for word in flags)
+    refusal = failed(lab.run("-c", command, "-u", AGENT, "--push-model", *words))
+    assert f"{flags[0]} does not go with --push-model" in refusal
     assert lab.verifier.server.calls == []
+
+
+def test_update_of_an_agent_that_attests_by_itself_asks_the_verifier_alone(lab: Lab) -> None:
+    lab.verifier.can_update = True
+    lab.registrar.records[AGENT] |= {"mtls_cert": "disabled"}
+    lab.verifier.policies["allowlists"]["fleet"] = "{}"
+    succeeded(lab.run("-c", "update", "-u", AGENT, "--push-model"))
+    assert lab.added()["attestation_mode"] == "push", "who is not there is added"
+    done = succeeded(lab.run("-c", "update", "-u", AGENT, "--push-model", "--runtime-policy-name", "fleet"))
+    changed = {name: value for name, value in changed_to(lab).items() if name not in IDENTITY}
+    assert changed == {"runtime_policy": None, "runtime_policy_name": "fleet"}
+    assert "mtls_cert" not in changed_to(lab)
+    assert writes(lab) == ["POST", "PUT"]
+    assert lab.calls == [], "nothing is asked of the agent"
+    assert "Traceback" not in done.stdout
+    line = failed(lab.run("-c", "update", "-u", AGENT, "--runtime-policy-name", "fleet"))
+    assert "attests by itself: give --push-model" in line
+
+
+def test_a_polled_agent_is_not_updated_as_one_that_attests_by_itself(lab: Lab) -> None:
+    lab.verifier.can_update = True
+    succeeded(lab.run("-u", AGENT))
+    line = failed(lab.run("-c", "update", "-u", AGENT, "--push-model"))
+    assert "leave --push-model out" in line
+    assert writes(lab) == ["POST"]

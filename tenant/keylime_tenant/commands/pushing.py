@@ -41,7 +41,6 @@ async def add(session: Session) -> None:
 
 async def update(session: Session, verifier: VerifierClient, found: ToldStatus) -> None:
     """Changes what the command line names of an agent that attests by itself; it is attested anew."""
-    refuse_payload(session)
     if not found.attests_by_itself:
         raise CommandFailed(
             f"agent {session.agent_id} is one that {verifier.place} asks itself: leave --push-model out, or "
@@ -60,6 +59,7 @@ async def update(session: Session, verifier: VerifierClient, found: ToldStatus) 
 
 async def update_or_add(session: Session) -> None:
     """The same, where an agent that is not there is added."""
+    refuse_payload(session)
     found = await session.verifier.status(session.agent_id)
     if found is None:
         await add(session)
