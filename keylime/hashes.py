@@ -2,6 +2,7 @@
 
 import enum
 import hashlib
+from collections.abc import Callable, Mapping
 from typing import Self
 
 
@@ -25,7 +26,7 @@ class HashAlgorithm(enum.IntEnum):
     @property
     def label(self) -> str:
         """The name on the wire and in configuration: "sha1", "sha256", "sha384", "sha512", "sm3_256"."""
-        return self.name.lower()
+        return _LABELS[self]
 
     @property
     def size(self) -> int:
@@ -34,7 +35,11 @@ class HashAlgorithm(enum.IntEnum):
 
     def digest(self, data: bytes) -> bytes:
         """The hash of `data`. Raises ValueError where the crypto library lacks it (SM3)."""
-        return hashlib.new("sm3" if self is HashAlgorithm.SM3_256 else self.label, data).digest()
+        return _HASHES[self](data).digest()
+
+
+def _sm3(data: bytes) -> "hashlib._Hash":
+    return hashlib.new("sm3", data)
 
 
 _SIZES = {
@@ -43,4 +48,13 @@ _SIZES = {
     HashAlgorithm.SHA384: 48,
     HashAlgorithm.SHA512: 64,
     HashAlgorithm.SM3_256: 32,
+}
+_LABELS = {algorithm: algorithm.name.lower() for algorithm in HashAlgorithm}
+# As functions, and not by name: each PCR is extended thousands of times.
+_HASHES: Mapping[HashAlgorithm, Callable[[bytes], "hashlib._Hash"]] = {
+    HashAlgorithm.SHA1: hashlib.sha1,
+    HashAlgorithm.SHA256: hashlib.sha256,
+    HashAlgorithm.SHA384: hashlib.sha384,
+    HashAlgorithm.SHA512: hashlib.sha512,
+    HashAlgorithm.SM3_256: _sm3,
 }

@@ -27,11 +27,12 @@ class EventReader:
 
     def take(self, size: int, field: str) -> bytes:
         """The next `size` bytes."""
-        if size > self.remaining:
-            raise MalformedEvidence(f"{field}: {size} bytes announced, {self.remaining} left")
         start = self._offset
-        self._offset += size
-        return self._data[start : self._offset]
+        end = start + size
+        if end > len(self._data):
+            raise MalformedEvidence(f"{field}: {size} bytes announced, {self.remaining} left")
+        self._offset = end
+        return self._data[start:end]
 
     def rest(self) -> bytes:
         """Everything that is left."""
