@@ -41,12 +41,15 @@ from keylime_tenant.policies import PolicyDocuments, compose, runtime_policy
 from keylime_tenant.session import Session
 from keylime_verifier.polling.findings_log import log_findings
 from keylime_verifier.revocations.webhook import Webhook, parse_webhook_url
+from tests.evidence import policy_of
 from tests.fakes.attesting_agent import AttestingAgent
 from tests.fakes.running_registrar import running_registrar
 from tests.fakes.running_verifier import RunningVerifier, eventually
 from tests.fakes.software_ak import SoftwareAk
 from tests.fakes.software_identity import SoftwareIdentity, b64, certify, certify_attest, name_of
 from tests.fakes.tls_material import Authority
+from tests.ima_rounds import Kernel
+from tests.ima_rounds import Verifier as ImaRounds
 from tests.integration.test_verifier_policies import scene
 
 AGENT = AgentId("d432fbb3-d2f1-4a97-9ef7-75bd81c00000")
@@ -62,6 +65,22 @@ def matching(caplog: pytest.LogCaptureFixture, text: str) -> list[tuple[str, int
 def logged(finding: Finding, caplog: pytest.LogCaptureFixture, text: str) -> list[tuple[str, int]]:
     log_findings(AGENT, Rejected((finding,), Checkpoint.fresh()))
     return matching(caplog, text)
+
+
+def test_a_file_that_is_not_listed_and_one_with_another_digest(caplog: pytest.LogCaptureFixture) -> None:
+    kernel = Kernel()
+    kernel.run("/a", "1")
+    policy = policy_of([kernel.text()])
+    kernel.run("/a", "2")
+    kernel.run("/b", "3")
+    changed, unknown = ImaRounds(policy).appraise(kernel.text(), kernel.pcr).findings
+    digest = "[0-9a-f]{64}"
+    text = rf"^Hashes for file /a don't match {digest} not in \['{digest}'\]"
+    assert logged(changed, caplog, text) == [("keylime.ima", logging.WARNING)]
+    text = "^File not found in allowlist: /b"
+    assert logged(unknown, caplog, text) == [("keylime.ima", logging.WARNING)]
+    text = r"^IMA ERRORS: .*Number of failures in modes: ImaNg 1\."
+    assert matching(caplog, text) == [("keylime.ima", logging.ERROR)] * 2
 
 
 def test_a_pinned_pcr_that_differs(caplog: pytest.LogCaptureFixture) -> None:
