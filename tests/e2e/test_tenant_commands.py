@@ -145,7 +145,9 @@ def test_an_agent_is_added_and_told_about(run: Run, machine: Machine) -> None:
     assert run("doctor")["ok"] is True
 
 
-def test_an_agent_that_fell_is_explained_and_approved(run: Run, site: Site, machine: Machine) -> None:
+def test_an_agent_that_fell_is_explained_and_approved(
+    run: Run, site: Site, machine: Machine, files: Files
+) -> None:
     me = ("-u", machine.agent_id)
     machine.measure(script(machine.node.disk / "root/unknown.sh", "#!/bin/sh\nexit\n"))
     site.await_state(machine, OperationalState.INVALID_QUOTE)
@@ -163,6 +165,16 @@ def test_an_agent_that_fell_is_explained_and_approved(run: Run, site: Site, mach
     run("revocations")
     pinned = json.dumps({"23": "0" * 64})
     assert list(run("update", *me, *FLEET, "--tpm_policy", pinned)) == [machine.agent_id]
+    several = ("--runtime-policy-name", "fleet@+1h", "--runtime-policy-name", "next")
+    done(site, "addruntimepolicy", "--runtime-policy-name", "next", "--runtime-policy", files.runtime)
+    united = site.control.tenant("update", *me, *several)
+    until = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC"
+    assert re.search(rf'runtime_policies was null, is \["fleet until {until}", "next"\]', united.stdout)
+    assert [one["name"] for one in run("status", *me)["verifier"][machine.agent_id]["runtime_policies"]] == [
+        "fleet",
+        "next",
+    ]
+    assert list(run("update", *me, *FLEET)) == [machine.agent_id]
     assert run("reactivate", *me)["code"] == 200
     assert run("reactivate", "--state", "failed") == {"reactivated": [], "errors": {}}
 

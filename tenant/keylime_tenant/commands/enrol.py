@@ -5,14 +5,19 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
-from msgspec import UNSET
-from msgspec.structs import asdict
+from msgspec import UNSET, to_builtins
 
 from keylime.addresses import means_own_host
 from keylime.errors import ConfigError, KeylimeError, PeerUnreachable
 from keylime.identifiers import AgentId
 from keylime.messages.agent import UKeyRequest
-from keylime.messages.verifier import NOTHING_JUDGED, AddAgentRequest, UpdateAgentRequest, UpdatedAgent
+from keylime.messages.verifier import (
+    NOTHING_JUDGED,
+    AddAgentRequest,
+    EnrolmentSummary,
+    UpdateAgentRequest,
+    UpdatedAgent,
+)
 from keylime.messages.versions import AGENT_VERSIONS
 from keylime.nonce import new_nonce
 from keylime.payload.keys import auth_tag, encrypt_share, is_auth_tag
@@ -25,6 +30,7 @@ from keylime_tenant.payload import PayloadDelivery, check_rules
 from keylime_tenant.people import agent_lines
 from keylime_tenant.policies import AgentPolicies, compose
 from keylime_tenant.session import Session
+from keylime_tenant.terminal import moment
 from keylime_tenant.told_status import ToldStatus
 
 AnswerT = TypeVar("AnswerT")
@@ -314,8 +320,19 @@ async def change(
     updated = read_results(reply, UpdatedAgent, verifier.place)
     if NOTHING_JUDGED in reply.status:
         session.output.warning("%s", reply.status)
-    before, after = asdict(updated.before), asdict(updated.after)
+    before, after = _shown(updated.before), _shown(updated.after)
     show_change(session, candidate.agent_id, before, after, has_new_payload=has_new_payload)
+
+
+def _shown(summary: EnrolmentSummary) -> dict[str, object]:
+    """What is compared and told; of several runtime policies their names and ends."""
+    shown = to_builtins(summary)
+    if isinstance(summary.runtime_policies, list):
+        shown["runtime_policies"] = [
+            part.name if part.until is None else f"{part.name} until {moment(part.until)}"
+            for part in summary.runtime_policies
+        ]
+    return dict(shown)
 
 
 def show_change(
@@ -327,14 +344,14 @@ def show_change(
     has_new_payload: bool,
 ) -> None:
     """Says what of an agent is another one now."""
-    changed = [name for name in after if before.get(name) != after[name]]
+    changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     for name in changed:
         session.output.said(
             "Agent %s: %s was %s, is %s",
             agent_id,
             name,
             json.dumps(before.get(name)),
-            json.dumps(after[name]),
+            json.dumps(after.get(name)),
         )
     if has_new_payload:
         session.output.said("Agent %s: its payload and key are new", agent_id)
