@@ -1,6 +1,7 @@
 """How programs end: one line for Ctrl-C, also while they still load, and for output that nobody takes."""
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -22,9 +23,11 @@ def endings_told(program: str) -> Iterator[None]:
     """All that a program does belongs in here, its imports first.
 
     A reader of its output that has gone ends it with 1 and silently, a full disk with 1 and a line. Output
-    that was closed before the start is written to nobody.
+    that was closed before the start is written to nobody. What the locale's encoding has no character for is
+    written with backslashes.
     """
     _open_missing_streams()
+    _write_all_characters()
     try:
         try:
             yield
@@ -53,6 +56,11 @@ def _open_missing_streams() -> None:
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - for the life of the process
     if sys.stderr is None:
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+
+
+def _write_all_characters() -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower().replace("-", "") != "utf8":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _give_up_output() -> None:

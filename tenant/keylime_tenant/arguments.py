@@ -163,10 +163,26 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
         chosen |= {"runtime_policy_name": names[0]}
     values.pop("runtime_policy_names", None)
     arguments = Arguments(**{**values, **lists, **chosen})
-    problem = combination_problem(arguments)
+    problem = _encoding_problem(arguments) or combination_problem(arguments)
     if problem is not None:
         parser.error(problem)
     return arguments
+
+
+# What is sent to services as text. Files may have any name.
+_SENT = ("runtime_policy_name", "allowlist_name", "mb_policy_name", "verifier_id", "tpm_policy", "policy")
+
+
+def _encoding_problem(arguments: Arguments) -> str | None:
+    """What was typed in another encoding than the locale's, where that cannot be."""
+    for name in _SENT:
+        value: str = getattr(arguments, name) or ""
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            flag = arguments.flag(name, f"--{name.replace('_', '-')}")
+            return f"{flag}: {value!a} is no text in this locale's encoding: set LANG to one of UTF-8"
+    return None
 
 
 _HELP = frozenset({"-h", "--help"})

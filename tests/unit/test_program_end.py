@@ -99,6 +99,19 @@ def test_log_lines_that_are_the_result_are_output_like_any_other(tmp_path: Path)
     assert done.stderr == FULL.replace("tool", "keylime_tenant")
 
 
+def test_characters_that_a_locale_has_not_are_written_with_backslashes() -> None:
+    code = "from keylime.program_end import endings_told\n"
+    code += "with endings_told('tool'):\n    print('gr\\xf6\\u0416')"
+    for encoding, written in (("ascii", rb"gr\xf6\u0416"), ("latin-1", b"gr\xf6\\u0416")):
+        done = subprocess.run(  # noqa: S603 - our own program
+            [sys.executable, "-c", code],
+            env={"PATH": os.environ["PATH"], "PYTHONIOENCODING": encoding},
+            capture_output=True,
+            check=True,
+        )
+        assert done.stdout.rstrip() == written
+
+
 def test_other_errors_are_not_taken_for_those_of_output() -> None:
     with pytest.raises(OSError, match="here"), endings_told("tool"):
         raise OSError(errno.ENOSPC, "full", "here")

@@ -90,6 +90,11 @@ def test_unknown_flags_and_wrong_ports_are_one_line(flags: str, capsys: pytest.C
 @pytest.mark.parametrize(
     ("line", "told"),
     [
+        (
+            "showruntimepolicy --runtime-policy-name caf\udce9",
+            "--runtime-policy-name: 'caf\\udce9' is no text in this locale's encoding: "
+            "set LANG to one of UTF-8",
+        ),
         ("--uid x", "unrecognized arguments: --uid (did you mean --uuid?)"),
         ("cvlst", "Invalid command specified: cvlst (did you mean 'cvlist'?)"),
         ("add -c cvlist", "add and -c cvlist are two commands: give one"),
