@@ -57,14 +57,20 @@ def encode_private_key(key: PrivateKey, password: str | None) -> bytes:
     return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection)
 
 
-def parse_private_key(data: bytes, password: str | None) -> PrivateKey:
+def parse_private_key(data: bytes, password: str | None, *, is_tried: bool = False) -> PrivateKey:
     """The RSA or EC key in the PEM text `data`. Raises CredentialError.
 
+    One that `is_tried` afterwards is taken without looking for mistakes in its numbers, which for RSA takes
+    longer than all else that a client does.
     A password for a key that is not encrypted is not an error: one password option serves a whole directory.
     """
     try:
         encrypted = b"ENCRYPTED" in data
-        key = serialization.load_pem_private_key(data, (password or "").encode() if encrypted else None)
+        key = serialization.load_pem_private_key(
+            data,
+            (password or "").encode() if encrypted else None,
+            unsafe_skip_rsa_key_validation=is_tried,
+        )
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise CredentialError("not a private key in PEM, or not the password it is encrypted with") from error
     if not isinstance(key, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey):

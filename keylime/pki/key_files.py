@@ -11,10 +11,13 @@ from keylime.pki.files import read_private_key_file, write_atomically
 _RSA_BITS = 2048
 
 
-def load_private_key(path: Path, password: str | None) -> PrivateKey:
-    """The private key in the file `path`. Raises ConfigError, also when other users can touch the file."""
+def load_private_key(path: Path, password: str | None, *, is_tried: bool = False) -> PrivateKey:
+    """The private key in the file `path`. Raises ConfigError, also when other users can touch the file.
+
+    `is_tried` says that the caller makes a signature and verifies it, see `parse_private_key`.
+    """
     try:
-        return parse_private_key(read_private_key_file(path), password)
+        return parse_private_key(read_private_key_file(path), password, is_tried=is_tried)
     except CredentialError as error:
         raise ConfigError(f"{path}: {error}") from error
 

@@ -19,6 +19,7 @@ from keylime.pki.der import unreadable
 from keylime.pki.file_names import CA_CERTIFICATE
 from keylime.pki.files import read_file
 from keylime.pki.key_files import load_private_key
+from keylime.pki.key_trial import signs_for
 from keylime.pki.lifetimes import CertificateFile, Holder, Lifetime
 from keylime.pki.roles import is_nodes
 from keylime.pki.server_names import NameCheck
@@ -106,13 +107,15 @@ def _load_client_identity(
 
 
 def _load_identity(context: TlsContext, certificate: Path, key: Path, password: str | None) -> None:
-    private_key = load_private_key(key, password)
+    private_key = load_private_key(key, password, is_tried=True)
     try:
         leaf = parse_certificate(read_file(certificate))
     except CredentialError as error:
         raise ConfigError(f"{certificate}: {error}") from error
     if leaf.public_key() != private_key.public_key():
         raise ConfigError(f"certificate {certificate} does not belong to key {key}")
+    if not signs_for(private_key, private_key.public_key()):
+        raise ConfigError(f"{key}: the key is damaged: restore it, or have it and its certificate made anew")
     try:
         # A callback, even for keys without a password: OpenSSL would ask on the terminal otherwise.
         context.load_cert_chain(certificate, key, password=lambda: password or "")
