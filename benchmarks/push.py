@@ -11,11 +11,12 @@ import asyncio
 import base64
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 from rich.console import Console
@@ -32,11 +33,13 @@ from tests.fakes.tls_material import client_context
 
 BUDGET_CPU_MS = 1.2  # of an attestation, the connection kept
 BUDGET_P99_MS = 50.0  # of the answer to evidence
+PERIOD_S = 10.0
 _AT_ONCE = 4
 _IDLE_S = 8.0
 _FILES = {"boot_aggregate": b"", **{f"/usr/bin/program-{number}": b"content" for number in range(99)}}
 _MORE = "/usr/bin/program-0"
 _Work = Callable[[FieldPushAgent], Awaitable[object]]
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,14 @@ class Fleet:
                     if answer.status != 200:
                         raise RuntimeError(f"adding an agent: {answer.status} {await answer.text()}")
 
+    async def forget(self, agent: FieldPushAgent) -> None:
+        """Deletes an agent, which may be added again."""
+        administrator = client_context(verifier_authority(), verifier_authority().issue("operator"))
+        path = f"https://127.0.0.1:{self.port}/v2.6/agents/{agent.agent_id}"
+        async with aiohttp.ClientSession() as session, session.delete(path, ssl=administrator) as answer:
+            if answer.status != 200:
+                raise RuntimeError(f"deleting an agent: {answer.status} {await answer.text()}")
+
     async def judged(self) -> int:
         """How many attestations have passed in all, once each agent's latest is judged."""
         administrator = client_context(verifier_authority(), verifier_authority().issue("operator"))
@@ -128,16 +139,14 @@ class Fleet:
         return Result(label, cpu_s / count * 1e3, len(took_s) / whole_s, took_s)
 
 
-async def _insisting(work: _Work, agent: FieldPushAgent) -> None:
+async def _insisting(work: Callable[[FieldPushAgent], Awaitable[_Result]], agent: FieldPushAgent) -> _Result:
     """Again where the verifier could not: on a machine that has too much to do its database may be late."""
     while True:
         try:
-            await work(agent)
+            return await work(agent)
         except Refused as refused:
             if refused.answer.code != 503:
                 raise
-        else:
-            return
 
 
 async def log_in(agent: FieldPushAgent) -> None:
@@ -164,7 +173,7 @@ async def at_pace(fleet: Fleet, period_s: float, rounds: int) -> Result:
         await asyncio.sleep(delay_s)
         due = time.perf_counter()
         for _ in range(rounds):
-            negotiation = await agent.negotiate()
+            negotiation = await _insisting(FieldPushAgent.negotiate, agent)
             began = time.perf_counter()
             await agent.deliver(negotiation)
             took_s.append(time.perf_counter() - began)
@@ -188,7 +197,6 @@ async def measure(count: int, paced: int, rounds: int, directory: Path) -> list[
         "VERIFIER_PORT": str(port),
         "VERIFIER_TLS_DIR": "default",
         "VERIFIER_NUM_WORKERS": "1",
-        "VERIFIER_QUOTE_INTERVAL": "0.49",  # rounded to no pause; five of it are a machine's silence
         "VERIFIER_SESSION_CREATE_RATE_LIMIT_PER_IP": "1000000",
         "VERIFIER_SESSION_CREATE_RATE_LIMIT_PER_AGENT": "1000000",
         "VERIFIER_SESSION_LIFETIME": "3600",
@@ -202,17 +210,27 @@ async def measure(count: int, paced: int, rounds: int, directory: Path) -> list[
             machine.measure(name, content)
         agent_id = f"{number:08x}-0000-4000-8000-000000000000"
         agents.append(FieldPushAgent(agent_id, f"https://127.0.0.1:{port}", tls, machine, limit_s=60))
-    with Daemon("keylime_verifier", directory / "verifier.log", environ) as daemon:
-        daemon.wait_for("Listening on")
-        try:
-            for agent in agents:
-                await agent.__aenter__()
-            share = await _idle_share(daemon)
-            few, all_of_them = (Fleet(some, daemon, port, share) for some in (agents[:count], agents))
-            return await _measured(few, all_of_them, rounds)
-        finally:
-            for agent in agents:
-                await agent.__aexit__()
+
+    @asynccontextmanager
+    async def before(interval_s: float, some: Sequence[FieldPushAgent]) -> AsyncIterator[Fleet]:
+        with Daemon(
+            "keylime_verifier",
+            directory / "verifier.log",
+            {**environ, "KEYLIME_VERIFIER_QUOTE_INTERVAL": str(interval_s)},
+        ) as daemon:
+            daemon.wait_for("Listening on")
+            async with AsyncExitStack() as stack:
+                for agent in some:
+                    await stack.enter_async_context(agent)
+                yield Fleet(some, daemon, port, await _idle_share(daemon))
+
+    # Rounded to no pause; five of it are a machine's silence.
+    async with before(0.49, agents[:count]) as fleet:
+        results = await _without_pause(fleet, rounds)
+    async with before(PERIOD_S, agents[:paced]) as fleet:
+        await fleet.enrol()
+        await fleet.each("", 1, log_in, has_verdicts=False)
+        return [*results, await at_pace(fleet, PERIOD_S, 3)]
 
 
 async def _idle_share(daemon: Daemon) -> float:
@@ -222,16 +240,16 @@ async def _idle_share(daemon: Daemon) -> float:
     return (daemon.cpu_s - before_s) / (time.perf_counter() - began)
 
 
-async def _measured(fleet: Fleet, whole: Fleet, rounds: int) -> list[Result]:
-    await whole.enrol()
-    results = [await fleet.each("session", 3, log_in, has_verdicts=False)]
-    await whole.each("", 1, log_in, has_verdicts=False)
-    await whole.each("", 1, attest, has_verdicts=False)
-    await whole.judged()
-    results.append(await fleet.each("kept alive", rounds, attest, has_verdicts=True))
-    results.append(await fleet.each("new TLS each", rounds, attest_anew, has_verdicts=True))
-    results.append(await at_pace(whole, 10.0, 3))
-    return results
+async def _without_pause(fleet: Fleet, rounds: int) -> list[Result]:
+    await fleet.enrol()
+    session = await fleet.each("session", 3, log_in, has_verdicts=False)
+    await fleet.each("", 1, attest, has_verdicts=False)
+    await fleet.judged()
+    kept = await fleet.each("kept alive", rounds, attest, has_verdicts=True)
+    anew = await fleet.each("new TLS each", rounds, attest_anew, has_verdicts=True)
+    for agent in fleet.agents:
+        await fleet.forget(agent)
+    return [session, kept, anew]
 
 
 def render(results: Sequence[Result], count: int, paced: int) -> Table:
