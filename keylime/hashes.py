@@ -18,10 +18,10 @@ class HashAlgorithm(enum.IntEnum):
     @classmethod
     def from_label(cls, label: str) -> Self:
         """The algorithm named `label` ("sha256", as on the wire). Raises ValueError."""
-        for algorithm in cls:
-            if algorithm.label == label:
-                return algorithm
-        raise ValueError(f"unknown hash algorithm {label!r}")
+        number = _NUMBERS.get(label)
+        if number is None:
+            raise ValueError(f"unknown hash algorithm {label!r}")
+        return cls(number)
 
     @property
     def label(self) -> str:
@@ -50,6 +50,7 @@ _SIZES = {
     HashAlgorithm.SM3_256: 32,
 }
 _LABELS = {algorithm: algorithm.name.lower() for algorithm in HashAlgorithm}
+_NUMBERS = {label: int(algorithm) for algorithm, label in _LABELS.items()}
 # As functions, and not by name: each PCR is extended thousands of times.
 _HASHES: Mapping[HashAlgorithm, Callable[[bytes], "hashlib._Hash"]] = {
     HashAlgorithm.SHA1: hashlib.sha1,

@@ -4,6 +4,7 @@ import secrets
 import string
 
 _ALPHABET = string.ascii_letters + string.digits
+_PAIRS = tuple(first + second for first in _ALPHABET for second in _ALPHABET)
 _LENGTH = 20
 
 
@@ -19,9 +20,12 @@ def new_nonce() -> str:
 def random_text(length: int) -> str:
     """`length` independent characters of [A-Za-z0-9] from the system's CSPRNG."""
     # One draw for all of them: each draw is a system call.
-    number = secrets.randbelow(len(_ALPHABET) ** length)
-    characters = []
-    for _ in range(length):
-        number, index = divmod(number, len(_ALPHABET))
-        characters.append(_ALPHABET[index])
-    return "".join(characters)
+    pairs, odd = divmod(length, 2)
+    number = secrets.randbelow(len(_PAIRS) ** pairs * len(_ALPHABET) ** odd)
+    texts = []
+    for _ in range(pairs):
+        number, index = divmod(number, len(_PAIRS))
+        texts.append(_PAIRS[index])
+    if odd:
+        texts.append(_ALPHABET[number])
+    return "".join(texts)

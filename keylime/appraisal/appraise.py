@@ -34,6 +34,8 @@ from keylime.tpm.quote import QuoteRejected, VerifiedQuote, verify_quote
 # A list that does not reach the quoted PCR 10 may once be a matter of timing; after that it is an answer.
 MAX_INCOMPLETE_ROUNDS = 1
 
+_HASHED_BY_KERNELS = {count: frozenset(range(count)) for count in BOOT_AGGREGATE_SIZES}
+
 
 @dataclass(slots=True)
 class _Round:
@@ -130,9 +132,9 @@ def _unaccepted_algorithms(evidence: Evidence, reference: Reference) -> list[Fin
     encryption, signing = canonical_algorithm(evidence.declared_encryption), evidence.declared_signing
     if encryption not in accepted.encryption:
         problems.append(("invalid_enc_alg", f"key algorithm {encryption!r} is not accepted"))
-    elif encryption != key.encryption_label:
+    elif encryption != reference.encryption_label:
         problems.append(
-            ("invalid_enc_alg", f"the agent says {encryption}, its key is {key.encryption_label}")
+            ("invalid_enc_alg", f"the agent says {encryption}, its key is {reference.encryption_label}")
         )
     if signing not in accepted.signing:
         problems.append(("invalid_sign_alg", f"signature scheme {signing!r} is not accepted"))
@@ -287,8 +289,8 @@ def _boot_aggregates(this: _Round, pcrs: PcrValues, boot: BootResult | None) -> 
         replayed = None if boot.findings else boot.boot_aggregates
     now = frozenset(
         boot_aggregate(pcrs.bank, pcrs.values, count)
-        for count in BOOT_AGGREGATE_SIZES
-        if set(range(count)).issubset(pcrs.values)
+        for count, hashed in _HASHED_BY_KERNELS.items()
+        if hashed <= pcrs.values.keys()
     )
     if replayed is None:
         return BootAggregates(now)
@@ -299,7 +301,7 @@ def _boot_aggregates(this: _Round, pcrs: PcrValues, boot: BootResult | None) -> 
 def _replayed_without_policy(this: _Round, pcrs: PcrValues) -> Mapping[HashAlgorithm, frozenset[str]] | None:
     """What a boot log tells that nobody demands, if it explains all quoted PCRs that the kernel hashes."""
     log = this.evidence.boot_log
-    hashed = frozenset(range(max(BOOT_AGGREGATE_SIZES)))
+    hashed = _HASHED_BY_KERNELS[max(BOOT_AGGREGATE_SIZES)]
     if log is None or not hashed <= pcrs.values.keys():
         return None
     parsed = this.memo.boot_log(log.content, log.digest)

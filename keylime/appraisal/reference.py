@@ -51,18 +51,19 @@ class Reference:
     demanded_pcrs: frozenset[int] = field(
         init=False
     )  # that every quote must cover (T2), the data PCR included
+    # Whether PCR 10 must be quoted and its list appraised; policies decide, not the evidence.
+    demands_ima: bool = field(init=False)
+    encryption_label: str = field(init=False)  # the kind of the attestation key
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "demanded_pcrs", self._demanded_pcrs())
-
-    @property
-    def demands_ima(self) -> bool:
-        """Whether PCR 10 must be quoted and its list appraised; policies decide, not the evidence."""
-        return demands_ima(
+        asks_for_list = demands_ima(
             runtime_policy=self.runtime_policy.demands_ima,
             tpm_policy=self.tpm_policy,
             tenant_keyring=self.tenant_keyring,
         )
+        object.__setattr__(self, "demands_ima", asks_for_list)
+        object.__setattr__(self, "demanded_pcrs", self._demanded_pcrs())
+        object.__setattr__(self, "encryption_label", self.attestation_key.encryption_label)
 
     @property
     def judges_nothing(self) -> bool:

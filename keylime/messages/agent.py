@@ -43,6 +43,14 @@ class _RawQuoteReply(msgspec.Struct, frozen=True, kw_only=True):
     os_measurement_list: msgspec.Raw = msgspec.Raw(b"null")
 
 
+_LIST = "ima_measurement_list"
+_QUOTATION_MARK = ord('"')
+_FIELDS = tuple(
+    (name, b',"%s":' % name.encode(), _MOST.get(name, MAX_FIELD)) for name in _RawQuoteReply.__struct_fields__
+)
+_FIELDS_BESIDE_LIST = tuple(one for one in _FIELDS if one[0] != _LIST)
+
+
 def parse_quote_reply(results: msgspec.Raw) -> tuple[QuoteReply, msgspec.Raw | None]:
     """An agent's answer without its IMA list, and that as the JSON string which it is in the answer.
 
@@ -50,18 +58,16 @@ def parse_quote_reply(results: msgspec.Raw) -> tuple[QuoteReply, msgspec.Raw | N
     be very large, not at all. Raises MalformedMessage.
     """
     raw = parse_body(results, _RawQuoteReply)
-    small = []
-    for name in raw.__struct_fields__:
-        value: msgspec.Raw = getattr(raw, name)
-        if name == "ima_measurement_list" and bytes(memoryview(value)[:1]) == b'"':
-            continue
-        size, most = len(memoryview(value)), _MOST.get(name, MAX_FIELD)
-        if size > most:
-            raise MalformedMessage(f"a field of {size} bytes, at most {most} are read - at `$.{name}`")
-        small.append(b'"%s":%s' % (name.encode(), bytes(value)))
-    reply = parse_body(b"{%s}" % b",".join(small), QuoteReply)
     ima_list = raw.ima_measurement_list
-    return reply, ima_list if bytes(memoryview(ima_list)[:1]) == b'"' else None
+    has_list = memoryview(ima_list)[0] == _QUOTATION_MARK
+    small: list[bytes | memoryview] = []
+    for name, key, most in _FIELDS_BESIDE_LIST if has_list else _FIELDS:
+        value = memoryview(getattr(raw, name))
+        if len(value) > most:
+            raise MalformedMessage(f"a field of {len(value)} bytes, at most {most} are read - at `$.{name}`")
+        small += key, value
+    reply = parse_body(b"{%s}" % b"".join(small)[1:], QuoteReply)
+    return reply, ima_list if has_list else None
 
 
 class PublicKeyReply(msgspec.Struct, frozen=True):

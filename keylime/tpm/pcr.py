@@ -4,8 +4,9 @@ Pure. The blob is the file that `tpm2_quote -o` writes: C structures as they lie
 its canonical form is accepted, so that one set of values has one encoding.
 """
 
+import functools
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -17,6 +18,8 @@ ALL_PCRS = frozenset(range(PCR_COUNT))
 IMA_PCR = 10
 DATA_PCR = 16  # resettable by the agent: binds its transport key to a quote
 MEASURED_BOOT_PCRS = frozenset({*range(10), *range(11, 16)})
+
+_BANKS = {int(algorithm): algorithm for algorithm in HashAlgorithm}
 
 BITMAP_SIZE = 3  # bytes of a PCR bitmap in a TPM with 24 PCRs
 
@@ -47,9 +50,7 @@ class PcrSelection:
     @classmethod
     def from_mask(cls, bank: HashAlgorithm, mask: int) -> Self:
         """The PCRs whose bits are set in `mask`, bit 0 for PCR 0. Raises ValueError above 24 bits."""
-        if not 0 <= mask < 1 << PCR_COUNT:
-            raise ValueError(f"a PCR mask has {PCR_COUNT} bits, not {mask:#x}")
-        return cls(bank, frozenset(index for index in range(PCR_COUNT) if mask >> index & 1))
+        return cls(bank, _indices(mask))
 
     @property
     def mask(self) -> int:
@@ -75,7 +76,7 @@ class PcrValues:
 
     def __post_init__(self) -> None:
         size = self.bank.size
-        if not self.values.keys() <= ALL_PCRS or any(len(value) != size for value in self.values.values()):
+        if not self.values.keys() <= ALL_PCRS or not {*map(len, self.values.values())} <= {size}:
             raise ValueError(f"expected values of {size} bytes of PCRs 0 to {PCR_COUNT - 1}")
 
     @property
@@ -85,7 +86,7 @@ class PcrValues:
 
     def digest(self, algorithm: HashAlgorithm) -> bytes:
         """The pcrDigest of a quote: the hash of the values in ascending order of their indices."""
-        return algorithm.digest(b"".join(self.values[index] for index in sorted(self.values)))
+        return algorithm.digest(b"".join([self.values[index] for index in sorted(self.values)]))
 
 
 def quoted_values(
@@ -146,17 +147,42 @@ def parse_pcr_blob(data: bytes) -> PcrValues:
             f" expected {_HEADER_SIZE + lists * _LIST_SIZE}"
         )
     size = selection.bank.size
-    values = {}
-    for position, index in enumerate(sorted(selection.indices)):
-        block, slot = divmod(position, _LIST_SLOTS)
-        start = _HEADER_SIZE + block * _LIST_SIZE + 4 + slot * _DIGEST_SLOT.size + 2
-        values[index] = data[start : start + size]
-    pcrs = PcrValues(selection.bank, values)
-    if encode_pcr_blob(pcrs) != data:
+    values: dict[int, bytes] = {}
+    parts: list[bytes] = []
+    places, between = _layout(selection)
+    for index, start, before in zip(sorted(selection.indices), places, between, strict=True):
+        values[index] = value = data[start : start + size]
+        parts += before, value
+    if b"".join(parts).ljust(len(data), b"\x00") != data:
         raise MalformedEvidence(
             f"PCR blob is not the canonical encoding of {len(values)} {selection.bank.label} values"
         )
-    return pcrs
+    return PcrValues(selection.bank, values)
+
+
+@functools.lru_cache(maxsize=256)
+def _layout(selection: PcrSelection) -> tuple[Sequence[int], Sequence[bytes]]:
+    """Where the values of a selection begin in its canonical blob, and what is before each of them.
+
+    After the last one there are zeros.
+    """
+    zero = bytes(selection.bank.size)
+    blob = encode_pcr_blob(PcrValues(selection.bank, dict.fromkeys(selection.indices, zero)))
+    places, between, end = [], [], 0
+    for position in range(len(selection.indices)):
+        block, slot = divmod(position, _LIST_SLOTS)
+        start = _HEADER_SIZE + block * _LIST_SIZE + 4 + slot * _DIGEST_SLOT.size + 2
+        places.append(start)
+        between.append(blob[end:start])
+        end = start + len(zero)
+    return tuple(places), tuple(between)
+
+
+@functools.lru_cache(maxsize=256)
+def _indices(mask: int) -> frozenset[int]:
+    if not 0 <= mask < 1 << PCR_COUNT:
+        raise ValueError(f"a PCR mask has {PCR_COUNT} bits, not {mask:#x}")
+    return frozenset(index for index in range(PCR_COUNT) if mask >> index & 1)
 
 
 def _parse_selection(data: bytes) -> PcrSelection:
@@ -176,7 +202,7 @@ def _parse_selection(data: bytes) -> PcrSelection:
 
 def parse_bank(algorithm: int) -> HashAlgorithm:
     """The hash with TPM number `algorithm`. Raises MalformedEvidence."""
-    try:
-        return HashAlgorithm(algorithm)
-    except ValueError:
-        raise MalformedEvidence(f"{algorithm:#06x} is not a known hash algorithm") from None
+    bank = _BANKS.get(algorithm)
+    if bank is None:
+        raise MalformedEvidence(f"{algorithm:#06x} is not a known hash algorithm")
+    return bank

@@ -26,6 +26,7 @@ _HASHES: dict[HashAlgorithm, hashes.HashAlgorithm] = {  # those that an AK may s
     HashAlgorithm.SHA384: hashes.SHA384(),
     HashAlgorithm.SHA512: hashes.SHA512(),
 }
+_ECDSA = {algorithm: ec.ECDSA(known) for algorithm, known in _HASHES.items()}
 
 
 class SignatureInvalid(KeylimeError):
@@ -84,10 +85,10 @@ def verify_signature(key: AttestationKey, signature: Signature, message: bytes) 
             f"signature hash is {signature.hash_algorithm.label}, the AK's is {key.scheme_hash.label}"
         )
     try:
-        match key.public_key, signature.value:
-            case rsa.RSAPublicKey() as public_key, RsaValue() as value:
+        match signature.value, key.public_key:
+            case RsaValue() as value, rsa.RSAPublicKey() as public_key:
                 _verify_rsa(public_key, signature, value, message)
-            case ec.EllipticCurvePublicKey() as public_key, EcdsaValue() as value:
+            case EcdsaValue() as value, ec.EllipticCurvePublicKey() as public_key:
                 _verify_ecdsa(public_key, signature, value, message)
             case _:
                 raise SignatureInvalid(
@@ -126,11 +127,12 @@ def _verify_rsa(public_key: rsa.RSAPublicKey, signature: Signature, value: RsaVa
 def _verify_ecdsa(
     public_key: ec.EllipticCurvePublicKey, signature: Signature, value: EcdsaValue, message: bytes
 ) -> None:
-    size = coordinate_size(public_key.curve)
+    curve = public_key.curve
+    size = coordinate_size(curve)
     if len(value.r) > size or len(value.s) > size:
         raise SignatureInvalid(f"ECDSA signature has numbers longer than the curve's {size} bytes")
     r, s = int.from_bytes(value.r, "big"), int.from_bytes(value.s, "big")
-    order = group_order(public_key.curve)
+    order = group_order(curve)
     if not (0 < r < order and 0 < s < order):
         raise SignatureInvalid("ECDSA signature has a number outside 1 to the order of the curve")
-    public_key.verify(encode_dss_signature(r, s), message, ec.ECDSA(_HASHES[signature.hash_algorithm]))
+    public_key.verify(encode_dss_signature(r, s), message, _ECDSA[signature.hash_algorithm])

@@ -20,8 +20,6 @@ MAX_NAME_SIZE = 66  # hash algorithm and a SHA-512 digest
 MAX_DATA_SIZE = 66  # TPM2B_DATA holds up to a TPMT_HA
 MAX_DIGEST_SIZE = 64
 
-_U16 = struct.Struct(">H")
-_U32 = struct.Struct(">I")
 _CLOCK_AND_FIRMWARE = struct.Struct(">QIIBQ")  # TPMS_CLOCK_INFO, firmwareVersion
 _SELECTION = struct.Struct(">HB3s")  # TPMS_PCR_SELECTION with a three-byte bitmap
 
@@ -59,13 +57,11 @@ class StructureReader:
 
     def u16(self) -> int:
         """The next two bytes as a big-endian number."""
-        value: int = self.unpack(_U16)[0]
-        return value
+        return int.from_bytes(self.take(2), "big")
 
     def u32(self) -> int:
         """The next four bytes as a big-endian number."""
-        value: int = self.unpack(_U32)[0]
-        return value
+        return int.from_bytes(self.take(4), "big")
 
     def unpack(self, layout: struct.Struct) -> tuple[int, ...]:
         """The next fields as `layout` says, which should hold numbers only."""
@@ -171,7 +167,7 @@ def _parse_quote_info(reader: StructureReader) -> QuoteInfo:
     count = reader.u32()
     if count > MAX_PCR_BANKS:
         raise MalformedEvidence(f"TPMS_ATTEST selects from {count} banks, at most {MAX_PCR_BANKS} expected")
-    selections = tuple(_parse_selection(reader) for _ in range(count))
+    selections = tuple([_parse_selection(reader) for _ in range(count)])
     return QuoteInfo(selections, reader.sized(MAX_DIGEST_SIZE))
 
 

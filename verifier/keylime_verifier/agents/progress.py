@@ -1,8 +1,10 @@
 """An agent's stored progress after an outcome: pure bookkeeping, with the time given as a value."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from itertools import islice
+from operator import attrgetter
+from typing import Any
 
 from keylime.appraisal.verdict import Accepted, Incomplete, Rejected
 from keylime.findings.explain import joined, summarise_finding
@@ -24,6 +26,8 @@ from keylime_verifier.agents.records import AgentRecord, Progress
 # What a status answer and a database row can carry; the log has them all.
 MAX_STORED_FINDINGS = 50
 _SILENCE = "internal.verifier."
+_ROUTINE = {"attestation_count", "last_received_quote", "last_successful_attestation", "checkpoint"}
+_VERDICT = attrgetter(*(one.name for one in fields(Progress) if one.name not in _ROUTINE))
 
 
 def polling_of(record: AgentRecord) -> Polling:
@@ -54,20 +58,23 @@ def progress_after(
 
     `goes_on` is false when polling ends with this outcome.
     """
-    common = replace(
-        before,
-        operational_state=polling.state,
-        is_polled=goes_on,
-        supported_version=version,
-        severity_level=polling.severity_rank,
-        last_event_id=polling.last_event_id,
-        attestation_count=polling.attestation_count,
-        v_delivered_to=polling.v_delivered_to,
-    )
+
+    def moved(**changes: Any) -> Progress:
+        return replace(
+            before,
+            operational_state=polling.state,
+            is_polled=goes_on,
+            supported_version=version,
+            severity_level=polling.severity_rank,
+            last_event_id=polling.last_event_id,
+            attestation_count=polling.attestation_count,
+            v_delivered_to=polling.v_delivered_to,
+            **changes,
+        )
+
     match outcome:
         case Accepted(checkpoint, quote):
-            return replace(
-                common,
+            return moved(
                 last_received_quote=now,
                 last_successful_attestation=now,
                 unreachable_since=None,
@@ -78,28 +85,27 @@ def progress_after(
                 checkpoint=checkpoint,
             )
         case Rejected(findings, checkpoint):
-            return replace(
-                common,
+            return moved(
                 last_received_quote=now,
                 unreachable_since=None,
                 last_findings=summarise(findings, severities),
                 checkpoint=checkpoint,
             )
         case Incomplete(_, checkpoint):
-            return replace(common, last_received_quote=now, unreachable_since=None, checkpoint=checkpoint)
+            return moved(last_received_quote=now, unreachable_since=None, checkpoint=checkpoint)
         case Unreachable() | WrongKey():
             since = before.unreachable_since or now
             causes = _causes(before, polling, severities, since)
-            return replace(common, unreachable_since=since, last_findings=causes)
+            return moved(unreachable_since=since, last_findings=causes)
         case Unusable():
             causes = _causes(before, polling, severities, None)
-            return replace(common, unreachable_since=None, last_findings=causes)
+            return moved(unreachable_since=None, last_findings=causes)
         case Refused():
-            return replace(common, last_findings=_causes(before, polling, severities, None))
+            return moved(last_findings=_causes(before, polling, severities, None))
         case VDelivered():
-            return replace(common, unreachable_since=None)
+            return moved(unreachable_since=None)
         case Defect():
-            return common
+            return moved()
 
 
 def _causes(
@@ -118,13 +124,7 @@ def _causes(
 
 def is_routine(before: Progress, after: Progress) -> bool:
     """Whether only counters, times and the checkpoint changed, so that losing the write loses no verdict."""
-    return before == replace(
-        after,
-        attestation_count=before.attestation_count,
-        last_received_quote=before.last_received_quote,
-        last_successful_attestation=before.last_successful_attestation,
-        checkpoint=before.checkpoint,
-    )
+    return bool(_VERDICT(before) == _VERDICT(after))
 
 
 def summarise(findings: tuple[Finding, ...], severities: SeverityPolicy) -> tuple[FindingSummary, ...]:

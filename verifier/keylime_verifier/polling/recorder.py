@@ -28,7 +28,7 @@ from keylime_verifier.agents.progress import is_routine, progress_after
 from keylime_verifier.agents.records import AgentRecord, PolicyVersions, StoredRevocation
 from keylime_verifier.polling.fencing import Refusal, Ruling
 from keylime_verifier.polling.outcomes import events_of, log_outcome
-from keylime_verifier.polling.rows import lasting
+from keylime_verifier.polling.rows import has_learned
 from keylime_verifier.polling.store import AgentStore
 from keylime_verifier.polling.unwritten import Unwritten
 from keylime_verifier.revocations.notices import CLEARED, signed_notice
@@ -162,7 +162,7 @@ class Recorder:
         events = events_of(before, after, outcome, held_to)
         if notice is None and is_routine(before.progress, after.progress):
             self._routine[after.agent_id] = after
-            if lasting(before.progress.checkpoint) != lasting(after.progress.checkpoint):
+            if has_learned(before.progress.checkpoint, after.progress.checkpoint):
                 self._learned.add(after.agent_id)
             if events:
                 self._noted.setdefault(after.agent_id, []).extend(events)

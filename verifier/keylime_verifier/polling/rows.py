@@ -4,14 +4,17 @@ Pure: columns by their names on one side, records on the other; `store` reads an
 """
 
 import json
+from collections.abc import Collection
+from operator import attrgetter
 from typing import Any, Protocol
 
 import msgspec
 from msgspec.structs import replace
 
-from keylime.appraisal.checkpoint import Checkpoint, decode_checkpoint, encode_checkpoint
+from keylime.appraisal.checkpoint import BootSession, Checkpoint, decode_checkpoint, encode_checkpoint
 from keylime.errors import KeylimeError
 from keylime.identifiers import parse_agent_id
+from keylime.ima.checkpoint import ImaCheckpoint
 from keylime.messages.verifier import FindingSummary, OperationalState
 from keylime_verifier.agents.policy_parts import decode_parts, encode_parts
 from keylime_verifier.agents.records import AgentRecord, Enrolment, Progress, PushState
@@ -73,15 +76,40 @@ def position_columns(progress: Progress) -> dict[str, Any]:
     }
 
 
+# What moves from pass to pass, and where it begins.
+_MOVES = {"incomplete_rounds": 0}
+_MOVES_IN_BOOT = {"clock": 0}
+_MOVES_IN_LIST = {"next_entry": 0, "pcr": None, "matched": 0, "length": 0}
+
+
 def lasting(checkpoint: Checkpoint) -> Checkpoint:
     """What of a checkpoint stays from pass to pass: the boot, keys and devices, who judged it by what."""
-    boot, ima = checkpoint.boot, checkpoint.ima
+    boot = checkpoint.boot
     return replace(
         checkpoint,
-        boot=None if boot is None else replace(boot, clock=0),
-        ima=replace(ima, next_entry=0, pcr=None, matched=0, length=0),
-        incomplete_rounds=0,
+        boot=None if boot is None else replace(boot, **_MOVES_IN_BOOT),
+        ima=replace(checkpoint.ima, **_MOVES_IN_LIST),
+        **_MOVES,
     )
+
+
+def has_learned(before: Checkpoint, after: Checkpoint) -> bool:
+    """Whether what lasts differs, found out without making either."""
+    return _what_stays(before) != _what_stays(after)
+
+
+def _what_stays(checkpoint: Checkpoint) -> tuple[object, ...]:
+    boot = checkpoint.boot
+    return None if boot is None else _OF_BOOT(boot), _OF_LIST(checkpoint.ima), _OF_CHECKPOINT(checkpoint)
+
+
+def _all_but(kind: type[msgspec.Struct], moves: Collection[str]) -> "attrgetter[tuple[object, ...]]":
+    return attrgetter(*(name for name in kind.__struct_fields__ if name not in moves))
+
+
+_OF_BOOT = _all_but(BootSession, _MOVES_IN_BOOT)
+_OF_LIST = _all_but(ImaCheckpoint, _MOVES_IN_LIST)
+_OF_CHECKPOINT = _all_but(Checkpoint, {*_MOVES, "boot", "ima"})
 
 
 def _standing_at(checkpoint: Checkpoint, row: Row) -> Checkpoint:

@@ -17,7 +17,7 @@ from keylime_verifier.agents.records import AgentRecord, PolicyVersions, StoredR
 from keylime_verifier.database.history import write_events
 from keylime_verifier.database.schema import attestations, progress, pushing
 from keylime_verifier.polling.fencing import Ruling, StoredState, lock_agent, lock_claims
-from keylime_verifier.polling.rows import lasting, position_columns, verdict_columns
+from keylime_verifier.polling.rows import has_learned, position_columns, verdict_columns
 from keylime_verifier.polling.verdict_writes import update_agent
 from keylime_verifier.pushing.attestation_rows import COMPLETE
 from keylime_verifier.pushing.session_store import lengthen_session
@@ -121,7 +121,7 @@ def write_change(connection: sa.Connection, change: Change) -> Ruling:
 
 
 def _has_learned(before: AgentRecord, after: AgentRecord) -> bool:
-    return lasting(before.progress.checkpoint) != lasting(after.progress.checkpoint)
+    return has_learned(before.progress.checkpoint, after.progress.checkpoint)
 
 
 def _conclude(connection: sa.Connection, record: AgentRecord, conclusion: Conclusion) -> None:
