@@ -25,6 +25,10 @@ NO_DEMAND = (
     f"attested, {NOTHING_JUDGED}: no policy makes a demand of the agent. "
     "Give --runtime-policy, --mb-policy or --tpm_policy"
 )
+NOTHING_ASKED = (
+    f"{NOTHING_JUDGED}: no policy makes a demand of the agent, so that no evidence is taken of it, "
+    "and it stays PENDING. Give --runtime-policy, --mb-policy or --tpm_policy"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +86,7 @@ def compose(arguments: Arguments, documents: PolicyDocuments) -> AgentPolicies:
     _demand_unused(operator, MEASURED_BOOT_PCRS if uses_boot else (), "measured boot")
     warnings = runtime.warnings
     if not (uses_ima or uses_boot or operator.values):
-        warnings = (*warnings, NO_DEMAND)
+        warnings = (*warnings, NOTHING_ASKED if arguments.push_model else NO_DEMAND)
     whole = operator.with_mask({IMA_PCR} if uses_ima else ())
     whole = whole.with_mask(MEASURED_BOOT_PCRS if uses_boot else ())
     return AgentPolicies(

@@ -101,6 +101,21 @@ def test_a_machine_passes_grows_reboots_and_fails(tmp_path: Path, ak: SoftwareAk
     scene(tmp_path, act, ak=ak)
 
 
+def test_a_machine_without_a_policy_is_told_that_nothing_was_asked_for(tmp_path: Path) -> None:
+    async def act(verifier: RunningVerifier, machine: PushingMachine, agent: FieldPushAgent) -> None:
+        machine.files = {}
+        await machine.add()
+        await machine.log_in()
+        negotiated = await machine.negotiate()
+        assert negotiated.attributes["evidence_requested"] == []
+        refused = await machine.submit(negotiated)
+        assert (refused.code, refused.error["code"]) == (403, "challenges_expired")
+        assert "no policy makes a demand" in refused.error["detail"]
+        assert (await machine.status())["attestation_status"] == "PENDING"
+
+    scene(tmp_path, act)
+
+
 def test_a_reboot_that_the_machine_does_not_tell_of_costs_a_round_and_no_trust(tmp_path: Path) -> None:
     async def act(verifier: RunningVerifier, machine: PushingMachine, agent: FieldPushAgent) -> None:
         await machine.add()

@@ -91,6 +91,12 @@ def test_l7_an_agent_of_whom_nothing_is_demanded_is_warned_of() -> None:
     assert "judges nothing" in " ".join(empty)
 
 
+def test_an_agent_that_attests_by_itself_needs_a_policy_to_pass() -> None:
+    (warning,) = compose(Arguments(push_model=True), PolicyDocuments()).warnings
+    assert "stays PENDING" in warning
+    assert "attested" not in warning
+
+
 def test_the_operators_own_mask_is_told_apart() -> None:
     policies = compose(Arguments(tpm_policy='{"15": "ab"}', runtime_policy_name="n"), PolicyDocuments())
     assert (policies.operator_mask, policies.mask) == (0x8000, 0x8400)

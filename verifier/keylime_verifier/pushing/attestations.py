@@ -169,8 +169,10 @@ class Attestations:
         latest = _latest(found, number)
         if latest.stage != AWAITING:
             raise Refused(403, "evidence_immutable", "The attestation has its evidence already.")
-        is_in_time = latest.expires_at is not None and now < latest.expires_at
-        if not is_in_time or now < latest.received_at - CLOCK_SLACK_S:
+        if latest.expires_at is None:
+            detail = "Nothing was asked for, as no policy makes a demand of this agent."
+            raise Refused(403, "challenges_expired", detail)
+        if not latest.received_at - CLOCK_SLACK_S <= now < latest.expires_at:
             raise Refused(403, "challenges_expired", "The challenge of the attestation has expired.")
         _demand_type(resource)
         try:
