@@ -16,6 +16,7 @@ import pytest
 
 from tests.captures import capture
 from tests.machines.booted import BootedMachine, open_machines
+from tests.packages.debian_root import names_in
 
 ROOT = Path(__file__).parents[2]
 TOOLS = (
@@ -89,7 +90,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
         command = [
             "debootstrap",
             "--variant=minbase",
-            f"--include={','.join(INCLUDED)}",
+            f"--include={','.join(names_in(suite, INCLUDED))}",
             suite,
             str(directory),
         ]

@@ -3,7 +3,7 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 _ENVIRONMENT = {
@@ -23,6 +23,27 @@ _INCLUDED = (
 _OF_OTHERS = ("dev", "proc", "sys", "tmp", "packages", "var/cache", "var/lib/apt", "var/lib/dpkg", "var/log")
 
 
+# As Debian 12 calls them. From 13 on the names of libraries with 64-bit times end in t64, and
+# debootstrap takes no name that is only provided.
+_WITH_TIMES = frozenset(
+    {
+        "libtss2-esys-3.0.2-0",
+        "libtss2-fapi1",
+        "libtss2-rc0",
+        "libtss2-tcti-device0",
+        "libtss2-tcti-swtpm0",
+        "libtss2-tctildr0",
+    }
+)
+
+
+def names_in(suite: str, packages: Iterable[str]) -> tuple[str, ...]:
+    """What packages of Debian 12 are called in a release of Debian, by its code name."""
+    if suite == "bookworm":
+        return tuple(packages)
+    return tuple(f"{name}t64" if name in _WITH_TIMES else name for name in packages)
+
+
 class DebianRoot:
     """Commands run in it as root, by chroot, without services: no systemd is process 1."""
 
@@ -33,7 +54,7 @@ class DebianRoot:
     def make(cls, directory: Path, suite: str) -> "DebianRoot":
         """A minimal system with what our packages depend on, fetched from Debian's mirror."""
         mirror = os.environ.get("KEYLIME_TEST_PACKAGES_MIRROR")  # else debootstrap's own
-        include = f"--include={','.join(_INCLUDED)}"
+        include = f"--include={','.join(names_in(suite, _INCLUDED))}"
         command = ["/usr/sbin/debootstrap", "--variant=minbase", include, suite, str(directory)]
         command += [mirror] if mirror else []
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603
