@@ -316,9 +316,10 @@ def _know_each_other(root: Path, names: Sequence[str]) -> None:
     """Names, and root's SSH key, which is everybody's: an administrator gets from each machine to each."""
     hosts = "".join(f"{NETWORK}.{number} {name}\n" for number, name in enumerate(names, start=1))
     (root / "etc/hosts").write_text(f"127.0.0.1 localhost\n{hosts}")
-    drop_in = root / "etc/systemd/system/keylime_agent.service.d/tpm.conf"
-    drop_in.parent.mkdir(parents=True, exist_ok=True)
-    drop_in.write_text(f"[Service]\nEnvironment=TCTI=swtpm:path={_TPM}/tpm\n")
+    for service in ("keylime_agent", "keylime_push_model_agent"):
+        drop_in = root / f"etc/systemd/system/{service}.service.d/tpm.conf"
+        drop_in.parent.mkdir(parents=True, exist_ok=True)
+        drop_in.write_text(f"[Service]\nEnvironment=TCTI=swtpm:path={_TPM}/tpm\n")
 
 
 @contextmanager

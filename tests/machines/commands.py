@@ -7,6 +7,7 @@ ROOT = Path(__file__).parents[2]
 README = "README.md"
 TWO_MACHINES = "## Set it up on two machines in five minutes"
 THREE_MACHINES = "docs/three-machines.md"
+PUSH = "docs/push.md"
 # What is typed on machines: pages, their headings, and how many blocks of commands stand below each.
 TYPED: dict[str, dict[str, int]] = {
     README: {TWO_MACHINES: 6},
@@ -20,6 +21,7 @@ TYPED: dict[str, dict[str, int]] = {
         "## 7. Add the machines": 2,
         "## 8. See one fall": 3,
     },
+    PUSH: {"## Set up": 2},
 }
 
 

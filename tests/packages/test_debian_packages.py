@@ -126,10 +126,13 @@ def test_an_agent_comes_without_a_database(system: DebianRoot, packages: dict[st
     for module in ("sqlalchemy", "psycopg", "alembic", "keylime_verifier"):
         assert system.run(python, "-I", "-c", f"import {module}", check=False).returncode != 0
     system.run(python, "-I", "-c", "import tpm2_pytss, keylime_agent.main")
-    assert (
-        "configuration is good (/usr/etc/keylime/agent.conf"
-        in system.run("keylime_agent", "--check-config").stdout
-    )
+    for program in ("keylime_agent", "keylime_push_model_agent"):
+        told = system.run(program, "--check-config").stdout
+        assert "configuration is good (/usr/etc/keylime/agent.conf" in told
+        assert "[agent] verifier_url" in system.run(program, "--dump-config").stdout
+        assert (system.directory / f"usr/share/man/man8/{program}.8.gz").is_file()
+        (unit,) = system.run("dpkg", "--search", f"systemd/system/{program}.service").stdout.splitlines()
+        assert unit.startswith("keylime-agent: ")
 
 
 def test_users_directories_and_configuration(system: DebianRoot, packages: dict[str, Path]) -> None:
