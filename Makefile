@@ -157,11 +157,9 @@ test-browser: venv
 config: venv
 	@$(BIN)/python -m keylime.config.packaged config
 	@$(BIN)/python -m keylime.config.reference docs/reference/configuration.md
-	@$(BIN)/python -m keylime_tenant.json_documents docs/reference/keylime_tenant.schema.json
-	@$(BIN)/python -m keylime_policy.json_documents docs/reference/keylime-policy.schema.json
-	@$(BIN)/python -m keylime_agent.json_documents docs/reference/keylime_agent.schema.json
-	@$(BIN)/python -m keylime_policy.json_documents docs/reference/keylime-policy.schema.json
-	@$(BIN)/python -m keylime_agent.json_documents docs/reference/keylime_agent.schema.json
+	@$(BIN)/python -m keylime_tenant.json_documents > docs/reference/keylime_tenant.schema.json
+	@$(BIN)/python -m keylime_policy.json_documents > docs/reference/keylime-policy.schema.json
+	@$(BIN)/python -m keylime_agent.json_documents > docs/reference/keylime_agent.schema.json
 
 requirements: lock
 

@@ -1,4 +1,4 @@
-"""How programs end: one line for Ctrl-C, also while they still load, and for output that nobody takes."""
+"""The streams of a program from its start to its end, whoever has closed them, or does."""
 
 import errno
 import io
@@ -6,16 +6,10 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
 
-INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
+from keylime.interruption import end_interrupted
+
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
-
-
-def end_interrupted(program: str) -> NoReturn:
-    """Ends the process."""
-    print(f"{program}: interrupted", file=sys.stderr)
-    sys.exit(INTERRUPTED)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from keylime.hashes import HashAlgorithm
 from keylime.ima.measurement_list import BOOT_AGGREGATE, Entry, ima_ng_line, parse_line, split_lines
 from keylime.ima.replay import extend_value
 from keylime.ima.templates import FileDigest
-from keylime.program_end import end_interrupted
+from keylime.interruption import end_interrupted
 from keylime.tpm.device import Tpm, choose_tcti
 from keylime.tpm.pcr import IMA_PCR, PcrSelection, extend
 from keylime.version import add_version

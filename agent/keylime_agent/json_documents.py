@@ -1,10 +1,7 @@
 """What `keylime_agent --check` prints with --json, as types; the published JSON Schema is made of these.
 
-python -m keylime_agent.json_documents docs/reference/keylime_agent.schema.json
+`python -m keylime_agent.json_documents` writes it.
 """
-
-import sys
-from pathlib import Path
 
 from keylime.checkup import Examination
 from keylime.documents.published_schema import Documents, published_schema
@@ -19,4 +16,4 @@ def text() -> str:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(text(), "utf-8")
+    print(text(), end="")

@@ -12,9 +12,9 @@ from cryptography import x509
 from keylime.checkup import Grade, Result, summary
 from keylime.command_line import OneLineParser
 from keylime.errors import ConfigError, CredentialError, KeylimeError
+from keylime.interruption import end_interrupted
 from keylime.pki.certificates import parse_certificate
 from keylime.pki.server_names import ServerNames
-from keylime.program_end import end_interrupted
 from keylime.setup.authority import fingerprint, is_authority, same_fingerprint
 from keylime.setup.host import Host
 from keylime.setup.network import NoWayError, demand_answer, own_address_towards, presented_authority

@@ -15,8 +15,8 @@ from keylime.config.reader import parse_file
 from keylime.config.upgrade.conversion import Source, Upgrade, defaults, upgrade
 from keylime.errors import ConfigError, KeylimeError
 from keylime.file_errors import file_errors_explained
+from keylime.interruption import end_interrupted
 from keylime.pki.files import write_atomically
-from keylime.program_end import end_interrupted
 from keylime.version import installed_version
 
 FORMAT = "2.6"

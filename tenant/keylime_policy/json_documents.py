@@ -1,11 +1,9 @@
 """What `keylime-policy` prints with --json, as types; the published JSON Schema is made of these.
 
-python -m keylime_policy.json_documents docs/reference/keylime-policy.schema.json
+`python -m keylime_policy.json_documents` writes it.
 """
 
 import json
-import sys
-from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -137,4 +135,4 @@ def text() -> str:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(text(), "utf-8")
+    print(text(), end="")

@@ -12,8 +12,8 @@ from rich.progress import track
 
 from keylime.errors import KeylimeError
 from keylime.file_errors import file_errors_explained
+from keylime.interruption import end_interrupted
 from keylime.pki.library_warnings import ignore_library_warnings
-from keylime.program_end import end_interrupted
 
 T = TypeVar("T")
 

@@ -1,10 +1,8 @@
 """What each command prints with --json, as types; the published JSON Schema is made of these.
 
-python -m keylime_tenant.json_documents docs/reference/keylime_tenant.schema.json
+`python -m keylime_tenant.json_documents` writes it.
 """
 
-import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -241,4 +239,4 @@ def text() -> str:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(text(), "utf-8")
+    print(text(), end="")

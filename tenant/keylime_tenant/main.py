@@ -16,11 +16,11 @@ from keylime.errors import ConfigError, CredentialError, KeylimeError
 from keylime.file_errors import file_errors_explained
 from keylime.http.agent_connection import AgentConnection
 from keylime.identifiers import AgentId, parse_agent_id
+from keylime.interruption import end_interrupted
 from keylime.pki.agent_certificate import PinnedKey
 from keylime.pki.library_warnings import ignore_library_warnings
 from keylime.pki.server_names import NameCheck
 from keylime.pki.tls import TlsFiles, resolve_tls_files
-from keylime.program_end import end_interrupted
 from keylime.request_id import begin_errand
 from keylime.safe_paths import require_safe_directory
 from keylime.service.core_dumps import forbid_core_dumps

@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 from keylime.command_line import OneLineParser
+from keylime.interruption import end_interrupted
 from keylime.payload.encryption import encrypt_payload
 from keylime.payload.keys import render_key_file, split_key
-from keylime.program_end import end_interrupted
 from keylime.version import add_version
 
 KEYS_FILE = "content_keys.txt"

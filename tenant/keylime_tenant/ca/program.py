@@ -14,12 +14,12 @@ from keylime.config.loader import load_settings
 from keylime.config.settings import work_dir
 from keylime.errors import ConfigError, KeylimeError
 from keylime.file_errors import file_errors_explained
+from keylime.interruption import end_interrupted
 from keylime.pki.authority import Authority
 from keylime.pki.ca_settings import CaSettings
 from keylime.pki.issuance import Usage
 from keylime.pki.library_warnings import ignore_library_warnings
 from keylime.pki.roles import REVOCATION_NOTIFIER
-from keylime.program_end import end_interrupted
 from keylime.revocation.publication import endpoint
 from keylime.service.core_dumps import forbid_core_dumps
 from keylime.version import add_version
