@@ -1,8 +1,7 @@
 """Calls to the three peers: registrar, verifier and agent. Failures say whom, where and what to check."""
 
 import logging
-import ssl
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
@@ -10,17 +9,8 @@ from urllib.parse import quote
 
 import msgspec
 
-from keylime.errors import (
-    MalformedMessage,
-    OwnCertificateFailed,
-    PeerUnreachable,
-    WrongPeerKey,
-    WrongServerCertificate,
-)
-from keylime.http.agent_connection import AgentConnection
+from keylime.errors import MalformedMessage, PeerUnreachable
 from keylime.http.replies import Reply
-from keylime.http.trouble import speaks_plain_http
-from keylime.http.wire import Closed
 from keylime.identifiers import AgentId
 from keylime.messages.agent import KeyVerification, QuoteReply, UKeyRequest
 from keylime.messages.envelope import parse_body
@@ -35,10 +25,10 @@ from keylime.messages.versions import (
     ServerVersions,
     negotiate,
 )
-from keylime.pki.tls_failures import is_no_tls
 from keylime.tpm.pcr import MEASURED_BOOT_PCRS
 from keylime_tenant.config import Address
 from keylime_tenant.errors import CommandFailed, OlderRelease
+from keylime_tenant.peer import Peer, Trouble
 from keylime_tenant.told_status import ToldStatus, told_status
 
 ResultT = TypeVar("ResultT")
@@ -97,7 +87,7 @@ class Service:
         self,
         name: str,
         address: Address,
-        peer: AgentConnection,
+        peer: Peer,
         *,
         where: Whereabouts,
         doing: Doing = _silently,
@@ -208,19 +198,18 @@ class Service:
 
     async def _unreachable(self, error: PeerUnreachable) -> PeerUnreachable:
         cause, check = without_address(error, self.address.url()), self._where.advice
-        if is_no_tls(cause) or (
-            is_hang_up(error) and await speaks_plain_http(self.address.host, self.address.port)
-        ):
+        trouble = await self._peer.trouble(error)
+        if trouble is Trouble.NO_TLS:
             return PeerUnreachable(
                 f"{self.place} does not speak TLS; its TLS port is {self._where.tls_port} unless it was "
                 f"configured otherwise: check {check}"
             )
-        if error.is_explained or isinstance(error, OwnCertificateFailed):
+        if error.is_explained or trouble is Trouble.OWN_CERTIFICATE:
             option = "trusted_server_ca" if "CERTIFICATE_VERIFY_FAILED" in cause else "client_cert"
             return PeerUnreachable(f"cannot reach {self.place}: {cause} ([tenant] {option})")
-        if is_tls_failure(error):
+        if trouble is Trouble.TRUST:
             check = _SERVER_TRUST
-        elif is_hang_up(error):
+        elif trouble is Trouble.HANG_UP:
             check = f"{_HANG_UP}; also check {check}"
         else:
             check = f"check that it is running, and {check}"
@@ -231,7 +220,7 @@ class RegistrarClient(Service):
     """The registrar's administrative API."""
 
     def __init__(
-        self, address: Address, peer: AgentConnection, typed: Sequence[str] = (), doing: Doing = _silently
+        self, address: Address, peer: Peer, typed: Sequence[str] = (), doing: Doing = _silently
     ) -> None:
         """`typed` are the flags of the command line that the address is from."""
         where = Whereabouts(tuple(typed), "[tenant] registrar_ip and registrar_port (-r, -rp)", 8891)
@@ -271,7 +260,7 @@ class VerifierClient(Service):
     """The verifier's administrative API."""
 
     def __init__(
-        self, address: Address, peer: AgentConnection, typed: Sequence[str] = (), doing: Doing = _silently
+        self, address: Address, peer: Peer, typed: Sequence[str] = (), doing: Doing = _silently
     ) -> None:
         """`typed` are the flags of the command line that the address is from."""
         where = Whereabouts(tuple(typed), "[tenant] verifier_ip and verifier_port (-v, -vp)", 8881)
@@ -357,7 +346,7 @@ class AgentApi:
     """The agent's API, for the time of one enrolment."""
 
     def __init__(
-        self, address: Address, peer: AgentConnection, *, scheme: str = "https", doing: Doing = _silently
+        self, address: Address, peer: Peer, *, scheme: str = "https", doing: Doing = _silently
     ) -> None:
         self._url = address.url(scheme)
         self._place = f"the agent at {self._url}"
@@ -435,43 +424,25 @@ class AgentApi:
                 return await self._peer.request(method, path, query=query, body=body)
         except PeerUnreachable as error:
             cause = without_address(error, self._url)
-            if is_no_tls(cause):
+            trouble = await self._peer.trouble(error)
+            if trouble is Trouble.NO_TLS:
                 raise CommandFailed(
                     f"{self._place} does not speak TLS: check -t and -tp, and [agent] enable_agent_mtls there"
                 ) from error
-            if isinstance(error, OwnCertificateFailed):
+            if trouble is Trouble.OWN_CERTIFICATE:
                 raise CommandFailed(f"no trust between us and {self._place}: {cause}") from error
-            if is_tls_failure(error):
+            if trouble is Trouble.TRUST:
                 # Another try cannot help: not a PeerUnreachable.
                 raise CommandFailed(
                     f"no trust between us and {self._place}: {cause} ({_AGENT_TRUST})"
                 ) from error
-            reason = _HANG_UP if is_hang_up(error) else "check -t/-tp and that the agent is running"
+            reason = _HANG_UP if trouble is Trouble.HANG_UP else "check -t/-tp and that the agent is running"
             raise PeerUnreachable(f"cannot reach {self._place}: {cause} ({reason})") from error
 
 
 def without_address(error: PeerUnreachable, url: str) -> str:
     """What went wrong, without the address that stands in front, and in our message already."""
     return str(error).removeprefix(f"{url}: ")
-
-
-def is_tls_failure(error: BaseException) -> bool:
-    """Whether certificates, not the network, are the reason of `error`."""
-    kinds = (ssl.SSLError, WrongPeerKey, WrongServerCertificate)
-    return not is_hang_up(error) and any(isinstance(cause, kinds) for cause in _causes(error))
-
-
-def is_hang_up(error: BaseException) -> bool:
-    """Whether the peer took the connection and dropped it: in TLS 1.3 a refused certificate looks so."""
-    kinds = (Closed, ConnectionResetError, BrokenPipeError, ssl.SSLEOFError)
-    return any(isinstance(cause, kinds) for cause in _causes(error))
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__ or cause.__context__
 
 
 def read_results(reply: Reply, kind: type[ResultT], place: str) -> ResultT:

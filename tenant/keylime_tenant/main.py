@@ -41,6 +41,7 @@ from keylime_tenant.config import (
     pointless_algorithms,
     tenant_config,
 )
+from keylime_tenant.connection import Connection
 from keylime_tenant.doing import doing
 from keylime_tenant.errors import CommandFailed, Unjudged
 from keylime_tenant.forms import Form
@@ -189,8 +190,8 @@ class _Connections:
     typed: Mapping[str, str]  # flags by what they set, as they were typed
     doing: Doing
 
-    def service(self, address: Address) -> AgentConnection:
-        return AgentConnection(
+    def service(self, address: Address) -> Connection:
+        connection = AgentConnection(
             address.host,
             address.port,
             tls=self.services,
@@ -198,6 +199,7 @@ class _Connections:
             timeout_s=self.timeout_s,
             max_body=_MAX_ANSWER,
         )
+        return Connection(address, connection, asks_plainly=True)
 
     def registrar(self, address: Address) -> RegistrarClient:
         return RegistrarClient(address, self.service(address), self._typed("registrar"), self.doing)
@@ -224,22 +226,14 @@ class _Connections:
                 f"the certificate that agent {candidate.agent_id} registered: {error}"
             ) from error
         if not isinstance(tls, PinnedKey):
-            return AgentApi(
-                candidate.contact,
-                AgentConnection(*place, tls=None, timeout_s=self.timeout_s),
-                scheme="http",
-                doing=self.doing,
-            )
-        return AgentApi(
-            candidate.contact,
-            AgentConnection(
-                *place,
-                tls=self.files.pinned_client_context(),
-                pin=tls.pin,
-                timeout_s=self.timeout_s,
-            ),
-            doing=self.doing,
+            connection = AgentConnection(*place, tls=None, timeout_s=self.timeout_s)
+            peer = Connection(candidate.contact, connection, asks_plainly=False)
+            return AgentApi(candidate.contact, peer, scheme="http", doing=self.doing)
+        connection = AgentConnection(
+            *place, tls=self.files.pinned_client_context(), pin=tls.pin, timeout_s=self.timeout_s
         )
+        peer = Connection(candidate.contact, connection, asks_plainly=False)
+        return AgentApi(candidate.contact, peer, doing=self.doing)
 
 
 def _connections(

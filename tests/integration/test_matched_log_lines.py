@@ -37,6 +37,7 @@ from keylime_tenant.commands.policies import (
     update_runtime_policy,
 )
 from keylime_tenant.config import Address
+from keylime_tenant.connection import Connection
 from keylime_tenant.policies import PolicyDocuments, compose, runtime_policy
 from keylime_tenant.session import Session
 from keylime_verifier.polling.findings_log import log_findings
@@ -210,7 +211,8 @@ def test_versions_that_tenant_and_servers_agree_on_or_not(caplog: pytest.LogCapt
         server = serving(versions)
         port = server.listen("127.0.0.1", 0)
         address = Address("127.0.0.1", port)
-        client = service(address, AgentConnection("127.0.0.1", port, tls=None, timeout_s=20))
+        connection = AgentConnection("127.0.0.1", port, tls=None, timeout_s=20)
+        client = service(address, Connection(address, connection, asks_plainly=True))
         try:
             await client.call("GET", "/agents/")
         finally:
