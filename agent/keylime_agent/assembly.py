@@ -28,7 +28,7 @@ from keylime_agent.certificate_renewal import CertificateRenewal
 from keylime_agent.config import AgentConfig, agent_config
 from keylime_agent.core import AgentCore
 from keylime_agent.handled_revocations import HandledRevocations
-from keylime_agent.handlers import AgentApi, any_client, unrouted
+from keylime_agent.handlers import AgentRoutes, any_client, unrouted
 from keylime_agent.listener import trusted_clients
 from keylime_agent.machine import BOOT_ID, Machine
 from keylime_agent.payload import Bootstrap, PayloadWorker
@@ -160,7 +160,7 @@ class Agent:
         warn_of_restarts(self._prepared.settings, settings, _RELOADED)
         log_reloaded()
 
-    def _api(self) -> AgentApi:
+    def _api(self) -> AgentRoutes:
         machine, algorithms = self._machine, self._config.algorithms
         pubkey_pem = public_key_text(self._keys.payload_key.public_key())
         quotes = QuoteAlgorithms(
@@ -178,7 +178,7 @@ class Agent:
         )
         bootstrap = Bootstrap(machine.agent_id, self._keys.payload_key, self._payloads.deliver)
         ak_handle = machine.tpm.tpm_handle(machine.keys.ak)
-        return AgentApi(
+        return AgentRoutes(
             machine.agent_id, pubkey_pem, quotes, ak_handle, attestor, bootstrap, self._revocations.receive
         )
 

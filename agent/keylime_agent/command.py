@@ -33,7 +33,7 @@ _CONFIGURATION: Components = {"agent": (), "logging": ()}
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class ProcessSurroundings:
     """What the process has of its own."""
 
     environ: Mapping[str, str]
@@ -75,7 +75,7 @@ class AgentProgram:
     examination: str
     examine: Callable[[Mapping[str, str]], Iterator[Result]]
     remarks: Callable[[Settings, Mapping[str, str]], Iterable[str]]
-    work: Callable[[Surroundings, AsyncExitStack], Awaitable[None]]
+    work: Callable[[ProcessSurroundings, AsyncExitStack], Awaitable[None]]
     flags: Flags = Flags()
 
     def main(self) -> None:
@@ -130,7 +130,7 @@ class AgentProgram:
         # Errors of the TPM stack reach the log as ours do, once and with the command's name.
         os.environ.setdefault("TSS2_LOG", "all+NONE")
         async with AsyncExitStack() as stack:
-            await self.work(Surroundings(environ, manager, stop), stack)
+            await self.work(ProcessSurroundings(environ, manager, stop), stack)
         log.info("agent stopped")
 
 

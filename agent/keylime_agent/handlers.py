@@ -107,7 +107,7 @@ class Bootstrap(Protocol):
     def add_v(self, request: VKeyRequest, /) -> None: ...
 
 
-class AgentApi:
+class AgentRoutes:
     """The handlers, with what they speak for."""
 
     def __init__(

@@ -7,7 +7,7 @@ from keylime.config.settings import Settings
 from keylime.secure_mount import empty_secure_directory, unmount_secure_directory
 from keylime_agent.assembly import Agent
 from keylime_agent.checkup import examine
-from keylime_agent.command import FORBIDDEN, AgentProgram, Surroundings
+from keylime_agent.command import FORBIDDEN, AgentProgram, ProcessSurroundings
 from keylime_agent.config import AgentConfig, agent_config, contact_remark
 from keylime_agent.machine import meet_tpm
 from keylime_agent.premises import Keys, Premises
@@ -25,7 +25,7 @@ def _remarks(settings: Settings, environ: Mapping[str, str]) -> Iterator[str]:
         yield remark
 
 
-async def _work(here: Surroundings, stack: AsyncExitStack) -> None:
+async def _work(here: ProcessSurroundings, stack: AsyncExitStack) -> None:
     def take(config: AgentConfig, rights: Rights) -> Premises:
         premises = Premises.take(config, rights, here.environ, stack)
         stack.callback(unmount_secure_directory, premises.secure)

@@ -12,7 +12,7 @@ import msgspec
 from keylime.appraisal.challenge import Challenge
 from keylime.appraisal.checkpoint import BootSession, Checkpoint
 from keylime.appraisal.continuity import Continuity, judge_continuity
-from keylime.appraisal.evidence import Answer, Evidence, parse_evidence, quote_finding
+from keylime.appraisal.evidence import AgentAnswer, Evidence, parse_evidence, quote_finding
 from keylime.appraisal.memo import AppraisalMemo
 from keylime.appraisal.reference import Reference, canonical_algorithm
 from keylime.appraisal.verdict import Accepted, AcceptedQuote, Incomplete, Rejected, Verdict
@@ -59,12 +59,12 @@ def appraise(
 ) -> Verdict:
     """The verdict on `reply`, computed in one go. See `appraise_stepwise`."""
     return finish(
-        appraise_stepwise(Answer.of(reply), challenge, reference, checkpoint, memo or AppraisalMemo())
+        appraise_stepwise(AgentAnswer.of(reply), challenge, reference, checkpoint, memo or AppraisalMemo())
     )
 
 
 def appraise_stepwise(
-    answer: Answer,
+    answer: AgentAnswer,
     challenge: Challenge,
     reference: Reference,
     checkpoint: Checkpoint,

@@ -49,7 +49,7 @@ def quote_finding(event: str, message: str, *, error: str | None = None) -> Find
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class AgentAnswer:
     """An agent's answer: `ima_list` is beside the other fields, because it stays as it was sent."""
 
     reply: QuoteReply
@@ -68,7 +68,7 @@ class Answer:
         return cls(reply, None if text is None else ListText(text.encode()))
 
 
-def parse_evidence(answer: Answer) -> Evidence | Finding:
+def parse_evidence(answer: AgentAnswer) -> Evidence | Finding:
     """The evidence in `answer`, or the finding that ends its appraisal."""
     reply = answer.reply
     try:

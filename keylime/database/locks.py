@@ -31,7 +31,7 @@ _ON_MARIADB = sa.text(
 
 
 @dataclass(frozen=True, slots=True)
-class Holder:
+class LockHolder:
     """A transaction, and a table in which it has locks, "" where that is not told.
 
     A prepared transaction has no session.
@@ -51,7 +51,7 @@ class Holder:
         return f"session {self.pid} ({known})"
 
 
-def holders_of(connection: sa.Connection, tables: Sequence[str]) -> list[Holder]:
+def holders_of(connection: sa.Connection, tables: Sequence[str]) -> list[LockHolder]:
     """Those that have locks now which may be in the way of writers; nobody on SQLite.
 
     On MariaDB nobody as well for a user without the right PROCESS; a table that is locked as a whole makes
@@ -62,7 +62,7 @@ def holders_of(connection: sa.Connection, tables: Sequence[str]) -> list[Holder]
     if connection.dialect.name != "postgresql":
         return []
     rows = connection.execute(_HOLDERS, {"tables": list(tables)})
-    return [Holder(row.transaction, row.table_name, row.pid, row.program, row.state) for row in rows]
+    return [LockHolder(row.transaction, row.table_name, row.pid, row.program, row.state) for row in rows]
 
 
 def how_to_end(url: URL) -> str:
@@ -74,7 +74,7 @@ def how_to_end(url: URL) -> str:
     )
 
 
-def _holders_on_mariadb(connection: sa.Connection, tables: Sequence[str]) -> list[Holder]:
+def _holders_on_mariadb(connection: sa.Connection, tables: Sequence[str]) -> list[LockHolder]:
     try:
         rows = connection.execute(_ON_MARIADB).all()
     except OperationalError as error:
@@ -86,20 +86,20 @@ def _holders_on_mariadb(connection: sa.Connection, tables: Sequence[str]) -> lis
         quoted = connection.dialect.identifier_preparer.quote(name)
         probe = f"SET STATEMENT lock_wait_timeout = 1 FOR DELETE FROM {quoted} WHERE FALSE"  # noqa: S608 - names of ours
         connection.execute(sa.text(probe))
-    return [Holder(str(row.transaction), "", row.pid, row.program, row.state) for row in rows]
+    return [LockHolder(str(row.transaction), "", row.pid, row.program, row.state) for row in rows]
 
 
 @dataclass(frozen=True, slots=True)
 class Sightings:
     """Since when each transaction has been seen; every look makes the next one."""
 
-    since: Mapping[Holder, float]
+    since: Mapping[LockHolder, float]
 
-    def after(self, seen: Iterable[Holder], now: float) -> "Sightings":
+    def after(self, seen: Iterable[LockHolder], now: float) -> "Sightings":
         """With those that are there now; what a session does meanwhile does not matter."""
         known = {(holder.transaction, holder.table): at for holder, at in self.since.items()}
         return Sightings({holder: known.get((holder.transaction, holder.table), now) for holder in seen})
 
-    def lasting(self, now: float, limit_s: float) -> list[Holder]:
+    def lasting(self, now: float, limit_s: float) -> list[LockHolder]:
         """Those that have been there for `limit_s`."""
         return [holder for holder, since in self.since.items() if now - since >= limit_s]

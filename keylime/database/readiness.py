@@ -12,7 +12,7 @@ from sqlalchemy.engine import URL
 
 from keylime import patience
 from keylime.database.engine import DatabaseUnavailable
-from keylime.database.locks import Holder, Sightings, holders_of, how_to_end
+from keylime.database.locks import LockHolder, Sightings, holders_of, how_to_end
 from keylime.database.mariadb.failures import number_of
 from keylime.database.schema import Schema
 from keylime.database.transactions import Database
@@ -129,7 +129,7 @@ def remedy_of(error: DatabaseUnavailable) -> str:
     return "no answer: see to the server, its processes and the way there" if _is_silence(cause) else _AWAY
 
 
-def locks_problem(holders: Sequence[Holder]) -> str | None:
+def locks_problem(holders: Sequence[LockHolder]) -> str | None:
     """What is wrong when these have kept locks for long."""
     if not holders:
         return None

@@ -26,7 +26,7 @@ from keylime.errors import (
     WrongServerCertificate,
 )
 from keylime.http.answer_parser import AnswerParser
-from keylime.http.objections import ServerNames, key_objection
+from keylime.http.objections import HostDemands, key_objection
 from keylime.http.peer_text import printable
 from keylime.http.replies import (
     DEFAULT_MAX_BODY,
@@ -98,7 +98,7 @@ class AgentConnection:
         self._url = peer_url(host, port, tls=tls is not None)
         self._host, self._port = host.strip("[]"), port
         self._tls, self._pin = tls, pin
-        self._names = None if names is None else ServerNames(self._host, names)
+        self._names = None if names is None else HostDemands(self._host, names)
         self._timeout_s = timeout_s
         self._max_body = max_body
         self._keeps_alive = keeps_alive

@@ -25,7 +25,7 @@ from keylime.pki.certificates import parse_certificate
 log = logging.getLogger(__name__)
 
 
-class Phase(enum.Enum):
+class ConnectionPhase(enum.Enum):
     """What a connection is busy with."""
 
     IDLE = enum.auto()  # handshake, or waiting for the headers of a request
@@ -48,7 +48,7 @@ class Connection:
         self.address = address
         self.prefixes = source_prefixes(address)
         self.params = params  # its own copy: the header time-out changes after the first request
-        self.phase = Phase.IDLE
+        self.phase = ConnectionPhase.IDLE
         self.is_retired = False  # its next answer is the last one
         self._is_admin = is_admin
         self._table = table
@@ -80,7 +80,7 @@ class Connection:
 
     def idle(self) -> None:
         """Notes that a request is over."""
-        self.phase = Phase.IDLE
+        self.phase = ConnectionPhase.IDLE
         self._table.touch(self)
 
     def close(self) -> None:
@@ -152,7 +152,7 @@ class ConnectionTable:
     def __len__(self) -> int:
         return len(self._strangers.all) + len(self._administrators.all)
 
-    def count(self, phase: Phase) -> int:
+    def count(self, phase: ConnectionPhase) -> int:
         """How many connections are busy with it."""
         return sum(connection.phase is phase for connection in self._every())
 
@@ -198,7 +198,7 @@ class ConnectionTable:
 
     def close_idle(self) -> None:
         """Drops every connection without a request in progress."""
-        for connection in [c for c in self._every() if c.phase is Phase.IDLE]:
+        for connection in [c for c in self._every() if c.phase is ConnectionPhase.IDLE]:
             connection.close()
 
     async def close_all(self) -> None:
@@ -225,7 +225,9 @@ class ConnectionTable:
         return False
 
     def _evict(self, among: Iterable[Connection]) -> bool:
-        victim = next((connection for connection in among if connection.phase is not Phase.ANSWERING), None)
+        victim = next(
+            (connection for connection in among if connection.phase is not ConnectionPhase.ANSWERING), None
+        )
         if victim is None:
             return False
         self.remove(victim)

@@ -18,7 +18,7 @@ _SHOWN = 16  # hexadecimal digits of a pin
 _MAX_REMEMBERED = 64
 
 
-class ServerNames:
+class HostDemands:
     """What is asked of the certificate of one host; the chain is TLS's business, checked before."""
 
     def __init__(self, host: str, names: NameCheck) -> None:

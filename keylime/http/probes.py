@@ -8,7 +8,7 @@ import msgspec
 from keylime.http.exchange import Request, Response, Role, retry_after
 from keylime.http.operation import Operation
 from keylime.http.routing import Route
-from keylime.service.health_report import Checks, Report
+from keylime.service.health_report import Checks, HealthReport
 
 _RETRY_AFTER_S = 5.0
 
@@ -52,7 +52,7 @@ def probe_routes(health: Checks, *, plain_http: bool = False) -> tuple[Route, Ro
     )
 
 
-def _response(report: Report, wanted: str) -> Response:
+def _response(report: HealthReport, wanted: str) -> Response:
     results = HealthReply(dict(report.problems), dict(report.remarks))
     if report.is_good:
         return Response(status=wanted, results=results)

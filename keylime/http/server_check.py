@@ -7,7 +7,7 @@ import asyncio
 
 import aiohttp
 
-from keylime.http.objections import ServerNames
+from keylime.http.objections import HostDemands
 from keylime.pki.server_names import NameCheck
 
 
@@ -28,7 +28,7 @@ class ServerCheck(aiohttp.Fingerprint):
     def __init__(self, host: str, names: NameCheck) -> None:
         super().__init__(bytes(32))  # never compared
         self._host = host
-        self._names = ServerNames(host, names)
+        self._names = HostDemands(host, names)
 
     def check(self, transport: asyncio.Transport) -> None:
         """Raises WrongServer; warns once of each certificate with other names."""

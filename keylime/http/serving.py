@@ -24,7 +24,7 @@ from tornado.iostream import StreamClosedError
 from keylime import patience, request_id
 from keylime.errors import MalformedMessage, PolicyError, ServiceUnavailable
 from keylime.http.bodies import Bodies, NoRoom, Reservation
-from keylime.http.connections import Connection, Phase
+from keylime.http.connections import Connection, ConnectionPhase
 from keylime.http.exchange import HttpError, Request, Response, Role, retry_after
 from keylime.http.routing import Admission, Route, Router
 
@@ -58,7 +58,7 @@ class ServerLimits:
     body_wait_s: float = 5.0  # how long a request waits until there is room for its body
 
 
-class Host(Protocol):
+class ExchangeHost(Protocol):
     """What an exchange needs of its server."""
 
     limits: ServerLimits
@@ -96,7 +96,7 @@ async def respond(route: Route, request: Request) -> tuple[Response, bytes]:
 class Exchange(HTTPMessageDelegate):
     """One request and its answer: refused as early as its headers allow, else collected and handled."""
 
-    def __init__(self, host: Host, conn: HTTP1Connection, connection: Connection) -> None:
+    def __init__(self, host: ExchangeHost, conn: HTTP1Connection, connection: Connection) -> None:
         loop = asyncio.get_running_loop()
         self.task: asyncio.Task[None] | None = None
         self.over: asyncio.Future[None] = loop.create_future()
@@ -120,7 +120,7 @@ class Exchange(HTTPMessageDelegate):
         self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
     ) -> Awaitable[None] | None:
         """Decides about the request before any of its body is read; the body waits for its room."""
-        self._connection.phase = Phase.RECEIVING
+        self._connection.phase = ConnectionPhase.RECEIVING
         self._connection.stream.is_in_body = True
         self._connection.params.header_timeout = self._host.limits.idle_timeout_s
         self._host.exchanges.add(self)
@@ -160,7 +160,7 @@ class Exchange(HTTPMessageDelegate):
         else:
             if self._reservation is not None:
                 self._reservation.complete()
-            self._connection.phase = Phase.ANSWERING
+            self._connection.phase = ConnectionPhase.ANSWERING
             self.task = self._loop.create_task(self._serve(self._verdict))
             self.task.add_done_callback(self._served)
 
@@ -346,7 +346,7 @@ class Exchange(HTTPMessageDelegate):
             self._linger.cancel()
         self._let_body_go()
         self._host.exchanges.discard(self)
-        self._connection.phase = Phase.IDLE
+        self._connection.phase = ConnectionPhase.IDLE
         self._connection.stream.is_in_body = False
         self._connection.idle()
         if not self.over.done():

@@ -23,7 +23,7 @@ _MOST_STEPS = 2_000_000  # extensions of a search in all: some seconds
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ListPlace:
     """A place in the list: its offset, the line before it, and what PCR 10 held when it had been extended."""
 
     offset: int
@@ -37,7 +37,7 @@ class RunningReplay:
 
     def __init__(self, bank: HashAlgorithm) -> None:
         self._bank = bank
-        self._places = tuple(Place(0, b"", mode, bytes(bank.size)) for mode in modes_of(bank))
+        self._places = tuple(ListPlace(0, b"", mode, bytes(bank.size)) for mode in modes_of(bank))
 
     @property
     def offset(self) -> int:
@@ -78,7 +78,7 @@ class RunningReplay:
         if place is not None:
             self._places = (place,)
 
-    def _values(self, place: Place, entries: Sequence[Entry | None]) -> list[bytes]:
+    def _values(self, place: ListPlace, entries: Sequence[Entry | None]) -> list[bytes]:
         """The value at `place` and after each entry; entries of other PCRs change nothing."""
         new_hash, current = hasher(self._bank), place.value
         values = [current]
@@ -96,7 +96,7 @@ class Search:
         self, offset: int, lines: Sequence[bytes], likely: int, value: bytes, bank: HashAlgorithm
     ) -> None:
         self._lines = lines
-        self._begin = Place(offset, b"", ExtendMode.NATIVE, value)
+        self._begin = ListPlace(offset, b"", ExtendMode.NATIVE, value)
         self._guesses = _searched(lines, likely, value, bank)
         self._latest: tuple[ExtendMode, int, bytes] | None = None
 
@@ -111,7 +111,7 @@ class Search:
         """Whether it stopped at a guess."""
         return self._latest is not None
 
-    def place(self) -> Place | None:
+    def place(self) -> ListPlace | None:
         """The place of the latest guess, None when they all were wrong."""
         if self._latest is None:
             return None
@@ -119,10 +119,10 @@ class Search:
         return _moved(replace(self._begin, mode=mode), self._lines, count, value)
 
 
-def _moved(place: Place, lines: Sequence[bytes], count: int, value: bytes) -> Place:
+def _moved(place: ListPlace, lines: Sequence[bytes], count: int, value: bytes) -> ListPlace:
     """The place `count` lines after `place`, where PCR 10 held `value`."""
     line = lines[count - 1] + b"\n" if count else place.line
-    return Place(place.offset + sum(map(len, lines[:count])) + count, line, place.mode, value)
+    return ListPlace(place.offset + sum(map(len, lines[:count])) + count, line, place.mode, value)
 
 
 def later_values(lines: Sequence[bytes], likely: int, value: bytes, bank: HashAlgorithm) -> Iterator[bytes]:

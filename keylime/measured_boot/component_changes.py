@@ -10,7 +10,7 @@ from keylime.errors import PolicyError
 from keylime.hashes import HashAlgorithm
 from keylime.measured_boot.authenticode import authenticode_digest, pe_section
 from keylime.measured_boot.boot_reading import Chain, stub_text_digest
-from keylime.measured_boot.components import BootVariant, Components, Document, SecureBoot
+from keylime.measured_boot.components import BootVariant, Components, ReferenceStateDocument, SecureBoot
 
 V = TypeVar("V")
 T = TypeVar("T")
@@ -29,7 +29,9 @@ class BootFiles:
     command_line: str | None = None
 
 
-def merge(document: Document, other: Document, *, new_name: str | None = None) -> Document:
+def merge(
+    document: ReferenceStateDocument, other: ReferenceStateDocument, *, new_name: str | None = None
+) -> ReferenceStateDocument:
     """What accepts the boots of both, and nothing mixed. Raises PolicyError where one policy cannot.
 
     Variants that `document` lacks are added; its own keep their names. What must be revoked is what
@@ -72,7 +74,7 @@ def merge(document: Document, other: Document, *, new_name: str | None = None) -
     )
 
 
-def add_boot(document: Document, files: BootFiles, name: str) -> Document:
+def add_boot(document: ReferenceStateDocument, files: BootFiles, name: str) -> ReferenceStateDocument:
     """`document` with a boot of `files` as a further variant. Raises PolicyError if they do not suffice."""
     variants = document.components.boot
     if name in variants:
@@ -85,7 +87,7 @@ def add_boot(document: Document, files: BootFiles, name: str) -> Document:
     return msgspec.structs.replace(document, components=parts)
 
 
-def drop_variants(document: Document, names: Iterable[str]) -> Document:
+def drop_variants(document: ReferenceStateDocument, names: Iterable[str]) -> ReferenceStateDocument:
     """`document` without the boots `names`. Raises PolicyError for unknown names, and if none is left."""
     boots = dict(document.components.boot)
     for name in names:
@@ -149,7 +151,7 @@ def _command_line(files: BootFiles, like: BootVariant, chain: Chain, *, needed: 
     return line
 
 
-def _merged_secure_boot(document: Document, other: Document) -> SecureBoot:
+def _merged_secure_boot(document: ReferenceStateDocument, other: ReferenceStateDocument) -> SecureBoot:
     mine, theirs = document.secure_boot, other.secure_boot
     levels = [level for level in (mine.sbat_level, theirs.sbat_level) if level is not None]
     revoked = {(key.owner, key.data) for key in theirs.dbx}

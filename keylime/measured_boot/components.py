@@ -97,7 +97,7 @@ class Grub(_Strict, frozen=True):
     files: _Digests = []
 
 
-class Document(_Strict, frozen=True):
+class ReferenceStateDocument(_Strict, frozen=True):
     """The reference state as it is written."""
 
     chain: str
@@ -146,10 +146,10 @@ class ComponentReference:
     sbat_level: int | None
 
 
-def parse_document(refstate: JsonValue) -> Document:
+def parse_document(refstate: JsonValue) -> ReferenceStateDocument:
     """The document in `refstate`. Raises PolicyError, which names the member."""
     try:
-        document = msgspec.convert(refstate, Document)
+        document = msgspec.convert(refstate, ReferenceStateDocument)
     except msgspec.ValidationError as error:
         raise PolicyError(f"{WHAT}: {error}{_hint(refstate)}") from error
     if document.chain not in _CHAINS:
@@ -162,7 +162,7 @@ def _hint(refstate: JsonValue) -> str:
     return " (it is one of policy `example`, which `components` reads as well)" if is_example else ""
 
 
-def compile_components(document: Document) -> ComponentReference:
+def compile_components(document: ReferenceStateDocument) -> ComponentReference:
     """What `document` demands. Raises PolicyError, which names the member."""
     secure_boot, parts = document.secure_boot, document.components
     return ComponentReference(
@@ -183,7 +183,7 @@ def to_bytes(digests: Iterable[str]) -> tuple[bytes, ...]:
     return tuple(bytes.fromhex(digest.removeprefix("0x")) for digest in digests)
 
 
-def _common(document: Document) -> ExampleReference:
+def _common(document: ReferenceStateDocument) -> ExampleReference:
     secure_boot = document.secure_boot
     return ExampleReference(
         has_secureboot=secure_boot.on,
@@ -229,7 +229,7 @@ def _matcher(pattern: str, where: str) -> Callable[[str], bool]:
         raise PolicyError(f"{WHAT}: {where}.command_line_pattern: {error}") from error
 
 
-def _other_events(document: Document) -> Mapping[int, frozenset[bytes]]:
+def _other_events(document: ReferenceStateDocument) -> Mapping[int, frozenset[bytes]]:
     good: dict[int, frozenset[bytes]] = {}
     for name, digests in document.other_events.items():
         if name not in _PCR_NAMES:

@@ -13,11 +13,11 @@ from keylime.measured_boot.component_rules import RELEVANT_PCRS, judge_boot, sba
 from keylime.measured_boot.components import (
     BootVariant,
     Components,
-    Document,
     FirmwareVariant,
     Grub,
     Key,
     LoaderVariant,
+    ReferenceStateDocument,
     SecureBoot,
     Shim,
     compile_components,
@@ -39,7 +39,7 @@ _NAME_SIZE = 64
 _WITH_KERNEL = 3  # images: shim, GRUB, kernel
 
 
-def learn_components(log: EventLog, *, secure_boot: bool | None = None) -> Document:
+def learn_components(log: EventLog, *, secure_boot: bool | None = None) -> ReferenceStateDocument:
     """The reference state that `log` satisfies.
 
     With `secure_boot` None the log itself says whether Secure Boot is on. Raises MalformedEvidence where the
@@ -52,7 +52,7 @@ def learn_components(log: EventLog, *, secure_boot: bool | None = None) -> Docum
     start = _start_of_kernel(reading, chain, has_secure_boot=has_secure_boot)
     loaders = [event for event in reading.images if event.number < start]
     kernels = [event for event in reading.images if event.number >= start]
-    document = Document(
+    document = ReferenceStateDocument(
         chain=chain.value,
         secure_boot=_secure_boot(log, on=has_secure_boot),
         components=Components(
@@ -67,7 +67,7 @@ def learn_components(log: EventLog, *, secure_boot: bool | None = None) -> Docum
     return _with_observed(document, log)
 
 
-def to_json(document: Document) -> dict[str, JsonValue]:
+def to_json(document: ReferenceStateDocument) -> dict[str, JsonValue]:
     """The document as JSON values."""
     built: dict[str, JsonValue] = msgspec.to_builtins(document)
     return built
@@ -78,7 +78,7 @@ def shown(events: Iterable[Event]) -> list[str]:
     return [f"0x{digest.hex()}" for digest in digests_of(events)]
 
 
-def _with_observed(document: Document, log: EventLog) -> Document:
+def _with_observed(document: ReferenceStateDocument, log: EventLog) -> ReferenceStateDocument:
     """`document` with the firmware's code, and with events that no rule knows listed by digest."""
     boot = judge_boot(compile_components(document), log, BANK)
     version = boot.crtm_version

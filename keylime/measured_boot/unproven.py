@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import msgspec
 
 from keylime.measured_boot.boot_reading import Chain
-from keylime.measured_boot.components import Document
+from keylime.measured_boot.components import ReferenceStateDocument
 
 _WORDS = {
     "images": "kernel image in PCR 4",
@@ -19,12 +19,12 @@ _WORDS = {
 }
 
 
-def unproven(document: Document) -> list[str]:
+def unproven(document: ReferenceStateDocument) -> list[str]:
     """What the boots of `document` leave unproven, each said once."""
     return list(dict.fromkeys(_gaps(document)))
 
 
-def not_expected(document: Document) -> list[str]:
+def not_expected(document: ReferenceStateDocument) -> list[str]:
     """For each boot the members that it does not have: of their kind nothing may be measured."""
     found = []
     for name, variant in document.components.boot.items():
@@ -37,7 +37,7 @@ def not_expected(document: Document) -> list[str]:
     return found
 
 
-def _gaps(document: Document) -> Iterator[str]:
+def _gaps(document: ReferenceStateDocument) -> Iterator[str]:
     chain = Chain(document.chain)
     loaders = document.components.boot_loader.values()
     for boot in document.components.boot.values():

@@ -215,7 +215,7 @@ Collected: TypeAlias = CollectedQuote | CollectedLog
 Received: TypeAlias = ReceivedQuote | ReceivedLog
 
 
-class Kind(msgspec.Struct, frozen=True):
+class EvidenceKind(msgspec.Struct, frozen=True):
     """What an item says it is, its class in small letters."""
 
     evidence_class: str
@@ -227,16 +227,16 @@ class Kind(msgspec.Struct, frozen=True):
         return CLASS_OF.get(self.evidence_type) == self.evidence_class
 
 
-def kind_of(item: msgspec.Raw) -> Kind:
+def kind_of(item: msgspec.Raw) -> EvidenceKind:
     """Which kind of item it is. Raises MalformedMessage, also for a class that there is none of."""
-    read = parse_body(item, Kind)
-    kind = Kind(read.evidence_class.lower(), read.evidence_type)
+    read = parse_body(item, EvidenceKind)
+    kind = EvidenceKind(read.evidence_class.lower(), read.evidence_type)
     if kind.evidence_class not in CLASSES:
         raise MalformedMessage("must be 'certification' or 'log' - at `$.evidence_class`")
     return kind
 
 
-def offer_of(item: msgspec.Raw, kind: Kind) -> Offer:
+def offer_of(item: msgspec.Raw, kind: EvidenceKind) -> Offer:
     """An item that an agent can show. Raises MalformedMessage."""
     quote: Offer
     if kind.evidence_class == CERTIFICATION:

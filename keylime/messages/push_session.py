@@ -31,7 +31,7 @@ class Method(msgspec.Struct, frozen=True):
     authentication_type: str
 
 
-class Challenge(msgspec.Struct, frozen=True):
+class SessionChallenge(msgspec.Struct, frozen=True):
     """What the TPM is to certify with: base64 of 16 bytes."""
 
     challenge: str
@@ -42,7 +42,7 @@ class RequestedProof(msgspec.Struct, frozen=True, kw_only=True):
 
     authentication_class: str = POP_CLASS
     authentication_type: str = TPM_POP
-    chosen_parameters: Challenge
+    chosen_parameters: SessionChallenge
 
 
 class ProofData(msgspec.Struct, frozen=True):
@@ -65,7 +65,7 @@ class JudgedProof(msgspec.Struct, frozen=True, kw_only=True):
 
     authentication_class: str = POP_CLASS
     authentication_type: str = TPM_POP
-    chosen_parameters: Challenge
+    chosen_parameters: SessionChallenge
     data: ProofData
 
 

@@ -17,7 +17,7 @@ from keylime.service.metrics_place import MetricsPlace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measured(Measuring[MeterT]):
+class MeasuredService(Measuring[MeterT]):
     """Measures what the service `name` does, and serves it.
 
     `observe` is told the kind of each transaction and its seconds; `count` says what the database has when

@@ -24,7 +24,7 @@ ServiceT = TypeVar("ServiceT")
 TLS_OPTIONS = frozenset({"tls_dir", "server_key", "server_key_password", "server_cert", "trusted_client_ca"})
 
 
-class Stopped(Exception):
+class StoppedEarly(Exception):
     """The service was told to end before it had begun."""
 
 
@@ -55,7 +55,7 @@ async def started(
     """The service at work; None when `stop` was set while it was still starting, which is then given up."""
     async with AsyncExitStack() as stack:
         begun = None
-        with contextlib.suppress(Stopped):
+        with contextlib.suppress(StoppedEarly):
             async with unless(stop):
                 begun = await stack.enter_async_context(service)
         yield begun
@@ -82,7 +82,7 @@ async def unless(stop: asyncio.Event) -> AsyncIterator[None]:
     except asyncio.CancelledError as error:
         if task is None or not is_over or task.uncancel() > 0:
             raise
-        raise Stopped from error
+        raise StoppedEarly from error
     finally:
         watcher.remove_done_callback(interrupt)
         watcher.cancel()

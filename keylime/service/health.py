@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from keylime.service.health_report import Report
+from keylime.service.health_report import HealthReport
 
 log = logging.getLogger(__name__)
 
@@ -48,11 +48,11 @@ class Health:
         """`remark` says at once what somebody should see to, though all is well, in words fit for anyone."""
         self._notes[name] = remark
 
-    async def alive(self) -> Report:
+    async def alive(self) -> HealthReport:
         """The vital checks alone."""
         return await self._report([probe for probe in self._probes if probe.vital])
 
-    async def ready(self) -> Report:
+    async def ready(self) -> HealthReport:
         """All checks, and all remarks."""
         report = await self._report(self._probes)
         remarks = {name: text for name, text in self.remarks().items() if text is not None}
@@ -87,9 +87,9 @@ class Health:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
 
-    async def _report(self, probes: "list[_Probe]", *, is_kept: bool = True) -> Report:
+    async def _report(self, probes: "list[_Probe]", *, is_kept: bool = True) -> HealthReport:
         await asyncio.gather(*(self._refresh(probe, is_kept=is_kept) for probe in probes))
-        return Report({probe.name: probe.problem for probe in probes if probe.problem is not None})
+        return HealthReport({probe.name: probe.problem for probe in probes if probe.problem is not None})
 
     async def _refresh(self, probe: "_Probe", *, is_kept: bool) -> None:
         """`is_kept`: for others who ask; what our own watch found would often be old to them."""

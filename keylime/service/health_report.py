@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class HealthReport:
     """What is wrong, by the name of the check; empty when all is well. Remarks are about what will be."""
 
     problems: Mapping[str, str]
@@ -21,10 +21,10 @@ class Report:
 class Checks(Protocol):
     """The checks of one process."""
 
-    async def alive(self) -> Report:
+    async def alive(self) -> HealthReport:
         """Those alone that only a new start helps."""
         ...
 
-    async def ready(self) -> Report:
+    async def ready(self) -> HealthReport:
         """All of them."""
         ...

@@ -21,7 +21,7 @@ Options: TypeAlias = Mapping[tuple[str, str], str]
 _HEADER = "# Written by keylime-setup, and anew at each run: what is to differ belongs into another file.\n"
 
 
-class Found(Protocol):
+class ComponentSettings(Protocol):
     """What a component reads from all files together: `keylime.config.loader.Settings`."""
 
     @property
@@ -128,7 +128,7 @@ def snippet(component: str, options: Options) -> str:
     return "".join(lines)
 
 
-def contradictions(settings: Found, options: Options) -> list[str]:
+def contradictions(settings: ComponentSettings, options: Options) -> list[str]:
     """Which options have other values in `settings`, although the file of the plan is among those read."""
     table = TABLES[settings.component].by_key()
     found = []

@@ -7,8 +7,8 @@ from pathlib import Path
 from sqlalchemy.engine import URL
 
 from keylime.errors import ConfigError
-from keylime.takeover.place import Place
-from keylime.takeover.report import Report
+from keylime.takeover.place import DatabasePlace
+from keylime.takeover.report import TakeoverReport
 from keylime.takeover.source import parse_source
 
 _FROM_CONFIGURATION = ""
@@ -22,7 +22,7 @@ class ImportRequest:
     is_dry: bool
     as_json: bool
 
-    def source(self, place: Place, work_dir: Path, sqlite_name: str) -> URL:
+    def source(self, place: DatabasePlace, work_dir: Path, sqlite_name: str) -> URL:
         """The old database. Raises ConfigError."""
         if self.url is not None:
             return parse_source(self.url, work_dir=work_dir, sqlite_name=sqlite_name)
@@ -33,7 +33,7 @@ class ImportRequest:
             )
         return place.old
 
-    def shown(self, report: Report) -> str:
+    def shown(self, report: TakeoverReport) -> str:
         """The report as it was asked for."""
         return report.to_json() if self.as_json else report.text()
 

@@ -16,8 +16,8 @@ from keylime.database.migrate import Migration, prepare_schema
 from keylime.database.schema import Schema
 from keylime.database.transactions import Database
 from keylime.errors import ConfigError
-from keylime.takeover.place import Place
-from keylime.takeover.report import Fate, Report
+from keylime.takeover.place import DatabasePlace
+from keylime.takeover.report import Fate, TakeoverReport
 
 log = logging.getLogger(__name__)
 
@@ -35,11 +35,13 @@ class Importer(Generic[PlanT]):
 
     schema: Schema
     read: Callable[[URL], PlanT | None]
-    rehearse: Callable[[PlanT], Report]
-    look: Callable[[sa.Connection, PlanT], Report]
-    take: Callable[[sa.Connection, PlanT], Report]
+    rehearse: Callable[[PlanT], TakeoverReport]
+    look: Callable[[sa.Connection, PlanT], TakeoverReport]
+    take: Callable[[sa.Connection, PlanT], TakeoverReport]
 
-    async def prepare(self, place: Place, open_own: Callable[[], Database], *, migrate: bool) -> Migration:
+    async def prepare(
+        self, place: DatabasePlace, open_own: Callable[[], Database], *, migrate: bool
+    ) -> Migration:
         """As `prepare_schema`; tables that are new take over what is in the old ones. Raises ConfigError."""
         plans: list[PlanT | None] = []
         if place.is_beside and place.old is not None and not _is_there(place.own):
@@ -61,7 +63,9 @@ class Importer(Generic[PlanT]):
         finally:
             await database.close()
 
-    async def run(self, source: URL, place: Place, open_own: Callable[[], Database], *, dry: bool) -> Report:
+    async def run(
+        self, source: URL, place: DatabasePlace, open_own: Callable[[], Database], *, dry: bool
+    ) -> TakeoverReport:
         """What came of taking over `source`, or would, when it is `dry`. Raises ConfigError."""
         plan = await asyncio.to_thread(self.read, source)
         if plan is None:
@@ -80,8 +84,8 @@ class Importer(Generic[PlanT]):
         finally:
             await database.close()
 
-    async def _write(self, database: Database, plan: PlanT) -> Report:
-        reports: list[Report] = []
+    async def _write(self, database: Database, plan: PlanT) -> TakeoverReport:
+        reports: list[TakeoverReport] = []
         with patience.for_long_work(_LONGEST_S):
             await prepare_schema(
                 database,
@@ -95,13 +99,13 @@ class Importer(Generic[PlanT]):
                 )
         return reports[0]
 
-    def _look(self, connection: sa.Connection, plan: PlanT) -> Report:
+    def _look(self, connection: sa.Connection, plan: PlanT) -> TakeoverReport:
         if self.schema.version_table not in sa.inspect(connection).get_table_names():
             return self.rehearse(plan)
         return self.look(connection, plan)
 
 
-def log_report(report: Report) -> None:
+def log_report(report: TakeoverReport) -> None:
     """Says what was taken over: what was not as warnings, one line each."""
     for item in report.noteworthy:
         log.log(logging.WARNING if item.fate is Fate.NOT_TAKEN else logging.INFO, "%s", item)

@@ -15,14 +15,14 @@ _ENDING = ".taken-over"
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class DatabasePlace:
     """The database of our own, and the one that an earlier Keylime may have left, if any."""
 
     own: URL
     old: URL | None
 
     @classmethod
-    def of(cls, configured: URL) -> "Place":
+    def of(cls, configured: URL) -> "DatabasePlace":
         """What the option `database_url` comes to. Looks at files, without a trace."""
         if configured.get_backend_name() != "sqlite":
             return cls(configured, configured)

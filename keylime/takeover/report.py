@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 _SHOWN = 200  # characters of a name that nobody could have given
 
 
-class Kind(enum.Enum):
+class ItemKind(enum.Enum):
     """What an item is about."""
 
     REGISTRATION = "registration"
@@ -31,13 +31,13 @@ class Fate(enum.Enum):
 class Item:
     """One thing; `remarks` say what was changed, or why it was not taken and what to do."""
 
-    kind: Kind
+    kind: ItemKind
     name: str
     fate: Fate
     remarks: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, kind: Kind, name: str, remarks: Iterable[str] = ()) -> "Item":
+    def of(cls, kind: ItemKind, name: str, remarks: Iterable[str] = ()) -> "Item":
         """Something that is taken, with a change if there are remarks."""
         said = tuple(remarks)
         return cls(kind, name, Fate.CHANGED if said else Fate.TAKEN, said)
@@ -53,7 +53,7 @@ def second_of(item: Item) -> Item:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class TakeoverReport:
     """All items; `source` is the old database without a password, `release` what made it."""
 
     source: str
@@ -71,7 +71,7 @@ class Report:
         """The items that an operator reads one by one."""
         return tuple(item for item in self.items if item.remarks)
 
-    def dry(self) -> "Report":
+    def dry(self) -> "TakeoverReport":
         """The same, of a rehearsal."""
         return replace(self, is_dry=True)
 
@@ -79,7 +79,7 @@ class Report:
         """All in one line."""
         counts = Counter((item.kind, item.fate) for item in self.items)
         parts = []
-        for kind in Kind:
+        for kind in ItemKind:
             said = [f"{counts[kind, fate]} {fate.value}" for fate in Fate if counts[kind, fate]]
             if said:
                 parts.append(f"{kind.value}s: {', '.join(said)}".replace("policys", "policies"))

@@ -12,7 +12,7 @@ from typing import TypeVar
 from keylime.command_line import OneLineParser
 from keylime.config.options import TABLES
 from keylime.config.reader import parse_file
-from keylime.config.upgrade.conversion import Source, Upgrade, defaults, upgrade
+from keylime.config.upgrade.conversion import ConfigSource, Upgrade, defaults, upgrade
 from keylime.errors import ConfigError, KeylimeError
 from keylime.file_errors import file_errors_explained
 from keylime.interruption import end_interrupted
@@ -147,7 +147,7 @@ def _installed(places: Places) -> list[Path]:
     return [*single, *(path for path in split if path.is_file())]
 
 
-def _read(paths: Sequence[Path], debug: bool) -> list[Source]:
+def _read(paths: Sequence[Path], debug: bool) -> list[ConfigSource]:
     sources = []
     for path in paths:
         try:
@@ -159,7 +159,7 @@ def _read(paths: Sequence[Path], debug: bool) -> list[Source]:
         component = path.name.partition(".")[0]
         section = component if component in TABLES else "general"
         entries = parse_file(text, section=section, origin=str(path), toml=component == "agent")
-        sources.append(Source(str(path), entries))
+        sources.append(ConfigSource(str(path), entries))
         if debug:
             _say(f"read {path}: {len(entries)} options")
     return sources

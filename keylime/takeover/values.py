@@ -16,7 +16,7 @@ _NUMBER = re.compile(r"-?[0-9]+")
 _WORDS = {"0": False, "1": True, "false": False, "true": True, "f": False, "t": True}
 
 
-class Objection(KeylimeError):
+class NotTakenOver(KeylimeError):
     """Why something cannot be taken over as it is; names the column."""
 
 
@@ -27,7 +27,7 @@ def text_of(row: Row, name: str) -> str | None:
         return None
     if isinstance(value, str | bytes):
         return sound(value, name) or None
-    raise Objection(f"{name} is not text")
+    raise NotTakenOver(f"{name} is not text")
 
 
 def sound(value: str | bytes, name: str) -> str:
@@ -35,9 +35,9 @@ def sound(value: str | bytes, name: str) -> str:
     try:
         text = value.decode() if isinstance(value, bytes) else value.encode().decode()
     except UnicodeError as error:
-        raise Objection(f"{name} is not UTF-8 text") from error
+        raise NotTakenOver(f"{name} is not UTF-8 text") from error
     if "\0" in text:
-        raise Objection(f"{name} is not text: it holds a zero byte")
+        raise NotTakenOver(f"{name} is not text: it holds a zero byte")
     return text
 
 
@@ -51,9 +51,9 @@ def number_of(row: Row, name: str, *, least: int = 0, most: int = _LARGEST) -> i
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, int) or isinstance(value, bool):
-        raise Objection(f"{name} is {shown(value)}, which is no number")
+        raise NotTakenOver(f"{name} is {shown(value)}, which is no number")
     if not least <= value <= most:
-        raise Objection(f"{name} is {shown(value)}: expected {least} to {most}")
+        raise NotTakenOver(f"{name} is {shown(value)}: expected {least} to {most}")
     return value
 
 
@@ -69,11 +69,11 @@ def json_of(row: Row, name: str) -> object:
     if text is None or not text.strip():
         return None
     if is_too_deep(text):
-        raise Objection(f"{name} is nested too deeply")
+        raise NotTakenOver(f"{name} is nested too deeply")
     try:
         found: object = json.loads(text)
     except ValueError as error:
-        raise Objection(f"{name} is not JSON") from error
+        raise NotTakenOver(f"{name} is not JSON") from error
     return found
 
 

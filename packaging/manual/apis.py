@@ -15,9 +15,9 @@ from keylime.http.openapi import Api, describe_api, openapi_route
 from keylime.http.probes import probe_routes
 from keylime.http.routing import Route
 from keylime.service.health import Health
-from keylime_agent.handlers import AGENT_API, AgentApi
+from keylime_agent.handlers import AGENT_API, AgentRoutes
 from keylime_registrar.handlers import REGISTRAR_API, Handlers, reading_route
-from keylime_verifier.agents.pushing import Mode
+from keylime_verifier.agents.pushing import AttestationMode
 from keylime_verifier.api.agent_handlers import AgentHandlers
 from keylime_verifier.api.event_streams import EventHandlers
 from keylime_verifier.api.history_handlers import HistoryHandlers
@@ -49,7 +49,7 @@ def routes() -> dict[str, tuple[Api, Sequence[Route]]]:
     )
     verifier = (
         *table(
-            Mode.BOTH,
+            AttestationMode.BOTH,
             AgentHandlers(nobody, nobody),
             SessionHandlers(nobody),
             AttestationHandlers(nobody),
@@ -63,7 +63,7 @@ def routes() -> dict[str, tuple[Api, Sequence[Route]]]:
         ),
         *probe_routes(Health()),
     )
-    agent = AgentApi("agent", "", nobody, 0, nobody, nobody, nobody).routes(mutual_tls=True)
+    agent = AgentRoutes("agent", "", nobody, 0, nobody, nobody, nobody).routes(mutual_tls=True)
     registrars_own = openapi_route(REGISTRAR_API, registrar, plain_http=True)
     return {
         "registrar": (REGISTRAR_API, (*registrar, registrars_own)),

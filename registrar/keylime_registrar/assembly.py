@@ -23,13 +23,13 @@ from keylime.pki.tls import TlsFiles
 from keylime.safe_paths import require_safe_directory, require_safe_store
 from keylime.service.background import supervised
 from keylime.service.certificates import CertificateKeeper, ensure_at_start, kept_certificates
-from keylime.service.daemon import Stopped, unless
+from keylime.service.daemon import StoppedEarly, unless
 from keylime.service.health import Health
 from keylime.service.supervisor import stop_event
 from keylime.service.surroundings import watched_surroundings
 from keylime.takeover.command import ImportRequest
 from keylime.takeover.importer import Importer
-from keylime.takeover.report import Report
+from keylime.takeover.report import TakeoverReport
 from keylime_registrar import takeover
 from keylime_registrar.agent_certificates import AgentCertificates
 from keylime_registrar.anchors import Anchors
@@ -38,7 +38,7 @@ from keylime_registrar.config import SQLITE_NAME, RegistrarConfig, load_config
 from keylime_registrar.handlers import REGISTRAR_API, Handlers, reading_route
 from keylime_registrar.issuers import Issuers
 from keylime_registrar.measuring import measuring
-from keylime_registrar.registrations import Clocks, Registrations, Rules
+from keylime_registrar.registrations import Clocks, RegistrationRules, Registrations
 from keylime_registrar.schema import SCHEMA
 from keylime_registrar.store import PendingLimits, Store
 from keylime_registrar.throttle import Allowance, Throttle
@@ -55,7 +55,7 @@ async def prepare_database(config: RegistrarConfig, *, migrate: bool) -> Migrati
     return await _IMPORTER.prepare(config.database, lambda: _open_database(config), migrate=migrate)
 
 
-async def import_database(config: RegistrarConfig, request: ImportRequest) -> Report:
+async def import_database(config: RegistrarConfig, request: ImportRequest) -> TakeoverReport:
     """Takes over what an earlier Keylime left. Raises ConfigError or DatabaseUnavailable."""
     require_safe_directory(config.work_dir)
     source = request.source(config.database, config.work_dir, SQLITE_NAME)
@@ -85,7 +85,7 @@ async def prepare(config: RegistrarConfig, tell: Callable[[str], None] = lambda 
     try:
         async with unless(stop):
             migration = await prepare_database(config, migrate=config.auto_migrate)
-    except Stopped:
+    except StoppedEarly:
         return False
     if migration.has_changed:
         log.info("%s", migration)
@@ -180,8 +180,8 @@ async def running(config: RegistrarConfig, number: int = 0) -> AsyncIterator[Reg
         yield registrar
 
 
-def _rules(config: RegistrarConfig) -> Rules:
-    return Rules(
+def _rules(config: RegistrarConfig) -> RegistrationRules:
+    return RegistrationRules(
         tpm_identity=config.tpm_identity,
         reject_irregular=config.malformed_cert_action == "reject",
         warn_of_irregular=config.malformed_cert_action == "warn",

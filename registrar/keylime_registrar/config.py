@@ -13,7 +13,7 @@ from keylime.pki.ca_settings import CaSettings, ca_settings
 from keylime.pki.tls import TlsFiles, resolve_tls_files
 from keylime.service.metrics_place import MetricsPlace, metrics_place
 from keylime.service.supervisor import worker_count
-from keylime.takeover.place import Place
+from keylime.takeover.place import DatabasePlace
 from keylime_registrar.identity import IdentityDemand
 
 SQLITE_NAME = "reg_data.sqlite"
@@ -36,7 +36,7 @@ class RegistrarConfig:
     ca: CaSettings
     server_names: tuple[str, ...]
     require_admin_role: bool
-    database: Place
+    database: DatabasePlace
     database_pool: PoolSize
     auto_migrate: bool
     workers: int
@@ -73,7 +73,7 @@ def load_config(environ: Mapping[str, str]) -> RegistrarConfig:
         ca=ca_settings(ca),
         server_names=settings.items("cert_subject_alternative_names"),
         require_admin_role=settings.flag("require_admin_role"),
-        database=Place.of(
+        database=DatabasePlace.of(
             parse_database_url(settings.text("database_url"), work_dir=base, sqlite_name=SQLITE_NAME)
         ),
         database_pool=PoolSize.parse(settings.text("database_pool_sz_ovfl")),

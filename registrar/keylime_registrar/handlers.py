@@ -67,7 +67,7 @@ class Registrations(Protocol):
     async def delete(self, agent_id: AgentId, administrator: str, /) -> bool: ...
 
 
-class Meter:
+class RequestMeter:
     """What is counted of the requests, for whoever measures it; this one counts nothing."""
 
     def registration(self, result: str) -> None:
@@ -108,9 +108,9 @@ def _limited(handler: _Handler) -> _Handler:
 class Handlers:
     """One method for each route. Requests come in parsed and authorised."""
 
-    def __init__(self, registrations: Registrations, meter: Meter | None = None) -> None:
+    def __init__(self, registrations: Registrations, meter: RequestMeter | None = None) -> None:
         self._registrations = registrations
-        self._meter = meter or Meter()
+        self._meter = meter or RequestMeter()
 
     def routes(self) -> tuple[Route, ...]:
         """The table of routes and rights. What agents need is open to anyone, on both ports."""

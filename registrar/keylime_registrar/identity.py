@@ -80,7 +80,7 @@ class Certification:
 
 
 @dataclass(frozen=True, slots=True)
-class Certificates:
+class RegisteredCertificates:
     """The certificates of a registration, as read."""
 
     ekcert: TolerantCertificate | None = None
@@ -125,7 +125,7 @@ def tls_key_of(registration: Registration) -> str | None:
 
 def judge(
     registration: Registration,
-    certificates: Certificates,
+    certificates: RegisteredCertificates,
     certification: Certification | None,
     *,
     demanded: IdentityDemand,
@@ -181,7 +181,7 @@ def _check_ek(
 
 def _check_device_identity(
     registration: Registration,
-    certificates: Certificates,
+    certificates: RegisteredCertificates,
     ak: AttestationKey,
     certification: Certification | None,
     load_anchors: Callable[[], Sequence[TolerantCertificate]],

@@ -2,13 +2,13 @@
 
 from keylime.metrics.measuring import Measuring
 from keylime_registrar.config import RegistrarConfig
-from keylime_registrar.handlers import Meter
+from keylime_registrar.handlers import RequestMeter
 
 
-def measuring(config: RegistrarConfig, number: int) -> Measuring[Meter]:
+def measuring(config: RegistrarConfig, number: int) -> Measuring[RequestMeter]:
     """As it is configured, for the worker `number`."""
     if config.metrics is None:
-        return Measuring(Meter())
+        return Measuring(RequestMeter())
     from keylime_registrar.metrics import measured_registrar
 
     return measured_registrar(config.metrics, number, config.workers)

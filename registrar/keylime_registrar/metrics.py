@@ -10,16 +10,16 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from keylime.database.transactions import Database
-from keylime.metrics.measured import Measured
+from keylime.metrics.measured import MeasuredService
 from keylime.metrics.sharing import count_together
 from keylime.service.metrics_place import MetricsPlace
-from keylime_registrar.handlers import ACTIVATIONS, REGISTRATIONS, Meter
+from keylime_registrar.handlers import ACTIVATIONS, REGISTRATIONS, RequestMeter
 from keylime_registrar.schema import pending_registrations, registrations
 
 _SHORT_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
-class RegistrarMetrics(Meter):
+class RegistrarMetrics(RequestMeter):
     """The counters of this process."""
 
     def __init__(self) -> None:
@@ -77,12 +77,12 @@ class RegistrarMetrics(Meter):
         self._database.labels(kind).observe(took_s)
 
 
-def measured_registrar(place: MetricsPlace, number: int, count: int) -> Measured[Meter]:
+def measured_registrar(place: MetricsPlace, number: int, count: int) -> MeasuredService[RequestMeter]:
     """For the worker `number` of so many."""
     if count > 1:
         count_together(place.directory, number)
     metrics = RegistrarMetrics()
-    return Measured(
+    return MeasuredService(
         metrics,
         name="registrar",
         place=place,

@@ -40,7 +40,7 @@ from keylime_registrar.refusals import TooManyRequests
 from keylime_registrar.store import Activation, ActiveRegistration, Origin, Store
 from keylime_registrar.submission import read_submission
 from keylime_registrar.throttle import Throttle
-from keylime_registrar.told_refusals import Refusal, ToldRefusals
+from keylime_registrar.told_refusals import RefusedRegistration, ToldRefusals
 from keylime_registrar.turns import CallTurns, TooManyWaiting
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ Tell: TypeAlias = Callable[[Entry], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class RegistrationRules:
     """What the operator demands of registrations. `load_anchors` reads the TPM certificate store."""
 
     tpm_identity: IdentityDemand
@@ -79,7 +79,7 @@ class Registrations:
     def __init__(
         self,
         store: Store,
-        rules: Rules,
+        rules: RegistrationRules,
         throttle: Throttle,
         clocks: Clocks,
         issuers: Issuers | None = None,
@@ -141,7 +141,7 @@ class Registrations:
     async def _tell_refusal(
         self, agent_id: AgentId, prefixes: tuple[str, ...], result: str, reason: str
     ) -> None:
-        line = self._refusals.line(Refusal(agent_id, prefixes[-1], result), self._clocks.steady())
+        line = self._refusals.line(RefusedRegistration(agent_id, prefixes[-1], result), self._clocks.steady())
         if line is None or self._tell is None:
             return
         details: dict[str, Any] = {"result": result, "reason": reason[:_LONGEST_REASON]}

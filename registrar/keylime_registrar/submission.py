@@ -13,7 +13,12 @@ from keylime.messages.registrar import RegisterRequest
 from keylime.pki.agent_certificate import DISABLED, read_agent_certificate
 from keylime.pki.der import MAX_CERTIFICATE_SIZE, TolerantCertificate, read_certificate
 from keylime.tpm.default_ek import default_ek
-from keylime_registrar.identity import Certificates, Certification, Registration, RegistrationRefused
+from keylime_registrar.identity import (
+    Certification,
+    RegisteredCertificates,
+    Registration,
+    RegistrationRefused,
+)
 
 EMULATOR = "emulator"  # what agents before Keylime 7 send as the EK certificate of a software TPM: none
 
@@ -33,7 +38,7 @@ class Submission:
     """A registration as read, and what vouches for it but is not kept."""
 
     registration: Registration
-    certificates: Certificates
+    certificates: RegisteredCertificates
     certification: Certification | None
 
 
@@ -57,7 +62,7 @@ def read_submission(agent_id: AgentId, request: RegisterRequest) -> Submission:
         port=read_port(request.port),
         mtls_cert=mtls_certificate(request.mtls_cert),
     )
-    certificates = Certificates(
+    certificates = RegisteredCertificates(
         ekcert=ek_certificate,
         iak_cert=_certificate("iak_cert", iak_cert),
         idevid_cert=_certificate("idevid_cert", idevid_cert),

@@ -17,9 +17,9 @@ from keylime.errors import KeylimeError, MalformedEvidence
 from keylime.identifiers import AgentId, parse_agent_id
 from keylime.pki.der import read_certificate
 from keylime.takeover.releases import REGISTRAR_VERSION
-from keylime.takeover.report import Fate, Item, Kind, Report, second_of
+from keylime.takeover.report import Fate, Item, ItemKind, TakeoverReport, second_of
 from keylime.takeover.source import OldDatabase, open_old
-from keylime.takeover.values import Objection, Row, flag_of, number_of, shown, text_of
+from keylime.takeover.values import NotTakenOver, Row, flag_of, number_of, shown, text_of
 from keylime.tpm.keys import parse_attestation_key, parse_endorsement_key
 from keylime_registrar.attempts import IDENTITY
 from keylime_registrar.audit import LEDGER, Act, entry
@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Proposal:
+class RegistrationProposal:
     """One old row: what is said about it, and the registration to take, if any."""
 
     item: Item
@@ -51,35 +51,37 @@ class Proposal:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RegistrationPlan:
     """What an old database has for us."""
 
     source: str
     release: str
-    proposals: tuple[Proposal, ...] = ()
+    proposals: tuple[RegistrationProposal, ...] = ()
 
 
-def read_from(url: URL) -> Plan | None:
+def read_from(url: URL) -> RegistrationPlan | None:
     """What is to be taken from the database at `url`, see `read_plan`."""
     with open_old(url) as old:
         return read_plan(old)
 
 
-def read_plan(old: OldDatabase) -> Plan | None:
+def read_plan(old: OldDatabase) -> RegistrationPlan | None:
     """What is to be taken from `old`; None when it holds no registrar's tables. Raises ConfigError."""
     if TABLE not in old.tables:
         return None
     release = old.release(REGISTRAR_VERSION)
-    proposals: dict[object, Proposal] = {}
+    proposals: dict[object, RegistrationProposal] = {}
     for number, row in enumerate(old.rows(TABLE)):
         proposal = convert(row)
         is_second = proposal.item.name in proposals
         key = number if is_second or proposal.registration is None else proposal.item.name
-        proposals[key] = Proposal(second_of(proposal.item)) if is_second else proposal
-    return Plan(old.place, release, tuple(sorted(proposals.values(), key=lambda one: one.item.name)))
+        proposals[key] = RegistrationProposal(second_of(proposal.item)) if is_second else proposal
+    return RegistrationPlan(
+        old.place, release, tuple(sorted(proposals.values(), key=lambda one: one.item.name))
+    )
 
 
-def convert(row: Row) -> Proposal:
+def convert(row: Row) -> RegistrationProposal:
     """The registration that a row stands for, or why it is not taken."""
     value = row.get("agent_id")
     name = value if isinstance(value, str) else shown(value)
@@ -89,18 +91,20 @@ def convert(row: Row) -> Proposal:
         name, remedy = agent_id, _AGAIN
         return _convert(agent_id, row)
     except KeylimeError as error:
-        return Proposal(Item(Kind.REGISTRATION, name, Fate.NOT_TAKEN, (f"{error}; {remedy}",)))
+        return RegistrationProposal(
+            Item(ItemKind.REGISTRATION, name, Fate.NOT_TAKEN, (f"{error}; {remedy}",))
+        )
 
 
-def _convert(agent_id: AgentId, row: Row) -> Proposal:
+def _convert(agent_id: AgentId, row: Row) -> RegistrationProposal:
     if flag_of(row, "active") is not True:
-        raise Objection("its TPM was never proven")
+        raise NotTakenOver("its TPM was never proven")
     ek_tpm, aik_tpm = _required(row, "ek_tpm"), _required(row, "aik_tpm")
     try:
         parse_endorsement_key(ek_tpm)
         parse_attestation_key(aik_tpm)
     except KeylimeError as error:
-        raise Objection(f"its keys cannot be used: {error}") from error
+        raise NotTakenOver(f"its keys cannot be used: {error}") from error
     remarks: list[str] = []
 
     def kept(column: str, read: Callable[[], T]) -> T | None:
@@ -127,13 +131,13 @@ def _convert(agent_id: AgentId, row: Row) -> Proposal:
         mtls_cert=kept("mtls_cert", lambda: mtls_certificate(_compact(row, "mtls_cert"))),
     )
     regcount = kept("regcount", lambda: number_of(row, "regcount")) or 1
-    return Proposal(Item.of(Kind.REGISTRATION, agent_id, remarks), registration, regcount)
+    return RegistrationProposal(Item.of(ItemKind.REGISTRATION, agent_id, remarks), registration, regcount)
 
 
 def _required(row: Row, column: str) -> bytes:
     data = read_blob(column, _compact(row, column))
     if data is None:
-        raise Objection(f"{column} is missing")
+        raise NotTakenOver(f"{column} is missing")
     return data
 
 
@@ -160,12 +164,12 @@ def _certificate(row: Row, column: str) -> bytes | None:
     return data
 
 
-def look(connection: sa.Connection, plan: Plan) -> Report:
+def look(connection: sa.Connection, plan: RegistrationPlan) -> TakeoverReport:
     """What taking `plan` over would do to our tables; nothing is written."""
     return _settled(connection, plan)[1]
 
 
-def take(connection: sa.Connection, plan: Plan, now: int) -> Report:
+def take(connection: sa.Connection, plan: RegistrationPlan, now: int) -> TakeoverReport:
     """Takes what is not here yet, in the caller's transaction. `now` is in seconds since the epoch."""
     missing, report = _settled(connection, plan)
     for first in range(0, len(missing), _AT_ONCE):
@@ -177,12 +181,14 @@ def take(connection: sa.Connection, plan: Plan, now: int) -> Report:
     return report
 
 
-def rehearse(plan: Plan) -> Report:
+def rehearse(plan: RegistrationPlan) -> TakeoverReport:
     """What taking `plan` over would do to empty tables."""
-    return Report(plan.source, plan.release, tuple(proposal.item for proposal in plan.proposals))
+    return TakeoverReport(plan.source, plan.release, tuple(proposal.item for proposal in plan.proposals))
 
 
-def _settled(connection: sa.Connection, plan: Plan) -> tuple[list[Proposal], Report]:
+def _settled(
+    connection: sa.Connection, plan: RegistrationPlan
+) -> tuple[list[RegistrationProposal], TakeoverReport]:
     ids = [one.registration.agent_id for one in plan.proposals if one.registration is not None]
     here: dict[str, tuple[bytes, bytes]] = {}
     for first in range(0, len(ids), _AT_ONCE):
@@ -192,9 +198,11 @@ def _settled(connection: sa.Connection, plan: Plan) -> tuple[list[Proposal], Rep
     return settle(plan, here)
 
 
-def settle(plan: Plan, here: dict[str, tuple[bytes, bytes]]) -> tuple[list[Proposal], Report]:
+def settle(
+    plan: RegistrationPlan, here: dict[str, tuple[bytes, bytes]]
+) -> tuple[list[RegistrationProposal], TakeoverReport]:
     """What of a plan is to be written, and the report; `here` has EK and AK of those that we know."""
-    missing: list[Proposal] = []
+    missing: list[RegistrationProposal] = []
     items: list[Item] = []
     for proposal in plan.proposals:
         registration = proposal.registration
@@ -207,11 +215,11 @@ def settle(plan: Plan, here: dict[str, tuple[bytes, bytes]]) -> tuple[list[Propo
             "with another TPM or AK, which stays: if the old one is right, "
             f"`keylime_tenant -c regdelete -u {registration.agent_id}` and import again"
         )
-        items.append(Item(Kind.REGISTRATION, proposal.item.name, Fate.PRESENT, () if same else (remark,)))
-    return missing, Report(plan.source, plan.release, tuple(items))
+        items.append(Item(ItemKind.REGISTRATION, proposal.item.name, Fate.PRESENT, () if same else (remark,)))
+    return missing, TakeoverReport(plan.source, plan.release, tuple(items))
 
 
-def _values(proposal: Proposal, now: int) -> dict[str, object]:
+def _values(proposal: RegistrationProposal, now: int) -> dict[str, object]:
     registration = proposal.registration
     if registration is None:
         raise ValueError("there is nothing to take")

@@ -12,7 +12,7 @@ _REMEMBERED = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class RefusedRegistration:
     """What was refused to whom: `result` is a word of the metrics, `network` where it came from."""
 
     agent_id: str
@@ -21,7 +21,7 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class DueLine:
     """A line that is due: how often the same was refused since its last one, and what had no line at all."""
 
     repeated: int
@@ -32,12 +32,12 @@ class ToldRefusals:
     """The same refusal is told once an hour, and no more than `MOST` of them."""
 
     def __init__(self) -> None:
-        self._told: dict[Refusal, tuple[float, int]] = {}  # when, and how often since then
+        self._told: dict[RefusedRegistration, tuple[float, int]] = {}  # when, and how often since then
         self._hour_began: float | None = None
         self._by_network: dict[str, int] = {}
         self._left_off = 0
 
-    def line(self, refusal: Refusal, now: float) -> Line | None:
+    def line(self, refusal: RefusedRegistration, now: float) -> DueLine | None:
         """The line for what is refused `now`, in seconds of a clock that never goes back; None for none."""
         told_at, repeated = self._told.get(refusal, (None, 0))
         if told_at is not None and now - told_at < HOUR_S:
@@ -55,5 +55,5 @@ class ToldRefusals:
         self._told[refusal] = now, 0
         if len(self._told) > _REMEMBERED:
             del self._told[next(iter(self._told))]
-        line, self._left_off = Line(repeated, self._left_off), 0
+        line, self._left_off = DueLine(repeated, self._left_off), 0
         return line

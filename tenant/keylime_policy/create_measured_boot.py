@@ -9,11 +9,11 @@ from keylime.measured_boot.reference_state import create_reference_state, missin
 from keylime_policy.learned_boot import SECURE_BOOT_OFF
 from keylime_policy.messages import Messages
 from keylime_policy.own_source import check_boot_log
-from keylime_policy.sources import Source
+from keylime_policy.sources import SourceFile
 
 
 def create_from_log(
-    source: Source, messages: Messages, *, without_secure_boot: bool
+    source: SourceFile, messages: Messages, *, without_secure_boot: bool
 ) -> tuple[dict[str, JsonValue], int]:
     """The reference state for policy `example`, and the exit status by its own log. Raises ConfigError."""
     with source.blamed():

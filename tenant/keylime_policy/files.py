@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from keylime.errors import ConfigError
-from keylime_policy.sources import Source
+from keylime_policy.sources import SourceFile
 
 STDOUT = ("-", "/dev/stdout")
 MAX_INPUT = 1 << 30  # bytes: an IMA list of a million files has 150 MiB
@@ -28,9 +28,9 @@ def read_input(option: str, path: str | Path) -> bytes:
     return b"".join(pieces)
 
 
-def read_source(option: str, path: str | Path) -> Source:
+def read_source(option: str, path: str | Path) -> SourceFile:
     """The file that `option` names, with both. Raises ConfigError."""
-    return Source(option, str(path), read_input(option, path))
+    return SourceFile(option, str(path), read_input(option, path))
 
 
 def read_text(option: str, path: str | Path) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from keylime.measured_boot.components import BootVariant, Document
+from keylime.measured_boot.components import BootVariant, ReferenceStateDocument
 from keylime_policy.messages import Messages
 
 _SHOWN_DIGEST = 14  # 0x and twelve digits
@@ -16,7 +16,7 @@ _SHOWN_MACHINES = 6
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class DivergentRule:
     """A rule that does not hold for all machines, and those that it would break."""
 
     rule: str
@@ -31,36 +31,36 @@ class Traits:
     allowed: set[str] = field(default_factory=set)
 
 
-def table(traits: Mapping[str, Traits]) -> tuple[list[Row], int]:
+def table(traits: Mapping[str, Traits]) -> tuple[list[DivergentRule], int]:
     """A row for each rule that would break a machine, and how many rules hold for all machines."""
     rows, shared = [], 0
     for rule in _in_order(each.one_of for each in traits.values()):
         breaks = tuple(machine for machine, each in traits.items() if rule not in each.one_of)
         if breaks:
-            rows.append(Row(f"only {rule}", breaks))
+            rows.append(DivergentRule(f"only {rule}", breaks))
         else:
             shared += 1
     for rule in _in_order(each.allowed for each in traits.values()):
         breaks = tuple(machine for machine, each in traits.items() if rule in each.allowed)
         if len(breaks) < len(traits):
-            rows.append(Row(f"no {rule}", breaks))
+            rows.append(DivergentRule(f"no {rule}", breaks))
         else:
             shared += 1
     return _grouped(rows), shared
 
 
-def _grouped(rows: Iterable[Row]) -> list[Row]:
+def _grouped(rows: Iterable[DivergentRule]) -> list[DivergentRule]:
     """Rows of one kind that break the same machines, as one: dbx alone has hundreds of entries."""
-    groups: dict[tuple[str, tuple[str, ...]], list[Row]] = {}
+    groups: dict[tuple[str, tuple[str, ...]], list[DivergentRule]] = {}
     for row in rows:
         groups.setdefault((" ".join(row.rule.split(" ")[:2]), row.breaks), []).append(row)
     return [
-        Row(f"{group[0].rule} (and {len(group) - 1} more)", breaks) if len(group) > 1 else group[0]
+        DivergentRule(f"{group[0].rule} (and {len(group) - 1} more)", breaks) if len(group) > 1 else group[0]
         for (_, breaks), group in groups.items()
     ]
 
 
-def boot_traits(documents: Mapping[str, Document]) -> Mapping[str, Traits]:
+def boot_traits(documents: Mapping[str, ReferenceStateDocument]) -> Mapping[str, Traits]:
     """What the machines' own reference states say, in words that are equal for equal rules."""
     traits = {machine: _boot_traits(document) for machine, document in documents.items()}
     levels = {machine: document.secure_boot.sbat_level for machine, document in documents.items()}
@@ -71,7 +71,7 @@ def boot_traits(documents: Mapping[str, Document]) -> Mapping[str, Traits]:
     return traits
 
 
-def _boot_traits(document: Document) -> Traits:
+def _boot_traits(document: ReferenceStateDocument) -> Traits:
     parts, secure_boot = document.components, document.secure_boot
     traits = Traits({f"boot chain {document.chain}", f"Secure Boot {'on' if secure_boot.on else 'off'}"})
     for kind, variants in (("firmware", parts.firmware), ("boot loader", parts.boot_loader)):
@@ -93,7 +93,7 @@ def _boot_traits(document: Document) -> Traits:
     return traits
 
 
-def file_table(measured: Mapping[str, Mapping[str, Iterable[str]]]) -> tuple[list[Row], int]:
+def file_table(measured: Mapping[str, Mapping[str, Iterable[str]]]) -> tuple[list[DivergentRule], int]:
     """Rows for files that differ between machines which have them, and how many files do not."""
     rows, shared = [], 0
     for path in _in_order(set(digests) for digests in measured.values()):
@@ -101,13 +101,13 @@ def file_table(measured: Mapping[str, Mapping[str, Iterable[str]]]) -> tuple[lis
         for digest in sorted(set().union(*having.values())):
             breaks = tuple(machine for machine, values in having.items() if values != {digest})
             if breaks:
-                rows.append(Row(f"only {digest[:12]} as {_text(path)}", breaks))
+                rows.append(DivergentRule(f"only {digest[:12]} as {_text(path)}", breaks))
             else:
                 shared += 1
     return rows, shared
 
 
-def show_table(rows: Sequence[Row], shared: int, machines: int, messages: Messages) -> None:
+def show_table(rows: Sequence[DivergentRule], shared: int, machines: int, messages: Messages) -> None:
     """The table, on stderr: the policy is what goes to stdout."""
     if shared:
         messages.note(f"{shared} rules hold for all {machines} machines")

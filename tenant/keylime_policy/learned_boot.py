@@ -7,7 +7,7 @@ from keylime.documents.strict_json import load_document
 from keylime.errors import ConfigError, MalformedEvidence, PolicyError
 from keylime.measured_boot.boot_reading import Chain
 from keylime.measured_boot.component_changes import BootFiles, add_boot, drop_variants, merge
-from keylime.measured_boot.components import Document, parse_document
+from keylime.measured_boot.components import ReferenceStateDocument, parse_document
 from keylime.measured_boot.event_log import parse_event_log
 from keylime.measured_boot.learning import learn_components, to_json
 from keylime.measured_boot.reference_state import secure_boot_is_on
@@ -15,7 +15,7 @@ from keylime.measured_boot.unproven import not_expected, unproven
 from keylime_policy.fleet import boot_traits, machine_names, show_table, table
 from keylime_policy.messages import Messages
 from keylime_policy.own_source import NOT_ITS_SOURCE, check_boot_log
-from keylime_policy.sources import Source
+from keylime_policy.sources import SourceFile
 
 COMPONENTS = "components"
 SECURE_BOOT_OFF = "Secure Boot is off in this boot log; --without-secureboot accepts that"
@@ -26,18 +26,18 @@ POLICIES = (COMPONENTS, *(chain.value for chain in Chain))
 class Update:
     """What `update-reference` is asked for."""
 
-    reference: Source
-    boot_log: Source | None = None
-    kernel: Source | None = None
-    initrds: tuple[Source, ...] = ()
+    reference: SourceFile
+    boot_log: SourceFile | None = None
+    kernel: SourceFile | None = None
+    initrds: tuple[SourceFile, ...] = ()
     command_line: str | None = None
     name: str | None = None
     dropped: tuple[str, ...] = ()
 
 
 def learn_from_log(
-    log: Source, messages: Messages, *, policy: str, without_secure_boot: bool
-) -> tuple[Document, int]:
+    log: SourceFile, messages: Messages, *, policy: str, without_secure_boot: bool
+) -> tuple[ReferenceStateDocument, int]:
     """The reference state of a boot and the exit status by its own log. Raises ConfigError."""
     document = _learn(log, policy=policy, without_secure_boot=without_secure_boot)
     tell(document, messages)
@@ -45,14 +45,14 @@ def learn_from_log(
 
 
 def learn_from_fleet(
-    logs: Sequence[Source], messages: Messages, *, policy: str, without_secure_boot: bool
-) -> tuple[Document, int]:
+    logs: Sequence[SourceFile], messages: Messages, *, policy: str, without_secure_boot: bool
+) -> tuple[ReferenceStateDocument, int]:
     """One reference state for the machines whose logs these are, and the exit status. Raises ConfigError.
 
     Machines that cannot share it with most of the others are named, and left out.
     """
     machines = dict(zip(machine_names([log.path for log in logs]), logs, strict=True))
-    learned: dict[str, Document] = {}
+    learned: dict[str, ReferenceStateDocument] = {}
     status = 0
     for name, log in machines.items():
         try:
@@ -79,7 +79,7 @@ def learn_from_fleet(
     return merged, status
 
 
-def update_reference(update: Update, messages: Messages) -> tuple[Document, int]:
+def update_reference(update: Update, messages: Messages) -> tuple[ReferenceStateDocument, int]:
     """The reference state with a boot more, or fewer, and the exit status. Raises ConfigError."""
     document = _read_reference(update.reference)
     before = document
@@ -102,7 +102,7 @@ def update_reference(update: Update, messages: Messages) -> tuple[Document, int]
     return document, check_boot_log(to_json(document), log.content, messages, COMPONENTS)
 
 
-def tell(document: Document, messages: Messages) -> None:
+def tell(document: ReferenceStateDocument, messages: Messages) -> None:
     """What the reference state does not demand, and what it takes for absent."""
     messages.note(
         f"boot chain {document.chain}: for policy {COMPONENTS!r} or {document.chain!r} of the verifier"
@@ -118,7 +118,7 @@ def tell(document: Document, messages: Messages) -> None:
         )
 
 
-def _learn(source: Source, *, policy: str, without_secure_boot: bool) -> Document:
+def _learn(source: SourceFile, *, policy: str, without_secure_boot: bool) -> ReferenceStateDocument:
     with source.blamed():
         log = parse_event_log(source.content)
         if not without_secure_boot and not secure_boot_is_on(log):
@@ -129,18 +129,18 @@ def _learn(source: Source, *, policy: str, without_secure_boot: bool) -> Documen
     return document
 
 
-def _kind(document: Document) -> str:
+def _kind(document: ReferenceStateDocument) -> str:
     return f"{document.chain} with Secure Boot {'on' if document.secure_boot.on else 'off'}"
 
 
-def _merge_all(documents: Sequence[Document]) -> Document:
+def _merge_all(documents: Sequence[ReferenceStateDocument]) -> ReferenceStateDocument:
     merged = documents[0]
     for document in documents[1:]:
         merged = merge(merged, document)
     return merged
 
 
-def _read_reference(source: Source) -> Document:
+def _read_reference(source: SourceFile) -> ReferenceStateDocument:
     text = source.text
     with source.blamed():
         value = load_document(text, "reference state")
@@ -152,7 +152,7 @@ def _read_reference(source: Source) -> Document:
         return parse_document(value)
 
 
-def _boot_files(update: Update, kernel: Source) -> BootFiles:
+def _boot_files(update: Update, kernel: SourceFile) -> BootFiles:
     return BootFiles(
         kernel=kernel.content,
         initrds=tuple(initrd.content for initrd in update.initrds),
@@ -165,7 +165,7 @@ def _name_of(path: str) -> str:
     return name.removeprefix("vmlinuz-") or name
 
 
-def _show_change(before: Document, after: Document, messages: Messages) -> None:
+def _show_change(before: ReferenceStateDocument, after: ReferenceStateDocument, messages: Messages) -> None:
     for component in ("firmware", "boot_loader", "boot"):
         old, new = (getattr(document.components, component) for document in (before, after))
         signs = [

@@ -33,7 +33,7 @@ from keylime_policy.learned_boot import Update, learn_from_fleet, learn_from_log
 from keylime_policy.messages import Messages, run_program
 from keylime_policy.signing import sign_runtime_policy
 from keylime_policy.signing_order import Backend, SigningOrder
-from keylime_policy.sources import Source
+from keylime_policy.sources import SourceFile
 from keylime_policy.times import local_time
 
 _UNUSABLE = 2  # of `check`, whose 1 says that the evidence was rejected
@@ -190,7 +190,7 @@ def _update_reference(options: argparse.Namespace, messages: Messages) -> int:
     return status
 
 
-def _read_if_given(option: str, path: str | None) -> Source | None:
+def _read_if_given(option: str, path: str | None) -> SourceFile | None:
     return None if path is None else read_source(option, path)
 
 

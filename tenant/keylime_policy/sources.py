@@ -11,7 +11,7 @@ from keylime.errors import ConfigError, KeylimeError
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class SourceFile:
     """The content of a file, the option that named it, and its path."""
 
     option: str

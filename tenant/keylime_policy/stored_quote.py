@@ -12,7 +12,7 @@ from keylime.errors import ConfigError, MalformedEvidence
 from keylime.hashes import HashAlgorithm
 from keylime.tpm.keys import AttestationKey, PublicKey, SignatureScheme, parse_attestation_key
 from keylime.tpm.quote import Quote, parse_quote
-from keylime_policy.sources import Source
+from keylime_policy.sources import SourceFile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,7 @@ class StoredQuote:
         return frozenset() if self.content is None else frozenset(self.content.pcrs.values)
 
 
-def stored_quote(text: str, ak: Source, nonce: str) -> StoredQuote:
+def stored_quote(text: str, ak: SourceFile, nonce: str) -> StoredQuote:
     """A quote in its wire form, and the key that should have signed it. Raises ConfigError."""
     try:
         content = parse_quote(text)
@@ -61,7 +61,7 @@ def _decoded(data: bytes) -> bytes:
         return data
 
 
-def _key_without_attributes(source: Source, quote: Quote | None) -> AttestationKey:
+def _key_without_attributes(source: SourceFile, quote: Quote | None) -> AttestationKey:
     """The key in a PEM, taken to sign in the way in which the quote is signed."""
     try:
         public_key = load_pem_public_key(source.content)

@@ -15,7 +15,7 @@ from keylime_tenant.errors import CommandFailed, OlderRelease
 _AGAIN_S = 2.0
 
 
-class Verifier(Protocol):
+class EventsVerifier(Protocol):
     """Who tells the events."""
 
     @property
@@ -24,23 +24,23 @@ class Verifier(Protocol):
     async def version(self) -> str: ...
 
 
-class Source(Protocol):
+class ToldEvents(Protocol):
     """A way to it."""
 
     def follow(self, path: str, after: str) -> AsyncGenerator[StreamedEvent, None]: ...
 
 
-class Begun:
+class StreamBegun:
     """The verifier tells from now on; what happened before it was asked is not told again."""
 
 
-News: TypeAlias = Begun | HistoryEvent | HistoryGap
+News: TypeAlias = StreamBegun | HistoryEvent | HistoryGap
 
 
 async def news_of(
     agent_id: AgentId,
-    verifier: Verifier,
-    open_source: Callable[[], Source],
+    verifier: EventsVerifier,
+    open_source: Callable[[], ToldEvents],
     *,
     after: int | None,
     tell_trouble: Callable[[str], None],
@@ -48,7 +48,7 @@ async def news_of(
 ) -> AsyncGenerator[News, None]:
     """What happens to an agent after the event with the id `after`, or from now on; for ever.
 
-    `Begun` comes with each connection, also with those after one was lost, which `tell_trouble` hears of.
+    `StreamBegun` comes with each connection, also after one was lost, which `tell_trouble` hears of.
     Raises OlderRelease where no events are told, and CommandFailed for who may not follow them.
     """
     seen = "" if after is None else str(after)
@@ -61,7 +61,7 @@ async def news_of(
                 async for block in blocks:
                     if not has_begun and block.id:
                         has_begun = True
-                        yield Begun()
+                        yield StreamBegun()
                     if (news := _news_in(block)) is not None:
                         yield news
                     seen = block.id or seen

@@ -43,7 +43,7 @@ class Address:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RetryPolicy:
+class PeerRetries:
     """How long the tenant keeps asking a peer that is not there yet."""
 
     interval_s: float
@@ -84,7 +84,7 @@ class TenantConfig:
     registrar: Address
     enable_agent_mtls: bool
     accepted: AllowedAlgorithms
-    patience: RetryPolicy
+    patience: PeerRetries
     request_timeout_s: float
     max_payload_size: int
     ek: EkRules
@@ -146,8 +146,8 @@ def _service(
     return Address(told, port or settings.integer(f"{name}_port"))
 
 
-def _patience(settings: Settings) -> RetryPolicy:
-    return RetryPolicy(
+def _patience(settings: Settings) -> PeerRetries:
+    return PeerRetries(
         interval_s=settings.number("retry_interval"),
         exponential=settings.flag("exponential_backoff"),
         max_retries=settings.integer("max_retries"),

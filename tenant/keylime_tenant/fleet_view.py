@@ -20,7 +20,7 @@ _KEYS = (
 _STATES: Sequence[Standing | None] = (None, *Standing)
 
 
-class Action(enum.Enum):
+class BulkAction(enum.Enum):
     """What can be done to agents, many at once."""
 
     REACTIVATE = "reactivate"
@@ -28,10 +28,10 @@ class Action(enum.Enum):
     DELETE = "delete"
 
 
-_ACTIONS = {"r": Action.REACTIVATE, "t": Action.STOP, "d": Action.DELETE}
+_ACTIONS = {"r": BulkAction.REACTIVATE, "t": BulkAction.STOP, "d": BulkAction.DELETE}
 
 
-class Mode(enum.Enum):
+class KeyMode(enum.Enum):
     """What the next key means."""
 
     LIST = enum.auto()
@@ -52,13 +52,13 @@ class Fleet:
 class View:
     """What a person has chosen."""
 
-    mode: Mode = Mode.LIST
+    mode: KeyMode = KeyMode.LIST
     filter: str = ""
     state: Standing | None = None
     cursor: str | None = None
     marked: frozenset[str] = frozenset()
     opened: frozenset[str] = frozenset()
-    pending: Action | None = None
+    pending: BulkAction | None = None
     message: str = ""
 
 
@@ -71,7 +71,7 @@ class Quit:
 class Carry:
     """Do this to these agents."""
 
-    action: Action
+    action: BulkAction
     agents: tuple[str, ...]
 
 
@@ -79,7 +79,7 @@ Order = Quit | Carry | None
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class ScreenLine:
     """One line of the screen; it may be longer than the screen is wide."""
 
     text: str
@@ -110,9 +110,9 @@ def _policies(status: ToldStatus) -> Iterable[str]:
 def press(view: View, key: str, fleet: Fleet) -> tuple[View, Order]:
     """The view after `key`, a character or the name of one ("up", "enter", ...), and what to do."""
     view = replace(view, message="")
-    if view.mode is Mode.FILTER:
+    if view.mode is KeyMode.FILTER:
         return _type(view, key), None
-    if view.mode is Mode.CONFIRM:
+    if view.mode is KeyMode.CONFIRM:
         return _confirm(view, key, fleet)
     agents = visible(fleet, view)
     current = _current(view, agents)
@@ -122,7 +122,7 @@ def press(view: View, key: str, fleet: Fleet) -> tuple[View, Order]:
         case "up" | "k" | "down" | "j" | "home" | "end" | "page up" | "page down":
             return replace(view, cursor=_moved(agents, current, key)), None
         case "/":
-            return replace(view, mode=Mode.FILTER), None
+            return replace(view, mode=KeyMode.FILTER), None
         case "s":
             following = _STATES[(_STATES.index(view.state) + 1) % len(_STATES)]
             return replace(view, state=following), None
@@ -136,15 +136,15 @@ def press(view: View, key: str, fleet: Fleet) -> tuple[View, Order]:
         case "enter" if current is not None:
             return replace(view, opened=view.opened ^ {current}, cursor=current), None
         case "r" | "t" | "d" if current is not None:
-            return replace(view, mode=Mode.CONFIRM, pending=_ACTIONS[key]), None
+            return replace(view, mode=KeyMode.CONFIRM, pending=_ACTIONS[key]), None
     return view, None
 
 
 def _type(view: View, key: str) -> View:
     if key == "enter":
-        return replace(view, mode=Mode.LIST)
+        return replace(view, mode=KeyMode.LIST)
     if key == "escape":
-        return replace(view, mode=Mode.LIST, filter="")
+        return replace(view, mode=KeyMode.LIST, filter="")
     if key == "backspace":
         return replace(view, filter=view.filter[:-1])
     return replace(view, filter=view.filter + key) if len(key) == 1 and key.isprintable() else view
@@ -152,7 +152,7 @@ def _type(view: View, key: str) -> View:
 
 def _confirm(view: View, key: str, fleet: Fleet) -> tuple[View, Order]:
     """Only a `y` is a yes."""
-    asked = replace(view, mode=Mode.LIST, pending=None)
+    asked = replace(view, mode=KeyMode.LIST, pending=None)
     agents = chosen(fleet, view)
     if key != "y" or view.pending is None or not agents:
         return replace(asked, message="nothing was done"), None
@@ -185,15 +185,15 @@ def _moved(agents: Sequence[str], current: str | None, key: str) -> str | None:
     return agents[max(0, min(last, agents.index(current) + _STEPS[key]))]
 
 
-def screen(fleet: Fleet, view: View, place: str, now: float) -> list[Line]:
+def screen(fleet: Fleet, view: View, place: str, now: float) -> list[ScreenLine]:
     """All lines, the list as long as it is: its caller shows those around the current one."""
     agents = visible(fleet, view)
-    lines = [Line(_headline(fleet, agents, place, now), "strong")]
+    lines = [ScreenLine(_headline(fleet, agents, place, now), "strong")]
     if fleet.problem:
-        lines.append(Line(fleet.problem, "bad"))
+        lines.append(ScreenLine(fleet.problem, "bad"))
     lines.append(_prompt(fleet, view))
     width = max((len(printable(agent)) for agent in agents), default=5)
-    lines.append(Line(f"  {'AGENT':{width}}  {'STATE':14}  {'LAST PASS':16}  PASSES", "quiet"))
+    lines.append(ScreenLine(f"  {'AGENT':{width}}  {'STATE':14}  {'LAST PASS':16}  PASSES", "quiet"))
     current = _current(view, agents)
     for agent in agents:
         status = fleet.statuses[agent]
@@ -202,10 +202,12 @@ def screen(fleet: Fleet, view: View, place: str, now: float) -> list[Line]:
         mark = "*" if agent in view.marked else " "
         count = "?" if status.attestation_count is None else status.attestation_count
         text = f"{mark} {printable(agent):{width}}  {standing.word:14}  {passed:16}  {count}"
-        lines.append(Line(text, standing.style, agent == current))
+        lines.append(ScreenLine(text, standing.style, agent == current))
         if agent in view.opened:
             plain = Terminal(is_wide=True)
-            lines += [Line(f"  {line}") for line in below(status, plain)] or [Line("     no findings")]
+            lines += [ScreenLine(f"  {line}") for line in below(status, plain)] or [
+                ScreenLine("     no findings")
+            ]
     return lines
 
 
@@ -220,22 +222,22 @@ def _headline(fleet: Fleet, agents: Sequence[str], place: str, now: float) -> st
     return f"{place}: {told}{shown} ({asked})"
 
 
-def _prompt(fleet: Fleet, view: View) -> Line:
-    if view.mode is Mode.CONFIRM and view.pending is not None:
+def _prompt(fleet: Fleet, view: View) -> ScreenLine:
+    if view.mode is KeyMode.CONFIRM and view.pending is not None:
         agents = chosen(fleet, view)
         whom = f"agent {printable(agents[0])}" if len(agents) == 1 else f"{len(agents)} agents"
-        return Line(f"{view.pending.value} {whom}? y: yes, any other key: no", "doubtful")
-    if view.mode is Mode.FILTER:
-        return Line(f"filter: {view.filter}_  (enter keeps it, escape drops it)", "doubtful")
+        return ScreenLine(f"{view.pending.value} {whom}? y: yes, any other key: no", "doubtful")
+    if view.mode is KeyMode.FILTER:
+        return ScreenLine(f"filter: {view.filter}_  (enter keeps it, escape drops it)", "doubtful")
     if view.message:
-        return Line(view.message, "doubtful")
+        return ScreenLine(view.message, "doubtful")
     filters = [f"filter {view.filter!r}"] if view.filter else []
     if view.state is not None:
         filters.append(f"only {view.state.word}")
-    return Line(f"{', '.join(filters)}  {_KEYS}".strip(), "quiet")
+    return ScreenLine(f"{', '.join(filters)}  {_KEYS}".strip(), "quiet")
 
 
-def folded(lines: Sequence[Line], width: int) -> list[Line]:
+def folded(lines: Sequence[ScreenLine], width: int) -> list[ScreenLine]:
     """Lines that are too long go on below themselves: nothing is cut."""
     room = max(width, 1)
     return [
@@ -245,7 +247,7 @@ def folded(lines: Sequence[Line], width: int) -> list[Line]:
     ]
 
 
-def window(lines: Sequence[Line], head: int, height: int) -> list[Line]:
+def window(lines: Sequence[ScreenLine], head: int, height: int) -> list[ScreenLine]:
     """The first `head` lines, and of the others as many as fit, with the current one among them."""
     room = max(height - head, 0)
     rest = lines[head:]

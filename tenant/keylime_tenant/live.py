@@ -21,7 +21,7 @@ _AGAIN_S = 2.0
 _MOST_SINGLE = 20  # agents that are asked for one by one; of more the whole list is
 
 
-class Verifier(Protocol):
+class StatusVerifier(Protocol):
     """Who tells statuses."""
 
     async def version(self) -> str: ...
@@ -31,7 +31,7 @@ class Verifier(Protocol):
     async def status(self, agent_id: AgentId, /) -> ToldStatus | None: ...
 
 
-class Source(Protocol):
+class ToldEvents(Protocol):
     """Who tells what happens."""
 
     def follow(self, path: str, after: str) -> AsyncGenerator[StreamedEvent, None]: ...
@@ -56,8 +56,8 @@ class LiveFleet:
 
     def __init__(
         self,
-        verifier: Verifier,
-        open_source: Callable[[], Source],
+        verifier: StatusVerifier,
+        open_source: Callable[[], ToldEvents],
         verifier_id: str,
         on_change: Callable[[], None],
     ) -> None:

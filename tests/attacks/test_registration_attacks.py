@@ -27,7 +27,7 @@ from keylime.tpm.keys import SignatureScheme
 from keylime_registrar.activation import Proven
 from keylime_registrar.identity import IdentityChanged, IdentityDemand, Registration, hash_tag, tag_hash
 from keylime_registrar.refusals import TooManyRequests
-from keylime_registrar.registrations import Clocks, Registrations, Rules
+from keylime_registrar.registrations import Clocks, RegistrationRules, Registrations
 from keylime_registrar.schema import SCHEMA
 from keylime_registrar.store import Origin, PendingLimits, Store
 from keylime_registrar.throttle import Allowance, Throttle
@@ -489,7 +489,7 @@ def with_store(
         database = open_database(parse_database_url("sqlite", work_dir=directory, sqlite_name="r.sqlite"))
         await prepare_schema(database, SCHEMA, migrate=True)
         store, clock = Store(database, limits), SteppedClock()
-        rules = Rules(IdentityDemand.EK_CERT_OR_IAK_IDEVID, False, True, lambda: ())
+        rules = RegistrationRules(IdentityDemand.EK_CERT_OR_IAK_IDEVID, False, True, lambda: ())
         throttle = Throttle(Allowance(burst=0.0095, rate=0.001))
         registrations = Registrations(store, rules, throttle, Clocks(clock, clock, cpu=lambda: 0.0))
         try:

@@ -21,7 +21,7 @@ from keylime.database.transactions import open_database
 from keylime.http.server import Request, Response, Role, Route, Server, ServerLimits
 from keylime_registrar.handlers import Handlers
 from keylime_registrar.identity import IdentityDemand
-from keylime_registrar.registrations import Clocks, Registrations, Rules
+from keylime_registrar.registrations import Clocks, RegistrationRules, Registrations
 from keylime_registrar.schema import SCHEMA
 from keylime_registrar.store import PendingLimits, Store
 from keylime_registrar.throttle import Allowance, Throttle
@@ -246,7 +246,7 @@ def test_n15_r20_who_floods_the_registrar_is_told_when_to_come_back(tmp_path: Pa
     async def act() -> None:
         database = open_database(parse_database_url("sqlite", work_dir=tmp_path, sqlite_name="reg.sqlite"))
         await prepare_schema(database, SCHEMA, migrate=True)
-        rules = Rules(IdentityDemand.EK_CERT, False, False, tuple)
+        rules = RegistrationRules(IdentityDemand.EK_CERT, False, False, tuple)
         clocks = Clocks(wall=time.time, steady=lambda: 100.0)
         throttle = Throttle(Allowance(rate=0.0003, burst=0.0025))
         registrations = Registrations(Store(database, PendingLimits()), rules, throttle, clocks)

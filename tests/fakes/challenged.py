@@ -7,9 +7,9 @@ from keylime.errors import MalformedEvidence
 from keylime.pki.der import TolerantCertificate, read_certificate
 from keylime.tpm.sealing import make_credential
 from keylime_registrar.identity import (
-    Certificates,
     Certification,
     IdentityDemand,
+    RegisteredCertificates,
     Registration,
     RegistrationRefused,
     judge,
@@ -35,7 +35,7 @@ def challenge(
 ) -> CredentialChallenge:
     """All at once, for a registration of which there is nothing but the bytes. Raises RegistrationRefused."""
     try:
-        certificates = Certificates(
+        certificates = RegisteredCertificates(
             *(
                 None if der is None else read_certificate(der)
                 for der in (registration.ekcert, registration.iak_cert, registration.idevid_cert)

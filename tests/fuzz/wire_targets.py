@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import msgspec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from keylime.appraisal.evidence import Answer
+from keylime.appraisal.evidence import AgentAnswer
 from keylime.errors import CredentialError, MalformedEvidence, MalformedMessage, UnusableAnswer
 from keylime.http.answer_parser import AnswerParser
 from keylime.identifiers import parse_agent_id
@@ -204,7 +204,7 @@ def _subscriber(data: bytes) -> None:
 
 
 def _quote(data: bytes) -> None:
-    parsed = Answer.from_wire(envelope.parse_envelope(data).results)
+    parsed = AgentAnswer.from_wire(envelope.parse_envelope(data).results)
     if parsed.ima_list is not None:
         cut = [line for lines in parsed.ima_list.slices() for line in lines]
         whole = split_lines(parsed.ima_list.content())

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from tornado.iostream import SSLIOStream
 
-from keylime.http.connections import Phase
+from keylime.http.connections import ConnectionPhase
 from keylime.http.server import Request, Response, Role, Route, Server, ServerLimits
 from tests.fakes.running_verifier import eventually
 from tests.fakes.tls_material import Authority, client_context, server_context
@@ -277,7 +277,7 @@ def test_n7_a_body_waits_for_its_room_and_is_refused_with_a_time_to_come_back() 
             echo.may_answer.clear()
             first = await Client.open(port)
             first.writer.write(head("POST", "/x?n=1", "Content-Length: 200000") + bytes(200_000))
-            await eventually(lambda: server.connections.count(Phase.ANSWERING) == 1)
+            await eventually(lambda: server.connections.count(ConnectionPhase.ANSWERING) == 1)
             second = await Client.open(port, source="127.1.0.1")
             second.writer.write(head("POST", "/x?n=2", "Content-Length: 100000", "Connection: close"))
             second.writer.write(bytes(100_000))
@@ -335,10 +335,10 @@ def test_n7_administrators_have_room_of_their_own() -> None:
             strangers = [await Client.open(port, client_context(CA)) for _ in range(3)]
             for stranger in strangers:
                 stranger.writer.write(head("POST", "/x", "Content-Length: 200000") + bytes(200_000))
-            await eventually(lambda: server.connections.count(Phase.ANSWERING) == 1)
+            await eventually(lambda: server.connections.count(ConnectionPhase.ANSWERING) == 1)
             admin = await Client.open(port, client_context(CA, CA.issue("operator")))
             admin.writer.write(head("POST", "/admin?n=admin", "Content-Length: 200000") + bytes(200_000))
-            await eventually(lambda: server.connections.count(Phase.ANSWERING) == 2)
+            await eventually(lambda: server.connections.count(ConnectionPhase.ANSWERING) == 2)
             echo.may_answer.set()
             assert (await admin.one())[0] == 200
             for client in (*strangers, admin):
@@ -451,7 +451,7 @@ def rush_of_bodies() -> None:
                 for _ in range(12):
                     client.writer.write(bytes(1 << 20))
                     await client.writer.drain()
-            await eventually(lambda: server.connections.count(Phase.ANSWERING) == 4)
+            await eventually(lambda: server.connections.count(ConnectionPhase.ANSWERING) == 4)
             assert resident() - before > 40 << 20
             echo.may_answer.set()
             for client in clients:

@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 
 from keylime.errors import ConfigError, PolicyError, ServiceUnavailable
-from keylime.http.connections import Phase
+from keylime.http.connections import ConnectionPhase
 from keylime.http.server import HttpError, Request, Response, Role, Route, Server, ServerLimits
 from keylime.log_lines import LineFormatter
 from tests.fakes.own_time import OwnTime
@@ -396,7 +396,7 @@ def test_renewing_cuts_off_no_request_and_ends_open_connections_with_their_next_
         async with serving(server_context(CA)) as (server, port):
             reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client_context(CA))
             writer.write(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhel")
-            await eventually(lambda: server.connections.count(Phase.RECEIVING) == 1)
+            await eventually(lambda: server.connections.count(ConnectionPhase.RECEIVING) == 1)
             server.renew(tls=server_context(other), max_body=3)
             writer.write(b"lo")
             under_way = await asyncio.wait_for(reader.read(), 5)

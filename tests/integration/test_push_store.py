@@ -29,7 +29,7 @@ from keylime_verifier.agents.deliveries import AGENT
 from keylime_verifier.agents.lifecycle import Cadence
 from keylime_verifier.agents.policy_categories import RUNTIME, TextHash
 from keylime_verifier.agents.pushing import PushRules
-from keylime_verifier.agents.records import AgentRecord, PolicyVersions, Secrets
+from keylime_verifier.agents.records import AgentRecord, HeldVersions, Secrets
 from keylime_verifier.agents.shards import SHARDS, MemberId
 from keylime_verifier.database.schema import SCHEMA
 from keylime_verifier.polling.fencing import Ruling
@@ -38,12 +38,12 @@ from keylime_verifier.polling.store import AgentStore
 from keylime_verifier.polling.unwritten import Unwritten
 from keylime_verifier.pushing.attestation_rows import Attestation
 from keylime_verifier.pushing.attestation_store import AttestationStore
-from keylime_verifier.pushing.journal import Journal, Judged
+from keylime_verifier.pushing.journal import Judged, PushedVerdicts
 from keylime_verifier.pushing.session_store import SessionStore
 from keylime_verifier.pushing.sessions import (
     ACTIVE,
     PENDING,
-    Session,
+    PushSession,
     SessionLimits,
     StoredToken,
 )
@@ -145,7 +145,7 @@ class Verifier:
         self.sessions = SessionStore(self.database, LIMITS)
         self.attestations = AttestationStore(self.database)
         self.told = 0
-        self.journal = Journal(
+        self.journal = PushedVerdicts(
             self.database,
             self.agents,
             RULES,
@@ -166,7 +166,7 @@ class Verifier:
         return found
 
     async def judge(
-        self, record: AgentRecord, number: int, verdict: Verdict, held_to: PolicyVersions
+        self, record: AgentRecord, number: int, verdict: Verdict, held_to: HeldVersions
     ) -> Ruling:
         return await self.journal.judged(
             Judged(record=record, number=number, verdict=verdict, held_to=held_to)
@@ -179,7 +179,7 @@ class Scene:
 
     one: Verifier
     other: Verifier
-    held_to: PolicyVersions
+    held_to: HeldVersions
 
     @property
     def both(self) -> tuple[Verifier, Verifier]:
@@ -214,8 +214,8 @@ def offered(number: int, generation: str) -> Attestation:
 
 def session(
     number: int, agent_id: str = AGENT_ID, *, network: str = "192.0.2.0/24", at: float = NOW
-) -> Session:
-    return Session(
+) -> PushSession:
+    return PushSession(
         session_id=f"00000000-0000-4000-8000-{number:012}",
         agent_id=agent_id,
         state=PENDING,
@@ -246,7 +246,7 @@ def play(url: str, act: Callable[[Scene], Awaitable[None]]) -> None:
                 PUSHING, Secrets(None, revocation_key_pem()), "2.6", {(RUNTIME, "policy"): "{}"}
             )
             hashes = await rows_of(one.database, "SELECT content_hash FROM policies")
-            held_to = PolicyVersions(hashes[0][0])
+            held_to = HeldVersions(hashes[0][0])
             writers = [asyncio.create_task(verifier.journal.run()) for verifier in (one, other)]
             try:
                 await act(Scene(one, other, held_to))
@@ -436,7 +436,7 @@ def test_verdicts_of_another_enrolment_or_other_policies_do_not_count(url: str) 
     async def act(scene: Scene) -> None:
         await scene.one.attestations.receive(await scene.negotiated(0), [SHOWN], NOW)
         record = await scene.one.record()
-        other = PolicyVersions(TextHash("another"))
+        other = HeldVersions(TextHash("another"))
         assert await scene.other.judge(record, 0, FAIL, other) is Ruling.POLICIES_REPLACED
         assert await scene.stage(0) == ("verification_complete", "pending")
         await scene.one.agents.begin_again(AGENT_ID, OperationalState.START)

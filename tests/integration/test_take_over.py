@@ -18,7 +18,7 @@ from sqlalchemy.engine import make_url
 from keylime.errors import ConfigError
 from keylime.pki.certificates import public_key_text
 from keylime.takeover.command import ImportRequest
-from keylime.takeover.report import Fate, Kind, Report
+from keylime.takeover.report import Fate, ItemKind, TakeoverReport
 from keylime_registrar.assembly import import_database as import_registrations
 from keylime_registrar.config import load_config as load_registrar_config
 from keylime_verifier.assembly.tables import import_database, prepare_database
@@ -73,19 +73,19 @@ def environment(directory: Path, **more: str) -> dict[str, str]:
 
 def import_agents(
     directory: Path, url: str | None = None, *, dry: bool = False, more: dict[str, str] | None = None
-) -> Report:
+) -> TakeoverReport:
     config = load_config(environment(directory, **(more or {})))
     return asyncio.run(import_database(config, ImportRequest(url, is_dry=dry, as_json=False)))
 
 
 def import_registered(
     directory: Path, url: str | None = None, *, dry: bool = False, more: dict[str, str] | None = None
-) -> Report:
+) -> TakeoverReport:
     config = load_registrar_config(environment(directory, **(more or {})))
     return asyncio.run(import_registrations(config, ImportRequest(url, is_dry=dry, as_json=False)))
 
 
-def fates(report: Report, kind: Kind) -> dict[str, Fate]:
+def fates(report: TakeoverReport, kind: ItemKind) -> dict[str, Fate]:
     return {item.name: item.fate for item in report.items if item.kind is kind}
 
 
@@ -99,8 +99,8 @@ def test_nothing_of_an_old_file_changes_and_every_row_is_accounted_for(tmp_path:
     assert {name: trace for name, trace in traces(tmp_path).items() if name in before} == before
     assert [report.items for report in reports] == [report.items for report in rehearsals]
     for file, table, kind, report in (
-        ("cv_data", "verifiermain", Kind.AGENT, reports[0]),
-        ("reg_data", "registrarmain", Kind.REGISTRATION, reports[1]),
+        ("cv_data", "verifiermain", ItemKind.AGENT, reports[0]),
+        ("reg_data", "registrarmain", ItemKind.REGISTRATION, reports[1]),
     ):
         name = f"file:{tmp_path / file}.sqlite?mode=ro&immutable=1"
         with closing(sqlite3.connect(name, uri=True)) as old:
@@ -229,10 +229,10 @@ def test_an_agent_that_is_here_stays_as_it_is(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "reg_data.taken-over.sqlite")) as ours, ours:
         ours.execute("UPDATE registrations SET aik_tpm = x'00' WHERE agent_id = ?", (first,))
     report, registrations = import_agents(tmp_path), import_registered(tmp_path)
-    (agent,) = [item for item in report.items if item.kind is Kind.AGENT and item.name == first]
+    (agent,) = [item for item in report.items if item.kind is ItemKind.AGENT and item.name == first]
     assert agent.fate is Fate.PRESENT
     assert "with another AK, which stays" in str(agent)
-    assert fates(report, Kind.AGENT)[first[:-1] + "3"] in (Fate.TAKEN, Fate.CHANGED, Fate.NOT_TAKEN)
+    assert fates(report, ItemKind.AGENT)[first[:-1] + "3"] in (Fate.TAKEN, Fate.CHANGED, Fate.NOT_TAKEN)
     (registration,) = [item for item in registrations.items if item.name == first]
     assert "with another TPM or AK, which stays" in str(registration)
     with closing(sqlite3.connect(tmp_path / "cv_data.taken-over.sqlite")) as ours:
@@ -301,7 +301,7 @@ def test_rows_without_an_id_or_with_one_twice_stop_nobody(tmp_path: Path) -> Non
                 old.execute(f"INSERT INTO {table} SELECT * FROM more")  # noqa: S608
             old.execute("DROP TABLE more")
     for report in (import_agents(tmp_path), import_registered(tmp_path)):
-        about = [item.fate for item in report.items if item.kind in (Kind.AGENT, Kind.REGISTRATION)]
+        about = [item.fate for item in report.items if item.kind in (ItemKind.AGENT, ItemKind.REGISTRATION)]
         assert (about.count(Fate.TAKEN), about.count(Fate.NOT_TAKEN)) == (4, 4)
         assert "another row has the same id" in report.text()
 
@@ -314,7 +314,7 @@ def test_an_unknown_revision_is_read_as_far_as_it_is_known(tmp_path: Path) -> No
         old.execute("ALTER TABLE verifiermain DROP COLUMN attestation_count")
     report = import_agents(tmp_path)
     assert "this release does not know (schema ffffffffffff)" in report.summary()
-    assert list(fates(report, Kind.AGENT).values()).count(Fate.TAKEN) == 4
+    assert list(fates(report, ItemKind.AGENT).values()).count(Fate.TAKEN) == 4
 
 
 def test_what_was_not_yet_moved_into_the_file_is_read_as_well(tmp_path: Path) -> None:
@@ -382,7 +382,7 @@ def check_both_in_one(tmp_path: Path, url: str) -> None:
             after = _rows(connection)
         assert {name: rows for name, rows in after.items() if name in before} == before
         assert len(after["agents"]) == len(
-            [one for one in files.items if one.kind is Kind.AGENT and one.fate is not Fate.NOT_TAKEN]
+            [one for one in files.items if one.kind is ItemKind.AGENT and one.fate is not Fate.NOT_TAKEN]
         )
     finally:
         engine.dispose()

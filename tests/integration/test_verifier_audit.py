@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from keylime.database.transactions import Database
-from keylime_verifier.agents.events import Event, EventKind
+from keylime_verifier.agents.events import EventKind, Occurrence
 from keylime_verifier.database.history import History, new_token, write_events
 from tests.fakes.attesting_agent import AttestingAgent, policy_of
 from tests.fakes.running_verifier import RunningVerifier
@@ -65,7 +65,7 @@ def test_what_happened_since_a_time_is_found_by_halves(tmp_path: Path) -> None:
     async def act(database: Database) -> None:
         kept = History(database, 0)
         assert (await kept.audit(5, 0, 10)).events == []
-        told = [Event(token=new_token(), kind=EventKind.STATE, at=10 * one) for one in range(1, 8)]
+        told = [Occurrence(token=new_token(), kind=EventKind.STATE, at=10 * one) for one in range(1, 8)]
         await database.write("test", lambda connection: write_events(connection, told))
         await database.write(
             "test", lambda connection: connection.execute(sa.text("DELETE FROM events WHERE id < 3"))

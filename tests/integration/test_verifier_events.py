@@ -14,7 +14,7 @@ import pytest
 from keylime.database.servers import Sessions
 from keylime.database.transactions import Database
 from keylime.identifiers import AgentId
-from keylime_verifier.agents.events import Event, EventKind
+from keylime_verifier.agents.events import EventKind, Occurrence
 from keylime_verifier.api.event_streams import EventStreams
 from keylime_verifier.database.changes import ChangeFeed, Topic
 from keylime_verifier.database.history import History, new_token, write_events
@@ -63,7 +63,7 @@ def test_who_reconnects_to_another_verifier_misses_nothing_and_gets_nothing_twic
 
             async def write(database: Database, name: str) -> None:
                 for _ in range(_EACH):
-                    told = [Event(token=new_token(), kind=EventKind.STATE, agent_id=AgentId(name))]
+                    told = [Occurrence(token=new_token(), kind=EventKind.STATE, agent_id=AgentId(name))]
                     await database.write("test", functools.partial(write_events, what=told))
 
             writers = asyncio.gather(

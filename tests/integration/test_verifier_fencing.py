@@ -12,7 +12,7 @@ from keylime.database.transactions import Database
 from keylime.messages.verifier import OperationalState
 from keylime_verifier.agents.deliveries import AGENT
 from keylime_verifier.agents.policy_categories import RUNTIME
-from keylime_verifier.agents.records import AgentRecord, PolicyVersions, Progress, Secrets, StoredRevocation
+from keylime_verifier.agents.records import AgentRecord, HeldVersions, Progress, Secrets, StoredRevocation
 from keylime_verifier.agents.shards import SHARDS, MemberId, ShardClaim
 from keylime_verifier.database.schema import SCHEMA
 from keylime_verifier.polling.fencing import Ruling
@@ -39,7 +39,7 @@ class Scene:
     def __init__(self, database: Database) -> None:
         self.database = database
         self.store = AgentStore(database)
-        self.held_to = PolicyVersions()
+        self.held_to = HeldVersions()
 
     async def begin(self) -> AgentRecord:
         """The agent, as its owner read it."""

@@ -18,7 +18,7 @@ from keylime.database.migrate import prepare_schema
 from keylime.database.transactions import Database
 from keylime.identifiers import AgentId
 from keylime.messages.verifier import RuntimePolicyRequest
-from keylime_verifier.agents.events import Actor, Event, EventKind
+from keylime_verifier.agents.events import Actor, EventKind, Occurrence
 from keylime_verifier.agents.records import AgentRecord, PolicyPart
 from keylime_verifier.agents.refusals import InTheWay
 from keylime_verifier.agents.shards import MemberId
@@ -146,13 +146,13 @@ def test_a_verdict_that_is_written_twice_is_told_once_and_one_that_does_not_coun
     url: str,
 ) -> None:
     async def act(scene: Scene, record: AgentRecord) -> None:
-        event = Event(token=new_token(), kind=EventKind.STATE, agent_id=record.agent_id, at=1)
+        event = Occurrence(token=new_token(), kind=EventKind.STATE, agent_id=record.agent_id, at=1)
         for _ in range(2):  # as after a commit whose answer was lost
             await scene.store.record_change(
                 rejected(record, 5), None, TARGETS, held_to=scene.held_to, events=[event]
             )
         await scene.store.delete(record.agent_id)
-        late = Event(token=new_token(), kind=EventKind.STATE, agent_id=record.agent_id, at=2)
+        late = Occurrence(token=new_token(), kind=EventKind.STATE, agent_id=record.agent_id, at=2)
         await scene.store.record_change(
             rejected(record, 6), None, TARGETS, held_to=scene.held_to, events=[late]
         )
@@ -188,9 +188,11 @@ def test_whoever_has_read_up_to_an_id_never_finds_a_smaller_one_later(url: str) 
             others = opened(url)
             try:
                 for number in range(_EACH):
-                    event = Event(token=new_token(), kind=EventKind.STATE, agent_id=AgentId(name), at=number)
+                    event = Occurrence(
+                        token=new_token(), kind=EventKind.STATE, agent_id=AgentId(name), at=number
+                    )
 
-                    def work(connection: Any, event: Event = event, number: int = number) -> None:
+                    def work(connection: Any, event: Occurrence = event, number: int = number) -> None:
                         write_events(connection, [event])
                         if number % 5 == 4:
                             raise GaveUp
@@ -221,7 +223,10 @@ def test_what_is_older_than_the_retention_is_forgotten(url: str) -> None:
             at = [1, 2] * 400 + [None]
             write_events(
                 connection,
-                [Event(token=new_token(), kind=EventKind.STATE, agent_id=AgentId("a"), at=one) for one in at],
+                [
+                    Occurrence(token=new_token(), kind=EventKind.STATE, agent_id=AgentId("a"), at=one)
+                    for one in at
+                ],
             )
 
         await database.write("test", work)
@@ -234,7 +239,9 @@ def test_what_is_older_than_the_retention_is_forgotten(url: str) -> None:
         await execute(database, "DELETE FROM events")
         await database.write(
             "test",
-            lambda connection: write_events(connection, [Event(token=new_token(), kind=EventKind.STATE)]),
+            lambda connection: write_events(
+                connection, [Occurrence(token=new_token(), kind=EventKind.STATE)]
+            ),
         )
         assert [row.id for row in await rows_of(database, "SELECT id FROM events")] == [802]
 

@@ -8,7 +8,7 @@ import ssl
 import msgspec
 
 from keylime.appraisal.challenge import Challenge
-from keylime.appraisal.evidence import Answer
+from keylime.appraisal.evidence import AgentAnswer
 from keylime.errors import KeylimeError, MalformedMessage, PeerRefused, PeerUnreachable, UnusableAnswer
 from keylime.http.agent_connection import AgentConnection
 from keylime.http.peer_text import printable
@@ -107,7 +107,7 @@ class AgentClient:
         with contextlib.suppress(OSError):
             await writer.wait_closed()
 
-    async def quote(self, challenge: Challenge, admit: Admit | None = None) -> Answer:
+    async def quote(self, challenge: Challenge, admit: Admit | None = None) -> AgentAnswer:
         """The answer to `challenge`, checked for shape. Whether it may be so long is asked of `admit`.
 
         Raises PeerUnreachable (try again; UnusableAnswer if it answered), PeerRefused (do not),
@@ -116,7 +116,7 @@ class AgentClient:
         reply = await self._request(
             "GET", "quotes/integrity", query=challenge.query, max_body=MAX_ANSWER, admit=admit
         )
-        answer = Answer.from_wire(reply.results)
+        answer = AgentAnswer.from_wire(reply.results)
         if not answer.reply.boottime:
             await self._peer.retire(self.life_s)
         return answer

@@ -9,13 +9,13 @@ from typing import TypeAlias
 
 from keylime.database.engine import DatabaseUnavailable
 from keylime.pki.lifetimes import CertificateFile, Validity, short_remark
-from keylime_verifier.agents.events import Event, EventKind
+from keylime_verifier.agents.events import EventKind, Occurrence
 
 log = logging.getLogger("keylime.verifier")
 
 _LOOK_S = 60.0
 
-Tell: TypeAlias = Callable[[Event], Awaitable[None]]
+Tell: TypeAlias = Callable[[Occurrence], Awaitable[None]]
 """Adds an event to the history, once of each token. Raises DatabaseUnavailable."""
 
 
@@ -60,11 +60,13 @@ class CertificateEvents:
         self._told = told
 
 
-def certificate_event(certificate: CertificateFile, validity: Validity, verifier: str, remark: str) -> Event:
+def certificate_event(
+    certificate: CertificateFile, validity: Validity, verifier: str, remark: str
+) -> Occurrence:
     """The event, named so that it is told once, also after a restart and by each worker of a verifier."""
     life = certificate.lifetime
     what = (verifier, certificate.holder.name, str(certificate.path), life.begins, life.ends, validity.name)
-    return Event(
+    return Occurrence(
         token=hashlib.sha256(repr(what).encode()).hexdigest()[:32],
         kind=EventKind.CERTIFICATE,
         details={

@@ -18,10 +18,10 @@ from keylime.pki.tls import TlsFiles, resolve_tls_files
 from keylime.revocation.publication import endpoint
 from keylime.service.metrics_place import MetricsPlace, metrics_place
 from keylime.service.supervisor import worker_count
-from keylime.takeover.place import Place
+from keylime.takeover.place import DatabasePlace
 from keylime_verifier.agents.deliveries import AGENT, WEBHOOK, ZEROMQ, Channel
 from keylime_verifier.agents.lifecycle import Cadence
-from keylime_verifier.agents.pushing import AttestationLimits, Mode
+from keylime_verifier.agents.pushing import AttestationLimits, AttestationMode
 from keylime_verifier.agents.shards import VerifierId
 from keylime_verifier.pushing.sessions import SessionLimits
 from keylime_verifier.revocations.webhook import WebhookUrl, parse_webhook_url
@@ -44,7 +44,7 @@ class VerifierConfig:
     ca: CaSettings
     require_admin_role: bool
     require_agent_mtls: bool
-    database: Place
+    database: DatabasePlace
     database_pool: PoolSize
     auto_migrate: bool
     workers: int
@@ -77,7 +77,7 @@ class VerifierConfig:
     posts_events: bool
     policy_versions: int
     metrics: MetricsPlace | None  # None: none are served
-    mode: Mode
+    mode: AttestationMode
     recovers: bool
     session_limits: SessionLimits
     attestation_limits: AttestationLimits
@@ -121,7 +121,7 @@ def load_config(environ: Mapping[str, str]) -> VerifierConfig:
         ca=ca_settings(ca),
         require_admin_role=settings.flag("require_admin_role"),
         require_agent_mtls=settings.flag("enable_agent_mtls"),
-        database=Place.of(
+        database=DatabasePlace.of(
             parse_database_url(settings.text("database_url"), work_dir=base, sqlite_name=SQLITE_NAME)
         ),
         database_pool=PoolSize.parse(settings.text("database_pool_sz_ovfl")),
@@ -163,7 +163,7 @@ def load_config(environ: Mapping[str, str]) -> VerifierConfig:
         posts_events=_posts_events(settings, notifications),
         policy_versions=settings.integer("policy_versions"),
         metrics=metrics,
-        mode=Mode(settings.text("mode") or "both"),
+        mode=AttestationMode(settings.text("mode") or "both"),
         recovers=settings.flag("auto_recover_attestation_failures"),
         session_limits=_session_limits(settings),
         attestation_limits=AttestationLimits(

@@ -24,7 +24,7 @@ from keylime.service.serving import serve_alone, serve_as_worker, with_workers
 from keylime.service.start_up import configured, daemon_parser, log_versions
 from keylime.service.supervisor import Worker, run_workers
 from keylime.takeover.command import ImportRequest, add_import_flags, import_request
-from keylime_verifier.agents.pushing import Mode
+from keylime_verifier.agents.pushing import AttestationMode
 from keylime_verifier.api.routes import boot_policies
 from keylime_verifier.assembly.tables import import_database, prepare_database
 from keylime_verifier.assembly.verifier import WorkerPlace, running
@@ -35,7 +35,7 @@ log = logging.getLogger("keylime.verifier")
 
 _CONFIGURATION: Components = {"verifier": (), "ca": (), "logging": ()}
 
-_MODES = {Mode.PULL: "PULL", Mode.PUSH: "PUSH", Mode.BOTH: "PULL and PUSH"}
+_MODES = {AttestationMode.PULL: "PULL", AttestationMode.PUSH: "PUSH", AttestationMode.BOTH: "PULL and PUSH"}
 
 _RELOADED = TLS_OPTIONS | {
     "client_cert",

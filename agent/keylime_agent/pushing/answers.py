@@ -16,9 +16,9 @@ from keylime_agent.pushing.course import (
     NotAdded,
     Outcome,
     PutOff,
-    Refused,
     TokenOver,
-    Unreachable,
+    VerifierRefused,
+    VerifierUnreachable,
 )
 from keylime_agent.pushing.pace import retry_after
 
@@ -47,17 +47,19 @@ def refusal(code: int, body: bytes, retry: str | None, now: datetime) -> Outcome
     if after_s is not None and code in (409, 429, 503):
         return PutOff(after_s, reason)
     if code in (408, 500, 502, 503, 504):
-        return Unreachable(reason)
-    return Refused(reason)
+        return VerifierUnreachable(reason)
+    return VerifierRefused(reason)
 
 
 def refusal_of_session(code: int, body: bytes, retry: str | None, now: datetime) -> Outcome:
     """The same for a request about a session, where there is no token that could be over."""
     reason = what_was_said(code, body)
     if code in (404, 405, 501):
-        return Refused(f"{reason}: this verifier takes no attestations of agents; see [verifier] mode there")
+        return VerifierRefused(
+            f"{reason}: this verifier takes no attestations of agents; see [verifier] mode there"
+        )
     found = refusal(code, body, retry, now)
-    return Refused(reason) if isinstance(found, TokenOver | Forbidden) else found
+    return VerifierRefused(reason) if isinstance(found, TokenOver | Forbidden) else found
 
 
 def verdict(attributes: VerdictAttributes, code: int, agent_id: str) -> Outcome:
@@ -65,7 +67,7 @@ def verdict(attributes: VerdictAttributes, code: int, agent_id: str) -> Outcome:
     if attributes.evaluation == "pass" and isinstance(attributes.token, str):
         return LoggedIn(attributes.token)
     if code == 401:
-        return Refused(
+        return VerifierRefused(
             "the verifier knows this agent with another attestation key; " + _UPDATE.format(agent_id)
         )
     return NotAdded("the verifier does not know this agent (yet); " + _ADD.format(agent_id))

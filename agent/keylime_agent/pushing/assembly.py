@@ -16,7 +16,7 @@ from keylime.service.service_manager import ServiceManager
 from keylime_agent.core import AgentCore
 from keylime_agent.machine import Machine
 from keylime_agent.preparation import Prepared
-from keylime_agent.pushing.client import VerifierClient
+from keylime_agent.pushing.client import PushClient
 from keylime_agent.pushing.config import PushConfig, push_config
 from keylime_agent.pushing.evidence import EvidenceSource
 from keylime_agent.pushing.pusher import Pusher
@@ -72,7 +72,7 @@ class PushAgent:
         prepared, config = self._prepared, self._config
         clients = [
             await stack.enter_async_context(
-                VerifierClient(url, self._machine.agent_id, self._verifier_tls, config.names)
+                PushClient(url, self._machine.agent_id, self._verifier_tls, config.names)
             )
             for url in config.verifiers
         ]

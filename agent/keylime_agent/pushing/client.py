@@ -15,7 +15,7 @@ from keylime.messages.push_evidence import Asked
 from keylime.messages.push_session import open_document, parse_challenge, parse_verdict, proof_document
 from keylime.pki.server_names import NameCheck
 from keylime_agent.pushing.answers import evidence_path, refusal, refusal_of_session, verdict
-from keylime_agent.pushing.course import Outcome, Refused, Taken, Unreachable
+from keylime_agent.pushing.course import Outcome, Taken, VerifierRefused, VerifierUnreachable
 
 _SESSIONS = f"/v{API_VERSION}/sessions"
 _TIMEOUT_S = 30.0
@@ -24,7 +24,7 @@ _KEEP_ALIVE_S = 300.0
 _MAX_ANSWER = 64 << 20  # the answer to evidence repeats it
 
 
-class Stopped(KeylimeError):
+class StepFailed(KeylimeError):
     """A step ended otherwise than hoped for: `outcome` says how to go on."""
 
     def __init__(self, outcome: Outcome) -> None:
@@ -33,7 +33,7 @@ class Stopped(KeylimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Challenge:
+class PendingSession:
     """A session that waits for its proof."""
 
     session_id: str
@@ -48,7 +48,7 @@ class Negotiated:
     path: str
 
 
-class VerifierClient:
+class PushClient:
     """One verifier. Each call raises Stopped; must be closed."""
 
     def __init__(self, url: str, agent_id: str, tls: ssl.SSLContext, names: NameCheck) -> None:
@@ -73,16 +73,16 @@ class VerifierClient:
         """Closes the connection; the client can be used again after it."""
         await self._peer.close()
 
-    async def open_session(self) -> Challenge:
+    async def open_session(self) -> PendingSession:
         """A challenge to prove with that this agent holds its AK."""
         answer = await self._call("POST", _SESSIONS, open_document(self._agent_id))
         if answer.code not in (200, 201):
-            raise Stopped(refusal_of_session(*_facts(answer)))
+            raise StepFailed(refusal_of_session(*_facts(answer)))
         try:
             session_id, nonce, _ = parse_challenge(bytes(answer.content))
         except MalformedMessage as error:
             raise _unusable(error) from error
-        return Challenge(session_id, nonce)
+        return PendingSession(session_id, nonce)
 
     async def prove(self, session_id: str, attest: bytes, signature: bytes) -> Outcome:
         """What came of the proof."""
@@ -101,7 +101,7 @@ class VerifierClient:
         """What the verifier wants to see of what is offered."""
         answer = await self._call("POST", collection_path(self._agent_id), offer, token)
         if answer.code != 201:
-            raise Stopped(refusal(*_facts(answer)))
+            raise StepFailed(refusal(*_facts(answer)))
         try:
             asked = parse_requested(bytes(answer.content))
             path = evidence_path(answer.headers.get("Location"), self.url)
@@ -137,12 +137,12 @@ class VerifierClient:
                 method, path, content=content, headers=headers, timeout_s=timeout_s, is_routine=True
             )
         except PeerUnreachable as error:
-            raise Stopped(Unreachable(str(error))) from error
+            raise StepFailed(VerifierUnreachable(str(error))) from error
 
 
 def _facts(answer: Answer) -> tuple[int, bytes, str | None, datetime]:
     return answer.code, bytes(answer.content), answer.headers.get("Retry-After"), datetime.now(UTC)
 
 
-def _unusable(error: MalformedMessage) -> Stopped:
-    return Stopped(Refused(f"the answer cannot be used: {error}"))
+def _unusable(error: MalformedMessage) -> StepFailed:
+    return StepFailed(VerifierRefused(f"the answer cannot be used: {error}"))

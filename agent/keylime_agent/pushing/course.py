@@ -53,20 +53,22 @@ class PutOff:
 
 
 @dataclass(frozen=True, slots=True)
-class Unreachable:
+class VerifierUnreachable:
     """No verifier answers there, or one that cannot work."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class VerifierRefused:
     """What was sent, or what came, is of no use, and will be of none until somebody changes something."""
 
     reason: str
 
 
-Outcome: TypeAlias = LoggedIn | Taken | TokenOver | Forbidden | NotAdded | PutOff | Unreachable | Refused
+Outcome: TypeAlias = (
+    LoggedIn | Taken | TokenOver | Forbidden | NotAdded | PutOff | VerifierUnreachable | VerifierRefused
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +111,9 @@ def advance(course: Course, outcome: Outcome, pacing: Pacing, spread: float) -> 
             return replace(_without_token(course), silent=0), pacing.regular(None, spread)
         case PutOff(after_s):
             return replace(course, silent=0), pacing.regular(after_s, spread)
-        case Unreachable():
+        case VerifierUnreachable():
             return _next_verifier(course, failed)
-        case Refused():
+        case VerifierRefused():
             course, pause = failed(course)
             return course, max(pause, pacing.regular(None, spread))
         case _:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack
 
 from keylime.config.settings import Settings
-from keylime_agent.command import AgentProgram, Flags, Surroundings
+from keylime_agent.command import AgentProgram, Flags, ProcessSurroundings
 from keylime_agent.machine import meet_tpm
 from keylime_agent.preparation import Rights, prepare
 from keylime_agent.privileges import target_account
@@ -24,7 +24,7 @@ def _take(config: PushConfig, rights: Rights) -> ssl.SSLContext:
     return config.verifier_tls(rights.owners)
 
 
-async def _work(here: Surroundings, stack: AsyncExitStack) -> None:
+async def _work(here: ProcessSurroundings, stack: AsyncExitStack) -> None:
     prepared, verifier_tls = prepare(here.environ, stack, push_config, _take)
     machine = meet_tpm(prepared, here.environ)
     stack.callback(machine.tpm.close)

@@ -12,21 +12,21 @@ from keylime.messages.push_document import Document
 from keylime.messages.push_evidence import Asked, Collected
 from keylime.request_id import begin_errand
 from keylime.tpm.device import Certified
-from keylime_agent.pushing.client import Challenge, Negotiated, Stopped
-from keylime_agent.pushing.course import Course, LoggedIn, Outcome, Refused, Taken, TokenOver, advance
+from keylime_agent.pushing.client import Negotiated, PendingSession, StepFailed
+from keylime_agent.pushing.course import Course, LoggedIn, Outcome, Taken, TokenOver, VerifierRefused, advance
 from keylime_agent.pushing.offers import CannotShow, Facts, boot_time_text, offers
 from keylime_agent.pushing.pace import Pacing
 
 log = logging.getLogger(__name__)
 
 
-class Verifier(Protocol):
+class PushVerifier(Protocol):
     """One verifier; raises Stopped."""
 
     @property
     def url(self) -> str: ...
 
-    async def open_session(self) -> Challenge: ...
+    async def open_session(self) -> PendingSession: ...
 
     async def prove(self, session_id: str, attest: bytes, signature: bytes, /) -> Outcome: ...
 
@@ -35,7 +35,7 @@ class Verifier(Protocol):
     async def deliver(self, token: str, path: str, evidence: Document, /) -> Outcome: ...
 
 
-class Source(Protocol):
+class EvidenceSource(Protocol):
     """One machine's evidence; raises TpmError, CannotShow, MalformedMessage."""
 
     async def facts(self) -> Facts: ...
@@ -50,8 +50,8 @@ class Pusher:
 
     def __init__(
         self,
-        verifiers: Sequence[Verifier],
-        source: Source,
+        verifiers: Sequence[PushVerifier],
+        source: EvidenceSource,
         pacing: Pacing,
         *,
         boottime: int,
@@ -76,30 +76,30 @@ class Pusher:
             verifier = self._verifiers[before.current]
             try:
                 outcome = await self._step(verifier, before.token)
-            except Stopped as stopped:
+            except StepFailed as stopped:
                 outcome = stopped.outcome
             except TpmError as error:
-                outcome = Refused(str(error))
+                outcome = VerifierRefused(str(error))
             self._course, pause_s = advance(before, outcome, self._pacing, self._chance())
             self._tell(verifier.url, outcome, pause_s)
             if pause_s:
                 await self._sleep(pause_s)
 
-    async def _step(self, verifier: Verifier, token: str | None) -> Outcome:
+    async def _step(self, verifier: PushVerifier, token: str | None) -> Outcome:
         if token is None:
             challenge = await verifier.open_session()
             proof = await self._source.prove(challenge.nonce)
             return await verifier.prove(challenge.session_id, proof.attest, proof.signature)
         return await self._attest(verifier, token)
 
-    async def _attest(self, verifier: Verifier, token: str) -> Outcome:
+    async def _attest(self, verifier: PushVerifier, token: str) -> Outcome:
         facts = await self._source.facts()
         negotiated = await verifier.negotiate(token, negotiation_document(offers(facts), self._boot_time))
         try:
             evidence = evidence_document(await self._source.collect(negotiated.asked, facts))
         except (CannotShow, MalformedMessage, TpmError) as error:
             await verifier.deliver(token, negotiated.path, nothing_collected())
-            return Refused(str(error))
+            return VerifierRefused(str(error))
         return await verifier.deliver(token, negotiated.path, evidence)
 
     def _tell(self, url: str, outcome: Outcome, pause_s: float) -> None:

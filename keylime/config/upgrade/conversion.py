@@ -15,7 +15,7 @@ _SHOWN = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ConfigSource:
     """A file that was read, under the name that remarks give it."""
 
     name: str
@@ -44,7 +44,7 @@ def component_of(section: str) -> str | None:
     return None
 
 
-def upgrade(sources: Sequence[Source], wanted: Iterable[str] = ()) -> Upgrade:
+def upgrade(sources: Sequence[ConfigSource], wanted: Iterable[str] = ()) -> Upgrade:
     """The files of the components that `sources` speak of; `wanted` ones are among them in any case.
 
     Later sources go before earlier ones.
@@ -71,7 +71,7 @@ def defaults(components: Iterable[str]) -> Upgrade:
     return Upgrade({component: render(TABLES[component]) for component in components})
 
 
-def _of_split_file(source: Source, remarks: list[str]) -> dict[Place, str]:
+def _of_split_file(source: ConfigSource, remarks: list[str]) -> dict[Place, str]:
     texts: dict[Place, str] = {}
     for entry in source.entries:
         component = component_of(entry.section)

@@ -14,7 +14,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from keylime.database.engine import DatabaseUnavailable
-from keylime.database.mariadb.sessions import SESSION_SETTINGS, Session
+from keylime.database.mariadb.sessions import SESSION_SETTINGS, MariaSession
 from keylime.database.schema import UNFINISHED
 from keylime.errors import ConfigError
 
@@ -35,7 +35,7 @@ def turn(connection: sa.Connection, version_table: str) -> Iterator[None]:
     What the block has done is committed at its end, before others may begin. Raises DatabaseUnavailable.
     """
     session = connection.connection.driver_connection
-    if not isinstance(session, Session):
+    if not isinstance(session, MariaSession):
         raise TypeError("not a session of MariaDB")
     name = {"name": f"{version_table} {connection.engine.url.database}"[:64], "longest": _LONGEST_TURN_S}
     session.set_limits(_SETTINGS)

@@ -60,7 +60,7 @@ _TCP_OPTIONS = (
 )
 
 
-class Session(Connection):
+class MariaSession(Connection):
     """A connection that another thread can hang up on; it is made by `connect`."""
 
     _read_timeout: float | None
@@ -186,10 +186,10 @@ class Use:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._session: Session | None = None
+        self._session: MariaSession | None = None
         self._is_given_up = False
 
-    def begin(self, session: Session) -> None:
+    def begin(self, session: MariaSession) -> None:
         """From now on the work is at this session."""
         with self._lock:
             self._session = session
@@ -249,8 +249,8 @@ def _number(text: str) -> int | float:
     return float(text) if "." in text else int(text)
 
 
-def _connect(_dialect: object, _record: object, _positional: object, named: dict[str, Any]) -> Session:
-    session = Session(**named)
+def _connect(_dialect: object, _record: object, _positional: object, named: dict[str, Any]) -> MariaSession:
+    session = MariaSession(**named)
     use = _current.get()
     if use is not None:
         use.begin(session)
@@ -263,13 +263,13 @@ def _connect(_dialect: object, _record: object, _positional: object, named: dict
     return session
 
 
-def _set_up(session: Session, record: _Record) -> None:
+def _set_up(session: MariaSession, record: _Record) -> None:
     # After SQLAlchemy, which says its own when a connection is there.
     session.set_limits(SESSION_SETTINGS)
     record.info[_USED_AT] = time.monotonic()
 
 
-def _check_line(session: Session, record: _Record, _proxy: object) -> None:
+def _check_line(session: MariaSession, record: _Record, _proxy: object) -> None:
     """Whether somebody still answers; when a line is dead, all that are of the same age are made anew."""
     use = _current.get()
     if use is not None:
@@ -282,7 +282,7 @@ def _check_line(session: Session, record: _Record, _proxy: object) -> None:
         raise InvalidatePoolError("nobody answers on a pooled connection") from error
 
 
-def _let_go(_session: Session | None, record: _Record) -> None:
+def _let_go(_session: MariaSession | None, record: _Record) -> None:
     record.info[_USED_AT] = time.monotonic()
     use = _current.get()
     if use is not None:

@@ -36,7 +36,7 @@ class NotThereError(PlaceError):
     """The repository has no such file."""
 
 
-class Place(Protocol):
+class RepositoryPlace(Protocol):
     """A repository's files by their path from its root."""
 
     @property
@@ -68,7 +68,7 @@ class Directory:
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
+class RepositoryAddress:
     """A repository at an address of http or https. Raises ConfigError for another."""
 
     option: str
@@ -139,7 +139,7 @@ def without_password(url: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if parts.scheme else url
 
 
-def read_file(place: Place, path: str) -> bytes | None:
+def read_file(place: RepositoryPlace, path: str) -> bytes | None:
     """A small file whole; None if there is none. Raises ConfigError."""
     with blaming(place.name, path):
         try:
@@ -153,7 +153,7 @@ def read_file(place: Place, path: str) -> bytes | None:
 
 
 @contextmanager
-def checked(place: Place, package: Package) -> Iterator[IO[bytes]]:
+def checked(place: RepositoryPlace, package: Package) -> Iterator[IO[bytes]]:
     """A file whose bytes are what the index says, from its beginning. Raises PlaceError."""
     with place.open(package.path) as file:
         digest = hashlib.new(package.algorithm)

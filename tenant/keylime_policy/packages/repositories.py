@@ -24,7 +24,14 @@ from keylime_policy.file_tree import Digests, add_digest, new_hash
 from keylime_policy.messages import Messages
 from keylime_policy.packages.deb import data_archive, parse_packages, parse_release
 from keylime_policy.packages.package import Package
-from keylime_policy.packages.places import Address, Directory, Place, PlaceError, checked, read_file
+from keylime_policy.packages.places import (
+    Directory,
+    PlaceError,
+    RepositoryAddress,
+    RepositoryPlace,
+    checked,
+    read_file,
+)
 from keylime_policy.packages.rpm import (
     RpmFiles,
     package_files,
@@ -58,7 +65,7 @@ T = TypeVar("T")
 class RepositoryOrder:
     """A repository and how to read it. `suite`, `components`, `architectures` are of Debian's kind."""
 
-    place: Place
+    place: RepositoryPlace
     keys: tuple[str, ...] = ()
     unsigned: bool = False
     workers: int = 8
@@ -67,10 +74,10 @@ class RepositoryOrder:
     architectures: tuple[str, ...] = ()
 
 
-def make_place(option: str, where: str) -> Place:
+def make_place(option: str, where: str) -> RepositoryPlace:
     """The place that a flag names. Raises ConfigError."""
     if option.startswith("--remote"):
-        return Address(option, where)
+        return RepositoryAddress(option, where)
     directory = Path(where)
     if not directory.is_dir():
         raise ConfigError(f"{option} {where}: no such directory")
@@ -105,7 +112,7 @@ def rpm_repository(order: RepositoryOrder, algorithm: HashAlgorithm, messages: M
     indices = _rpm_indices(order, messages)
     digests: Digests = {}
     extended = indices.get("filelists-ext")
-    if extended is not None and isinstance(place, Address):
+    if extended is not None and isinstance(place, RepositoryAddress):
         with blaming(place.name, extended.path), _plain(place, extended) as file:
             others = 0
             for name, digest in parse_extended_lists(file):
@@ -139,12 +146,12 @@ def rpm_repository(order: RepositoryOrder, algorithm: HashAlgorithm, messages: M
     return digests
 
 
-def _signed_files(place: Place, package: Package, keys: Sequence[bytes]) -> RpmFiles | None:
+def _signed_files(place: RepositoryPlace, package: Package, keys: Sequence[bytes]) -> RpmFiles | None:
     """The files of a package whose headers alone are fetched, if one of `keys` signed them.
 
     They must be those of the very package that the index lists: others, older ones, are signed as well.
     """
-    if not keys or package.header_end is None or not isinstance(place, Address):
+    if not keys or package.header_end is None or not isinstance(place, RepositoryAddress):
         return None
     try:
         with place.open(package.path, package.header_end) as file:
@@ -268,7 +275,9 @@ def _debian_keys() -> list[bytes]:
     return keys
 
 
-def _check_age(valid_until: str | None, now: datetime.datetime, place: Place, messages: Messages) -> None:
+def _check_age(
+    valid_until: str | None, now: datetime.datetime, place: RepositoryPlace, messages: Messages
+) -> None:
     if valid_until is None:
         return
     try:
@@ -329,7 +338,7 @@ def _rpm_indices(order: RepositoryOrder, messages: Messages) -> dict[str, Packag
 
 
 @contextmanager
-def _plain(place: Place, package: Package) -> Iterator[io.BufferedReader]:
+def _plain(place: RepositoryPlace, package: Package) -> Iterator[io.BufferedReader]:
     """An index without its compression, checked, as a file object."""
     with checked(place, package) as file:
         yield io.BufferedReader(_Pieces(unpacked(_pieces(file))), _PIECE)

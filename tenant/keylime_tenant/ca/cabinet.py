@@ -32,7 +32,7 @@ class CabinetError(KeylimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class CabinetFile:
     """A file of a cabinet: its name, and where in which folder it is."""
 
     name: str
@@ -69,7 +69,7 @@ def read_cabinet(data: bytes, *, most_files: int, most_bytes: int) -> Iterator[t
     if layout.file_count > most_files:
         raise CabinetError(f"it has {layout.file_count} files, at most {most_files} are read")
     members = _members(data, layout)
-    inside: dict[int, list[Member]] = {}
+    inside: dict[int, list[CabinetFile]] = {}
     for member in members:
         inside.setdefault(member.folder, []).append(member)
     wanted = {number: max(one.start + one.size for one in found) for number, found in inside.items()}
@@ -121,7 +121,7 @@ def _folder(data: bytes, offset: int) -> _Folder:
     return _Folder(start, blocks, method)
 
 
-def _members(data: bytes, layout: _Layout) -> list[Member]:
+def _members(data: bytes, layout: _Layout) -> list[CabinetFile]:
     members = []
     offset = layout.files_at
     for _ in range(layout.file_count):
@@ -133,7 +133,7 @@ def _members(data: bytes, layout: _Layout) -> list[Member]:
         if folder >= len(layout.folders):
             raise CabinetError("it has a file without a folder")
         name = data[offset:end].decode("utf-8" if attributes & _NAME_IS_UTF else "cp1252", "replace")
-        members.append(Member(name, folder, start, size))
+        members.append(CabinetFile(name, folder, start, size))
         offset = end + 1
     return members
 

@@ -11,7 +11,7 @@ from msgspec import to_builtins
 
 from keylime.errors import KeylimeError
 from keylime.messages.history import HistoryEvent, HistoryGap
-from keylime_tenant.agent_events import Begun, News, news_of
+from keylime_tenant.agent_events import News, StreamBegun, news_of
 from keylime_tenant.commands.why import read_case, reasons_of
 from keylime_tenant.errors import CommandFailed
 from keylime_tenant.first_verdict import FirstVerdict, failure, first_verdict
@@ -44,7 +44,7 @@ async def follow_history(session: Session) -> None:
                     output.warning(
                         "what happened between events %d and %d is not kept any more", after, first
                     )
-                case Begun():
+                case StreamBegun():
                     pass
 
 

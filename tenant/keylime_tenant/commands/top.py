@@ -14,7 +14,7 @@ from keylime.identifiers import parse_agent_id
 from keylime_tenant.commands.verifier import delete_from_verifier, show_agents
 from keylime_tenant.errors import CommandFailed
 from keylime_tenant.fleet_view import (
-    Action,
+    BulkAction,
     Carry,
     Fleet,
     Quit,
@@ -160,9 +160,9 @@ class _Live:
         self._say("; ".join([said, *dict.fromkeys(failures)]))
         await self._live.refresh()
 
-    async def _act(self, action: Action, agent: str) -> None:
+    async def _act(self, action: BulkAction, agent: str) -> None:
         agent_id = parse_agent_id(agent)
-        if action is Action.DELETE:
+        if action is BulkAction.DELETE:
             await delete_from_verifier(self._session, agent_id)
             return
         reply = await self._session.verifier.act(agent_id, action.value)

@@ -38,7 +38,7 @@ def own_address() -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class PageAddress:
     """Where the page is, as browsers call it."""
 
     address: str
@@ -58,7 +58,7 @@ class Place:
         return f"http://{self.host}{path}"
 
 
-class Entry(Enum):
+class LinkUse(Enum):
     """What comes of a link."""
 
     WRONG = auto()
@@ -74,15 +74,15 @@ class Door:
         self._session = secrets.token_urlsafe(32)
         self._is_used = self._is_shut = False
 
-    def enter(self, token: str) -> Entry:
+    def enter(self, token: str) -> LinkUse:
         """Takes the token of a link; whoever comes second shows that the link was seen by others."""
         if not _equal(token, self.link_token):
-            return Entry.WRONG
+            return LinkUse.WRONG
         if self._is_used:
             self._is_shut = True
-            return Entry.USED_BEFORE
+            return LinkUse.USED_BEFORE
         self._is_used = True
-        return Entry.OPENED
+        return LinkUse.OPENED
 
     @property
     def session(self) -> str:
@@ -103,7 +103,7 @@ class Door:
         return _equal(token, self.form_token)
 
 
-def is_own_origin(place: Place, host: str, origin: str | None, fetch_site: str | None) -> bool:
+def is_own_origin(place: PageAddress, host: str, origin: str | None, fetch_site: str | None) -> bool:
     """Whether what changes something was sent by our own page, as far as the browser says."""
     if fetch_site not in (None, "same-origin"):
         return False

@@ -49,7 +49,7 @@ class Count:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class MachineRow:
     """One machine of the list."""
 
     agent_id: str
@@ -71,7 +71,7 @@ class FleetPage:
     found: int
     first: int  # the number of the first row that is shown, from 1
     counts: Sequence[Count]
-    rows: Sequence[Row]
+    rows: Sequence[MachineRow]
     over_time: Sequence[tuple[Standing, Sparkline]]
     before: str | None
     after: str | None
@@ -133,8 +133,8 @@ def _is_meant(query: FleetQuery, agent: str, status: ToldStatus) -> bool:
     return not needle or any(needle in text.lower() for text in texts)
 
 
-def _row(agent: str, status: ToldStatus, standing: Standing, now: float) -> Row:
-    return Row(
+def _row(agent: str, status: ToldStatus, standing: Standing, now: float) -> MachineRow:
+    return MachineRow(
         agent_id=printable(agent),
         href=machine_href(agent),
         standing=standing,

@@ -22,14 +22,14 @@ _MOST_WAITING = 100
 _RECENT_S = 60.0  # what is older was there when the page was made
 
 
-class Source(Protocol):
+class ToldEvents(Protocol):
     """Where events come from, and in which version of the API."""
 
     async def version(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
-class News:
+class BrowserNews:
     """What browsers are told of an event: the page has the rest."""
 
     agent_id: str
@@ -44,16 +44,16 @@ class Listener:
     """One browser. What it does not take is dropped: it reads the whole page anyway."""
 
     def __init__(self) -> None:
-        self.waiting: deque[News] = deque(maxlen=_MOST_WAITING)
+        self.waiting: deque[BrowserNews] = deque(maxlen=_MOST_WAITING)
         self.called = asyncio.Event()
 
 
-class Follower:
+class EventFeed:
     """Follows the events, keeps the chronicle, tells listeners. `problem` is why nothing comes, if so."""
 
     def __init__(
         self,
-        verifier: Source,
+        verifier: ToldEvents,
         open_source: Callable[[], EventSource],
         chronicle: Chronicle,
         now: Callable[[], float] = time.time,
@@ -109,7 +109,7 @@ class Follower:
         if told.id:
             self._seen = told.id
         if told.kind == "gap":
-            self._tell(News("", "events were missed"))
+            self._tell(BrowserNews("", "events were missed"))
         if told.kind != "message" or not told.data:
             return
         try:
@@ -118,9 +118,9 @@ class Follower:
             return
         self._chronicle.take(event)
         if event.at >= self._now() - _RECENT_S:
-            self._tell(News(event.agent_id or "", history.headline(event)))
+            self._tell(BrowserNews(event.agent_id or "", history.headline(event)))
 
-    def _tell(self, news: News) -> None:
+    def _tell(self, news: BrowserNews) -> None:
         for listener in self._listeners:
             listener.waiting.append(news)
             listener.called.set()

@@ -16,7 +16,7 @@ from keylime.messages.verifiers import VerifierProcesses
 from keylime.pki.der import TolerantCertificate, read_certificate, read_pem_certificates
 from keylime_tenant.client import Service, read_results, results_of
 from keylime_tenant.dashboard.machine_page import ReadCertificate
-from keylime_tenant.dashboard.policy_pages import KINDS, Comparison, Kind, compare
+from keylime_tenant.dashboard.policy_pages import KINDS, Comparison, PolicyKindPages, compare
 from keylime_tenant.dashboard.service_pages import ServiceAnswer
 from keylime_tenant.errors import CommandFailed
 from keylime_tenant.session import Session
@@ -93,7 +93,7 @@ async def read_policy_names(session: Session) -> dict[str, list[str]]:
     return found
 
 
-async def read_versions(session: Session, kind: Kind, name: str) -> PolicyVersions:
+async def read_versions(session: Session, kind: PolicyKindPages, name: str) -> PolicyVersions:
     """The versions of one policy, and who uses it. Raises KeylimeError."""
     verifier = session.verifier
     reply = await verifier.call("GET", verifier.policy_path(kind.path, name, "versions"))
@@ -102,13 +102,15 @@ async def read_versions(session: Session, kind: Kind, name: str) -> PolicyVersio
     return read_results(reply, PolicyVersions, verifier.place)
 
 
-async def read_comparison(session: Session, kind: Kind, name: str, former: int, latter: int) -> Comparison:
+async def read_comparison(
+    session: Session, kind: PolicyKindPages, name: str, former: int, latter: int
+) -> Comparison:
     """Two versions of a policy, compared. Raises KeylimeError."""
     texts = [(number, await _version_text(session, kind, name, number)) for number in (former, latter)]
     return await asyncio.to_thread(compare, kind, *texts)  # policies may have millions of lines
 
 
-async def _version_text(session: Session, kind: Kind, name: str, number: int) -> str:
+async def _version_text(session: Session, kind: PolicyKindPages, name: str, number: int) -> str:
     verifier = session.verifier
     reply = await verifier.call("GET", verifier.policy_path(kind.path, name, "versions", str(number)))
     if reply.code != 200:

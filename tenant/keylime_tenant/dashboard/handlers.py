@@ -14,10 +14,10 @@ from keylime.errors import KeylimeError
 from keylime.identifiers import AgentId, parse_agent_id
 from keylime.request_id import begin_errand
 from keylime_tenant.dashboard import acting, gathering
-from keylime_tenant.dashboard.access import SECURITY_HEADERS, Door, Entry, Place, is_own_origin
+from keylime_tenant.dashboard.access import SECURITY_HEADERS, Door, LinkUse, PageAddress, is_own_origin
 from keylime_tenant.dashboard.chronicle import Chronicle
 from keylime_tenant.dashboard.fleet_page import fleet_page, machine_href, read_query
-from keylime_tenant.dashboard.following import Follower
+from keylime_tenant.dashboard.following import EventFeed
 from keylime_tenant.dashboard.growth import Growth
 from keylime_tenant.dashboard.machine_page import machine_page
 from keylime_tenant.dashboard.policy_pages import KINDS, policies_page, policy_page
@@ -39,10 +39,10 @@ class Site:
     """What all handlers share."""
 
     session: Session
-    place: Place
+    place: PageAddress
     door: Door
     renderer: Renderer
-    follower: Follower
+    follower: EventFeed
     chronicle: Chronicle
     growth: Growth
 
@@ -105,7 +105,7 @@ class Page(RequestHandler):
             log.error("%s %s: %r", self.request.method, self.request.path, args[1], exc_info=args)
 
 
-class Login(Page):
+class LoginHandler(Page):
     """The link that was printed: it opens the page once."""
 
     needs_session = False
@@ -113,19 +113,19 @@ class Login(Page):
     def get(self) -> None:
         if not self.site.door.admits(self.get_cookie(COOKIE) or ""):
             entry = self.site.door.enter(self.get_query_argument("token", ""))
-            if entry is Entry.USED_BEFORE:
+            if entry is LinkUse.USED_BEFORE:
                 log.warning("the dashboard's link was used twice: it is shut, start the dashboard again")
                 raise HTTPError(
                     403, reason="This link was used before. The dashboard is shut: start it again"
                 )
-            if entry is Entry.WRONG:
+            if entry is LinkUse.WRONG:
                 raise HTTPError(403, reason="This is not the link that keylime_tenant dashboard has printed")
             self.set_cookie(COOKIE, self.site.door.session, httponly=True, samesite="Strict", path="/")
         # No redirect: a browser sends no strict cookie along one that another program began.
         self.show("login", "Welcome")
 
 
-class Static(Page):
+class StaticHandler(Page):
     """The style and the script, which hold nothing of anybody."""
 
     needs_session = False
@@ -137,7 +137,7 @@ class Static(Page):
         self.finish(static_file(name))
 
 
-class Fleet(Page):
+class FleetHandler(Page):
     """All machines."""
 
     async def get(self) -> None:
@@ -152,7 +152,7 @@ class Fleet(Page):
         self.show("fleet", "Fleet", page=page, section="fleet")
 
 
-class Machine(Page):
+class MachineHandler(Page):
     """One machine."""
 
     async def get(self, text: str) -> None:
@@ -169,7 +169,7 @@ class Machine(Page):
         self.show("machine", page.agent_id, page=page, section="fleet")
 
 
-class Confirm(Page):
+class ConfirmHandler(Page):
     """Stop, reactivate or delete a machine: asked first, done then."""
 
     async def get(self, text: str, word: str) -> None:
@@ -192,7 +192,7 @@ class Confirm(Page):
         self.redirect(machine_href(agent_id), status=303)
 
 
-class Accept(Page):
+class AcceptHandler(Page):
     """Findings into the next version of a policy: shown first, stored then."""
 
     async def get(self, text: str) -> None:
@@ -212,7 +212,7 @@ class Accept(Page):
         self.redirect(machine_href(agent_id), status=303)
 
 
-class Policies(Page):
+class PoliciesHandler(Page):
     """All policies."""
 
     async def get(self) -> None:
@@ -221,7 +221,7 @@ class Policies(Page):
         self.show("policies", "Policies", groups=policies_page(names, statuses), section="policies")
 
 
-class Policy(Page):
+class PolicyHandler(Page):
     """One policy, and what is different between two of its versions."""
 
     async def get(self, word: str, name: str) -> None:
@@ -240,7 +240,7 @@ class Policy(Page):
         return next((one for one in known if str(one) == text), None)
 
 
-class Revocations(Page):
+class RevocationsHandler(Page):
     """Who was told what."""
 
     async def get(self) -> None:
@@ -250,7 +250,7 @@ class Revocations(Page):
         )
 
 
-class Services(Page):
+class ServicesHandler(Page):
     """Registrar and verifiers."""
 
     async def get(self) -> None:
@@ -266,22 +266,22 @@ class Services(Page):
         self.show("services", "Services", page=page, section="services")
 
 
-class Events(Page):
+class EventsHandler(Page):
     """What happens, for the script of our pages."""
 
     _open = 0
 
     async def get(self) -> None:
-        if Events._open >= _MOST_STREAMS:
+        if EventsHandler._open >= _MOST_STREAMS:
             raise HTTPError(503, reason="Too many pages are open")
         self.set_header("Content-Type", "text/event-stream")
-        Events._open += 1
+        EventsHandler._open += 1
         try:
             await self._stream()
         except StreamClosedError:  # nobody looks any more
             pass
         finally:
-            Events._open -= 1
+            EventsHandler._open -= 1
 
     async def _stream(self) -> None:
         follower = self.site.follower
@@ -300,7 +300,7 @@ class Events(Page):
                 await self.flush()
 
 
-class Absent(Page):
+class AbsentHandler(Page):
     """Every other address."""
 
     needs_session = False

@@ -40,7 +40,7 @@ class FindingView:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class TimelineEntry:
     """One event of the timeline."""
 
     at: str
@@ -58,7 +58,7 @@ class Certificate:
 
 
 @dataclass(frozen=True, slots=True)
-class Act:
+class MachineAction:
     """What a person can do, each behind a page that asks again."""
 
     word: str
@@ -78,8 +78,8 @@ class MachinePage:
     left_off: int
     not_acceptable: Sequence[str]
     commands: Sequence[str]
-    acts: Sequence[Act]
-    timeline: Sequence[Entry]
+    acts: Sequence[MachineAction]
+    timeline: Sequence[TimelineEntry]
     older: int  # events that are not shown
     certificates: Sequence[Certificate]
     growth: Sparkline | None
@@ -191,19 +191,19 @@ def _boot(status: ToldStatus) -> tuple[str, str]:
     return f"as its policy demands, when it passed last{reboots}", "good"
 
 
-def _acts(case: Case) -> Iterator[Act]:
+def _acts(case: Case) -> Iterator[MachineAction]:
     standing = standing_of(case.status)
     if acceptable(case.findings):
-        yield Act("accept", machine_href(case.agent_id, "accept"))
+        yield MachineAction("accept", machine_href(case.agent_id, "accept"))
     if standing in (Standing.FAILED, Standing.STOPPED):
-        yield Act("reactivate", machine_href(case.agent_id, "reactivate"))
+        yield MachineAction("reactivate", machine_href(case.agent_id, "reactivate"))
     if standing is not Standing.STOPPED:
-        yield Act("stop", machine_href(case.agent_id, "stop"))
-    yield Act("delete", machine_href(case.agent_id, "delete"))
+        yield MachineAction("stop", machine_href(case.agent_id, "stop"))
+    yield MachineAction("delete", machine_href(case.agent_id, "delete"))
 
 
-def _entry(event: HistoryEvent) -> Entry:
-    return Entry(
+def _entry(event: HistoryEvent) -> TimelineEntry:
+    return TimelineEntry(
         moment(event.at), history.headline(event), history.style(event), tuple(history.details(event))
     )
 

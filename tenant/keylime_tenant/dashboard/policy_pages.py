@@ -20,7 +20,7 @@ SHOWN_LINES = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class PolicyKindPages:
     """Policies of one kind: their word in addresses, their path and their list at the verifier."""
 
     word: str
@@ -29,11 +29,11 @@ class Kind:
     names_key: str
 
 
-KINDS: Mapping[str, Kind] = {
+KINDS: Mapping[str, PolicyKindPages] = {
     kind.word: kind
     for kind in (
-        Kind("runtime", "allowlists", "Runtime policies", "runtimepolicy names"),
-        Kind("boot", "mbpolicies", "Measured boot policies", "mbpolicy names"),
+        PolicyKindPages("runtime", "allowlists", "Runtime policies", "runtimepolicy names"),
+        PolicyKindPages("boot", "mbpolicies", "Measured boot policies", "mbpolicy names"),
     )
 }
 
@@ -77,7 +77,7 @@ def policies_page(
     return groups
 
 
-def _used(kind: Kind, status: ToldStatus) -> set[str]:
+def _used(kind: PolicyKindPages, status: ToldStatus) -> set[str]:
     if kind.word == "boot":
         names = {status.mb_policy_name}
     else:
@@ -85,7 +85,7 @@ def _used(kind: Kind, status: ToldStatus) -> set[str]:
     return {name for name in names if isinstance(name, str) and name}
 
 
-def policy_href(kind: Kind, name: str) -> str:
+def policy_href(kind: PolicyKindPages, name: str) -> str:
     """The address of a policy's page."""
     return f"/policies/{kind.word}/{quote(name, safe='')}"
 
@@ -102,7 +102,7 @@ class Version:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class DifferenceLine:
     """One line of a difference."""
 
     text: str
@@ -115,7 +115,7 @@ class Comparison:
 
     former: int
     latter: int
-    lines: Sequence[Line]
+    lines: Sequence[DifferenceLine]
     left_off: int = 0
 
 
@@ -133,7 +133,7 @@ class PolicyPage:
     chosen: tuple[int, int]  # which two are compared, or are offered for it
 
 
-def policy_page(kind: Kind, found: PolicyVersions, comparison: Comparison | None) -> PolicyPage:
+def policy_page(kind: PolicyKindPages, found: PolicyVersions, comparison: Comparison | None) -> PolicyPage:
     """The page of one policy."""
     numbers = [version.version for version in found.versions]
     newest = numbers[0] if numbers else 0
@@ -159,39 +159,39 @@ def policy_page(kind: Kind, found: PolicyVersions, comparison: Comparison | None
     )
 
 
-def compare(kind: Kind, former: tuple[int, str], latter: tuple[int, str]) -> Comparison:
+def compare(kind: PolicyKindPages, former: tuple[int, str], latter: tuple[int, str]) -> Comparison:
     """What is different between two versions, each a number and its text."""
     differs = _runtime_lines if kind.word == "runtime" else _text_lines
     try:
         lines = [*differs(former[1], latter[1])]
     except KeylimeError as error:  # accepted long ago by looser rules
-        lines = [Line(f"cannot be compared rule by rule: {error}", "doubtful")]
-    shown = lines[:SHOWN_LINES] or [Line("Nothing: both give the same verdicts.")]
+        lines = [DifferenceLine(f"cannot be compared rule by rule: {error}", "doubtful")]
+    shown = lines[:SHOWN_LINES] or [DifferenceLine("Nothing: both give the same verdicts.")]
     return Comparison(former[0], latter[0], shown, max(0, len(lines) - SHOWN_LINES))
 
 
-def _runtime_lines(former: str, latter: str) -> Iterator[Line]:
+def _runtime_lines(former: str, latter: str) -> Iterator[DifferenceLine]:
     before, after = (parse_runtime_policy(open_envelope(text), is_stored=True) for text in (former, latter))
     found = diff(before, after)
     for sign, style, sections in (("+", "added", found.added), ("-", "removed", found.removed)):
         for section, names in sections.items():
             for name, values in names.items():
                 for value in values or ("",):
-                    yield Line(printable(f"{sign} {section} {name} {value}".rstrip()), style)
+                    yield DifferenceLine(printable(f"{sign} {section} {name} {value}".rstrip()), style)
     for sign, style, excludes in (
         ("+", "added", found.excludes_added),
         ("-", "removed", found.excludes_removed),
     ):
         for pattern in excludes:
-            yield Line(printable(f"{sign} excludes {pattern}"), style)
+            yield DifferenceLine(printable(f"{sign} excludes {pattern}"), style)
     for name in found.changed:
-        yield Line(printable(f"~ {name} is another"), "doubtful")
+        yield DifferenceLine(printable(f"~ {name} is another"), "doubtful")
 
 
-def _text_lines(former: str, latter: str) -> Iterator[Line]:
+def _text_lines(former: str, latter: str) -> Iterator[DifferenceLine]:
     styles = {"+": "added", "-": "removed"}
     for text in islice(difflib.unified_diff(_pretty(former), _pretty(latter), lineterm=""), 2, None):
-        yield Line(printable(text), styles.get(text[:1], ""))
+        yield DifferenceLine(printable(text), styles.get(text[:1], ""))
 
 
 def _pretty(text: str) -> list[str]:

@@ -11,9 +11,9 @@ from tornado.web import Application, RequestHandler
 
 from keylime.errors import ConfigError
 from keylime_tenant.dashboard import handlers
-from keylime_tenant.dashboard.access import Door, Place, own_address
+from keylime_tenant.dashboard.access import Door, PageAddress, own_address
 from keylime_tenant.dashboard.chronicle import Chronicle
-from keylime_tenant.dashboard.following import Follower
+from keylime_tenant.dashboard.following import EventFeed
 from keylime_tenant.dashboard.growth import Growth
 from keylime_tenant.dashboard.rendering import Renderer
 from keylime_tenant.session import Session
@@ -27,7 +27,7 @@ _IDLE_S = 120.0
 class Dashboard:
     """One that serves."""
 
-    place: Place
+    place: PageAddress
     door: Door
 
     @property
@@ -44,8 +44,8 @@ async def serving(session: Session, port: int | None) -> AsyncIterator[Dashboard
         sockets = bind_sockets(port or 0, address)
     except OSError as error:
         raise ConfigError(f"--port: cannot listen on {address} port {port}: {error.strerror}") from error
-    place, door, chronicle = Place(address, sockets[0].getsockname()[1]), Door(), Chronicle()
-    follower = Follower(session.verifier, session.event_source, chronicle)
+    place, door, chronicle = PageAddress(address, sockets[0].getsockname()[1]), Door(), Chronicle()
+    follower = EventFeed(session.verifier, session.event_source, chronicle)
     site = handlers.Site(session, place, door, Renderer(door.form_token), follower, chronicle, Growth())
     server = HTTPServer(
         application(site),
@@ -72,7 +72,7 @@ def application(site: handlers.Site) -> Application:
     routes = [(path, handler, shared) for path, handler in _ROUTES]
     return Application(
         routes,
-        default_handler_class=handlers.Absent,
+        default_handler_class=handlers.AbsentHandler,
         default_handler_args=shared,
         log_function=_log_nothing,
     )
@@ -83,15 +83,15 @@ def _log_nothing(_handler: RequestHandler) -> None:
 
 
 _ROUTES: tuple[tuple[str, type[RequestHandler]], ...] = (
-    (r"/", handlers.Fleet),
-    (r"/login", handlers.Login),
-    (r"/events", handlers.Events),
-    (r"/static/([a-z.]+)", handlers.Static),
-    (r"/machine/([^/]+)", handlers.Machine),
-    (r"/machine/([^/]+)/accept", handlers.Accept),
-    (r"/machine/([^/]+)/(stop|reactivate|delete)", handlers.Confirm),
-    (r"/policies", handlers.Policies),
-    (r"/policies/(runtime|boot)/([^/]+)", handlers.Policy),
-    (r"/revocations", handlers.Revocations),
-    (r"/services", handlers.Services),
+    (r"/", handlers.FleetHandler),
+    (r"/login", handlers.LoginHandler),
+    (r"/events", handlers.EventsHandler),
+    (r"/static/([a-z.]+)", handlers.StaticHandler),
+    (r"/machine/([^/]+)", handlers.MachineHandler),
+    (r"/machine/([^/]+)/accept", handlers.AcceptHandler),
+    (r"/machine/([^/]+)/(stop|reactivate|delete)", handlers.ConfirmHandler),
+    (r"/policies", handlers.PoliciesHandler),
+    (r"/policies/(runtime|boot)/([^/]+)", handlers.PolicyHandler),
+    (r"/revocations", handlers.RevocationsHandler),
+    (r"/services", handlers.ServicesHandler),
 )

@@ -18,7 +18,7 @@ _LATE_S = 60  # a machine that is expected to pass and has not for so long
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class ReceiverRow:
     """How far one receiver of revocations is."""
 
     target: str
@@ -32,7 +32,7 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Delivery:
+class DeliveryRow:
     """One revocation on its way to one receiver."""
 
     agent_id: str
@@ -49,8 +49,8 @@ class Delivery:
 class RevocationsPage:
     """All of it; `left_off` deliveries are not shown."""
 
-    targets: Sequence[Target]
-    deliveries: Sequence[Delivery]
+    targets: Sequence[ReceiverRow]
+    deliveries: Sequence[DeliveryRow]
     left_off: int
 
 
@@ -64,9 +64,9 @@ def revocations_page(found: Deliveries, now: float) -> RevocationsPage:
     )
 
 
-def _target(one: TargetSummary, now: float) -> Target:
+def _target(one: TargetSummary, now: float) -> ReceiverRow:
     waits = one.pending + one.wrong_key
-    return Target(
+    return ReceiverRow(
         target=printable(one.target),
         channel=printable(one.channel),
         pending=waits,
@@ -81,8 +81,8 @@ def _target(one: TargetSummary, now: float) -> Target:
 _STYLES = {"delivered": "good", "failed": "bad", "pending": "doubtful", "wrong_key": "doubtful"}
 
 
-def _delivery(one: DeliveryStatus) -> Delivery:
-    return Delivery(
+def _delivery(one: DeliveryStatus) -> DeliveryRow:
+    return DeliveryRow(
         agent_id=printable(one.agent_id),
         href=machine_href(one.agent_id),
         made=moment(one.created_at),

@@ -5,7 +5,7 @@ import json
 import msgspec
 import pytest
 
-from keylime.appraisal.evidence import Answer
+from keylime.appraisal.evidence import AgentAnswer
 from keylime.errors import MalformedMessage
 from keylime.messages.agent import MAX_BOOT_LOG, MAX_FIELD, QuoteReply
 from keylime.messages.envelope import MAX_STATUS, parse_envelope
@@ -13,8 +13,8 @@ from keylime.messages.envelope import MAX_STATUS, parse_envelope
 FIELDS = {"quote": "rAA==", "hash_alg": "sha256", "enc_alg": "ecc256", "sign_alg": "ecdsa"}
 
 
-def read(**fields: object) -> Answer:
-    return Answer.from_wire(msgspec.Raw(json.dumps({**FIELDS, **fields}).encode()))
+def read(**fields: object) -> AgentAnswer:
+    return AgentAnswer.from_wire(msgspec.Raw(json.dumps({**FIELDS, **fields}).encode()))
 
 
 def test_an_answer_is_read_as_its_fields_but_for_the_list_which_stays_as_it_came() -> None:
@@ -48,7 +48,7 @@ def test_n12_a_field_of_another_kind_or_size_is_malformed(fields: dict[str, obje
 
 def test_what_must_be_there_must_be_there() -> None:
     with pytest.raises(MalformedMessage, match="missing required field `quote`"):
-        Answer.from_wire(msgspec.Raw(b"{}"))
+        AgentAnswer.from_wire(msgspec.Raw(b"{}"))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import base64
 import hashlib
 
-from keylime.appraisal.evidence import Answer, Evidence, RawBootLog, parse_evidence, quote_finding
+from keylime.appraisal.evidence import AgentAnswer, Evidence, RawBootLog, parse_evidence, quote_finding
 from keylime.hashes import HashAlgorithm
 from tests.captures import capture
 from tests.evidence import captured_reply
@@ -20,7 +20,7 @@ def test_a_finding_about_a_quote_tells_what_was_done_and_what_went_wrong() -> No
 
 def test_a_captured_answer_is_read_in_full() -> None:
     reply = captured_reply(STAGE, "ecdsa", "sha1")
-    evidence = parse_evidence(Answer.of(reply))
+    evidence = parse_evidence(AgentAnswer.of(reply))
     assert isinstance(evidence, Evidence)
     assert evidence.bank is HashAlgorithm.SHA1
     assert (evidence.declared_encryption, evidence.declared_signing) == ("ecc256", "ecdsa")

@@ -15,7 +15,7 @@ from keylime.config.options import TABLES
 from keylime.config.reader import parse_file
 from keylime.config.render import render
 from keylime.config.settings import Settings
-from keylime.config.upgrade.conversion import Source, Upgrade, upgrade
+from keylime.config.upgrade.conversion import ConfigSource, Upgrade, upgrade
 from keylime.config.upgrade.single_file import MOVED
 from keylime.takeover.upgrade_config import main
 
@@ -27,7 +27,7 @@ PHRASE = st.text("abc XYZ019_./:-=#;,'\"\\[]{}äß", max_size=20).map(lambda tex
 def upgraded(text: str, name: str = "keylime.conf") -> Upgrade:
     component = name.partition(".")[0]
     entries = parse_file(text, section=component, origin=name, toml=component == "agent")
-    return upgrade([Source(name, entries)])
+    return upgrade([ConfigSource(name, entries)])
 
 
 def loaded(component: str, text: str, directory: Path) -> Settings:
@@ -175,7 +175,7 @@ def test_what_is_written_is_read_again_as_it_was(tmp_path: Path, component: str,
     found = loaded(component, text, tmp_path)
     assert {key: found.value(key[1], key[0]) for key in values} == values
     entries = parse_file(text, section=component, origin="x", toml=component == "agent")
-    again = upgrade([Source("x", entries)])
+    again = upgrade([ConfigSource("x", entries)])
     assert again.files.get(component, text) == text, "a file of today comes out as it is"
     assert not again.remarks
 
@@ -188,7 +188,7 @@ def test_no_text_brings_the_conversion_down(text: str) -> None:
             entries = parse_file(f"[{section}]\n" + "\n".join(lines[:1]), section=section, origin="x")
         except Exception:  # noqa: BLE001, S112  the reader has tests of its own
             continue
-        for remark in upgrade([Source("x", entries)]).remarks:
+        for remark in upgrade([ConfigSource("x", entries)]).remarks:
             assert remark
 
 

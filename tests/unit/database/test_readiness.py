@@ -7,7 +7,7 @@ import pytest
 import sqlalchemy as sa
 
 from keylime.database.engine import DatabaseUnavailable
-from keylime.database.locks import Holder, Sightings
+from keylime.database.locks import LockHolder, Sightings
 from keylime.database.readiness import locks_problem, remedy_of
 
 
@@ -48,8 +48,8 @@ def test_the_remedy_is_named_and_the_drivers_words_are_not(cause: Exception, wor
     assert "secret" not in told
 
 
-def holder(transaction: str, table: str = "agents", state: str = "active") -> Holder:
-    return Holder(transaction, table, 7, "psql", state)
+def holder(transaction: str, table: str = "agents", state: str = "active") -> LockHolder:
+    return LockHolder(transaction, table, 7, "psql", state)
 
 
 def test_a_transaction_counts_from_its_first_sighting_whatever_its_session_does() -> None:
@@ -62,7 +62,7 @@ def test_a_transaction_counts_from_its_first_sighting_whatever_its_session_does(
 
 
 def test_a_transaction_without_a_session_is_told_as_such() -> None:
-    assert "pg_prepared_xacts" in str(Holder("-1/7", "agents", None, "", ""))
+    assert "pg_prepared_xacts" in str(LockHolder("-1/7", "agents", None, "", ""))
 
 
 def test_locks_are_told_by_table() -> None:

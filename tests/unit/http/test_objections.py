@@ -6,7 +6,7 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from keylime.http.objections import ServerNames, key_objection
+from keylime.http.objections import HostDemands, key_objection
 from keylime.pki.agent_certificate import key_pin
 from keylime.pki.server_names import NameCheck
 from tests.fakes.tls_material import Authority, Issued
@@ -22,9 +22,9 @@ def der(issued: Issued) -> bytes:
 
 
 def test_a_server_is_known_by_its_names(server: Issued, caplog: pytest.LogCaptureFixture) -> None:
-    assert ServerNames("127.0.0.1", NameCheck.STRICT).objection(der(server), 1) is None
-    assert "not for localhost" in str(ServerNames("localhost", NameCheck.STRICT).objection(der(server), 1))
-    lenient = ServerNames("localhost", NameCheck.WARN)
+    assert HostDemands("127.0.0.1", NameCheck.STRICT).objection(der(server), 1) is None
+    assert "not for localhost" in str(HostDemands("localhost", NameCheck.STRICT).objection(der(server), 1))
+    lenient = HostDemands("localhost", NameCheck.WARN)
     with caplog.at_level(logging.WARNING):
         assert [lenient.objection(der(server), 1) for _ in range(3)] == [None] * 3
     assert caplog.text.count("the server at localhost:1: ") == 1, "each certificate is warned of once"
@@ -32,7 +32,7 @@ def test_a_server_is_known_by_its_names(server: Issued, caplog: pytest.LogCaptur
 
 @pytest.mark.parametrize("shown", [b"", b"\x30\x00", bytes(100)])
 def test_who_shows_no_certificate_is_nobody(shown: bytes) -> None:
-    assert ServerNames("localhost", NameCheck.OFF).objection(shown, 1) is not None
+    assert HostDemands("localhost", NameCheck.OFF).objection(shown, 1) is not None
     assert "shows no key" in str(key_objection(shown, bytes(32)))
 
 

@@ -15,7 +15,7 @@ from keylime_policy.boot_states import is_reference_state, lint_reference_state,
 from keylime_policy.create_measured_boot import create_from_log
 from keylime_policy.edit import lint_file, show, show_difference
 from keylime_policy.messages import Messages
-from keylime_policy.sources import Source
+from keylime_policy.sources import SourceFile
 from tests.fakes.boots import Boot
 
 BOOT_LOGS = Path(__file__).parents[2] / "data/boot-logs/public"
@@ -28,7 +28,7 @@ def components(boot: Boot) -> dict[str, Any]:
 
 def example() -> dict[str, Any]:
     log = (BOOT_LOGS / "qemu-rhel9-shim-grub-secureboot-vendordb.bin").read_bytes()
-    state, _ = create_from_log(Source("-e", "log", log), Messages("test"), without_secure_boot=False)
+    state, _ = create_from_log(SourceFile("-e", "log", log), Messages("test"), without_secure_boot=False)
     return dict(state)
 
 

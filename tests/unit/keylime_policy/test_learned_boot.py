@@ -11,12 +11,12 @@ import pytest
 from keylime.errors import ConfigError
 from keylime.hashes import HashAlgorithm
 from keylime.measured_boot.authenticode import authenticode_digest
-from keylime.measured_boot.components import Document
+from keylime.measured_boot.components import ReferenceStateDocument
 from keylime.measured_boot.learning import learn_components, to_json
 from keylime_policy.fleet import machine_names
 from keylime_policy.learned_boot import Update, learn_from_fleet, learn_from_log, update_reference
 from keylime_policy.messages import Messages
-from keylime_policy.sources import Source
+from keylime_policy.sources import SourceFile
 from tests.fakes.boots import Boot, next_boot
 from tests.fakes.event_logs import Record, build_log
 from tests.fakes.measured_boot import policy
@@ -26,21 +26,21 @@ MESSAGES = Messages("test")
 DATA = Path(__file__).parents[2] / "data"
 
 
-def reasons(state: Document, boot: Boot) -> str:
+def reasons(state: ReferenceStateDocument, boot: Boot) -> str:
     found = policy(to_json(state), "components").evaluate(boot.log(), HashAlgorithm.SHA256)
     return " ".join(str(finding.context["reason"]) for finding in found)
 
 
-def logs(boots: Iterable[Boot]) -> list[Source]:
+def logs(boots: Iterable[Boot]) -> list[SourceFile]:
     return [
-        Source("--for-fleet", f"/logs/node{at}/binary_bios_measurements", boot.log_bytes())
+        SourceFile("--for-fleet", f"/logs/node{at}/binary_bios_measurements", boot.log_bytes())
         for at, boot in enumerate(boots)
     ]
 
 
-def reference(boot: Boot) -> Source:
+def reference(boot: Boot) -> SourceFile:
     document = json.dumps(to_json(learn_components(boot.log())))
-    return Source("update-reference", "reference.json", document.encode())
+    return SourceFile("update-reference", "reference.json", document.encode())
 
 
 def test_one_log_makes_a_policy_of_its_chain(capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,7 +67,7 @@ def test_one_log_makes_a_policy_of_its_chain(capsys: pytest.CaptureFixture[str])
 def test_where_nothing_can_be_demanded_it_is_said(
     log: Path, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = Source("-e", str(log), log.read_bytes())
+    source = SourceFile("-e", str(log), log.read_bytes())
     _, status = learn_from_log(source, MESSAGES, policy="components", without_secure_boot=True)
     assert status == 0
     assert said in capsys.readouterr().err
@@ -79,7 +79,7 @@ def test_a_policy_that_does_not_accept_its_source_says_so(capsys: pytest.Capture
 
     content = build_log([item for item in Boot("uki").records() if not is_lost(item)])
     _, status = learn_from_log(
-        Source("-e", "log", content), MESSAGES, policy="uki", without_secure_boot=False
+        SourceFile("-e", "log", content), MESSAGES, policy="uki", without_secure_boot=False
     )
     assert status == 3
     assert "warning: the policy does not accept its source: " in capsys.readouterr().err
@@ -110,7 +110,7 @@ def test_machines_that_cannot_share_a_policy_are_named_and_left_out(
 ) -> None:
     boots = [Boot("shim-grub"), Boot("uki"), Boot("shim-grub"), replace(Boot("shim-grub"), secure_boot=False)]
     paths = logs(boots)
-    empty = Source("--for-fleet", "/logs/empty", b"")
+    empty = SourceFile("--for-fleet", "/logs/empty", b"")
     document, status = learn_from_fleet(
         [*paths, empty], MESSAGES, policy="components", without_secure_boot=False
     )
@@ -124,12 +124,12 @@ def test_machines_that_cannot_share_a_policy_are_named_and_left_out(
 
 
 KERNEL = pe_image({".linux": b"the next kernel"})
-INITRD = Source("--initrd", "/boot/initrd", b"the next initrd")
+INITRD = SourceFile("--initrd", "/boot/initrd", b"the next initrd")
 
 
-def updated(boot: Boot, **changes: Any) -> Document:
+def updated(boot: Boot, **changes: Any) -> ReferenceStateDocument:
     document, _ = update_reference(
-        Update(reference=reference(boot), kernel=Source("--kernel", "/boot/kernel", KERNEL), **changes),
+        Update(reference=reference(boot), kernel=SourceFile("--kernel", "/boot/kernel", KERNEL), **changes),
         MESSAGES,
     )
     return document
@@ -218,7 +218,7 @@ def test_a_log_of_another_chain_or_policy_is_refused() -> None:
     (log,) = logs([Boot("uki")])
     with pytest.raises(ConfigError, match="boots by chain uki, not by shim-grub"):
         update_reference(Update(reference=reference(Boot("shim-grub")), boot_log=log), MESSAGES)
-    example = Source("update-reference", "example", b'{"kernels": []}')
+    example = SourceFile("update-reference", "example", b'{"kernels": []}')
     with pytest.raises(ConfigError, match="is of policy `example`"):
         update_reference(Update(reference=example, boot_log=log), MESSAGES)
 

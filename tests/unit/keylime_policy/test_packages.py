@@ -21,7 +21,7 @@ from keylime_policy.compression import MalformedArchive
 from keylime_policy.messages import Messages
 from keylime_policy.packages.deb import data_archive, parse_packages, parse_release, stanzas
 from keylime_policy.packages.package import checked_path
-from keylime_policy.packages.places import Address, PlaceError, read_file
+from keylime_policy.packages.places import PlaceError, RepositoryAddress, read_file
 from keylime_policy.packages.rpm import (
     package_files,
     parse_extended_lists,
@@ -141,7 +141,7 @@ def test_a_server_in_trouble_is_asked_again_and_one_without_the_file_is_not() ->
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     pauses: list[float] = []
-    place = Address("--x", f"http://user:secret@127.0.0.1:{server.server_port}/top", pauses.append)
+    place = RepositoryAddress("--x", f"http://user:secret@127.0.0.1:{server.server_port}/top", pauses.append)
     try:
         assert place.name == f"--x http://127.0.0.1:{server.server_port}/top"
         assert read_file(place, "a b") == b"ok"

@@ -192,7 +192,7 @@ def test_a_challenge_is_asked_for_and_arrives() -> None:
         agent_id=AGENT,
         authentication_requested=[
             push_session.RequestedProof(
-                chosen_parameters=push_session.Challenge(push_document.encode_binary(bytes(16)))
+                chosen_parameters=push_session.SessionChallenge(push_document.encode_binary(bytes(16)))
             )
         ],
         created_at=TIME,

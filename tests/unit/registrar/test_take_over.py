@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from keylime.takeover.report import Fate
 from keylime_registrar.identity import Registration
-from keylime_registrar.takeover import Plan, Proposal, convert, settle
+from keylime_registrar.takeover import RegistrationPlan, RegistrationProposal, convert, settle
 from tests.fakes.software_identity import SoftwareIdentity, b64
 from tests.fakes.tls_material import self_signed
 
@@ -36,7 +36,7 @@ def row(**changes: object) -> dict[str, Any]:
     return {name: value for name, value in {**whole, **changes}.items() if value is not ...}
 
 
-def taken(**changes: object) -> tuple[Registration, Proposal]:
+def taken(**changes: object) -> tuple[Registration, RegistrationProposal]:
     proposal = convert(row(**changes))
     assert proposal.registration is not None, proposal.item
     return proposal.registration, proposal
@@ -107,7 +107,7 @@ def test_no_row_stops_the_others(changes: dict[str, object]) -> None:
 
 def test_what_is_here_stays() -> None:
     registration, proposal = taken()
-    plan = Plan("s", "r", (proposal,))
+    plan = RegistrationPlan("s", "r", (proposal,))
     missing, report = settle(plan, {})
     assert (missing, report.items[0].fate) == ([proposal], Fate.TAKEN)
     same = {"agent-1": (registration.ek_tpm, registration.aik_tpm)}

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from keylime.service.daemon import Stopped, started, unless
+from keylime.service.daemon import StoppedEarly, started, unless
 
 
 @asynccontextmanager
@@ -55,7 +55,7 @@ def test_a_stop_in_the_last_moment_counts_and_cancels_nothing_afterwards() -> No
                 for _ in range(3):
                     await asyncio.sleep(0)
 
-        with pytest.raises(Stopped):
+        with pytest.raises(StoppedEarly):
             await work()
         await asyncio.sleep(0.01)
 

@@ -7,15 +7,15 @@ from pathlib import Path
 from sqlalchemy.engine import make_url
 
 from keylime.database.file import FOREIGN_TABLES
-from keylime.takeover.place import Place, own_file
+from keylime.takeover.place import DatabasePlace, own_file
 from keylime_registrar.schema import metadata as registrar_metadata
 from keylime_verifier.database.schema import metadata as verifier_metadata
 
 OTHERS = FOREIGN_TABLES | {"allowlists", "mbpolicies", "attestations", "evidence_items", "sessions"}
 
 
-def place_of(path: Path) -> Place:
-    return Place.of(make_url(f"sqlite+pysqlite:///{path}"))
+def place_of(path: Path) -> DatabasePlace:
+    return DatabasePlace.of(make_url(f"sqlite+pysqlite:///{path}"))
 
 
 def make(path: Path, *tables: str) -> None:
@@ -67,5 +67,5 @@ def test_a_file_of_ours_or_of_strangers_is_what_the_configuration_says(tmp_path:
 
 def test_a_server_has_both_in_one_database() -> None:
     url = make_url("postgresql+psycopg://h/n")
-    assert Place.of(url) == Place(url, url)
-    assert not Place.of(url).is_beside
+    assert DatabasePlace.of(url) == DatabasePlace(url, url)
+    assert not DatabasePlace.of(url).is_beside

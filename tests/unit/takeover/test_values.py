@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keylime.takeover.releases import release_of
-from keylime.takeover.report import Fate, Item, Kind, Report, printable
-from keylime.takeover.values import Objection, flag_of, json_of, number_of, text_of
+from keylime.takeover.report import Fate, Item, ItemKind, TakeoverReport, printable
+from keylime.takeover.values import NotTakenOver, flag_of, json_of, number_of, text_of
 
 ANYTHING = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=30), st.binary(max_size=30)
@@ -17,7 +17,7 @@ ANYTHING = st.one_of(
 
 @pytest.mark.parametrize("value", ["a\0b", "\ud800", b"a\0", b"\xff"])
 def test_a_text_that_not_every_database_holds_is_none(value: object) -> None:
-    with pytest.raises(Objection, match="c is not"):
+    with pytest.raises(NotTakenOver, match="c is not"):
         text_of({"c": value}, "c")
 
 
@@ -25,7 +25,7 @@ def test_a_text_that_not_every_database_holds_is_none(value: object) -> None:
 def test_any_value_is_read_or_objected_to(value: object) -> None:
     row = {"c": value}
     for read in (text_of, number_of, json_of):
-        with contextlib.suppress(Objection):
+        with contextlib.suppress(NotTakenOver):
             read(row, "c")
     assert flag_of(row, "c") in (True, False, None)
 
@@ -40,7 +40,7 @@ def test_numbers_come_in_several_shapes(value: object, expected: int | None) -> 
 
 @pytest.mark.parametrize("value", [True, "x", 7.5, -1, 2**31, "9" * 5000, b"7", "--5", "-", "5-", "\u0665"])
 def test_what_is_no_number_is_named(value: object) -> None:
-    with pytest.raises(Objection, match=r"^c is "):
+    with pytest.raises(NotTakenOver, match=r"^c is "):
         number_of({"c": value}, "c")
 
 
@@ -61,11 +61,11 @@ def test_releases_are_named_in_any_case() -> None:
 
 def test_a_report_is_lines_or_json_and_names_cannot_break_them() -> None:
     items = (
-        Item.of(Kind.AGENT, "good"),
-        Item.of(Kind.AGENT, "changed", ["so"]),
-        Item(Kind.RUNTIME_POLICY, "bad\nname", Fate.NOT_TAKEN, ("why", "what to do")),
+        Item.of(ItemKind.AGENT, "good"),
+        Item.of(ItemKind.AGENT, "changed", ["so"]),
+        Item(ItemKind.RUNTIME_POLICY, "bad\nname", Fate.NOT_TAKEN, ("why", "what to do")),
     )
-    report = Report("sqlite:////x", "Keylime 7.14.3", items)
+    report = TakeoverReport("sqlite:////x", "Keylime 7.14.3", items)
     assert report.text().splitlines() == [
         "agent changed: taken with a change: so",
         "runtime policy 'bad\\nname': not taken: why; what to do",
@@ -73,7 +73,7 @@ def test_a_report_is_lines_or_json_and_names_cannot_break_them() -> None:
         "runtime policies: 1 not taken",
     ]
     assert '"dry_run": true' in report.dry().to_json()
-    assert Report("x", "y", ()).summary().endswith("nothing there")
+    assert TakeoverReport("x", "y", ()).summary().endswith("nothing there")
 
 
 @given(st.text())

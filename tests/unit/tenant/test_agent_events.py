@@ -11,7 +11,7 @@ from keylime.errors import KeylimeError, PeerRefused, PeerUnreachable
 from keylime.http.event_source import StreamedEvent
 from keylime.identifiers import AgentId
 from keylime.messages.history import HistoryEvent, HistoryGap
-from keylime_tenant.agent_events import Begun, News, news_of
+from keylime_tenant.agent_events import News, StreamBegun, news_of
 from keylime_tenant.errors import CommandFailed, OlderRelease
 
 AGENT = AgentId("agent-1")
@@ -82,7 +82,7 @@ def test_a_connection_that_breaks_is_gone_on_with() -> None:
         [StreamedEvent("11", "message", b""), told(12)],
     )
     news, troubles = followed(verifier, 4)
-    assert [type(one) for one in news] == [Begun, HistoryEvent, Begun, HistoryEvent]
+    assert [type(one) for one in news] == [StreamBegun, HistoryEvent, StreamBegun, HistoryEvent]
     assert [one.id for one in news if isinstance(one, HistoryEvent)] == [8, 12]
     path = f"/v2.6/events?agent_id={AGENT}"
     assert verifier.followed == [(path, ""), (path, "11"), (path, "11")]
@@ -101,7 +101,7 @@ def test_what_cannot_be_read_is_left_out_and_a_gap_is_told() -> None:
     later = block(9, "other", id=9)
     verifier = Verifier([strange, later, block(19, "gap", after=9, first=20), told(20)])
     news, _ = followed(verifier, 3)
-    assert isinstance(news[0], Begun)
+    assert isinstance(news[0], StreamBegun)
     assert news[1] == HistoryGap(after=9, first=20)
     assert isinstance(news[2], HistoryEvent)
 

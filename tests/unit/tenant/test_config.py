@@ -3,20 +3,20 @@ from pathlib import Path
 import pytest
 
 from keylime.config.loader import load_settings
-from keylime_tenant.config import Address, RetryPolicy, pointless_algorithms
+from keylime_tenant.config import Address, PeerRetries, pointless_algorithms
 
 
 @pytest.mark.parametrize(
     ("patience", "delays"),
     [
-        (RetryPolicy(interval_s=2, exponential=True, max_retries=5), [2, 4, 8, 16, 32]),
-        (RetryPolicy(interval_s=2, exponential=False, max_retries=3), [2, 2, 2]),
-        (RetryPolicy(interval_s=1.2, exponential=True, max_retries=3), [1.2, 1.44, 1.728]),
-        (RetryPolicy(interval_s=0.5, exponential=True, max_retries=2), [0.5, 0.5]),
-        (RetryPolicy(interval_s=2, exponential=True, max_retries=0), []),
+        (PeerRetries(interval_s=2, exponential=True, max_retries=5), [2, 4, 8, 16, 32]),
+        (PeerRetries(interval_s=2, exponential=False, max_retries=3), [2, 2, 2]),
+        (PeerRetries(interval_s=1.2, exponential=True, max_retries=3), [1.2, 1.44, 1.728]),
+        (PeerRetries(interval_s=0.5, exponential=True, max_retries=2), [0.5, 0.5]),
+        (PeerRetries(interval_s=2, exponential=True, max_retries=0), []),
     ],
 )
-def test_waits_grow_as_the_options_say(patience: RetryPolicy, delays: list[float]) -> None:
+def test_waits_grow_as_the_options_say(patience: PeerRetries, delays: list[float]) -> None:
     assert list(patience.delays()) == pytest.approx(delays)
 
 

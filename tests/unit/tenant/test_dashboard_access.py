@@ -4,9 +4,16 @@ import ipaddress
 
 import pytest
 
-from keylime_tenant.dashboard.access import SECURITY_HEADERS, Door, Entry, Place, is_own_origin, own_address
+from keylime_tenant.dashboard.access import (
+    SECURITY_HEADERS,
+    Door,
+    LinkUse,
+    PageAddress,
+    is_own_origin,
+    own_address,
+)
 
-PLACE = Place("127.9.8.7", 4711)
+PLACE = PageAddress("127.9.8.7", 4711)
 
 
 def test_n26_the_link_opens_once_and_who_comes_second_shuts_it() -> None:
@@ -14,15 +21,15 @@ def test_n26_the_link_opens_once_and_who_comes_second_shuts_it() -> None:
     session = door.session
     assert not door.admits(session)
     for wrong in ("", "x", door.link_token[:-1], door.link_token + "x", "é", "\ud800"):
-        assert door.enter(wrong) is Entry.WRONG
-    assert door.enter(door.link_token) is Entry.OPENED
+        assert door.enter(wrong) is LinkUse.WRONG
+    assert door.enter(door.link_token) is LinkUse.OPENED
     assert door.admits(session)
     assert not any(door.admits(wrong) for wrong in ("", door.link_token, session[:-1], "\ud800"))
-    assert door.enter("guess") is Entry.WRONG
+    assert door.enter("guess") is LinkUse.WRONG
     assert door.admits(session)
-    assert door.enter(door.link_token) is Entry.USED_BEFORE
+    assert door.enter(door.link_token) is LinkUse.USED_BEFORE
     assert not door.admits(session)
-    assert door.enter(door.link_token) is Entry.USED_BEFORE
+    assert door.enter(door.link_token) is LinkUse.USED_BEFORE
 
 
 def test_n27_forms_have_a_secret_of_their_own() -> None:
@@ -49,7 +56,7 @@ def test_n27_names_that_were_made_to_lead_here_mean_another_page(host: str, expe
 
 
 def test_a_chosen_port_is_reached_through_a_tunnel_by_both_names() -> None:
-    place = Place("127.0.0.1", 8900)
+    place = PageAddress("127.0.0.1", 8900)
     assert all(place.is_named_by(f"{name}:8900") for name in ("127.0.0.1", "localhost"))
     assert not place.is_named_by("localhost:80")
     assert is_own_origin(place, "localhost:8900", "http://localhost:8900", "same-origin")

@@ -6,7 +6,7 @@ from keylime.http.event_source import EventSource, StreamedEvent
 from keylime.messages.history import HistoryEvent
 from keylime_tenant.commands.dashboard import has_browser
 from keylime_tenant.dashboard.chronicle import Chronicle
-from keylime_tenant.dashboard.following import Follower
+from keylime_tenant.dashboard.following import EventFeed
 
 NOW = 1_800_000_000
 
@@ -35,7 +35,7 @@ def block(number: int, at: int, agent_id: str | None = "a") -> StreamedEvent:
 
 
 def test_listeners_hear_what_is_new_and_no_more_than_they_take() -> None:
-    follower = Follower(Verifier(), nowhere, Chronicle(), lambda: NOW)
+    follower = EventFeed(Verifier(), nowhere, Chronicle(), lambda: NOW)
     with follower.listening() as listener:
         follower.take(block(1, NOW - 3600))
         follower.take(StreamedEvent("2", "message", b""))

@@ -19,7 +19,7 @@ from keylime.messages.verifiers import VerifierProcess, VerifierProcesses
 from keylime_tenant.approval import Proposal
 from keylime_tenant.dashboard.acting import ORDERS, Acceptance
 from keylime_tenant.dashboard.fleet_page import FleetQuery, fleet_page
-from keylime_tenant.dashboard.following import News
+from keylime_tenant.dashboard.following import BrowserNews
 from keylime_tenant.dashboard.machine_page import ReadCertificate, machine_page
 from keylime_tenant.dashboard.policy_pages import KINDS, compare, policies_page, policy_page
 from keylime_tenant.dashboard.rendering import STATIC, Renderer, static_file
@@ -213,7 +213,10 @@ def test_n27_every_form_that_changes_something_has_the_secret() -> None:
 
 
 def test_news_are_one_line_whatever_they_say() -> None:
-    assert News("a\nb", "x\r\n\r\ndata: y").encode() == b'{"agent_id":"a\\nb","text":"x\\r\\n\\r\\ndata: y"}'
+    assert (
+        BrowserNews("a\nb", "x\r\n\r\ndata: y").encode()
+        == b'{"agent_id":"a\\nb","text":"x\\r\\n\\r\\ndata: y"}'
+    )
 
 
 def test_style_and_script_are_there_and_load_nothing() -> None:

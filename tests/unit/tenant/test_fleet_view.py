@@ -4,12 +4,12 @@ import msgspec
 import pytest
 
 from keylime_tenant.fleet_view import (
-    Action,
+    BulkAction,
     Carry,
     Fleet,
-    Line,
-    Mode,
+    KeyMode,
     Quit,
+    ScreenLine,
     View,
     chosen,
     folded,
@@ -62,7 +62,7 @@ def test_the_worst_come_first() -> None:
 )
 def test_a_filter_looks_at_ids_addresses_and_policies(text: str, found: list[str]) -> None:
     view, _ = after(["/", *text, "enter"])
-    assert (view.mode, view.filter) == (Mode.LIST, text)
+    assert (view.mode, view.filter) == (KeyMode.LIST, text)
     assert visible(FLEET, view) == found
 
 
@@ -70,7 +70,7 @@ def test_a_filter_is_typed_corrected_and_dropped() -> None:
     assert after(["/", "x", "y", "backspace", "up"])[0].filter == "x"
     assert after(["/", "q"])[1] is None, "letters are letters there"
     view, _ = after(["/", "x", "escape"])
-    assert (view.mode, view.filter) == (Mode.LIST, "")
+    assert (view.mode, view.filter) == (KeyMode.LIST, "")
 
 
 def test_states_are_gone_through_and_come_back_to_all() -> None:
@@ -91,24 +91,24 @@ def test_the_cursor_moves_and_stays_within_the_list() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "action"), [("r", Action.REACTIVATE), ("t", Action.STOP), ("d", Action.DELETE)]
+    ("key", "action"), [("r", BulkAction.REACTIVATE), ("t", BulkAction.STOP), ("d", BulkAction.DELETE)]
 )
-def test_an_action_on_many_is_asked_about_first(key: str, action: Action) -> None:
+def test_an_action_on_many_is_asked_about_first(key: str, action: BulkAction) -> None:
     view, order = after([" ", " ", key])
     assert order is None
-    assert view.mode is Mode.CONFIRM
+    assert view.mode is KeyMode.CONFIRM
     (question,) = [line.text for line in screen(FLEET, view, "the verifier", NOW) if "?" in line.text]
     assert question == f"{action.value} 2 agents? y: yes, any other key: no"
     view, order = press(view, "y", FLEET)
     assert order == Carry(action, ("b", "d"))
-    assert (view.mode, view.marked) == (Mode.LIST, frozenset())
+    assert (view.mode, view.marked) == (KeyMode.LIST, frozenset())
 
 
 @pytest.mark.parametrize("key", ["n", "q", "enter", "Y", "escape"])
 def test_only_a_y_is_a_yes(key: str) -> None:
     view, order = after(["d", key])
     assert order is None
-    assert (view.mode, view.message) == (Mode.LIST, "nothing was done")
+    assert (view.mode, view.message) == (KeyMode.LIST, "nothing was done")
 
 
 def test_without_marks_the_current_agent_is_meant_and_hidden_ones_never() -> None:
@@ -118,13 +118,13 @@ def test_without_marks_the_current_agent_is_meant_and_hidden_ones_never() -> Non
     assert chosen(FLEET, replace(marked, state=Standing.FAILED)) == ("b", "d")
     assert after(["a", "a"])[0].marked == frozenset()
     assert chosen(Fleet(), View()) == ()
-    assert press(View(), "d", Fleet())[0].mode is Mode.LIST, "there is nobody to ask about"
+    assert press(View(), "d", Fleet())[0].mode is KeyMode.LIST, "there is nobody to ask about"
 
 
 def test_who_left_meanwhile_is_not_acted_upon() -> None:
     view, _ = after([" ", " ", "d"])
     rest = replace(FLEET, statuses={"d": BAD})
-    assert press(view, "y", rest)[1] == Carry(Action.DELETE, ("d",))
+    assert press(view, "y", rest)[1] == Carry(BulkAction.DELETE, ("d",))
     assert press(view, "y", Fleet())[1] is None
 
 
@@ -152,19 +152,19 @@ def test_a_verifier_that_is_silent_is_told_above_what_it_said_last() -> None:
     fleet = replace(FLEET, problem="cannot reach the verifier")
     lines = screen(fleet, View(), "v", NOW + 60)
     assert "(1 min 0 s ago)" in lines[0].text
-    assert lines[1] == Line("cannot reach the verifier", "bad")
+    assert lines[1] == ScreenLine("cannot reach the verifier", "bad")
     assert head_of(fleet) == head_of(FLEET) + 1
     assert "not asked yet" in screen(Fleet(), View(), "v", NOW)[0].text
 
 
 def test_nothing_is_cut_long_lines_go_on_below() -> None:
-    line = Line("x" * 25, "bad", is_current=True)
-    assert [one.text for one in folded([line, Line("")], 10)] == ["x" * 10, "x" * 10, "x" * 5, ""]
+    line = ScreenLine("x" * 25, "bad", is_current=True)
+    assert [one.text for one in folded([line, ScreenLine("")], 10)] == ["x" * 10, "x" * 10, "x" * 5, ""]
 
 
 @pytest.mark.parametrize("height", [2, 5, 8, 100])
 def test_the_current_line_is_among_those_that_fit(height: int) -> None:
-    lines = [Line(str(number), is_current=number == 40) for number in range(60)]
+    lines = [ScreenLine(str(number), is_current=number == 40) for number in range(60)]
     shown = window(lines, 3, height)
     assert len(shown) == min(height, 60)
     assert [line.text for line in shown[:3]] == ["0", "1", "2"][:height]

@@ -4,7 +4,12 @@ import asyncio
 from collections.abc import Coroutine
 
 from keylime_verifier.agent_client import MAX_ANSWER
-from keylime_verifier.polling.answer_budget import LONG_ANSWERS, ORDINARY_ANSWER, AnswerBudget, Reservation
+from keylime_verifier.polling.answer_budget import (
+    LONG_ANSWERS,
+    ORDINARY_ANSWER,
+    AnswerBudget,
+    AnswerReservation,
+)
 
 MIB = 1 << 20
 
@@ -84,7 +89,7 @@ def test_n12_who_needs_less_need_not_wait_for_who_needs_more_but_not_for_ever() 
 
 
 def test_who_gives_up_waiting_leaves_nothing_behind() -> None:
-    async def wait(place: Reservation) -> None:
+    async def wait(place: AnswerReservation) -> None:
         await place.wait_for(8 * MIB)
 
     async def play() -> None:

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from keylime.pki.lifetimes import CertificateFile, Holder, Lifetime
-from keylime_verifier.agents.events import Event, EventKind
+from keylime_verifier.agents.events import EventKind, Occurrence
 from keylime_verifier.certificate_events import CertificateEvents
 
 ENDS = datetime(2026, 12, 1, tzinfo=UTC)
@@ -15,9 +15,9 @@ SERVER = CertificateFile(
 
 
 def test_each_stage_of_an_end_is_told_once() -> None:
-    now, told = [ENDS - timedelta(days=31)], list[Event]()
+    now, told = [ENDS - timedelta(days=31)], list[Occurrence]()
 
-    async def tell(event: Event) -> None:
+    async def tell(event: Occurrence) -> None:
         told.append(event)
 
     def watched(name: str = "default on here") -> CertificateEvents:

@@ -12,7 +12,7 @@ from keylime_verifier.agents.deliveries import (
     Channel,
     DeliveryState,
 )
-from keylime_verifier.agents.events import Event, EventKind
+from keylime_verifier.agents.events import EventKind, Occurrence
 from keylime_verifier.agents.records import Delivery, DeliveryAttempt, StoredRevocation
 from keylime_verifier.revocations.delivery_events import MOST_EVENTS, MOST_NAMES, delivery_events
 
@@ -30,7 +30,7 @@ def attempt(
     return DeliveryAttempt(Delivery(revocation, channel, target, tries), state, error, 5)
 
 
-def told(events: list[Event]) -> list[tuple[str | None, str, str, list[str]]]:
+def told(events: list[Occurrence]) -> list[tuple[str | None, str, str, list[str]]]:
     assert {event.kind for event in events} <= {EventKind.DELIVERY}
     return [
         (event.agent_id, event.details["outcome"], event.details["channel"], event.details["targets"])

@@ -6,13 +6,13 @@ import pytest
 
 from keylime.messages.verifier import OperationalState
 from keylime_verifier.agents.policy_categories import TextHash
-from keylime_verifier.agents.records import AgentRecord, PolicyVersions, Progress
+from keylime_verifier.agents.records import AgentRecord, HeldVersions, Progress
 from keylime_verifier.agents.shards import MemberId, ShardClaim
 from keylime_verifier.polling.fencing import Ruling, StoredState, rule_on_pass, rule_on_rejection, was_told
 from tests.unit.verifier.test_status import ENROLMENT
 
 MINE, THEIRS = ShardClaim(MemberId("me"), 7), ShardClaim(MemberId("they"), 7)
-HELD_TO = PolicyVersions(TextHash("runtime"), TextHash("boot"))
+HELD_TO = HeldVersions(TextHash("runtime"), TextHash("boot"))
 PASS = AgentRecord("i", ENROLMENT, Progress(supported_version="2.5"), MINE, 2)
 REJECTED = replace(
     PASS,
@@ -36,7 +36,7 @@ FOUND = StoredState("i", 2, OperationalState.GET_QUOTE, None, True, MINE, HELD_T
         (replace(FOUND, claim=ShardClaim(MemberId("me"), 8)), Ruling.TAKEN_OVER),
         (replace(FOUND, claim=ShardClaim()), Ruling.TAKEN_OVER),
         (replace(FOUND, recalls=3), Ruling.RECALLED),
-        (replace(FOUND, versions=PolicyVersions()), Ruling.COUNTS),
+        (replace(FOUND, versions=HeldVersions()), Ruling.COUNTS),
     ],
 )
 def test_a_pass_counts_for_the_owner_in_its_epoch_only(found: StoredState | None, expected: Ruling) -> None:
@@ -54,7 +54,7 @@ def test_a_pass_counts_for_the_owner_in_its_epoch_only(found: StoredState | None
         (None, Ruling.DELETED),
         (replace(FOUND, generation="j"), Ruling.ENROLLED_ANEW),
         (replace(FOUND, versions=replace(HELD_TO, runtime=TextHash("newer"))), Ruling.POLICIES_REPLACED),
-        (replace(FOUND, versions=PolicyVersions(HELD_TO.runtime, None)), Ruling.POLICIES_REPLACED),
+        (replace(FOUND, versions=HeldVersions(HELD_TO.runtime, None)), Ruling.POLICIES_REPLACED),
     ],
 )
 def test_a_rejection_counts_whoever_owns_the_shard(found: StoredState | None, expected: Ruling) -> None:

@@ -11,7 +11,7 @@ import pytest
 from keylime.errors import PeerUnreachable
 from keylime.messages.history import HistoryEvent
 from keylime_verifier.following.follower import Follower
-from keylime_verifier.following.journal import Journal
+from keylime_verifier.following.journal import EventLines
 from keylime_verifier.following.poster import event_message
 from tests.fakes.running_verifier import eventually
 from tests.unit.verifier.test_event_streams import Told, event
@@ -21,7 +21,7 @@ def ids_in(path: Path) -> list[int]:
     return [json.loads(line)["id"] for line in path.read_text().splitlines()]
 
 
-async def bring_all(told: Told, journal: Journal) -> None:
+async def bring_all(told: Told, journal: EventLines) -> None:
     follower = Follower(told, journal, "test")
     while await follower.step():
         pass
@@ -32,18 +32,18 @@ def test_a_file_has_what_happened_since_it_was_first_named_and_goes_on_after_a_r
 ) -> None:
     async def play() -> None:
         told, note, path = Told(3), tmp_path / "told.json", tmp_path / "events.jsonl"
-        await bring_all(told, Journal(note, path))
+        await bring_all(told, EventLines(note, path))
         assert not path.exists()
         told.events += [event(number) for number in range(4, 254)]
-        await bring_all(told, Journal(note, path))
+        await bring_all(told, EventLines(note, path))
         assert ids_in(path) == list(range(4, 254))
         told.events.append(event(254))
         note.write_text('{"id":251}')  # it was killed before it noted the last ones
-        await bring_all(told, Journal(note, path))
+        await bring_all(told, EventLines(note, path))
         assert ids_in(path) == list(range(4, 255))
         path.rename(tmp_path / "rotated")
         told.events.append(event(255))
-        await bring_all(told, Journal(note, path))
+        await bring_all(told, EventLines(note, path))
         assert ids_in(path) == [255]
         assert path.stat().st_mode & 0o077 in (0, 0o040)
 
@@ -55,7 +55,7 @@ def test_the_log_has_each_event_as_a_message_of_json(
 ) -> None:
     async def play() -> None:
         told = Told(0)
-        journal = Journal(tmp_path / "told.json", None)
+        journal = EventLines(tmp_path / "told.json", None)
         await bring_all(told, journal)
         told.events += [event(1), event(2)]
         await bring_all(told, journal)

@@ -13,11 +13,11 @@ from keylime_verifier.agents.policy_categories import PolicyHashes
 from keylime_verifier.agents.records import AgentRecord, Enrolment, Progress
 from keylime_verifier.polling.answer_budget import AnswerBudget
 from keylime_verifier.polling.meter import Meter
-from keylime_verifier.pushing.judging import MOST_AT_ONCE, Evidence, Judging, NoRoom
+from keylime_verifier.pushing.judging import MOST_AT_ONCE, Judging, ReceivedEvidence, TooMuchEvidence
 from tests.unit.verifier.test_status import ENROLMENT
 
 RECORD = AgentRecord("generation", ENROLMENT, Progress(supported_version="2.6"))
-EVIDENCE = Evidence(record=RECORD, policies={}, number=0, boot_time=0.0, collected=cast(Any, None))
+EVIDENCE = ReceivedEvidence(record=RECORD, policies={}, number=0, boot_time=0.0, collected=cast(Any, None))
 
 
 class AwayAtFirst:
@@ -67,7 +67,7 @@ def test_who_brings_more_than_can_wait_is_told_to_come_again() -> None:
         judges = judging(AwayAtFirst(), Meter())
         for _ in range(MOST_AT_ONCE):
             judges.begin(EVIDENCE, judges.demand_room(0))
-        with pytest.raises(NoRoom):
+        with pytest.raises(TooMuchEvidence):
             judges.demand_room(0)
         await judges.close(100.0)
         judges.demand_room(0).close()

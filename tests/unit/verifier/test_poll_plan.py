@@ -2,12 +2,12 @@
 
 from keylime.identifiers import AgentId
 from keylime_verifier.agents.policy_categories import TextHash
-from keylime_verifier.agents.records import AgentVersion, PolicyVersions, RowVersion
+from keylime_verifier.agents.records import AgentVersion, HeldVersions, RowVersion
 from keylime_verifier.sharing.poll_plan import PollPlan, adoption_spread_s, plan_polls, still_unreadable
 
 A, B, C = AgentId("a"), AgentId("b"), AgentId("c")
 OLD, NEW = RowVersion("g1", 1, 0), RowVersion("g2", 1, 0)
-POLICIES = PolicyVersions(TextHash("r"), TextHash("b"))
+POLICIES = HeldVersions(TextHash("r"), TextHash("b"))
 
 
 def stored(**rows: RowVersion) -> dict[AgentId, AgentVersion]:

@@ -10,7 +10,7 @@ from typing import cast
 import pytest
 
 from keylime.appraisal.challenge import Challenge
-from keylime.appraisal.evidence import Answer
+from keylime.appraisal.evidence import AgentAnswer
 from keylime.appraisal.reference import AcceptedAlgorithms, Reference
 from keylime.appraisal.verdict import Accepted, AcceptedQuote, Rejected
 from keylime.database.engine import DatabaseUnavailable
@@ -26,13 +26,13 @@ from keylime.revocation.message import RevocationKind, is_cleared
 from keylime.tpm.keys import parse_attestation_key
 from keylime.tpm.tpm_policy import TpmPolicy
 from keylime_verifier.agent_client import AgentClient
-from keylime_verifier.agents.events import Event
+from keylime_verifier.agents.events import Occurrence
 from keylime_verifier.agents.lifecycle import Cadence, Notify
 from keylime_verifier.agents.policy_categories import TextHash
-from keylime_verifier.agents.records import AgentRecord, PolicyVersions, Progress, Secrets, StoredRevocation
+from keylime_verifier.agents.records import AgentRecord, HeldVersions, Progress, Secrets, StoredRevocation
 from keylime_verifier.polling import recorder
 from keylime_verifier.polling.answer_budget import LONG_ANSWERS, ORDINARY_ANSWER, AnswerBudget
-from keylime_verifier.polling.fencing import Refusal, Ruling
+from keylime_verifier.polling.fencing import Ruling, VerdictRefusal
 from keylime_verifier.polling.polled_agent import HeldReference
 from keylime_verifier.polling.poller import Poller
 from keylime_verifier.polling.recorder import Recorder
@@ -79,7 +79,7 @@ class MemoryStore(AgentStore):
         self.revocations: list[StoredRevocation] = []
         self.batch_gate: asyncio.Event | None = None
         self.order: list[str] = []
-        self.told: list[Event] = []
+        self.told: list[Occurrence] = []
 
     async def secrets_of(self, agent_id: AgentId) -> Secrets | None:
         self.fail.passing("secrets")
@@ -97,14 +97,14 @@ class MemoryStore(AgentStore):
         self,
         records: Sequence[AgentRecord],
         learned: Collection[AgentId] = (),
-        events: Mapping[AgentId, Sequence[Event]] = {},
-    ) -> list[Refusal]:
+        events: Mapping[AgentId, Sequence[Occurrence]] = {},
+    ) -> list[VerdictRefusal]:
         if self.batch_gate is not None:
             await self.batch_gate.wait()
         self.fail.passing("batch")
         self.order.append("batch")
         self.told.extend(event for some in events.values() for event in some)
-        return [Refusal(record, Ruling.TAKEN_OVER) for record in records if not self._update(record)]
+        return [VerdictRefusal(record, Ruling.TAKEN_OVER) for record in records if not self._update(record)]
 
     async def record_change(
         self,
@@ -112,8 +112,8 @@ class MemoryStore(AgentStore):
         revocation: StoredRevocation | None,
         targets: Sequence[tuple[str, str]],
         *,
-        held_to: PolicyVersions | None = None,
-        events: Sequence[Event] = (),
+        held_to: HeldVersions | None = None,
+        events: Sequence[Occurrence] = (),
     ) -> Ruling:
         self.fail.passing("change")
         self.order.append("change")
@@ -151,7 +151,7 @@ class ScriptedClient:
         self.probes += 1
         self.fail.passing("probe")
 
-    async def quote(self, challenge: Challenge, admit: Admit) -> Answer:
+    async def quote(self, challenge: Challenge, admit: Admit) -> AgentAnswer:
         self.quotes += 1
         if self.gate is not None:
             await self.gate.wait()
@@ -161,7 +161,7 @@ class ScriptedClient:
         if not admit(self.size):
             self.put_off += 1
             raise AnswerPutOff(self.size)
-        return Answer.of(
+        return AgentAnswer.of(
             QuoteReply(quote=quote, hash_alg=BANK.label, enc_alg="ecc256", sign_alg="ecdsa", pubkey=PUBKEY)
         )
 
@@ -202,7 +202,7 @@ class Stage:
         self.clients.append(client)
         return cast(AgentClient, client)
 
-    async def _reference(self, record: AgentRecord) -> tuple[Reference, PolicyVersions]:
+    async def _reference(self, record: AgentRecord) -> tuple[Reference, HeldVersions]:
         self.fail.passing("reference")
         reference = Reference(
             attestation_key=parse_attestation_key(self.machine.ak.tpm2b_public),
@@ -210,7 +210,7 @@ class Stage:
             tpm_policy=TpmPolicy.from_wire("{}"),
             runtime_policy=parse_runtime_policy(EMPTY_POLICY),
         )
-        return reference, PolicyVersions(TextHash("empty"))
+        return reference, HeldVersions(TextHash("empty"))
 
     @property
     def count(self) -> int:
@@ -298,9 +298,9 @@ def test_what_is_just_being_built_is_kept_if_it_is_of_what_is_stored() -> None:
     assert held.reference is reference
     held.expect(versions)
     assert held.reference is reference, "it is what is stored"
-    held.expect(PolicyVersions(TextHash("another")))
+    held.expect(HeldVersions(TextHash("another")))
     assert held.reference is None
-    held.expect(PolicyVersions(TextHash("another")))
+    held.expect(HeldVersions(TextHash("another")))
     held.keep(reference, versions, held.forgets)
     assert held.reference is None, "it was read before the other one was stored"
     held.keep(reference, versions, held.forgets)

@@ -15,8 +15,8 @@ from keylime_verifier.agents.lifecycle import Cadence, Polling
 from keylime_verifier.agents.progress import polling_of
 from keylime_verifier.agents.pushing import (
     OVERDUE,
+    AttestationMode,
     Happening,
-    Mode,
     Overdue,
     PushRules,
     failure_reason,
@@ -193,4 +193,4 @@ def test_why_evidence_failed(events: tuple[str, ...], reason: str) -> None:
     ("mode", "polls", "takes"), [("pull", True, False), ("push", False, True), ("both", True, True)]
 )
 def test_modes(mode: str, polls: bool, takes: bool) -> None:
-    assert (Mode(mode).polls, Mode(mode).takes_pushed) == (polls, takes)
+    assert (AttestationMode(mode).polls, AttestationMode(mode).takes_pushed) == (polls, takes)

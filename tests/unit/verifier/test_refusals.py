@@ -12,7 +12,7 @@ CODES = {
     "NotThere": 404,
     "UnknownPolicy": 404,
     "InTheWay": 409,
-    "Unusable": 500,
+    "StoredUnreadable": 500,
     "ChangingHands": 503,
 }
 REQUEST = Request("PUT", "2.5", {}, {}, {}, b"", Caller(Role.ADMIN, "admin", "127.0.0.1"))

@@ -10,7 +10,7 @@ from typing import cast
 import pytest
 
 from keylime.identifiers import AgentId
-from keylime_verifier.agents.records import AgentRecord, AgentVersion, PolicyVersions, Progress
+from keylime_verifier.agents.records import AgentRecord, AgentVersion, HeldVersions, Progress
 from keylime_verifier.agents.shards import MemberId, ShardClaim
 from keylime_verifier.polling.poller import Poller
 from keylime_verifier.polling.recorder import Recorder
@@ -34,7 +34,7 @@ class EmptyStore(AgentStore):
     async def versions(self, _owner: str) -> dict[AgentId, AgentVersion]:
         self.looks += 1
         await self.gate.wait()
-        return {one.agent_id: AgentVersion(one.row_version, PolicyVersions()) for one in self.owned}
+        return {one.agent_id: AgentVersion(one.row_version, HeldVersions()) for one in self.owned}
 
     async def load_polled(self, _owner: str, wanted: Sequence[AgentId]) -> list[AgentRecord]:
         return [one for one in self.owned if one.agent_id in wanted]
@@ -53,7 +53,7 @@ class IdlePoller:
     def current(self, agent_id: AgentId) -> AgentRecord | None:
         return self.known.get(agent_id)
 
-    def hold_to(self, agent_id: AgentId, versions: PolicyVersions) -> None:
+    def hold_to(self, agent_id: AgentId, versions: HeldVersions) -> None:
         pass
 
     def adopt(self, record: AgentRecord, *, delay_s: float) -> None:

@@ -12,9 +12,16 @@ from hypothesis import strategies as st
 from keylime.ima.runtime_policy import EMPTY_POLICY
 from keylime.measured_boot.boot_policy import built_in_policies, compile_measured_boot_policy
 from keylime.messages.verifier import OperationalState
-from keylime.takeover.report import Fate, Kind
+from keylime.takeover.report import Fate, ItemKind
 from keylime_verifier.agents.policy_categories import MEASURED_BOOT, RUNTIME
-from keylime_verifier.takeover.agents import OldAgent, Proposal, Registered, Rules, Surroundings, convert
+from keylime_verifier.takeover.agents import (
+    AgentProposal,
+    OldAgent,
+    Registered,
+    RowContext,
+    TakeoverRules,
+    convert,
+)
 from keylime_verifier.takeover.plan import Here, Plan, settle
 from keylime_verifier.takeover.policies import OldPolicy, boot_policy, convert_runtime, runtime_policy
 from tests.fakes.software_identity import SoftwareIdentity
@@ -29,7 +36,7 @@ compile_boot = functools.partial(
 )
 
 
-def rules(**changes: Any) -> Rules:
+def rules(**changes: Any) -> TakeoverRules:
     given = {
         "verifier_id": "default",
         "verifier_ip": "127.0.0.1",
@@ -37,16 +44,16 @@ def rules(**changes: Any) -> Rules:
         "asks_silent_agents_on": True,
         "compile_boot_policy": compile_boot,
     }
-    return Rules(**{**given, **changes})
+    return TakeoverRules(**{**given, **changes})
 
 
 def around(
     runtime: dict[int, OldPolicy] | None = None,
     boot: dict[int, OldPolicy] | None = None,
     registered: dict[str, Registered] | None = None,
-) -> Surroundings:
+) -> RowContext:
     policies = {1: OldPolicy("fleet", POLICY, demands_ima=True), 2: OldPolicy("agent-1", POLICY)}
-    return Surroundings(policies | (runtime or {}), boot or {}, registered or {}, rules())
+    return RowContext(policies | (runtime or {}), boot or {}, registered or {}, rules())
 
 
 def row(**changes: object) -> dict[str, Any]:
@@ -81,7 +88,7 @@ def row(**changes: object) -> dict[str, Any]:
     return {name: value for name, value in {**whole, **changes}.items() if value is not ...}
 
 
-def taken(surroundings: Surroundings | None = None, **changes: object) -> tuple[OldAgent, Proposal]:
+def taken(surroundings: RowContext | None = None, **changes: object) -> tuple[OldAgent, AgentProposal]:
     proposal = convert(row(**changes), surroundings or around())
     assert proposal.agent is not None, proposal.item
     return proposal.agent, proposal
@@ -114,7 +121,7 @@ def test_states_go_on_where_they_can(number: object, state: int, is_polled: bool
 
 
 def test_silence_is_final_where_the_operator_says_so() -> None:
-    quiet = Surroundings(around().runtime, {}, {}, rules(asks_silent_agents_on=False))
+    quiet = RowContext(around().runtime, {}, {}, rules(asks_silent_agents_on=False))
     assert not taken(quiet, operational_state=7)[0].progress.is_polled
 
 
@@ -301,7 +308,7 @@ def test_no_policy_stops_the_others(name: str, text: object) -> None:
 # What is here already
 
 
-def plan(*proposals: Proposal, **policies: str) -> Plan:
+def plan(*proposals: AgentProposal, **policies: str) -> Plan:
     named = {(RUNTIME, name): OldPolicy(name, text) for name, text in policies.items()}
     return Plan("s", "r", named, proposals)
 
@@ -354,5 +361,5 @@ def test_an_own_boot_policy_in_the_way_keeps_the_agent_out() -> None:
         plan(proposal, fleet=POLICY), Here({}, {(MEASURED_BOOT, "agent-1"): "another hash"})
     )
     assert not news.agents
-    (item,) = [item for item in report.items if item.kind is Kind.AGENT]
+    (item,) = [item for item in report.items if item.kind is ItemKind.AGENT]
     assert "delete it and import again" in str(item)

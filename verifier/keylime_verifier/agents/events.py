@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from keylime.identifiers import AgentId
-from keylime_verifier.agents.records import AgentRecord, Enrolment, PolicyVersions, Progress
+from keylime_verifier.agents.records import AgentRecord, Enrolment, HeldVersions, Progress
 
 MAX_DETAILS = 60_000
 """Bytes of an event's details: what a text column holds on every database."""
@@ -47,7 +47,7 @@ class Actor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
+class Occurrence:
     """One thing that happened. `token` names it; without an `actor` the verifier acted by itself.
 
     `at` is in seconds since the epoch, None for the database's time at the writing.
@@ -112,7 +112,7 @@ def _standing(progress: Progress) -> tuple[object, ...]:
 
 
 def state_details(
-    before: Progress, after: AgentRecord, held_to: PolicyVersions | None, *, omitted: int = 0
+    before: Progress, after: AgentRecord, held_to: HeldVersions | None, *, omitted: int = 0
 ) -> dict[str, Any]:
     """What changed in how an agent stands, why, and by which versions of its policies.
 
@@ -131,7 +131,7 @@ def state_details(
     return details | policy_details(after.enrolment, held_to)
 
 
-def policy_details(enrolment: Enrolment, held_to: PolicyVersions | None) -> dict[str, Any]:
+def policy_details(enrolment: Enrolment, held_to: HeldVersions | None) -> dict[str, Any]:
     """Which versions of which policies an agent was judged by."""
     if held_to is None:
         return {}

@@ -30,7 +30,7 @@ _SLACK_S = 1
 _UNPROVEN_CHAIN = ("qoute_validation.", "measured_boot.invalid_pcr_", "ima.pcr_mismatch")
 
 
-class Mode(StrEnum):
+class AttestationMode(StrEnum):
     """Whom a verifier attests: agents that it asks, agents that attest by themselves, or both."""
 
     PULL = "pull"
@@ -40,12 +40,12 @@ class Mode(StrEnum):
     @property
     def polls(self) -> bool:
         """Whether agents are asked."""
-        return self is not Mode.PUSH
+        return self is not AttestationMode.PUSH
 
     @property
     def takes_pushed(self) -> bool:
         """Whether agents attest by themselves."""
-        return self is not Mode.PULL
+        return self is not AttestationMode.PULL
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,7 +152,7 @@ class AgentRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class PolicyVersions:
+class HeldVersions:
     """Which texts an agent is held to: the SHA-256 of what is stored under its names, None for nothing.
 
     Of several runtime policies it has that of each, with a plus sign between; `until` is when the first of
@@ -195,7 +195,7 @@ class AgentVersion:
     """What tells whether what is known of a polled agent is still true."""
 
     row: RowVersion
-    policies: PolicyVersions
+    policies: HeldVersions
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ class NotApproved(RequestRefused):
     """A signature that must be there is missing or wrong."""
 
 
-class Unusable(RequestRefused):
+class StoredUnreadable(RequestRefused):
     """What is stored cannot be read: a defect of ours, or somebody has changed the database."""
 
 

@@ -24,8 +24,8 @@ from keylime.pki.agent_certificate import AgentTls, PinnedKey, PlainHttp, read_a
 from keylime.tpm.pcr import IMA_PCR, MEASURED_BOOT_PCRS
 from keylime.tpm.tpm_policy import TpmPolicy
 from keylime_verifier.agents.policy_categories import MEASURED_BOOT, RUNTIME, PolicyKey
-from keylime_verifier.agents.pushing import Mode
-from keylime_verifier.agents.records import Enrolment, PolicyPart, PolicyVersions, Secrets
+from keylime_verifier.agents.pushing import AttestationMode
+from keylime_verifier.agents.records import Enrolment, HeldVersions, PolicyPart, Secrets
 from keylime_verifier.agents.shards import VerifierId
 from keylime_verifier.policies.demands import CompileBootPolicy, decode_attestation_key, tenant_keyring
 from keylime_verifier.policies.runtime import accept_runtime_policy
@@ -51,7 +51,7 @@ class EnrolmentRules:
     require_mtls: bool
     require_policy_signatures: bool
     compile_boot_policy: CompileBootPolicy
-    mode: Mode = Mode.PULL
+    mode: AttestationMode = AttestationMode.PULL
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,11 @@ def check_request(agent_id: AgentId, request: AddAgentRequest, rules: EnrolmentR
     """The enrolment that `request` asks for. Raises MalformedMessage or PolicyError, which name the field."""
     is_pushing = _is_pushing(request, rules)
     if not is_pushing and isinstance(_tls_of(request.mtls_cert), PlainHttp) and rules.require_mtls:
-        hint = " One that attests by itself is added with --push-model." if rules.mode is Mode.BOTH else ""
+        hint = (
+            " One that attests by itself is added with --push-model."
+            if rules.mode is AttestationMode.BOTH
+            else ""
+        )
         raise MalformedMessage(f"mTLS certificate for agent is required!{hint}")
     _check_attestation_key(request.ak_tpm)
     _check_texts(request)
@@ -107,14 +111,14 @@ def _is_pushing(request: AddAgentRequest, rules: EnrolmentRules) -> bool:
     asked = request.attestation_mode
     if not isinstance(asked, UnsetType) and asked not in ("pull", "push"):
         raise MalformedMessage("attestation_mode is neither pull nor push")
-    if rules.mode is Mode.BOTH:
+    if rules.mode is AttestationMode.BOTH:
         return asked == "push"
     if not isinstance(asked, UnsetType) and asked != rules.mode.value:
         raise MalformedMessage(
             f"attestation_mode is {asked}, and this verifier serves {rules.mode.value} alone: set "
             "`[verifier] mode = both` there"
         )
-    return rules.mode is Mode.PUSH
+    return rules.mode is AttestationMode.PUSH
 
 
 def check_update(
@@ -204,7 +208,7 @@ def _kept(given: T | UnsetType, before: T) -> T:
     return before if isinstance(given, UnsetType) else given
 
 
-def summarise_enrolment(enrolment: Enrolment, versions: PolicyVersions) -> EnrolmentSummary:
+def summarise_enrolment(enrolment: Enrolment, versions: HeldVersions) -> EnrolmentSummary:
     """What operators are told of an enrolment, with the `versions` of its policies. No secrets."""
     return EnrolmentSummary(
         ip=enrolment.ip,

@@ -22,12 +22,12 @@ from keylime_verifier.agents.policy_categories import MEASURED_BOOT, RUNTIME
 from keylime_verifier.agents.records import (
     AgentRecord,
     Enrolment,
+    HeldVersions,
     PolicyPart,
-    PolicyVersions,
     RowVersion,
     Secrets,
 )
-from keylime_verifier.agents.refusals import ChangingHands, InTheWay, NotThere, Unusable
+from keylime_verifier.agents.refusals import ChangingHands, InTheWay, NotThere, StoredUnreadable
 from keylime_verifier.agents.shards import VerifierId
 from keylime_verifier.agents.status import describe, shown_record
 from keylime_verifier.api.enrolment import (
@@ -105,7 +105,7 @@ class Agents:
         try:
             old = await self._store.find(agent_id)
         except UnreadableRecord as error:
-            raise Unusable(str(error)) from error
+            raise StoredUnreadable(str(error)) from error
         if old is None:
             raise NotThere("agent id not found")
         before = await self._versions(old.enrolment)
@@ -148,7 +148,7 @@ class Agents:
         try:
             status = await self._look(agent_id)
         except UnreadableRecord as error:
-            raise Unusable(str(error)) from error
+            raise StoredUnreadable(str(error)) from error
         if status is None:
             raise NotThere("agent id not found")
         return status
@@ -207,7 +207,7 @@ class Agents:
         try:
             record = await self._store.begin_again(agent_id, state, by=by)
         except UnreadableRecord as error:
-            raise Unusable(str(error)) from error
+            raise StoredUnreadable(str(error)) from error
         if record is None:
             raise NotThere("agent id not found")
         self._roster.drop(agent_id)
@@ -219,10 +219,10 @@ class Agents:
             async with limited("change an agent"):  # another batch may be under way, which waits longer
                 await self._recorder.flush()
 
-    async def _versions(self, enrolment: Enrolment) -> PolicyVersions:
+    async def _versions(self, enrolment: Enrolment) -> HeldVersions:
         boot = enrolment.measured_boot_policy
         found = {part.name: await self._policies.text_hash(RUNTIME, part.name) for part in enrolment.parts}
-        return PolicyVersions.found(
+        return HeldVersions.found(
             enrolment,
             {name: text_hash for name, text_hash in found.items() if text_hash is not None},
             None if boot is None else await self._policies.text_hash(MEASURED_BOOT, boot),

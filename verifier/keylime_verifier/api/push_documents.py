@@ -15,7 +15,7 @@ from keylime.messages.push_document import (
     error_document,
 )
 from keylime.messages.push_session import RESOURCE_TYPE as SESSION
-from keylime_verifier.pushing.attestations import NotTheOwner, Refused, Unauthenticated
+from keylime_verifier.pushing.attestations import NotTheOwner, PushRefused, Unauthenticated
 from keylime_verifier.pushing.logins import TooManySessions
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -78,7 +78,7 @@ def answered(handler: Handler) -> Handler:
             return denial(403, str(error))
         except TooManySessions as error:
             return denial(429, f"Too many sessions, try again later: {error}", error.wait_s)
-        except Refused as error:
+        except PushRefused as error:
             headers = {} if error.retry_after_s is None else retry_after(error.retry_after_s)
             agent_id = request.parameters.get("agent_id")
             path = own_path(request, *(("agents", agent_id, "attestations") if agent_id else ()))

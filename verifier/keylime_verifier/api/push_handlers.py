@@ -36,11 +36,11 @@ from keylime.messages.push_document import (
 )
 from keylime.messages.push_session import RESOURCE_TYPE as SESSION
 from keylime.messages.push_session import (
-    Challenge,
     ChallengeAttributes,
     JudgedProof,
     ProofData,
     RequestedProof,
+    SessionChallenge,
     VerdictAttributes,
     agent_id_of,
     offers_pop,
@@ -58,10 +58,10 @@ from keylime_verifier.api.push_documents import (
     own_path,
 )
 from keylime_verifier.pushing.attestation_rows import Attestation, requested, shown
-from keylime_verifier.pushing.attestation_store import Found
-from keylime_verifier.pushing.attestations import Refused
-from keylime_verifier.pushing.logins import Fault, OtherAgent, Proven, UnknownSession
-from keylime_verifier.pushing.sessions import Session
+from keylime_verifier.pushing.attestation_store import CallingAgent
+from keylime_verifier.pushing.attestations import PushRefused
+from keylime_verifier.pushing.logins import Fault, LoginOutcome, OtherAgent, UnknownSession
+from keylime_verifier.pushing.sessions import PushSession
 
 _MAX_SESSION = 32 << 10  # bytes: a proof by the largest key has three thousand
 _MAX_OFFER = 32 << 10
@@ -71,24 +71,24 @@ _LATEST = "latest"
 class Logins(Protocol):
     """Who begins sessions and looks at proofs."""
 
-    def expiry_of(self, session: Session, /) -> float: ...
+    def expiry_of(self, session: PushSession, /) -> float: ...
 
-    async def begin(self, agent_id: AgentId, prefixes: tuple[str, ...], /) -> Session: ...
+    async def begin(self, agent_id: AgentId, prefixes: tuple[str, ...], /) -> PushSession: ...
 
-    async def prove(self, session_id: str, agent_id: AgentId, proof: ProofData, /) -> Proven: ...
+    async def prove(self, session_id: str, agent_id: AgentId, proof: ProofData, /) -> LoginOutcome: ...
 
 
 class Attestations(Protocol):
     """Who negotiates attestations and takes evidence. Raises Refused."""
 
-    async def authenticate(self, agent_id: AgentId, token: str, /) -> Found: ...
+    async def authenticate(self, agent_id: AgentId, token: str, /) -> CallingAgent: ...
 
     async def negotiate(
-        self, agent_id: AgentId, found: Found, offered: ReceivedResource, /
+        self, agent_id: AgentId, found: CallingAgent, offered: ReceivedResource, /
     ) -> Attestation: ...
 
     async def receive(
-        self, agent_id: AgentId, found: Found, number: int | None, collected: ReceivedResource, /
+        self, agent_id: AgentId, found: CallingAgent, number: int | None, collected: ReceivedResource, /
     ) -> Attestation: ...
 
     def pause_s(self, attestation: Attestation, /) -> int: ...
@@ -163,7 +163,7 @@ class SessionHandlers:
         code = 401 if proven.fault is Fault.REFUSED else 200
         return document(code, session_document(proven.session.session_id, self._verdict(proven, proof)))
 
-    def _verdict(self, proven: Proven, proof: ProofData) -> VerdictAttributes:
+    def _verdict(self, proven: LoginOutcome, proof: ProofData) -> VerdictAttributes:
         session = proven.session
         until = session.token_expires_at
         ends = None if proven.fault is Fault.EXPIRED else UNSET if until is None else _time(until)
@@ -247,7 +247,7 @@ class AttestationHandlers:
         # Without Retry-After: agents of the field send again whatever comes with it.
         return document(202, content)
 
-    async def _caller(self, request: Request) -> tuple[AgentId, Found]:
+    async def _caller(self, request: Request) -> tuple[AgentId, CallingAgent]:
         agent_id = AgentId(request.parameters["agent_id"])
         token = bearer_token(request.headers.get("Authorization", "")) or ""
         return agent_id, await self._attestations.authenticate(agent_id, token)
@@ -306,7 +306,7 @@ def _number(request: Request) -> int | None:
     if text == _LATEST:
         return None
     if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise Refused(404, "not_found", "There is no such attestation.")
+        raise PushRefused(404, "not_found", "There is no such attestation.")
     return int(text)
 
 
@@ -314,8 +314,8 @@ def _asked(request: Request, agent_id: AgentId) -> str:
     return own_path(request, "agents", agent_id, "attestations", request.parameters["number"])
 
 
-def _challenge(session: Session) -> Challenge:
-    return Challenge(encode_binary(session.challenge))
+def _challenge(session: PushSession) -> SessionChallenge:
+    return SessionChallenge(encode_binary(session.challenge))
 
 
 def _time(seconds: float) -> str:

@@ -10,8 +10,8 @@ from keylime_verifier.agents.refusals import (
     NotApproved,
     NotThere,
     RequestRefused,
+    StoredUnreadable,
     UnknownPolicy,
-    Unusable,
 )
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -21,7 +21,7 @@ _CODES: Mapping[type[RequestRefused], int] = {
     NotThere: 404,
     UnknownPolicy: 404,
     InTheWay: 409,
-    Unusable: 500,
+    StoredUnreadable: 500,
     ChangingHands: 503,
 }
 

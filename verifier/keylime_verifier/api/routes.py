@@ -16,7 +16,7 @@ from keylime.measured_boot.policies import PolicyRegistry, load_policy_modules
 from keylime.messages.verifier import MeasuredBootPolicyRequest, RuntimePolicyRequest
 from keylime.messages.versions import SUPPORTED_VERSIONS
 from keylime_verifier.agents.deliveries import ZEROMQ
-from keylime_verifier.agents.pushing import Mode
+from keylime_verifier.agents.pushing import AttestationMode
 from keylime_verifier.api.agent_handlers import AgentHandlers, refusing_routes, version_routes
 from keylime_verifier.api.audited import refused_event
 from keylime_verifier.api.enrolment import EnrolmentRules
@@ -177,7 +177,7 @@ def api_routes(
 
 
 def table(
-    mode: Mode,
+    mode: AttestationMode,
     agents: AgentHandlers,
     sessions: SessionHandlers,
     attestations: AttestationHandlers,
@@ -205,7 +205,7 @@ def table(
 
 
 def _push_routes(
-    mode: Mode, sessions: SessionHandlers, attestations: AttestationHandlers
+    mode: AttestationMode, sessions: SessionHandlers, attestations: AttestationHandlers
 ) -> tuple[Route, ...]:
     """API 3.0, or where agents that attest by themselves are told that it is not served."""
     if not mode.takes_pushed:

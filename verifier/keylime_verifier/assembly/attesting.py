@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from keylime.appraisal.reference import Reference
 from keylime.database.engine import DatabaseUnavailable
 from keylime_verifier.agent_client import AgentClient
-from keylime_verifier.agents.records import AgentRecord, PolicyVersions
+from keylime_verifier.agents.records import AgentRecord, HeldVersions
 from keylime_verifier.api.routes import Repositories
 from keylime_verifier.assembly.telling import Telling
 from keylime_verifier.certificates import Tls
@@ -60,7 +60,7 @@ def attesting(
     )
     budget = AnswerBudget()
 
-    async def build_reference(record: AgentRecord) -> tuple[Reference, PolicyVersions]:
+    async def build_reference(record: AgentRecord) -> tuple[Reference, HeldVersions]:
         return await stored.references.build(record.enrolment)
 
     poller = Poller(

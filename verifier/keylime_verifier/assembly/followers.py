@@ -4,7 +4,7 @@ from keylime_verifier.api.routes import Repositories
 from keylime_verifier.assembly.telling import Telling
 from keylime_verifier.config import EVENTS_TO_LOG, VerifierConfig
 from keylime_verifier.following.follower import Follower
-from keylime_verifier.following.journal import Journal
+from keylime_verifier.following.journal import EventLines
 from keylime_verifier.following.poster import Poster
 from keylime_verifier.sharing.membership import Membership
 
@@ -18,7 +18,7 @@ def followers(
     found: dict[str, Follower] = {}
     if config.events_log is not None and number == 0:
         path = None if config.events_log == EVENTS_TO_LOG else config.events_log
-        journal = Journal(config.work_dir / "events-told.json", path)
+        journal = EventLines(config.work_dir / "events-told.json", path)
         found["events journal"] = Follower(stored.history, journal, str(path or "the log"))
     if config.posts_events and telling.webhook is not None and config.webhook is not None:
         origin = f"webhook {config.webhook.origin}"

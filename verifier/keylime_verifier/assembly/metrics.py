@@ -15,7 +15,7 @@ from keylime.appraisal.verdict import Accepted, Incomplete, Rejected
 from keylime.database.clock import database_time
 from keylime.database.transactions import Database
 from keylime.messages.verifier import OperationalState
-from keylime.metrics.measured import Measured
+from keylime.metrics.measured import MeasuredService
 from keylime.metrics.sharing import count_together
 from keylime.service.metrics_place import MetricsPlace
 from keylime_verifier.agents.deliveries import AGENT, Channel
@@ -188,12 +188,12 @@ class VerifierMetrics(Meter):
 
 def measured_verifier(
     place: MetricsPlace, verifier_id: VerifierId, number: int, count: int
-) -> Measured[Meter]:
+) -> MeasuredService[Meter]:
     """For the worker `number` of so many."""
     if count > 1:
         count_together(place.directory, number)
     metrics = VerifierMetrics()
-    return Measured(
+    return MeasuredService(
         metrics,
         name="verifier",
         place=place,

@@ -12,7 +12,7 @@ from keylime_verifier.config import VerifierConfig
 from keylime_verifier.polling.meter import Meter
 from keylime_verifier.pushing.attestation_store import AttestationStore
 from keylime_verifier.pushing.attestations import Attestations
-from keylime_verifier.pushing.journal import Journal
+from keylime_verifier.pushing.journal import PushedVerdicts
 from keylime_verifier.pushing.judging import Judging
 from keylime_verifier.pushing.logins import Logins
 from keylime_verifier.pushing.session_store import SessionStore
@@ -26,7 +26,7 @@ class Pushing:
     logins: Logins
     attestations: Attestations
     judging: Judging
-    journal: Journal
+    journal: PushedVerdicts
     silence: Silence
 
 
@@ -44,7 +44,7 @@ def pushing(
     limits = config.session_limits
     sessions = SessionStore(stored.database, limits)
     store = AttestationStore(stored.database)
-    journal = Journal(
+    journal = PushedVerdicts(
         stored.database,
         stored.agents,
         rules,

@@ -6,7 +6,7 @@ from keylime.database.migrate import Migration
 from keylime.database.transactions import Database, open_database
 from keylime.takeover.command import ImportRequest
 from keylime.takeover.importer import Importer
-from keylime.takeover.report import Report
+from keylime.takeover.report import TakeoverReport
 from keylime_verifier.config import SQLITE_NAME, VerifierConfig
 from keylime_verifier.database.schema import SCHEMA
 from keylime_verifier.takeover import store
@@ -26,7 +26,7 @@ async def prepare_database(config: VerifierConfig, *, migrate: bool | None = Non
     )
 
 
-async def import_database(config: VerifierConfig, request: ImportRequest) -> Report:
+async def import_database(config: VerifierConfig, request: ImportRequest) -> TakeoverReport:
     """Takes over what an earlier Keylime left. Raises ConfigError or DatabaseUnavailable."""
     source = request.source(config.database, config.work_dir, SQLITE_NAME)
     return await _importer(config).run(

@@ -13,7 +13,7 @@ from keylime.database.ledger import Entry, Keeping, Ledger, event_of, new_token
 from keylime.database.transactions import Database
 from keylime.identifiers import AgentId
 from keylime.messages.history import AgentHistory, EventsAfter
-from keylime_verifier.agents.events import Actor, Event, EventKind, encode_details, policy_key
+from keylime_verifier.agents.events import Actor, EventKind, Occurrence, encode_details, policy_key
 from keylime_verifier.agents.policy_categories import MEASURED_BOOT, RUNTIME
 from keylime_verifier.database.changes import Topic, spread_news
 from keylime_verifier.database.schema import agents, event_counter, events
@@ -24,12 +24,12 @@ _COUNTER = 1
 _LEDGER = Ledger(events, event_counter)
 
 
-def act_of(by: Actor | None, kind: EventKind, agent_id: AgentId, **details: object) -> Event:
+def act_of(by: Actor | None, kind: EventKind, agent_id: AgentId, **details: object) -> Occurrence:
     """What `by` did to an agent."""
-    return Event(token=new_token(), kind=kind, agent_id=agent_id, actor=by, details=details)
+    return Occurrence(token=new_token(), kind=kind, agent_id=agent_id, actor=by, details=details)
 
 
-def write_events(connection: sa.Connection, what: Sequence[Event]) -> None:
+def write_events(connection: sa.Connection, what: Sequence[Occurrence]) -> None:
     """Adds events at the end of the caller's transaction: nothing is to be locked after it.
 
     What is there already, from an attempt whose end was lost, is left as it is.
@@ -38,7 +38,7 @@ def write_events(connection: sa.Connection, what: Sequence[Event]) -> None:
         spread_news(connection, Topic.EVENTS)
 
 
-def _entry(event: Event) -> Entry:
+def _entry(event: Occurrence) -> Entry:
     return {
         "token": event.token,
         "at": event.at,
@@ -91,7 +91,7 @@ class History(Keeping):
 
         return await self._database.read("read an agent's history", work)
 
-    async def tell(self, event: Event) -> None:
+    async def tell(self, event: Occurrence) -> None:
         """Adds an event that no other transaction tells. Raises DatabaseUnavailable."""
         await self._database.write("tell the history", lambda connection: write_events(connection, [event]))
 

@@ -27,7 +27,7 @@ class Events(Protocol):
     async def events_after(self, after: int, agent_id: AgentId | None, limit: int, /) -> EventsAfter: ...
 
 
-class Place(Protocol):
+class EventDestination(Protocol):
     """Where events are to be.
 
     Its methods raise PeerUnreachable, PeerRefused, ConfigError, DatabaseUnavailable.
@@ -44,7 +44,7 @@ class Follower:
     """Follows the events for a place: all since it was first there, once unless a process ends midway."""
 
     def __init__(
-        self, events: Events, place: Place, name: str, is_mine: Callable[[], bool] = lambda: True
+        self, events: Events, place: EventDestination, name: str, is_mine: Callable[[], bool] = lambda: True
     ) -> None:
         """`is_mine` says whether it is for this process to do; `name` is what the log calls the place."""
         self._events = events

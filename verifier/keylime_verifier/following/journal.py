@@ -21,7 +21,7 @@ class _Seen(msgspec.Struct):
     id: int
 
 
-class Journal:
+class EventLines:
     """Lines of JSON; up to where they are told is noted in a small file beside the verifier's others."""
 
     def __init__(self, note: Path, path: Path | None) -> None:

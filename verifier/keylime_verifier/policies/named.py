@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 
 from keylime.database.transactions import Database
 from keylime.messages.verification import PolicyVersions
-from keylime_verifier.agents.events import Actor, Event, EventKind, policy_key
+from keylime_verifier.agents.events import Actor, EventKind, Occurrence, policy_key
 from keylime_verifier.agents.policy_categories import MEASURED_BOOT, RUNTIME, PolicyCategory, TextHash
 from keylime_verifier.agents.policy_parts import decode_parts
 from keylime_verifier.agents.records import Enrolment
@@ -281,8 +281,8 @@ class NamedPolicies(Generic[BodyT]):
         await self._database.write("delete a policy", work)
         log.info("%s %r: deleted by %s", self._kind.title, name, by.certificate)
 
-    def _event(self, kind: EventKind, name: str, by: Actor) -> Event:
-        return Event(token=new_token(), kind=kind, policy=policy_key(self._kind.kind, name), actor=by)
+    def _event(self, kind: EventKind, name: str, by: Actor) -> Occurrence:
+        return Occurrence(token=new_token(), kind=kind, policy=policy_key(self._kind.kind, name), actor=by)
 
     def _remarked(self, name: str, content: PolicyContent) -> str | None:
         if content.remark is not None:
@@ -315,7 +315,7 @@ def _new(content: PolicyContent, covered: TextHash | None = None) -> NewVersion:
     return NewVersion(content.text, content.tpm_policy, content.policy_hash, covered)
 
 
-def _with(event: Event, **details: object) -> Event:
+def _with(event: Occurrence, **details: object) -> Occurrence:
     return replace(event, details=details)
 
 

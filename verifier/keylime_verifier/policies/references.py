@@ -11,7 +11,7 @@ from keylime.ima.runtime_policy import PolicyHash, RuntimePolicy
 from keylime.measured_boot.boot_policy import MeasuredBootPolicy
 from keylime.tpm.tpm_policy import TpmPolicy
 from keylime_verifier.agents.policy_categories import MEASURED_BOOT, RUNTIME, PolicyHashes, TextHash
-from keylime_verifier.agents.records import Enrolment, PolicyVersions
+from keylime_verifier.agents.records import Enrolment, HeldVersions
 from keylime_verifier.policies.demands import CompileBootPolicy, decode_attestation_key, tenant_keyring
 from keylime_verifier.policies.kept import KeptPolicies
 from keylime_verifier.policies.runtime import compile_stored_policy
@@ -43,7 +43,7 @@ class References:
 
     async def build(
         self, enrolment: Enrolment, stored: PolicyHashes | None = None
-    ) -> tuple[Reference, PolicyVersions]:
+    ) -> tuple[Reference, HeldVersions]:
         """The reference of one agent, and what it was built of. Raises KeylimeError for what is of no use.
 
         It holds until the first of several runtime policies ends. Who has just read which policies are
@@ -53,7 +53,7 @@ class References:
         hashes = {part.name: await self._hash_of(RUNTIME, part.name, stored) for part in enrolment.parts}
         boot_name = enrolment.measured_boot_policy
         boot = None if boot_name is None else await self._hash_of(MEASURED_BOOT, boot_name, stored)
-        versions = PolicyVersions.found(enrolment, hashes, boot, now)
+        versions = HeldVersions.found(enrolment, hashes, boot, now)
         if versions.runtime is None:
             raise PolicyError("every runtime policy of the agent has ended")
         policy = await self._united(versions.runtime)
@@ -79,7 +79,7 @@ class References:
         return [(name, await self._compiled(await self._hash_of(RUNTIME, name))) for name in names]
 
     async def _united(self, together: TextHash) -> RuntimePolicy:
-        """The policy that those with these hashes are, see `PolicyVersions`."""
+        """The policy that those with these hashes are, see `HeldVersions`."""
         hashes = [TextHash(one) for one in together.split("+")]
         if len(hashes) == 1:
             return await self._compiled(together)

@@ -18,7 +18,7 @@ LONG_ANSWERS = 128 << 20
 _PATIENCE_S = 60.0  # for so long others that need less may go before one that waits
 
 
-class Reservation:
+class AnswerReservation:
     """What one round of an agent holds. `long_before` is how many long answers it had before this one."""
 
     def __init__(self, budget: "AnswerBudget", long_before: int) -> None:
@@ -32,7 +32,7 @@ class Reservation:
         """Whether the answer is none of the ordinary ones."""
         return self.held > 0
 
-    def __lt__(self, other: "Reservation") -> bool:
+    def __lt__(self, other: "AnswerReservation") -> bool:
         return self._order < other._order
 
     def admit(self, size: int) -> bool:
@@ -51,7 +51,7 @@ class AnswerBudget:
     def __init__(self, total: int = LONG_ANSWERS) -> None:
         self._total = total
         self._held = 0
-        self._waiting: dict[Reservation, tuple[int, asyncio.Event]] = {}
+        self._waiting: dict[AnswerReservation, tuple[int, asyncio.Event]] = {}
         self._judging = asyncio.Lock()
         self.arrivals: Iterator[int] = itertools.count()
 
@@ -61,16 +61,16 @@ class AnswerBudget:
         return self._held
 
     @contextmanager
-    def place(self, long_before: int) -> Iterator[Reservation]:
+    def place(self, long_before: int) -> Iterator[AnswerReservation]:
         """A place for one round, which is free again at the end of the block."""
-        place = Reservation(self, long_before)
+        place = AnswerReservation(self, long_before)
         try:
             yield place
         finally:
             self.release(place)
 
     @asynccontextmanager
-    async def judging(self, place: Reservation) -> AsyncIterator[None]:
+    async def judging(self, place: AnswerReservation) -> AsyncIterator[None]:
         """Surrounds a slice of the judging: of long answers, which get half of the time together."""
         if not place.is_long:
             yield
@@ -81,7 +81,7 @@ class AnswerBudget:
             yield
             await asyncio.sleep(time.thread_time() - began)
 
-    def take(self, place: Reservation, size: int) -> bool:
+    def take(self, place: AnswerReservation, size: int) -> bool:
         """Holds `size` bytes in all for `place` if there is room for them."""
         more = size - place.held
         if self._held + more > self._total or self._has_waited_long_enough(place):
@@ -90,14 +90,14 @@ class AnswerBudget:
         place.held = size
         return True
 
-    def release(self, place: Reservation) -> None:
+    def release(self, place: AnswerReservation) -> None:
         """Gives up what `place` holds."""
         if place.held:
             self._held -= place.held
             place.held = 0
             self._call()
 
-    async def wait(self, place: Reservation, size: int) -> None:
+    async def wait(self, place: AnswerReservation, size: int) -> None:
         """Returns when `place` holds `size` bytes."""
         called = asyncio.Event()
         place.waits_since = asyncio.get_running_loop().time()
@@ -118,7 +118,7 @@ class AnswerBudget:
                 del self._waiting[place]
                 called.set()
 
-    def _has_waited_long_enough(self, place: Reservation) -> bool:
+    def _has_waited_long_enough(self, place: AnswerReservation) -> bool:
         """Whether somebody else waits before whom nobody may go any more."""
         if not self._waiting:
             return False

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from keylime.database.clock import database_time
 from keylime.messages.verifier import OperationalState
 from keylime_verifier.agents.policy_categories import MEASURED_BOOT, RUNTIME
-from keylime_verifier.agents.records import AgentRecord, Enrolment, PolicyVersions
+from keylime_verifier.agents.records import AgentRecord, Enrolment, HeldVersions
 from keylime_verifier.agents.shards import ShardClaim, VerifierId
 from keylime_verifier.database.schema import agents, policies, progress, shards
 
@@ -35,7 +35,7 @@ class Ruling(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class VerdictRefusal:
     """A verdict that does not count."""
 
     record: AgentRecord
@@ -52,7 +52,7 @@ class StoredState:
     severity_level: int | None
     is_polled: bool
     claim: ShardClaim
-    versions: PolicyVersions = field(default_factory=PolicyVersions)
+    versions: HeldVersions = field(default_factory=HeldVersions)
 
 
 def rule_on_pass(record: AgentRecord, found: StoredState | None) -> Ruling:
@@ -66,7 +66,7 @@ def rule_on_pass(record: AgentRecord, found: StoredState | None) -> Ruling:
     return Ruling.COUNTS if found.recalls == record.recalls else Ruling.RECALLED
 
 
-def rule_on_rejection(record: AgentRecord, held_to: PolicyVersions, found: StoredState | None) -> Ruling:
+def rule_on_rejection(record: AgentRecord, held_to: HeldVersions, found: StoredState | None) -> Ruling:
     """What becomes of `record`, which says that an agent's evidence was rejected under some policies."""
     if found is None:
         return Ruling.DELETED
@@ -136,11 +136,11 @@ def lock_agent(
         row.severity_level,
         row.is_polled,
         claim,
-        _lock_versions(connection, record.enrolment) if with_policies else PolicyVersions(),
+        _lock_versions(connection, record.enrolment) if with_policies else HeldVersions(),
     )
 
 
-def _lock_versions(connection: sa.Connection, enrolment: Enrolment) -> PolicyVersions:
+def _lock_versions(connection: sa.Connection, enrolment: Enrolment) -> HeldVersions:
     names = {part.name for part in enrolment.parts}
     runtime = sa.and_(policies.c.kind == RUNTIME, policies.c.name.in_(names))
     boot = sa.and_(policies.c.kind == MEASURED_BOOT, policies.c.name == enrolment.measured_boot_policy)
@@ -154,4 +154,4 @@ def _lock_versions(connection: sa.Connection, enrolment: Enrolment) -> PolicyVer
     by_name = {name: text_hash for (kind, name), text_hash in found.items() if kind == RUNTIME}
     now = connection.execute(sa.select(database_time())).scalar_one() if enrolment.runtime_parts else 0.0
     boot_hash = found.get((MEASURED_BOOT, enrolment.measured_boot_policy or ""))
-    return PolicyVersions.found(enrolment, by_name, boot_hash, now)
+    return HeldVersions.found(enrolment, by_name, boot_hash, now)

@@ -6,8 +6,8 @@ import time
 from keylime.appraisal.verdict import Accepted, Incomplete, Rejected
 from keylime.messages.verifier import OperationalState
 from keylime_verifier.agents.events import (
-    Event,
     EventKind,
+    Occurrence,
     has_changed,
     has_other_policies,
     policy_details,
@@ -16,7 +16,7 @@ from keylime_verifier.agents.events import (
 )
 from keylime_verifier.agents.lifecycle import Outcome, Refused, Unreachable, Unusable, WrongKey
 from keylime_verifier.agents.progress import MAX_STORED_FINDINGS
-from keylime_verifier.agents.records import AgentRecord, PolicyVersions
+from keylime_verifier.agents.records import AgentRecord, HeldVersions
 from keylime_verifier.database.history import new_token
 from keylime_verifier.polling.findings_log import log_findings
 
@@ -24,8 +24,8 @@ log = logging.getLogger("keylime.verifier")
 
 
 def events_of(
-    before: AgentRecord, after: AgentRecord, outcome: Outcome, held_to: PolicyVersions | None
-) -> list[Event]:
+    before: AgentRecord, after: AgentRecord, outcome: Outcome, held_to: HeldVersions | None
+) -> list[Occurrence]:
     """What the history tells of an outcome: nothing of a routine pass."""
     first, then = before.progress, after.progress
     versions = held_to if isinstance(outcome, Accepted | Rejected) else None
@@ -42,7 +42,7 @@ def events_of(
         told.append((EventKind.HELD_TO, policy_details(after.enrolment, versions)))
     now = int(time.time())
     return [
-        Event(token=new_token(), kind=kind, agent_id=after.agent_id, at=now, details=details)
+        Occurrence(token=new_token(), kind=kind, agent_id=after.agent_id, at=now, details=details)
         for kind, details in told
     ]
 

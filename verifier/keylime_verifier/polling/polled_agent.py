@@ -7,10 +7,10 @@ from enum import Enum
 from keylime.appraisal.reference import Reference
 from keylime_verifier.agent_client import AgentClient
 from keylime_verifier.agents.lifecycle import Polling
-from keylime_verifier.agents.records import AgentRecord, PolicyVersions
+from keylime_verifier.agents.records import AgentRecord, HeldVersions
 
 
-class Phase(Enum):
+class RoundPhase(Enum):
     """Where an agent is in its round. DROPPED is for good: nothing that is under way counts any more."""
 
     WAITING = "waiting"
@@ -27,11 +27,11 @@ class HeldReference:
     """
 
     reference: Reference | None = None
-    versions: PolicyVersions | None = None
+    versions: HeldVersions | None = None
     forgets: int = 0
-    expected: PolicyVersions | None = None
+    expected: HeldVersions | None = None
 
-    def expect(self, versions: PolicyVersions) -> None:
+    def expect(self, versions: HeldVersions) -> None:
         """These are stored: others, whether built already or not, are not kept any longer."""
         if self.reference is None:
             self.expected = versions
@@ -47,7 +47,7 @@ class HeldReference:
         """Whether one of the policies that it was built of has ended."""
         return self.versions is not None and self.versions.until is not None and now >= self.versions.until
 
-    def keep(self, reference: Reference, versions: PolicyVersions, forgets: int) -> None:
+    def keep(self, reference: Reference, versions: HeldVersions, forgets: int) -> None:
         """Keeps what was built from what was stored when `forgets` was the count, unless that is outdated."""
         is_outdated = forgets != self.forgets or self.expected not in (None, versions)
         self.expected = None
@@ -61,9 +61,9 @@ class PolledAgent:
 
     record: AgentRecord
     polling: Polling
-    phase: Phase = Phase.WAITING
+    phase: RoundPhase = RoundPhase.WAITING
     held: HeldReference = field(default_factory=HeldReference)
-    held_to: PolicyVersions | None = None  # the policies that the last answer was judged by
+    held_to: HeldVersions | None = None  # the policies that the last answer was judged by
     client: AgentClient | None = None  # made at the first round: a bad record must fail there and not earlier
     credentials: int = 0  # which of our certificates the client shows, by the poller's count
     turn: asyncio.Task[None] | None = None
@@ -72,16 +72,16 @@ class PolledAgent:
     @property
     def is_dropped(self) -> bool:
         """Whether nothing that is under way counts any more."""
-        return self.phase is Phase.DROPPED
+        return self.phase is RoundPhase.DROPPED
 
     def begin(self, turn: asyncio.Task[None]) -> None:
         """A round begins."""
-        self.turn, self.phase = turn, Phase.ASKING
+        self.turn, self.phase = turn, RoundPhase.ASKING
 
     def conclude(self) -> None:
         """The outcome is there."""
         if not self.is_dropped:
-            self.phase = Phase.CONCLUDING
+            self.phase = RoundPhase.CONCLUDING
 
     def end(self, turn: asyncio.Task[None]) -> bool:
         """A round is over; False when the next one has begun already."""
@@ -89,12 +89,12 @@ class PolledAgent:
             return False
         self.turn = None
         if not self.is_dropped:
-            self.phase = Phase.WAITING
+            self.phase = RoundPhase.WAITING
         return True
 
     def drop(self) -> None:
         """A round that still asks is given up; one that concludes ends, and counts for nothing."""
-        if self.turn is not None and self.phase is Phase.ASKING:
+        if self.turn is not None and self.phase is RoundPhase.ASKING:
             self.turn.cancel()
-        self.phase = Phase.DROPPED
+        self.phase = RoundPhase.DROPPED
         self.held.reference = None  # what is left of it waits until it would have been due

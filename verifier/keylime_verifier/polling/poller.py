@@ -55,8 +55,8 @@ from keylime_verifier.agents.lifecycle import (
     silence_remark,
 )
 from keylime_verifier.agents.progress import polling_of
-from keylime_verifier.agents.records import AgentRecord, Enrolment, PolicyVersions
-from keylime_verifier.polling.answer_budget import AnswerBudget, Reservation
+from keylime_verifier.agents.records import AgentRecord, Enrolment, HeldVersions
+from keylime_verifier.polling.answer_budget import AnswerBudget, AnswerReservation
 from keylime_verifier.polling.due_times import due_at, given_up_due_at, tick_s
 from keylime_verifier.polling.fencing import Ruling
 from keylime_verifier.polling.meter import Meter
@@ -67,7 +67,7 @@ from keylime_verifier.polling.recorder import Recorder
 log = logging.getLogger("keylime.verifier")
 
 ConnectAgent = Callable[[AgentRecord], AgentClient]
-BuildReference = Callable[[AgentRecord], Awaitable[tuple[Reference, PolicyVersions]]]
+BuildReference = Callable[[AgentRecord], Awaitable[tuple[Reference, HeldVersions]]]
 ReadV = Callable[[AgentId], Awaitable[bytes | None]]
 
 _TELL_S = 60.0
@@ -149,7 +149,7 @@ class Poller:
             agent.held.forget()
         return len(affected)
 
-    def hold_to(self, agent_id: AgentId, versions: PolicyVersions) -> None:
+    def hold_to(self, agent_id: AgentId, versions: HeldVersions) -> None:
         """The next round of an agent uses these versions of its policies, if it has used others so far."""
         agent = self._agents.get(agent_id)
         if agent is not None:
@@ -283,7 +283,7 @@ class Poller:
                 self._schedule(agent, PollAfter(self._cadence.retry_delay_s(1), renew_key=True))
 
     async def _attempt_in_turn(
-        self, agent: PolledAgent, action: PollAfter | ProvideV, place: Reservation
+        self, agent: PolledAgent, action: PollAfter | ProvideV, place: AnswerReservation
     ) -> Outcome:
         """What came of one action. An answer that is put off is asked for again when there is room for it."""
         was_given_up = agent.polling.state is OperationalState.FAILED
@@ -297,7 +297,9 @@ class Poller:
             log.debug("agent %s: waits for room for %d bytes", agent.record.agent_id, size)
             await place.wait_for(min(size + size // 8, MAX_ANSWER))  # its list grows meanwhile
 
-    async def _attempt(self, agent: PolledAgent, action: PollAfter | ProvideV, place: Reservation) -> Outcome:
+    async def _attempt(
+        self, agent: PolledAgent, action: PollAfter | ProvideV, place: AnswerReservation
+    ) -> Outcome:
         """What came of one action. Whatever goes wrong in here is an outcome, never the end of the loop."""
         try:
             if isinstance(action, ProvideV):
@@ -353,7 +355,7 @@ class Poller:
             self._tell_at = now + _TELL_S
             log.error("agents cannot be attested now, which is our own defect: %s", error)
 
-    async def _attest(self, agent: PolledAgent, place: Reservation, *, renew_key: bool) -> Verdict:
+    async def _attest(self, agent: PolledAgent, place: AnswerReservation, *, renew_key: bool) -> Verdict:
         client, agent_id = self._client_of(agent), agent.record.agent_id
         if agent.held.is_over(self._now()):
             agent.held.forget()

@@ -17,7 +17,7 @@ from keylime.database.readiness import remedy_of
 from keylime.findings.severity import SeverityPolicy
 from keylime.identifiers import AgentId
 from keylime.messages.verifier import OperationalState
-from keylime_verifier.agents.events import Event
+from keylime_verifier.agents.events import Occurrence
 from keylime_verifier.agents.lifecycle import (
     POLLED_STATES,
     Notify,
@@ -25,8 +25,8 @@ from keylime_verifier.agents.lifecycle import (
     Polling,
 )
 from keylime_verifier.agents.progress import is_routine, progress_after
-from keylime_verifier.agents.records import AgentRecord, PolicyVersions, StoredRevocation
-from keylime_verifier.polling.fencing import Refusal, Ruling
+from keylime_verifier.agents.records import AgentRecord, HeldVersions, StoredRevocation
+from keylime_verifier.polling.fencing import Ruling, VerdictRefusal
 from keylime_verifier.polling.outcomes import events_of, log_outcome
 from keylime_verifier.polling.rows import has_learned
 from keylime_verifier.polling.store import AgentStore
@@ -53,10 +53,10 @@ class _Waiting:
 
     after: AgentRecord
     notice: Notify | None
-    held_to: PolicyVersions | None
+    held_to: HeldVersions | None
     ruled: "asyncio.Future[Ruling]"
     judged_at: int  # seconds since the epoch
-    events: list[Event] = field(default_factory=list)
+    events: list[Occurrence] = field(default_factory=list)
     since: float = field(default_factory=time.monotonic)
     tried_at: float = 0.0
     is_under_way: bool = False
@@ -85,7 +85,7 @@ class _Waiting:
 class Subscriber(Protocol):
     """Who wants to know what becomes of verdicts."""
 
-    def refused(self, refusals: Sequence[Refusal]) -> None:
+    def refused(self, refusals: Sequence[VerdictRefusal]) -> None:
         """Verdicts that do not count: others poll the agents, or they are to be judged again."""
 
     def settled(self, agent_id: AgentId) -> None:
@@ -117,7 +117,7 @@ class Recorder:
         self._routine: dict[AgentId, AgentRecord] = {}
         self._under_way: dict[AgentId, AgentRecord] = {}  # routine passes that are being written
         self._learned: set[AgentId] = set()  # those with something new in what lasts of the checkpoint
-        self._noted: dict[AgentId, list[Event]] = {}  # what the history is to tell of routine passes
+        self._noted: dict[AgentId, list[Occurrence]] = {}  # what the history is to tell of routine passes
         self._all_written_at = time.monotonic()
         self._said_at: float | None = None  # that the database is away
         self._batching = asyncio.Lock()  # held while all that was gathered is written
@@ -151,7 +151,7 @@ class Recorder:
         outcome: Outcome,
         notice: Notify | None,
         *,
-        held_to: PolicyVersions | None = None,
+        held_to: HeldVersions | None = None,
     ) -> Ruling:
         """Writes `after` with the revocation that `notice` asks for, now or, when it is routine, soon.
 
@@ -181,15 +181,15 @@ class Recorder:
         after: AgentRecord,
         outcome: Outcome,
         notice: Notify | None,
-        held_to: PolicyVersions | None,
-        events: list[Event],
+        held_to: HeldVersions | None,
+        events: list[Occurrence],
         *,
         ends_distrust: bool,
     ) -> Ruling:
         agent_id = after.agent_id
         while (earlier := self._waiting.get(agent_id)) is not None:
             await asyncio.wait([earlier.ruled])
-        versions = held_to or PolicyVersions() if isinstance(outcome, Rejected) else None
+        versions = held_to or HeldVersions() if isinstance(outcome, Rejected) else None
         ruled: asyncio.Future[Ruling] = asyncio.get_running_loop().create_future()
         waiting = _Waiting(
             after, notice, versions, ruled, int(time.time()), events, ends_distrust=ends_distrust
@@ -275,7 +275,7 @@ class Recorder:
             self._all_written_at = time.monotonic()
             self.lateness.passes_written(others_wait=bool(self._routine))
 
-    async def _write_passes(self, agent_ids: Sequence[AgentId]) -> list[Refusal]:
+    async def _write_passes(self, agent_ids: Sequence[AgentId]) -> list[VerdictRefusal]:
         """Writes the last passes of some agents; which of them do not count. Those not taken are kept."""
         self._under_way = {one: self._routine.pop(one) for one in agent_ids if one in self._routine}
         learned = self._learned & self._under_way.keys()
@@ -343,7 +343,7 @@ class Recorder:
             if waiting.revocation is not None:
                 self._on_revocation()
             return
-        refusal = Refusal(after, ruling)
+        refusal = VerdictRefusal(after, ruling)
         _log_refusal(refusal, waiting.verdict, is_rejection=waiting.held_to is not None)
         self._tell_of_refusals([refusal])
 
@@ -357,7 +357,7 @@ class Recorder:
         for subscriber in self._subscribers:
             subscriber.settled(waiting.after.agent_id)
 
-    def _tell_of_refusals(self, refusals: Sequence[Refusal]) -> None:
+    def _tell_of_refusals(self, refusals: Sequence[VerdictRefusal]) -> None:
         for subscriber in self._subscribers:
             subscriber.refused(refusals)
 
@@ -382,7 +382,7 @@ class Recorder:
         return signed_notice(record, notice, secrets.revocation_key, now)
 
 
-def _log_refusal(refusal: Refusal, verdict: str, *, is_rejection: bool) -> None:
+def _log_refusal(refusal: VerdictRefusal, verdict: str, *, is_rejection: bool) -> None:
     """What an operator's act has overtaken is worth an error only if it was a rejection."""
     is_loss = is_rejection or refusal.ruling is Ruling.TAKEN_OVER
     log.log(

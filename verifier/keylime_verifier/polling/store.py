@@ -19,7 +19,7 @@ from keylime.errors import KeylimeError
 from keylime.identifiers import AgentId
 from keylime.messages.verifier import OperationalState
 from keylime.revocation.message import is_cleared
-from keylime_verifier.agents.events import Actor, Event, EventKind, details_of
+from keylime_verifier.agents.events import Actor, EventKind, Occurrence, details_of
 from keylime_verifier.agents.lifecycle import POLLED_STATES
 from keylime_verifier.agents.policy_categories import MEASURED_BOOT, RUNTIME, PolicyKey, TextHash
 from keylime_verifier.agents.policy_parts import decode_parts
@@ -27,8 +27,8 @@ from keylime_verifier.agents.records import (
     AgentRecord,
     AgentVersion,
     Enrolment,
+    HeldVersions,
     PolicyPart,
-    PolicyVersions,
     Progress,
     RowVersion,
     Secrets,
@@ -48,8 +48,8 @@ from keylime_verifier.database.schema import (
 )
 from keylime_verifier.policies.store import delete_policy, put_policy, used_by
 from keylime_verifier.polling.fencing import (
-    Refusal,
     Ruling,
+    VerdictRefusal,
 )
 from keylime_verifier.polling.rows import (
     UnreadableRecord,
@@ -179,13 +179,13 @@ class AgentStore:
         found, several = {}, {}
         async for row in self._pages(query):
             version = RowVersion(row.incarnation, row.epoch, row.recalls)
-            found[row.agent_id] = AgentVersion(version, PolicyVersions(row.runtime, row.boot))
+            found[row.agent_id] = AgentVersion(version, HeldVersions(row.runtime, row.boot))
             if row.runtime_parts:
                 several[row.agent_id] = row
         if several:
             hashes, now = await self._database.read("read the versions of policies", _hashes_and_time)
             for agent_id, row in several.items():
-                held_to = PolicyVersions.of_parts(_parts_of(row.runtime_parts), hashes, row.boot, now)
+                held_to = HeldVersions.of_parts(_parts_of(row.runtime_parts), hashes, row.boot, now)
                 found[agent_id] = replace(found[agent_id], policies=held_to)
         return found
 
@@ -379,8 +379,8 @@ class AgentStore:
         self,
         records: Sequence[AgentRecord],
         learned: Collection[AgentId] = (),
-        events: Mapping[AgentId, Sequence[Event]] = {},
-    ) -> list[Refusal]:
+        events: Mapping[AgentId, Sequence[Occurrence]] = {},
+    ) -> list[VerdictRefusal]:
         """Writes rounds that changed counters and checkpoints only, in one transaction.
 
         Of the agents that were `learned` about, what lasts of the checkpoint is written as well, and what the
@@ -390,7 +390,7 @@ class AgentStore:
         """
         work = partial(write_passes, records=records, learned=learned, events=events)
         refused = await self._database.write("record attestations", work, can_wait=True)
-        return [Refusal(record, Ruling.TAKEN_OVER) for record in refused]
+        return [VerdictRefusal(record, Ruling.TAKEN_OVER) for record in refused]
 
     async def record_change(
         self,
@@ -398,8 +398,8 @@ class AgentStore:
         revocation: StoredRevocation | None,
         targets: Sequence[tuple[str, str]],
         *,
-        held_to: PolicyVersions | None = None,
-        events: Sequence[Event] = (),
+        held_to: HeldVersions | None = None,
+        events: Sequence[Occurrence] = (),
     ) -> Ruling:
         """Writes a change of state, with the revocation it causes, in one transaction, if it counts.
 

@@ -8,10 +8,10 @@ import sqlalchemy as sa
 from keylime.appraisal.checkpoint import encode_checkpoint
 from keylime.database.many import update_many
 from keylime.identifiers import AgentId
-from keylime_verifier.agents.events import Event
+from keylime_verifier.agents.events import Occurrence
 from keylime_verifier.agents.records import (
     AgentRecord,
-    PolicyVersions,
+    HeldVersions,
     StoredRevocation,
 )
 from keylime_verifier.database.changes import Topic, publish
@@ -48,7 +48,7 @@ def write_passes(
     connection: sa.Connection,
     records: Sequence[AgentRecord],
     learned: Collection[AgentId],
-    events: Mapping[AgentId, Sequence[Event]],
+    events: Mapping[AgentId, Sequence[Occurrence]],
 ) -> list[AgentRecord]:
     """Writes rounds that changed counters and checkpoints only; which of them others have to judge again."""
     claims = lock_claims(connection, records)
@@ -89,8 +89,8 @@ def write_verdict(
     record: AgentRecord,
     revocation: StoredRevocation | None,
     targets: Sequence[tuple[str, str]],
-    held_to: PolicyVersions | None,
-    events: Sequence[Event],
+    held_to: HeldVersions | None,
+    events: Sequence[Occurrence],
 ) -> Ruling:
     """Writes a change of state, with the revocation it causes, if it counts, and tells the history."""
     (claim,) = lock_claims(connection, (record,))
@@ -125,7 +125,7 @@ def write_verdict(
     return ruling
 
 
-def _with_revocation(event: Event, revocation: StoredRevocation) -> Event:
+def _with_revocation(event: Occurrence, revocation: StoredRevocation) -> Occurrence:
     return replace(event, details={**event.details, "revocation": revocation.revocation_id})
 
 

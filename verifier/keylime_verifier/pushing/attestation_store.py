@@ -25,7 +25,7 @@ from keylime_verifier.pushing.attestation_rows import (
     encode_items,
 )
 from keylime_verifier.pushing.session_store import SELECT_SESSIONS, session_of
-from keylime_verifier.pushing.sessions import Session
+from keylime_verifier.pushing.sessions import PushSession
 
 _OVERDUE_AT_ONCE = 500
 # Statements of every attestation, which are made once: that costs more than to execute them.
@@ -50,13 +50,13 @@ _TAKE = sa.update(attestations).where(
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class CallingAgent:
     """What is known of an agent that calls: its session, its record, its latest attestation.
 
     `next_number` is None of an agent that is not there, or does not attest by itself.
     """
 
-    session: Session | None
+    session: PushSession | None
     record: AgentRecord | None
     next_number: int | None
     latest: Attestation | None
@@ -69,15 +69,15 @@ class AttestationStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def look(self, agent_id: AgentId, session_id: str) -> Found:
+    async def look(self, agent_id: AgentId, session_id: str) -> CallingAgent:
         """What is known of an agent, and of the session that it says is its own. Raises UnreadableRecord."""
 
-        def work(connection: sa.Connection) -> Found:
+        def work(connection: sa.Connection) -> CallingAgent:
             session = connection.execute(_SESSION, {"of_session": session_id}).first()
             row = connection.execute(_AGENT, {"of_agent": agent_id}).mappings().first()
             record = None if row is None else record_of(row)
             latest = connection.execute(_LATEST, {"of_agent": agent_id}).first()
-            return Found(
+            return CallingAgent(
                 None if session is None else session_of(session),
                 record,
                 None if row is None else row["next_number"],

@@ -19,9 +19,9 @@ from keylime_verifier.pushing.attestation_rows import (
     Attestation,
     encode_items,
 )
-from keylime_verifier.pushing.attestation_store import AttestationStore, Found
+from keylime_verifier.pushing.attestation_store import AttestationStore, CallingAgent
 from keylime_verifier.pushing.collected import read_evidence
-from keylime_verifier.pushing.judging import BuildReference, Evidence, Judging, NoRoom
+from keylime_verifier.pushing.judging import BuildReference, Judging, ReceivedEvidence, TooMuchEvidence
 from keylime_verifier.pushing.negotiation import EVIDENCE, choose, read_offer
 from keylime_verifier.pushing.problems import Problem, Unacceptable, problem
 from keylime_verifier.pushing.sessions import (
@@ -49,7 +49,7 @@ class NotTheOwner(KeylimeError):
     """The token is another agent's."""
 
 
-class Refused(KeylimeError):
+class PushRefused(KeylimeError):
     """What API 3.0 answers instead: a status, a code, a sentence, and perhaps when to come back."""
 
     def __init__(
@@ -87,7 +87,7 @@ class Attestations:
         await self.authenticate(agent_id, token_text)
         return agent_id
 
-    async def authenticate(self, agent_id: AgentId, token_text: str) -> Found:
+    async def authenticate(self, agent_id: AgentId, token_text: str) -> CallingAgent:
         """What is known of the agent `agent_id`, which shows a token.
 
         Raises Unauthenticated, NotTheOwner and Refused.
@@ -96,7 +96,7 @@ class Attestations:
         try:
             found = await self._store.look(agent_id, "" if token is None else token.session_id)
         except UnreadableRecord as error:
-            raise Refused(503, "unavailable", str(error), retry_after_s=_BUSY_S) from error
+            raise PushRefused(503, "unavailable", str(error), retry_after_s=_BUSY_S) from error
         session = found.session
         fault = judge_token(token, session, self._now())
         if session is None or fault is not None:
@@ -110,7 +110,9 @@ class Attestations:
         log.debug("Authentication token validated for agent '%s'", agent_id)
         return found
 
-    async def negotiate(self, agent_id: AgentId, found: Found, resource: ReceivedResource) -> Attestation:
+    async def negotiate(
+        self, agent_id: AgentId, found: CallingAgent, resource: ReceivedResource
+    ) -> Attestation:
         """A new attestation, with what is asked for. Raises Refused."""
         record, now = _attesting(found), self._now()
         self._demand_turn(found, now)
@@ -125,7 +127,7 @@ class Attestations:
             if len(encode_items(chosen.items).encode()) > MAX_ITEMS_SIZE // 2:
                 raise Unacceptable(problem(EVIDENCE, "has capabilities that are too long"))
         except Unacceptable as error:
-            raise Refused(422, "invalid_resource_data", str(error), *error.problems) from error
+            raise PushRefused(422, "invalid_resource_data", str(error), *error.problems) from error
         attestation = Attestation(
             agent_id=agent_id,
             number=found.next_number or 0,
@@ -136,10 +138,10 @@ class Attestations:
             items=chosen.items,
         )
         if not await self._store.negotiate(attestation):
-            raise Refused(409, "conflict", "Another attestation was negotiated at the same time.")
+            raise PushRefused(409, "conflict", "Another attestation was negotiated at the same time.")
         return attestation
 
-    def _demand_turn(self, found: Found, now: float) -> None:
+    def _demand_turn(self, found: CallingAgent, now: float) -> None:
         """Raises Refused while the one before is under way, or only just over."""
         latest = found.latest
         if latest is None or latest.evidence_at is None:
@@ -149,11 +151,11 @@ class Attestations:
         until = latest.evidence_at + self._limits.verdict_s
         if latest.stage == EVALUATING and now < until:
             detail = "The evidence of the last attestation is being verified."
-            raise Refused(503, "verification_in_progress", detail, retry_after_s=until - now)
+            raise PushRefused(503, "verification_in_progress", detail, retry_after_s=until - now)
         remaining_s = self.pause_s(latest, now)
         if remaining_s > 0:
             detail = f"The next attestation is expected in {remaining_s} seconds."
-            raise Refused(429, "premature_attestation", detail, retry_after_s=remaining_s)
+            raise PushRefused(429, "premature_attestation", detail, retry_after_s=remaining_s)
 
     def pause_s(self, attestation: Attestation, now: float | None = None) -> int:
         """In how many seconds the next attestation is expected."""
@@ -162,36 +164,36 @@ class Attestations:
         return max(0, round(since + self._limits.interval_s - moment))
 
     async def receive(
-        self, agent_id: AgentId, found: Found, number: int | None, resource: ReceivedResource
+        self, agent_id: AgentId, found: CallingAgent, number: int | None, resource: ReceivedResource
     ) -> Attestation:
         """The attestation with its evidence, which is judged from now on. Raises Refused."""
         record, now = _attesting(found), self._now()
         latest = _latest(found, number)
         if latest.stage != AWAITING:
-            raise Refused(403, "evidence_immutable", "The attestation has its evidence already.")
+            raise PushRefused(403, "evidence_immutable", "The attestation has its evidence already.")
         if latest.expires_at is None:
             detail = "Nothing was asked for, as no policy makes a demand of this agent."
-            raise Refused(403, "challenges_expired", detail)
+            raise PushRefused(403, "challenges_expired", detail)
         if not latest.received_at - CLOCK_SLACK_S <= now < latest.expires_at:
-            raise Refused(403, "challenges_expired", "The challenge of the attestation has expired.")
+            raise PushRefused(403, "challenges_expired", "The challenge of the attestation has expired.")
         _demand_type(resource)
         try:
             collected = read_evidence(resource.attributes, latest.items)
         except Unacceptable as error:
-            raise Refused(422, "invalid_resource_data", str(error), *error.problems) from error
+            raise PushRefused(422, "invalid_resource_data", str(error), *error.problems) from error
         try:
             room = self._judging.demand_room(collected.size)
-        except NoRoom as error:
-            raise Refused(503, "verification_in_progress", str(error), retry_after_s=_BUSY_S) from error
+        except TooMuchEvidence as error:
+            raise PushRefused(503, "verification_in_progress", str(error), retry_after_s=_BUSY_S) from error
         try:
             received = await self._store.receive(latest, collected.items, now)
             if received is None:
-                raise Refused(403, "evidence_immutable", "The attestation has its evidence already.")
+                raise PushRefused(403, "evidence_immutable", "The attestation has its evidence already.")
         except BaseException:
             room.close()
             raise
         if latest.generation == record.generation:
-            evidence = Evidence(
+            evidence = ReceivedEvidence(
                 record=record,
                 policies=found.policies,
                 number=latest.number,
@@ -207,39 +209,39 @@ class Attestations:
         """One attestation, the latest without a number. Raises Refused."""
         found = await self._store.of_agent(agent_id, number)
         if not found:
-            raise Refused(404, "not_found", "There is no such attestation.")
+            raise PushRefused(404, "not_found", "There is no such attestation.")
         return found[-1]
 
     async def show_all(self, agent_id: AgentId) -> list[Attestation]:
         """The attestations of an agent that are kept. Raises Refused."""
         found = await self._store.of_agent(agent_id)
         if found is None:
-            raise Refused(404, "not_found", f"There is no agent {agent_id} that attests by itself.")
+            raise PushRefused(404, "not_found", f"There is no agent {agent_id} that attests by itself.")
         return found
 
 
 def _demand_type(resource: ReceivedResource) -> None:
     """Raises Refused for a resource that is no attestation, as from an agent that could collect nothing."""
     if resource.type != RESOURCE_TYPE:
-        raise Refused(400, "invalid_request", f"The resource must be of type '{RESOURCE_TYPE}'.")
+        raise PushRefused(400, "invalid_request", f"The resource must be of type '{RESOURCE_TYPE}'.")
 
 
-def _attesting(found: Found) -> AgentRecord:
+def _attesting(found: CallingAgent) -> AgentRecord:
     """The record of an agent that may attest. Raises Refused."""
     record = found.record
     if record is None or found.next_number is None:
-        raise Refused(404, "not_found", "There is no agent with this id that attests by itself.")
+        raise PushRefused(404, "not_found", "There is no agent with this id that attests by itself.")
     if record.progress.operational_state is OperationalState.TENANT_FAILED:
         detail = "An operator has ended the attestation of this agent."
-        raise Refused(403, "agent_attestations_disabled", detail)
+        raise PushRefused(403, "agent_attestations_disabled", detail)
     return record
 
 
-def _latest(found: Found, number: int | None) -> Attestation:
+def _latest(found: CallingAgent, number: int | None) -> Attestation:
     """The attestation that evidence is for. Raises Refused."""
     latest = found.latest
     if latest is None or (number is not None and number > latest.number):
-        raise Refused(404, "not_found", "There is no such attestation.")
+        raise PushRefused(404, "not_found", "There is no such attestation.")
     if number is not None and number < latest.number:
-        raise Refused(403, "old_attestation", "There is a later attestation.")
+        raise PushRefused(403, "old_attestation", "There is a later attestation.")
     return latest

@@ -11,7 +11,7 @@ import msgspec
 from msgspec.structs import replace
 
 from keylime.appraisal.challenge import Challenge
-from keylime.appraisal.evidence import Answer
+from keylime.appraisal.evidence import AgentAnswer
 from keylime.appraisal.reference import Reference
 from keylime.errors import MalformedEvidence, MalformedMessage
 from keylime.ima.list_text import ListText
@@ -226,7 +226,7 @@ def _read_ima_list(item: UnreadLog, wanted: ReceivedLog, path: str) -> _ImaList:
     return _ImaList(text, entry, lines, len(memoryview(raw)))
 
 
-def answer_of(collected: Collected, reference: Reference, boottime: int) -> Answer:
+def answer_of(collected: Collected, reference: Reference, boottime: int) -> AgentAnswer:
     """The evidence in the form in which agents that are asked give it. What the key is, its AK says."""
     key = reference.attestation_key
     reply = QuoteReply(
@@ -239,7 +239,7 @@ def answer_of(collected: Collected, reference: Reference, boottime: int) -> Answ
         mb_measurement_list=collected.boot_log,
         os_measurement_list=collected.os_log,
     )
-    return Answer(reply, collected.ima_list)
+    return AgentAnswer(reply, collected.ima_list)
 
 
 def challenge_of(collected: Collected) -> Challenge:

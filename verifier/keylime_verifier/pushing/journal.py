@@ -30,14 +30,14 @@ from keylime_verifier.agents.pushing import (
     pushed_after,
     stand_after,
 )
-from keylime_verifier.agents.records import AgentRecord, PolicyVersions, PushState, StoredRevocation
+from keylime_verifier.agents.records import AgentRecord, HeldVersions, PushState, StoredRevocation
 from keylime_verifier.polling.fencing import Ruling
 from keylime_verifier.polling.meter import Meter
 from keylime_verifier.polling.outcomes import events_of, log_outcome
 from keylime_verifier.polling.store import AgentStore
 from keylime_verifier.polling.unwritten import Unwritten
 from keylime_verifier.pushing.insistence import FIRST_RETRY_S, LONGEST_RETRY_S, insisting
-from keylime_verifier.pushing.verdict_writes import Change, Conclusion, write_change
+from keylime_verifier.pushing.verdict_writes import AttestationEnd, Change, write_change
 from keylime_verifier.revocations.notices import CLEARED, signed_notice
 
 log = logging.getLogger("keylime.verifier")
@@ -53,7 +53,7 @@ class Judged:
     record: AgentRecord
     number: int
     verdict: Verdict
-    held_to: PolicyVersions
+    held_to: HeldVersions
 
 
 @dataclass(slots=True, eq=False)
@@ -62,7 +62,7 @@ class _Waiting:
     ruled: "asyncio.Future[Ruling]"
 
 
-class Journal:
+class PushedVerdicts:
     """Nothing is forgotten before the database has taken it, or has shown that it does not count."""
 
     def __init__(
@@ -153,22 +153,22 @@ class Journal:
                 self._on_revocation()
         return ruling
 
-    def _conclusion(self, judged: Judged, before: AgentRecord, now: float) -> Conclusion:
+    def _conclusion(self, judged: Judged, before: AgentRecord, now: float) -> AttestationEnd:
         match judged.verdict:
             case Accepted(checkpoint):
                 old, new = before.progress.checkpoint.boot, checkpoint.boot
                 is_first = old is None or new is None or old.boottime != new.boottime
                 until = None if self._token_s is None else now + self._token_s
-                return Conclusion(
+                return AttestationEnd(
                     number=judged.number, evaluation="pass", at=now, is_kept=is_first, token_until=until
                 )
             case Rejected(findings):
                 reason = failure_reason(findings)
-                return Conclusion(
+                return AttestationEnd(
                     number=judged.number, evaluation="fail", reason=reason, at=now, is_kept=True
                 )
             case Incomplete():
-                return Conclusion(number=judged.number, evaluation="pending", at=now)
+                return AttestationEnd(number=judged.number, evaluation="pending", at=now)
 
     async def _signed(self, record: AgentRecord, notice: Notify) -> StoredRevocation | None:
         secrets = await insisting(record.agent_id, partial(self._store.secrets_of, record.agent_id))

@@ -19,25 +19,25 @@ from keylime.errors import KeylimeError
 from keylime.identifiers import AgentId
 from keylime_verifier.agents.lifecycle import Defect
 from keylime_verifier.agents.policy_categories import PolicyHashes
-from keylime_verifier.agents.records import AgentRecord, Enrolment, PolicyVersions
-from keylime_verifier.polling.answer_budget import AnswerBudget, Reservation
+from keylime_verifier.agents.records import AgentRecord, Enrolment, HeldVersions
+from keylime_verifier.polling.answer_budget import AnswerBudget, AnswerReservation
 from keylime_verifier.polling.fencing import Ruling
 from keylime_verifier.polling.meter import Meter
 from keylime_verifier.pushing.collected import Collected, answer_of, challenge_of
 from keylime_verifier.pushing.insistence import insisting
-from keylime_verifier.pushing.journal import Journal, Judged, gravest_text
+from keylime_verifier.pushing.journal import Judged, PushedVerdicts, gravest_text
 from keylime_verifier.pushing.negotiation import boottime_in, quoted_pcrs
 
 log = logging.getLogger("keylime.verifier")
 
-BuildReference = Callable[[Enrolment, PolicyHashes], Awaitable[tuple[Reference, PolicyVersions]]]
+BuildReference = Callable[[Enrolment, PolicyHashes], Awaitable[tuple[Reference, HeldVersions]]]
 
 MOST_AT_ONCE = 500
 """Pieces of evidence that wait for their verdict."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
+class ReceivedEvidence:
     """Evidence that was received: for which attestation of an agent, of which boot.
 
     The record and its policies are as they were read with the request that brought it; whoever writes the
@@ -56,7 +56,7 @@ class Evidence:
         return self.record.agent_id
 
 
-class NoRoom(KeylimeError):
+class TooMuchEvidence(KeylimeError):
     """So much evidence waits that no more is taken."""
 
 
@@ -64,7 +64,7 @@ class Judging:
     """What is under way of it in this process."""
 
     def __init__(
-        self, build_reference: BuildReference, journal: Journal, budget: AnswerBudget, meter: Meter
+        self, build_reference: BuildReference, journal: PushedVerdicts, budget: AnswerBudget, meter: Meter
     ) -> None:
         self._build_reference = build_reference
         self._journal = journal
@@ -76,15 +76,15 @@ class Judging:
     def demand_room(self, size: int) -> "Room":
         """Room for evidence whose logs have `size` bytes. Raises NoRoom."""
         if len(self._tasks) >= MOST_AT_ONCE:
-            raise NoRoom("too much evidence waits for its verdict")
+            raise TooMuchEvidence("too much evidence waits for its verdict")
         stack = ExitStack()
         place = stack.enter_context(self._budget.place(0))
         if not place.admit(size):
             stack.close()
-            raise NoRoom("there is no room for a log of this length now")
+            raise TooMuchEvidence("there is no room for a log of this length now")
         return Room(place, stack)
 
-    def begin(self, evidence: Evidence, room: "Room") -> None:
+    def begin(self, evidence: ReceivedEvidence, room: "Room") -> None:
         """Judges `evidence`, and gives the room back when that is done."""
         task = asyncio.create_task(self._judge(evidence, room.place))
         self._tasks.add(task)
@@ -104,12 +104,12 @@ class Judging:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _judge(self, evidence: Evidence, place: Reservation) -> None:
+    async def _judge(self, evidence: ReceivedEvidence, place: AnswerReservation) -> None:
         # Whoever has sent it has got his answer: what comes now is work of our own.
         with patience.for_long_work(patience.OWN_WORK_S):
             await self._judge_patiently(evidence, place)
 
-    async def _judge_patiently(self, evidence: Evidence, place: Reservation) -> None:
+    async def _judge_patiently(self, evidence: ReceivedEvidence, place: AnswerReservation) -> None:
         agent_id, record = evidence.agent_id, evidence.record
         try:
             build = partial(self._build_reference, record.enrolment, evidence.policies)
@@ -132,7 +132,7 @@ class Judging:
             _log_verdict(evidence, verdict, ruling)
 
     async def _verdict(
-        self, evidence: Evidence, record: AgentRecord, reference: Reference, place: Reservation
+        self, evidence: ReceivedEvidence, record: AgentRecord, reference: Reference, place: AnswerReservation
     ) -> Verdict:
         collected = evidence.collected
         checkpoint = record.progress.checkpoint.under_policy(
@@ -157,7 +157,7 @@ class Judging:
 class Room:
     """What is held of the budget for one piece of evidence."""
 
-    place: Reservation
+    place: AnswerReservation
     _stack: ExitStack
 
     def close(self) -> None:
@@ -165,7 +165,7 @@ class Room:
         self._stack.close()
 
 
-def _log_verdict(evidence: Evidence, verdict: Verdict, ruling: Ruling) -> None:
+def _log_verdict(evidence: ReceivedEvidence, verdict: Verdict, ruling: Ruling) -> None:
     number, agent_id = evidence.number, evidence.agent_id
     if ruling is not Ruling.COUNTS:
         log.info("agent %s: the verdict on attestation %d does not count: %s", agent_id, number, ruling.value)

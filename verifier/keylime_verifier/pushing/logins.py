@@ -21,7 +21,7 @@ from keylime_verifier.pushing.sessions import (
     SALT_SIZE,
     SECRET_SIZE,
     ProofRefused,
-    Session,
+    PushSession,
     SessionLimits,
     check_proof,
     key_hash,
@@ -57,10 +57,10 @@ class Fault(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Proven:
+class LoginOutcome:
     """What came of a proof: a token, which nobody but the agent is told, or a fault."""
 
-    session: Session
+    session: PushSession
     received_at: float
     token: str | None = None
     fault: Fault | None = None
@@ -87,14 +87,14 @@ class Logins:
         self._meter = meter
         self._now = now
 
-    def expiry_of(self, session: Session) -> float:
+    def expiry_of(self, session: PushSession) -> float:
         """Until when a challenge may be answered."""
         return session.created_at + self._limits.challenge_s
 
-    async def begin(self, agent_id: AgentId, prefixes: tuple[str, ...]) -> Session:
+    async def begin(self, agent_id: AgentId, prefixes: tuple[str, ...]) -> PushSession:
         """A session with a fresh challenge, whether the agent is known or not. Raises TooManySessions."""
         now = self._now()
-        session = Session(
+        session = PushSession(
             session_id=str(uuid.uuid4()),
             agent_id=agent_id,
             state=PENDING,
@@ -109,7 +109,7 @@ class Logins:
         self._meter.session("begun")
         return session
 
-    async def prove(self, session_id: str, agent_id: AgentId, proof: ProofData) -> Proven:
+    async def prove(self, session_id: str, agent_id: AgentId, proof: ProofData) -> LoginOutcome:
         """What comes of a proof; the challenge is over then.
 
         Raises UnknownSession and OtherAgent, and keeps it then.
@@ -139,10 +139,10 @@ class Logins:
             raise UnknownSession("Session not found")
         self._meter.session("proven")
         log.info("agent %s: has proven that it holds its AK, and has a new token", agent_id)
-        return Proven(replace(session, state=ACTIVE, token_expires_at=expires_at), now, token.text)
+        return LoginOutcome(replace(session, state=ACTIVE, token_expires_at=expires_at), now, token.text)
 
-    async def _failed(self, session: Session, now: float, fault: Fault) -> Proven:
+    async def _failed(self, session: PushSession, now: float, fault: Fault) -> LoginOutcome:
         if not await self._sessions.fail(session.session_id):
             raise UnknownSession("Session not found")
         self._meter.session("failed")
-        return Proven(session, now, fault=fault)
+        return LoginOutcome(session, now, fault=fault)

@@ -15,7 +15,7 @@ from keylime_verifier.pushing.sessions import (
     FAILED,
     PENDING,
     Begun,
-    Session,
+    PushSession,
     SessionLimits,
     StoredToken,
     wait_s,
@@ -26,7 +26,7 @@ MOST_UNPROVEN = 20_000
 
 _ROOM = 64  # so much of it is made at a time: a part like this of all
 _EXPIRED_KEPT_S = 3600.0  # for so long a token is called expired and not unknown
-_COLUMNS = [sessions.c[field.name] for field in fields(Session)]
+_COLUMNS = [sessions.c[field.name] for field in fields(PushSession)]
 SELECT_SESSIONS = sa.select(*_COLUMNS)
 _UNPROVEN = sessions.c.state != ACTIVE
 _LENGTHEN = (
@@ -47,9 +47,9 @@ class TooMany:
     wait_s: float
 
 
-def session_of(row: Sequence[Any]) -> Session:
+def session_of(row: Sequence[Any]) -> PushSession:
     """The session in a row of `SELECT_SESSIONS`."""
-    return Session(*row)
+    return PushSession(*row)
 
 
 class SessionStore:
@@ -62,7 +62,7 @@ class SessionStore:
         self._limits = limits
         self._most_unproven = most_unproven
 
-    async def begin(self, session: Session, now: float) -> TooMany | None:
+    async def begin(self, session: PushSession, now: float) -> TooMany | None:
         """Stores a session that is pending, unless there are too many from its source."""
 
         def work(connection: sa.Connection) -> TooMany | None:
@@ -79,11 +79,11 @@ class SessionStore:
 
         return await self._database.write("begin a session", work)
 
-    async def find(self, session_id: str) -> Session | None:
+    async def find(self, session_id: str) -> PushSession | None:
         """The session with this id."""
         query = SELECT_SESSIONS.where(sessions.c.session_id == session_id)
 
-        def work(connection: sa.Connection) -> Session | None:
+        def work(connection: sa.Connection) -> PushSession | None:
             row = connection.execute(query).first()
             return None if row is None else session_of(row)
 
@@ -101,7 +101,7 @@ class SessionStore:
         )
 
     async def prove(
-        self, session: Session, token: StoredToken, key_hash: str, expires_at: float, ak_tpm: str
+        self, session: PushSession, token: StoredToken, key_hash: str, expires_at: float, ak_tpm: str
     ) -> bool:
         """Makes a pending session the only active one of its agent.
 
@@ -153,7 +153,7 @@ def lengthen_session(connection: sa.Connection, agent_id: AgentId, until: float)
     connection.execute(_LENGTHEN, {"of_agent": agent_id, "until": until})
 
 
-def _begun(connection: sa.Connection, session: Session, limits: SessionLimits, now: float) -> Begun:
+def _begun(connection: sa.Connection, session: PushSession, limits: SessionLimits, now: float) -> Begun:
     of_agent = sa.and_(
         sessions.c.agent_id == session.agent_id, sessions.c.created_at > now - limits.agent_window_s
     )

@@ -56,7 +56,7 @@ class SessionLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
+class PushSession:
     """A session as it is stored; times are seconds since the epoch."""
 
     session_id: str
@@ -137,7 +137,7 @@ def _digest(token: str, salt: bytes) -> str:
     return hashlib.sha256(salt + token.encode()).hexdigest()
 
 
-def judge_token(token: Token | None, session: Session | None, now: float) -> TokenFault | None:
+def judge_token(token: Token | None, session: PushSession | None, now: float) -> TokenFault | None:
     """What is wrong with a token, beside `session`, which has its id; None when it is valid."""
     if token is None:
         return "Invalid authentication token"

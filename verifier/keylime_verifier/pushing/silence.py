@@ -10,7 +10,7 @@ from keylime_verifier.agents.pushing import PushRules, is_overdue
 from keylime_verifier.agents.records import AgentRecord
 from keylime_verifier.agents.shards import MemberId
 from keylime_verifier.pushing.attestation_store import AttestationStore
-from keylime_verifier.pushing.journal import Journal
+from keylime_verifier.pushing.journal import PushedVerdicts
 from keylime_verifier.pushing.session_store import SessionStore
 from keylime_verifier.pushing.watch import Watch
 
@@ -32,7 +32,7 @@ class Silence:
         me: MemberId,
         store: AttestationStore,
         sessions: SessionStore,
-        journal: Journal,
+        journal: PushedVerdicts,
         rules: PushRules,
         *,
         kept_s: float,

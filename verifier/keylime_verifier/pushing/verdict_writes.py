@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import sqlalchemy as sa
 
 from keylime.messages.push_attestation import Evaluation, FailureReason
-from keylime_verifier.agents.events import Event
+from keylime_verifier.agents.events import Occurrence
 from keylime_verifier.agents.progress import is_routine
-from keylime_verifier.agents.records import AgentRecord, PolicyVersions, StoredRevocation
+from keylime_verifier.agents.records import AgentRecord, HeldVersions, StoredRevocation
 from keylime_verifier.database.history import write_events
 from keylime_verifier.database.schema import attestations, progress, pushing
 from keylime_verifier.polling.fencing import Ruling, StoredState, lock_agent, lock_claims
@@ -45,7 +45,7 @@ _FORGET = sa.delete(attestations).where(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Conclusion:
+class AttestationEnd:
     """How an attestation ended. `token_until` is how long the agent's token holds then, if that changes."""
 
     number: int
@@ -65,11 +65,11 @@ class Change:
 
     before: AgentRecord
     after: AgentRecord
-    conclusion: Conclusion | None
-    held_to: PolicyVersions | None = None
+    conclusion: AttestationEnd | None
+    held_to: HeldVersions | None = None
     revocation: StoredRevocation | None = None
     targets: Sequence[tuple[str, str]] = ()
-    events: Sequence[Event] = ()
+    events: Sequence[Occurrence] = ()
 
 
 def rule_on_change(change: Change, found: StoredState | None) -> Ruling:
@@ -124,7 +124,7 @@ def _has_learned(before: AgentRecord, after: AgentRecord) -> bool:
     return has_learned(before.progress.checkpoint, after.progress.checkpoint)
 
 
-def _conclude(connection: sa.Connection, record: AgentRecord, conclusion: Conclusion) -> None:
+def _conclude(connection: sa.Connection, record: AgentRecord, conclusion: AttestationEnd) -> None:
     """The attestation is over; of those before it the ones stay that are kept."""
     of_agent = {"of_agent": record.agent_id, "of_number": conclusion.number}
     connection.execute(

@@ -11,7 +11,7 @@ from typing import Any
 
 from keylime.identifiers import AgentId
 from keylime_verifier.agents.deliveries import DELIVERED, FAILED, PENDING, WRONG_KEY, DeliveryState
-from keylime_verifier.agents.events import Event, EventKind
+from keylime_verifier.agents.events import EventKind, Occurrence
 from keylime_verifier.agents.records import DeliveryAttempt
 
 MOST_EVENTS = 20
@@ -30,7 +30,7 @@ class _Group:
     attempts: Sequence[DeliveryAttempt]
 
 
-def delivery_events(attempts: Sequence[DeliveryAttempt], token: str) -> list[Event]:
+def delivery_events(attempts: Sequence[DeliveryAttempt], token: str) -> list[Occurrence]:
     """The events of attempts that are written down together; `token` names the batch, in 30 characters."""
     told = [attempt for attempt in attempts if _is_told(attempt)]
     found: dict[tuple[str, ...], list[DeliveryAttempt]] = {}
@@ -53,7 +53,7 @@ def _kind(attempt: DeliveryAttempt) -> tuple[str, str]:
     return attempt.delivery.channel.value, attempt.state.value
 
 
-def _event(group: _Group, token: str) -> Event:
+def _event(group: _Group, token: str) -> Occurrence:
     revocations = list(dict.fromkeys(attempt.delivery.revocation.revocation_id for attempt in group.attempts))
     revoked = {attempt.delivery.revocation.agent_id for attempt in group.attempts}
     targets = list(dict.fromkeys(attempt.delivery.target for attempt in group.attempts))
@@ -69,4 +69,4 @@ def _event(group: _Group, token: str) -> Event:
     if group.attempts[-1].error is not None:
         details["error"] = group.attempts[-1].error
     about = AgentId(revoked.pop()) if len(revocations) == 1 else None
-    return Event(token=token, kind=EventKind.DELIVERY, agent_id=about, details=details)
+    return Occurrence(token=token, kind=EventKind.DELIVERY, agent_id=about, details=details)

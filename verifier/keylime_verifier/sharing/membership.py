@@ -24,7 +24,7 @@ from keylime.database.clock import DatabaseClock, database_time, uptime
 from keylime.database.engine import DatabaseUnavailable
 from keylime.database.many import insert_many, insert_missing
 from keylime.database.transactions import Database
-from keylime_verifier.agents.events import Event, EventKind
+from keylime_verifier.agents.events import EventKind, Occurrence
 from keylime_verifier.agents.shards import SHARDS, MemberId, VerifierId
 from keylime_verifier.database.changes import Topic, publish
 from keylime_verifier.database.schema import members, shards
@@ -114,7 +114,7 @@ class Membership:
         let_go: LetGo,
         on_moves: Callable[[], None],
         meter: Meter | None = None,
-        tell: Callable[[Event], Awaitable[None]] | None = None,
+        tell: Callable[[Occurrence], Awaitable[None]] | None = None,
     ) -> None:
         """`let_go` is entered while shards are given up, `on_moves` called after they changed hands.
 
@@ -255,12 +255,12 @@ class Membership:
         if not taken or self._tell is None:
             return
         details = {"verifier": self._member.name, "shards": taken, "of": SHARDS}
-        event = Event(token=uuid.uuid4().hex, kind=EventKind.TAKEN_OVER, details=details)
+        event = Occurrence(token=uuid.uuid4().hex, kind=EventKind.TAKEN_OVER, details=details)
         task = asyncio.create_task(self._told(self._tell, event))
         self._telling.add(task)
         task.add_done_callback(self._telling.discard)
 
-    async def _told(self, tell: Callable[[Event], Awaitable[None]], event: Event) -> None:
+    async def _told(self, tell: Callable[[Occurrence], Awaitable[None]], event: Occurrence) -> None:
         try:
             await tell(event)
         except DatabaseUnavailable as error:

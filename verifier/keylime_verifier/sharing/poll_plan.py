@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from keylime.identifiers import AgentId
-from keylime_verifier.agents.records import AgentVersion, PolicyVersions, RowVersion
+from keylime_verifier.agents.records import AgentVersion, HeldVersions, RowVersion
 
 _ASKED_IN_A_SECOND = 500  # of agents that are taken over together
 
@@ -17,7 +17,7 @@ class PollPlan:
     """
 
     drop: frozenset[AgentId]
-    hold: Mapping[AgentId, PolicyVersions]
+    hold: Mapping[AgentId, HeldVersions]
     adopt: tuple[AgentId, ...]
     put_off: frozenset[AgentId]
 

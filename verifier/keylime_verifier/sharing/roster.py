@@ -14,7 +14,7 @@ from keylime.database.engine import DatabaseUnavailable
 from keylime.identifiers import AgentId
 from keylime_verifier.agents.records import AgentRecord, AgentVersion, RowVersion
 from keylime_verifier.agents.shards import MemberId, shard_of
-from keylime_verifier.polling.fencing import Refusal
+from keylime_verifier.polling.fencing import VerdictRefusal
 from keylime_verifier.polling.poller import Poller
 from keylime_verifier.polling.recorder import Recorder
 from keylime_verifier.polling.store import AgentStore
@@ -92,7 +92,7 @@ class Roster:
         self._touched.add(agent_id)
         self._poller.drop(agent_id)
 
-    def refused(self, refusals: Sequence[Refusal]) -> None:
+    def refused(self, refusals: Sequence[VerdictRefusal]) -> None:
         """Ends the polling of agents about which verdicts do not count; ours are adopted and judged again."""
         for record in (refusal.record for refusal in refusals):
             known = self._poller.current(record.agent_id)

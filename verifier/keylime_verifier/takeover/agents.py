@@ -21,8 +21,8 @@ from keylime.messages.verifier import OperationalState
 from keylime.messages.versions import SUPPORTED_VERSIONS
 from keylime.pki.agent_certificate import DISABLED
 from keylime.pki.certificates import certificate_text, parse_certificate, parse_private_key
-from keylime.takeover.report import Fate, Item, Kind
-from keylime.takeover.values import Objection, Row, json_of, number_of, shown, sound, text_of
+from keylime.takeover.report import Fate, Item, ItemKind
+from keylime.takeover.values import NotTakenOver, Row, json_of, number_of, shown, sound, text_of
 from keylime.tpm.pcr import IMA_PCR
 from keylime.tpm.tpm_policy import TpmPolicy
 from keylime_verifier.agents.records import Enrolment, Progress, Secrets
@@ -64,7 +64,7 @@ class Registered:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rules:
+class TakeoverRules:
     """What our own configuration says."""
 
     verifier_id: VerifierId
@@ -75,13 +75,13 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class RowContext:
     """What rows are read with: policies by their ids, registrations by agent, and our rules."""
 
     runtime: Mapping[int, OldPolicy]
     boot: Mapping[int, OldPolicy]
     registered: Mapping[str, Registered]
-    rules: Rules
+    rules: TakeoverRules
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +96,14 @@ class OldAgent:
 
 
 @dataclass(frozen=True, slots=True)
-class Proposal:
+class AgentProposal:
     """An old row: what is said about it, and the agent to take, if any."""
 
     item: Item
     agent: OldAgent | None = None
 
 
-def convert(row: Row, around: Surroundings) -> Proposal:
+def convert(row: Row, around: RowContext) -> AgentProposal:
     """The agent that a row stands for, or why it is not taken."""
     value = row.get("agent_id")
     name = value if isinstance(value, str) else shown(value)
@@ -111,16 +111,16 @@ def convert(row: Row, around: Surroundings) -> Proposal:
         name = parse_agent_id(text_of(row, "agent_id") or "")
     except KeylimeError as error:
         remedy = "give the agent another uuid in its agent.conf, and add it by that"
-        return Proposal(Item(Kind.AGENT, name, Fate.NOT_TAKEN, (f"{error}; {remedy}",)))
+        return AgentProposal(Item(ItemKind.AGENT, name, Fate.NOT_TAKEN, (f"{error}; {remedy}",)))
     reader = _Reader(row, around, AgentId(name))
     try:
         agent = reader.agent()
     except _Gone as reason:
-        return Proposal(Item(Kind.AGENT, name, Fate.NOT_TAKEN, (str(reason),)))
+        return AgentProposal(Item(ItemKind.AGENT, name, Fate.NOT_TAKEN, (str(reason),)))
     except (KeylimeError, RecursionError) as error:
         remedy = f"add it anew: `keylime_tenant -c add -u {name}`"
-        return Proposal(Item(Kind.AGENT, name, Fate.NOT_TAKEN, (f"{error}; {remedy}",)))
-    return Proposal(Item.of(Kind.AGENT, name, reader.remarks), agent)
+        return AgentProposal(Item(ItemKind.AGENT, name, Fate.NOT_TAKEN, (f"{error}; {remedy}",)))
+    return AgentProposal(Item.of(ItemKind.AGENT, name, reader.remarks), agent)
 
 
 class _Gone(Exception):
@@ -130,7 +130,7 @@ class _Gone(Exception):
 @dataclass(slots=True)
 class _Reader:
     row: Row
-    around: Surroundings
+    around: RowContext
     agent_id: AgentId
     remarks: list[str] = field(default_factory=list)
 
@@ -176,7 +176,7 @@ class _Reader:
         try:
             number = number_of(self.row, "operational_state")
             state = None if number is None else OperationalState(number)
-        except (Objection, ValueError):
+        except (NotTakenOver, ValueError):
             state = None
         if state is None:
             found = shown(self.row.get("operational_state"))
@@ -196,11 +196,11 @@ class _Reader:
     def _address(self) -> tuple[str, int]:
         ip, port = text_of(self.row, "ip"), number_of(self.row, "port", most=2**63)
         if ip is None and port is None:
-            raise Objection("it has no address, because it attests by itself (push model)")
+            raise NotTakenOver("it has no address, because it attests by itself (push model)")
         if ip is None or not HOST.fullmatch(ip):
-            raise Objection("ip is missing" if ip is None else "ip is not an address or host name")
+            raise NotTakenOver("ip is missing" if ip is None else "ip is not an address or host name")
         if port is None or not 0 < port <= _HIGHEST_PORT:
-            raise Objection("port is missing" if port is None else f"port is {port}: expected 1 to 65535")
+            raise NotTakenOver("port is missing" if port is None else f"port is {port}: expected 1 to 65535")
         return ip, port
 
     def _tpm_policy(self) -> str:
@@ -232,9 +232,9 @@ class _Reader:
                 )
             return self.agent_id, EMPTY_POLICY
         if policy is None or (policy.text is None and policy.problem is None):
-            raise Objection("its TPM policy demands PCR 10, but its runtime policy is missing or empty")
+            raise NotTakenOver("its TPM policy demands PCR 10, but its runtime policy is missing or empty")
         if policy.text is None:
-            raise Objection(f"its runtime policy {shown(policy.name)} is not taken: {policy.problem}")
+            raise NotTakenOver(f"its runtime policy {shown(policy.name)} is not taken: {policy.problem}")
         return policy.name, policy.text if policy.name == self.agent_id else None
 
     def _runtime_row(self) -> OldPolicy | None:
@@ -259,9 +259,11 @@ class _Reader:
         elif number in self.around.boot:
             policy = self.around.boot[number]
         else:
-            raise Objection(f"its measured boot policy (id {number}) is missing")
+            raise NotTakenOver(f"its measured boot policy (id {number}) is missing")
         if policy.problem is not None:
-            raise Objection(f"its measured boot policy {shown(policy.name)} is not taken: {policy.problem}")
+            raise NotTakenOver(
+                f"its measured boot policy {shown(policy.name)} is not taken: {policy.problem}"
+            )
         if policy.text is None:
             return None, None
         if not json.loads(policy.text):
@@ -276,7 +278,7 @@ class _Reader:
         key = text_of(self.row, "ak_tpm")
         if key is None:
             if known is None:
-                raise Objection("ak_tpm is missing, here and at the registrar")
+                raise NotTakenOver("ak_tpm is missing, here and at the registrar")
             self.remarks.append("ak_tpm is missing, and is taken from the registrar")
             key = known
         elif known is not None and "".join(known.split()) != "".join(key.split()):
@@ -287,7 +289,7 @@ class _Reader:
         try:
             decode_attestation_key(key)
         except KeylimeError as error:
-            raise Objection(f"ak_tpm cannot be used: {error}") from error
+            raise NotTakenOver(f"ak_tpm cannot be used: {error}") from error
         return key
 
     def _certificate(self) -> str | None:
@@ -303,13 +305,13 @@ class _Reader:
         try:
             data = base64.b64decode("".join(text.split()), validate=True)
         except (binascii.Error, ValueError) as error:
-            raise Objection("mtls_cert is neither PEM nor base64") from error
+            raise NotTakenOver("mtls_cert is neither PEM nor base64") from error
         return _certificate_of(data)
 
     def _verifier_id(self) -> VerifierId:
         found = VerifierId(text_of(self.row, "verifier_id") or self.around.rules.verifier_id)
         if len(found) > _LONGEST_VERIFIER_ID:
-            raise Objection(f"verifier_id is longer than {_LONGEST_VERIFIER_ID} characters")
+            raise NotTakenOver(f"verifier_id is longer than {_LONGEST_VERIFIER_ID} characters")
         if found != self.around.rules.verifier_id:
             self.remarks.append(
                 f"it belongs to the verifier {shown(found)}, and is attested by verifiers with this uuid only"
@@ -319,7 +321,7 @@ class _Reader:
     def _verifier_ip(self) -> str | None:
         ip = text_of(self.row, "verifier_ip")
         if ip is not None and not HOST.fullmatch(ip):
-            raise Objection("verifier_ip is not an address or host name")
+            raise NotTakenOver("verifier_ip is not an address or host name")
         return ip
 
     def _verifier_port(self) -> int | None:
@@ -332,9 +334,9 @@ class _Reader:
         try:
             size = len(base64.b64decode(text, validate=True))
         except (binascii.Error, ValueError) as error:
-            raise Objection("v is not base64") from error
+            raise NotTakenOver("v is not base64") from error
         if size not in _SHARES:
-            raise Objection("v is not the share of a key")
+            raise NotTakenOver("v is not the share of a key")
         return text
 
     def _key(self) -> str | None:
@@ -344,9 +346,9 @@ class _Reader:
         try:
             key = parse_private_key(text.encode(), None)
         except CredentialError as error:
-            raise Objection("revocation_key is not an unencrypted PEM private key") from error
+            raise NotTakenOver("revocation_key is not an unencrypted PEM private key") from error
         if not isinstance(key, RSAPrivateKey):
-            raise Objection("revocation_key is not an RSA key")
+            raise NotTakenOver("revocation_key is not an RSA key")
         return text
 
     def _meta_data(self) -> str | None:
@@ -361,7 +363,7 @@ class _Reader:
         try:
             tenant_keyring(mended)
         except PolicyError as error:
-            raise Objection(f"ima_sign_verification_keys: {error}") from error
+            raise NotTakenOver(f"ima_sign_verification_keys: {error}") from error
         return mended
 
     def _algorithms(self, column: str) -> tuple[str, ...]:
@@ -407,7 +409,7 @@ def _certificate_of(data: bytes) -> str:
     try:
         return certificate_text(parse_certificate(data))
     except CredentialError as error:
-        raise Objection(f"mtls_cert: {error}") from error
+        raise NotTakenOver(f"mtls_cert: {error}") from error
 
 
 def _mended_tpm_policy(text: str) -> str | None:

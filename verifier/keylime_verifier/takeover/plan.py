@@ -7,10 +7,17 @@ from typing import Protocol
 
 from keylime.errors import KeylimeError
 from keylime.takeover.releases import VERIFIER_VERSION
-from keylime.takeover.report import Fate, Item, Kind, Report, second_of
+from keylime.takeover.report import Fate, Item, ItemKind, TakeoverReport, second_of
 from keylime.takeover.values import Row, shown, text_of
 from keylime_verifier.agents.policy_categories import MEASURED_BOOT, RUNTIME, PolicyKey
-from keylime_verifier.takeover.agents import OldAgent, Proposal, Registered, Rules, Surroundings, convert
+from keylime_verifier.takeover.agents import (
+    AgentProposal,
+    OldAgent,
+    Registered,
+    RowContext,
+    TakeoverRules,
+    convert,
+)
 from keylime_verifier.takeover.policies import OldPolicy, boot_policy, item_of, row_id, runtime_policy
 
 TABLE = "verifiermain"
@@ -31,7 +38,7 @@ class OldDatabase(Protocol):
     def rows(self, table: str, /) -> Iterator[Row]: ...
 
 
-_KINDS = {RUNTIME: Kind.RUNTIME_POLICY, MEASURED_BOOT: Kind.BOOT_POLICY}
+_KINDS = {RUNTIME: ItemKind.RUNTIME_POLICY, MEASURED_BOOT: ItemKind.BOOT_POLICY}
 _SAME_NAME = "another one has the same name; add it under another, and the agents that use it as well"
 _ITS_AGENT = "it is the policy of the agent of this name, which is not taken"
 
@@ -43,7 +50,7 @@ class Plan:
     source: str
     release: str
     policies: Mapping[PolicyKey, OldPolicy]
-    proposals: tuple[Proposal, ...]
+    proposals: tuple[AgentProposal, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +62,14 @@ class Here:
 
 
 @dataclass(frozen=True, slots=True)
-class News:
+class NewRecords:
     """What is to be written: policies as (text, TPM policy), and agents."""
 
     policies: Mapping[PolicyKey, tuple[str, str | None]]
     agents: tuple[OldAgent, ...]
 
 
-def read_plan(old: OldDatabase, registrar: OldDatabase | None, rules: Rules) -> Plan | None:
+def read_plan(old: OldDatabase, registrar: OldDatabase | None, rules: TakeoverRules) -> Plan | None:
     """What is to be taken from `old`; None when it holds no verifier's tables. Raises ConfigError.
 
     `registrar` has the registrations of the same installation, if they are elsewhere and can be read.
@@ -72,13 +79,13 @@ def read_plan(old: OldDatabase, registrar: OldDatabase | None, rules: Rules) -> 
     release = old.release(VERIFIER_VERSION)
     runtime = _by_id(old.rows("allowlists"), runtime_policy)
     boot = _by_id(old.rows("mbpolicies"), lambda row: boot_policy(row, rules.compile_boot_policy))
-    around = Surroundings(runtime.by_id, boot.by_id, _registered(registrar or old), rules)
-    proposals: dict[object, Proposal] = {}
+    around = RowContext(runtime.by_id, boot.by_id, _registered(registrar or old), rules)
+    proposals: dict[object, AgentProposal] = {}
     for number, row in enumerate(old.rows(TABLE)):
         proposal = convert(row, around)
         is_second = proposal.item.name in proposals
         key = number if is_second or proposal.agent is None else proposal.item.name
-        proposals[key] = Proposal(second_of(proposal.item)) if is_second else proposal
+        proposals[key] = AgentProposal(second_of(proposal.item)) if is_second else proposal
     policies = {(RUNTIME, policy.name): policy for policy in runtime.by_name.values()}
     policies |= {(MEASURED_BOOT, policy.name): policy for policy in boot.by_name.values()}
     ordered = sorted(proposals.values(), key=lambda one: one.item.name)
@@ -119,7 +126,7 @@ def _registered(old: OldDatabase) -> dict[str, Registered]:
     return found
 
 
-def settle(plan: Plan, here: Here) -> tuple[News, Report]:
+def settle(plan: Plan, here: Here) -> tuple[NewRecords, TakeoverReport]:
     """What of a plan is new, and the report. Nothing that is here is changed."""
     return _Settlement(plan, here).all()
 
@@ -131,7 +138,7 @@ class _Settlement:
     policies: dict[PolicyKey, tuple[str, str | None]] = field(default_factory=dict)
     agents: list[OldAgent] = field(default_factory=list)
 
-    def all(self) -> tuple[News, Report]:
+    def all(self) -> tuple[NewRecords, TakeoverReport]:
         ids = {proposal.item.name for proposal in self.plan.proposals}
         of_agents = {key: policy for key, policy in self.plan.policies.items() if policy.name in ids}
         items = [
@@ -150,7 +157,7 @@ class _Settlement:
             if policy.text is not None or policy.problem is not None:
                 items.append(self._policy_of(by_name[policy.name], key, policy))
         items.extend(agents)
-        return News(self.policies, tuple(self.agents)), Report(
+        return NewRecords(self.policies, tuple(self.agents)), TakeoverReport(
             self.plan.source, self.plan.release, tuple(items)
         )
 
@@ -168,7 +175,7 @@ class _Settlement:
         )
         return Item(kind, policy.name, Fate.PRESENT, (remark,))
 
-    def _agent(self, proposal: Proposal) -> Item:
+    def _agent(self, proposal: AgentProposal) -> Item:
         item, agent = proposal.item, proposal.agent
         if agent is None:
             return item

@@ -14,8 +14,8 @@ from keylime.documents.dsse import is_envelope
 from keylime.errors import KeylimeError, MalformedMessage, PolicyError
 from keylime.ima.runtime_policy import CURRENT_VERSION, EMPTY_POLICY, GENERATOR_LEGACY
 from keylime.nesting import is_too_deep
-from keylime.takeover.report import Fate, Item, Kind
-from keylime.takeover.values import Objection, Row, number_of, shown, text_of
+from keylime.takeover.report import Fate, Item, ItemKind
+from keylime.takeover.values import NotTakenOver, Row, number_of, shown, text_of
 from keylime.tpm.tpm_policy import TpmPolicy
 from keylime_verifier.api.enrolment import policy_name
 from keylime_verifier.policies.demands import CompileBootPolicy
@@ -43,7 +43,7 @@ class OldPolicy:
     problem: str | None = None
 
 
-def item_of(kind: Kind, policy: OldPolicy) -> Item:
+def item_of(kind: ItemKind, policy: OldPolicy) -> Item:
     """What is said about a policy with a name of its own."""
     if policy.problem is not None:
         return Item(kind, policy.name, Fate.NOT_TAKEN, (policy.problem,))
@@ -85,7 +85,7 @@ def _read(row: Row, read: Callable[[str], OldPolicy]) -> OldPolicy:
 def _usable(name: str | None) -> str:
     """A name by which a policy can be asked for. Raises Objection."""
     if name is None:
-        raise Objection("it has no name")
+        raise NotTakenOver("it has no name")
     try:
         policy_name(name, "name")
     except MalformedMessage:
@@ -207,5 +207,5 @@ def row_id(row: Row) -> int | None:
     """What agents name a policy by."""
     try:
         return number_of(row, "id", most=2**63 - 1)
-    except Objection:
+    except NotTakenOver:
         return None

@@ -13,15 +13,15 @@ from keylime.measured_boot.boot_policy import compile_measured_boot_policy
 from keylime.takeover.source import OldDatabase, open_old
 from keylime_verifier.api.routes import boot_policies
 from keylime_verifier.config import VerifierConfig
-from keylime_verifier.takeover.agents import Rules
+from keylime_verifier.takeover.agents import TakeoverRules
 from keylime_verifier.takeover.plan import REGISTRAR_TABLE, Plan, read_plan
 
 _REGISTRAR_FILE = "reg_data.sqlite"
 
 
-def rules_of(config: VerifierConfig) -> Rules:
+def rules_of(config: VerifierConfig) -> TakeoverRules:
     """What of the configuration matters. Raises ConfigError."""
-    return Rules(
+    return TakeoverRules(
         verifier_id=config.verifier_id,
         verifier_ip=config.ip,
         verifier_port=config.port or 8881,
@@ -35,7 +35,7 @@ def rules_of(config: VerifierConfig) -> Rules:
     )
 
 
-def read_from(url: URL, rules: Rules) -> Plan | None:
+def read_from(url: URL, rules: TakeoverRules) -> Plan | None:
     """What is to be taken from the database at `url`, see `read_plan`."""
     with open_old(url) as old, _registrar_of(url, old) as registrar:
         return read_plan(old, registrar, rules)

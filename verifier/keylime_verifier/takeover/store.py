@@ -7,25 +7,25 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
-from keylime.takeover.report import Report
+from keylime.takeover.report import TakeoverReport
 from keylime_verifier.agents.policy_categories import PolicyCategory
 from keylime_verifier.database.changes import Topic, publish
 from keylime_verifier.database.schema import agents, policies, policy_texts, progress, recipients
 from keylime_verifier.polling.rows import enrolment_columns, position_columns, verdict_columns
 from keylime_verifier.revocations.backlog import COUNT
 from keylime_verifier.takeover.agents import OldAgent
-from keylime_verifier.takeover.plan import Here, News, Plan, settle
+from keylime_verifier.takeover.plan import Here, NewRecords, Plan, settle
 
 _AT_ONCE = 500
 T = TypeVar("T")
 
 
-def look(connection: sa.Connection, plan: Plan) -> Report:
+def look(connection: sa.Connection, plan: Plan) -> TakeoverReport:
     """What taking `plan` over would do to our tables; nothing is written."""
     return settle(plan, _here(connection))[1]
 
 
-def take(connection: sa.Connection, plan: Plan) -> Report:
+def take(connection: sa.Connection, plan: Plan) -> TakeoverReport:
     """Takes what is not here yet; verifiers at work begin to attest it when the transaction commits."""
     publish(connection, Topic.AGENTS)  # from here on nobody adds anything until the commit
     news, report = settle(plan, _here(connection))
@@ -39,7 +39,7 @@ def take(connection: sa.Connection, plan: Plan) -> Report:
     return report
 
 
-def rehearse(plan: Plan) -> Report:
+def rehearse(plan: Plan) -> TakeoverReport:
     """What taking `plan` over would do to empty tables."""
     return settle(plan, Here())[1]
 
@@ -55,7 +55,7 @@ def _here(connection: sa.Connection) -> Here:
     )
 
 
-def _insert_policies(connection: sa.Connection, news: News) -> None:
+def _insert_policies(connection: sa.Connection, news: NewRecords) -> None:
     texts = {hashlib.sha256(text.encode()).hexdigest(): text for text, _ in news.policies.values()}
     known: set[str] = set()
     for part in _parts(list(texts)):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from keylime.appraisal.appraise import MAX_INCOMPLETE_ROUNDS, appraise_stepwise
 from keylime.appraisal.challenge import stored_evidence_challenge
 from keylime.appraisal.checkpoint import Checkpoint
-from keylime.appraisal.evidence import Answer, quote_finding
+from keylime.appraisal.evidence import AgentAnswer, quote_finding
 from keylime.appraisal.memo import AppraisalMemo
 from keylime.appraisal.reference import AcceptedAlgorithms, Reference
 from keylime.appraisal.verdict import Accepted, Incomplete, Rejected
@@ -86,7 +86,7 @@ def judge_evidence(evidence: TpmEvidence, rules: EvidenceRules) -> Generator[Non
     # There will be no second round: a list that does not reach PCR 10 is an answer.
     only_round = Checkpoint(incomplete_rounds=MAX_INCOMPLETE_ROUNDS)
     verdict = yield from appraise_stepwise(
-        Answer.of(reply), challenge, reference, only_round, AppraisalMemo()
+        AgentAnswer.of(reply), challenge, reference, only_round, AppraisalMemo()
     )
     match verdict:
         case Accepted(_, facts):

@@ -11,9 +11,9 @@ from keylime_agent.pushing.course import (
     LoggedIn,
     NotAdded,
     PutOff,
-    Refused,
     TokenOver,
-    Unreachable,
+    VerifierRefused,
+    VerifierUnreachable,
 )
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
@@ -28,15 +28,15 @@ ERROR = json.dumps({"errors": [{"status": "422", "detail": "bad", "source": {"po
         (401, b"", "5", TokenOver()),
         (403, b"", None, Forbidden("403")),
         (404, b"", None, Forbidden("404")),
-        (409, b"", None, Refused("409")),
-        (422, ERROR, None, Refused("422 bad (/data)")),
+        (409, b"", None, VerifierRefused("409")),
+        (422, ERROR, None, VerifierRefused("422 bad (/data)")),
         (429, b"", "3", PutOff(3, "429")),
-        (429, b"", None, Refused("429")),
+        (429, b"", None, VerifierRefused("429")),
         (503, b"<html>", "1", PutOff(1, "503")),
-        (503, b"", None, Unreachable("503")),
-        (500, b"", "3", Unreachable("500")),
-        (200, b"{}", "3", Refused("200")),
-        (415, b"", None, Refused("415")),
+        (503, b"", None, VerifierUnreachable("503")),
+        (500, b"", "3", VerifierUnreachable("500")),
+        (200, b"{}", "3", VerifierRefused("200")),
+        (415, b"", None, VerifierRefused("415")),
     ],
 )
 def test_what_an_answer_means_that_is_not_the_one_that_was_hoped_for(
@@ -46,10 +46,10 @@ def test_what_an_answer_means_that_is_not_the_one_that_was_hoped_for(
 
 
 def test_without_a_token_nothing_is_over_or_forbidden() -> None:
-    assert refusal_of_session(401, b"", None, NOW) == Refused("401")
+    assert refusal_of_session(401, b"", None, NOW) == VerifierRefused("401")
     assert refusal_of_session(429, b"", "60", NOW) == PutOff(60, "429")
     missing = refusal_of_session(404, b"", None, NOW)
-    assert isinstance(missing, Refused)
+    assert isinstance(missing, VerifierRefused)
     assert "[verifier] mode" in missing.reason
 
 
@@ -70,7 +70,7 @@ def test_a_proof_is_taken_refused_or_of_nobody() -> None:
     unknown, wrong = verdict(attributes("fail"), 200, "a"), verdict(attributes("fail"), 401, "a")
     assert isinstance(unknown, NotAdded)
     assert "-c add --push-model -u a" in unknown.reason
-    assert isinstance(wrong, Refused)
+    assert isinstance(wrong, VerifierRefused)
     assert "-c update --push-model -u a" in wrong.reason
 
 

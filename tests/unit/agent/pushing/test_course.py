@@ -13,10 +13,10 @@ from keylime_agent.pushing.course import (
     NotAdded,
     Outcome,
     PutOff,
-    Refused,
     Taken,
     TokenOver,
-    Unreachable,
+    VerifierRefused,
+    VerifierUnreachable,
     advance,
 )
 from keylime_agent.pushing.pace import Pacing
@@ -39,13 +39,13 @@ TWO = replace(IN, verifiers=2)
         (IN, Forbidden(""), NEW, 60),
         (NEW, NotAdded(""), NEW, 60),
         (IN, PutOff(7, ""), IN, 7),
-        (IN, Unreachable(""), replace(IN, failures=1), 5),
-        (replace(IN, usual_s=2, failures=1), Unreachable(""), replace(IN, usual_s=2, failures=2), 2),
-        (TWO, Unreachable(""), replace(TWO, current=1, silent=1), 0),
-        (replace(TWO, current=1, silent=1), Unreachable(""), replace(TWO, failures=1), 5),
+        (IN, VerifierUnreachable(""), replace(IN, failures=1), 5),
+        (replace(IN, usual_s=2, failures=1), VerifierUnreachable(""), replace(IN, usual_s=2, failures=2), 2),
+        (TWO, VerifierUnreachable(""), replace(TWO, current=1, silent=1), 0),
+        (replace(TWO, current=1, silent=1), VerifierUnreachable(""), replace(TWO, failures=1), 5),
         (replace(TWO, current=1, silent=1), Taken(2), replace(TWO, current=1, usual_s=2), 2),
-        (IN, Refused(""), replace(IN, failures=1), 60),
-        (replace(IN, failures=9), Refused(""), replace(IN, failures=10), 150),
+        (IN, VerifierRefused(""), replace(IN, failures=1), 60),
+        (replace(IN, failures=9), VerifierRefused(""), replace(IN, failures=10), 150),
     ],
 )
 def test_what_comes_after(before: Course, outcome: Outcome, after: Course, pause_s: float) -> None:
@@ -62,8 +62,8 @@ OUTCOMES = st.sampled_from(
         Forbidden(""),
         NotAdded(""),
         PutOff(0, ""),
-        Unreachable(""),
-        Refused(""),
+        VerifierUnreachable(""),
+        VerifierRefused(""),
     ]
 )
 
