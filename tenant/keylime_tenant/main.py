@@ -45,6 +45,7 @@ from keylime_tenant.connection import Connection
 from keylime_tenant.doing import doing
 from keylime_tenant.errors import CommandFailed, Unjudged
 from keylime_tenant.forms import Form
+from keylime_tenant.quiet_loop import be_quiet_when_interrupted
 from keylime_tenant.render import Output, OutputHandler
 from keylime_tenant.session import Session
 
@@ -130,6 +131,7 @@ def _demand_add(arguments: Arguments) -> None:
 
 
 async def _run(command: Command, arguments: Arguments, output: Output, environ: Mapping[str, str]) -> None:
+    be_quiet_when_interrupted()
     if command.place == DOCTOR:
         await _examine(arguments, output, environ)
         return

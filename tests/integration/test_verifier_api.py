@@ -268,7 +268,7 @@ def test_lists_have_the_shapes_that_clients_of_the_field_unpack(tmp_path: Path) 
         assert list(bulk["agent-1"]) == list(one)
         assert list(one)[:3] == ["operational_state", "v", "ip"]
         assert "maximum_attestation_interval" in one
-        assert one["ima_entries"] > 0
+        assert "ima_entries" not in one, "without a runtime policy nothing of a list is judged"
         assert (await verifier.admin("GET", "/v2.5/agents/?bulk=True&verifier=other")).results == {}
 
     scene(tmp_path, act, KEYLIME_VERIFIER_QUOTE_INTERVAL="60")

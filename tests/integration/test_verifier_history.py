@@ -65,11 +65,13 @@ def test_the_history_of_an_agent_from_its_enrolment_past_its_deletion(tmp_path: 
         agent.reboot()
         # Told with the passes of that second.
         await eventually(lambda: verifier.rows("SELECT 1 FROM events WHERE kind = 'rebooted'"))
+        assert (await verifier.admin("GET", AGENT)).results["ima_entries"] == len(agent.files)
         more = agent.files | {"/opt/new": b"new"}
         assert (await verifier.admin("PUT", LIST, encoded(policy_of(more)))).code == 201
         await verifier.until_passing(agent, 2)
         agent.tamper("/usr/bin/backdoor")
         await verifier.until_failed(agent)
+        await eventually(lambda: verifier.rows("SELECT 1 FROM events WHERE kind = 'delivery'"))
         assert (await verifier.admin("PUT", f"{AGENT}/stop")).code == 200
         events = await told(verifier)
         assert (await verifier.admin("DELETE", AGENT)).code == 200
@@ -83,6 +85,7 @@ def test_the_history_of_an_agent_from_its_enrolment_past_its_deletion(tmp_path: 
             "policy_replaced",
             "held_to",
             "state",
+            "delivery",
             "stopped",
         ]
         ids = [event["id"] for event in events]
@@ -124,6 +127,7 @@ def test_the_history_of_an_agent_from_its_enrolment_past_its_deletion(tmp_path: 
             "rebooted, and attested from the first entry of its list",
             "passed for the first time under other policies",
             "Get Quote -> Invalid Quote",
+            "revocation delivered: agent agent-1",
             "stopped by an operator",
             "deleted",
         ]
