@@ -13,11 +13,18 @@ from tests.effort import examples
 settings.register_profile("tests", deadline=None, max_examples=examples(100))
 settings.load_profile("tests")
 
+# A minute and more each, mostly of waiting. Whoever began one of them at the end would keep the others waiting.
+_BEGIN_WITH = ("test_verifier_faults.py", "test_verifier_waits.py", "test_verifiers_share.py")
+
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """With `-n logical` one for each processor; with `-n auto` two, since half of the time programs wait."""
     per_processor = 1 if config.option.numprocesses == "logical" else 2
     return per_processor * len(os.sched_getaffinity(0))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in _BEGIN_WITH)
 
 
 def pytest_collection_finish() -> None:
