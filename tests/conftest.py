@@ -13,7 +13,7 @@ from tests.effort import examples
 settings.register_profile("tests", deadline=None, max_examples=examples(100))
 settings.load_profile("tests")
 
-# A minute and more each, mostly of waiting. Whoever began one of them at the end would keep the others waiting.
+# A minute and more each, mostly of waiting: who began one of them last would keep the others waiting.
 _BEGIN_WITH = ("test_verifier_faults.py", "test_verifier_waits.py", "test_verifiers_share.py")
 
 
