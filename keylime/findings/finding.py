@@ -8,7 +8,6 @@ from typing import TypeAlias
 JsonValue: TypeAlias = "bool | int | float | str | Sequence[JsonValue] | Mapping[str, JsonValue] | None"
 
 MAX_SHOWN = 4200  # characters: as long as a kernel's paths can be
-_SHOWN_HASH = 12  # hex digits: enough to tell the versions of an operator's policies apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,5 +47,5 @@ def printable(text: str) -> str:
 
 
 def policy_version(kind: str, content_hash: str) -> str:
-    """How people are told which version of a policy judged: its kind, and the beginning of its hash."""
-    return f"{kind} {content_hash[:_SHOWN_HASH]}"
+    """How people are told which version of a policy judged: its kind, and its hash."""
+    return f"{kind} {content_hash}"

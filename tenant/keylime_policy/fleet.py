@@ -9,8 +9,6 @@ import msgspec
 from keylime.measured_boot.components import BootVariant, ReferenceStateDocument
 from keylime_policy.messages import Messages
 
-_SHOWN_DIGEST = 14  # 0x and twelve digits
-_SHOWN_TEXT = 60
 _SHOWN_ROWS = 60
 _SHOWN_MACHINES = 6
 
@@ -80,15 +78,13 @@ def _boot_traits(document: ReferenceStateDocument) -> Traits:
         traits.one_of |= set(_boot_rules(name, boot))
     for kind in ("pk", "kek", "db", "vendor_db"):
         traits.allowed |= {f"key {_fingerprint(key)} in {kind}" for key in getattr(secure_boot, kind)}
-    traits.one_of |= {f"dbx with {_digest(key.data)}" for key in secure_boot.dbx}
-    traits.allowed |= {f"driver {_digest(one)}" for one in document.drivers}
-    traits.allowed |= {f"firmware application {_digest(one)}" for one in document.firmware_applications}
+    traits.one_of |= {f"dbx with {key.data}" for key in secure_boot.dbx}
+    traits.allowed |= {f"driver {one}" for one in document.drivers}
+    traits.allowed |= {f"firmware application {one}" for one in document.firmware_applications}
     traits.allowed |= {f"GRUB command {_text(one)}" for one in document.grub.commands}
-    traits.allowed |= {f"GRUB file {_digest(one)}" for one in document.grub.files}
+    traits.allowed |= {f"GRUB file {one}" for one in document.grub.files}
     traits.allowed |= {
-        f"event {_digest(one)} in PCR {pcr}"
-        for pcr, events in document.other_events.items()
-        for one in events
+        f"event {one} in PCR {pcr}" for pcr, events in document.other_events.items() for one in events
     }
     return traits
 
@@ -101,7 +97,7 @@ def file_table(measured: Mapping[str, Mapping[str, Iterable[str]]]) -> tuple[lis
         for digest in sorted(set().union(*having.values())):
             breaks = tuple(machine for machine, values in having.items() if values != {digest})
             if breaks:
-                rows.append(DivergentRule(f"only {digest[:12]} as {_text(path)}", breaks))
+                rows.append(DivergentRule(f"only {digest} as {_text(path)}", breaks))
             else:
                 shared += 1
     return rows, shared
@@ -143,7 +139,7 @@ def _boot_rules(name: str, boot: BootVariant) -> Iterable[str]:
         ("extension", boot.extensions),
     ):
         if digests:
-            yield f"{kind} {' '.join(map(_digest, digests))} ({_text(name)})"
+            yield f"{kind} {' '.join(digests)} ({_text(name)})"
     if boot.command_line is not None:
         yield f"command line {_text(boot.command_line)}"
 
@@ -152,13 +148,8 @@ def _in_order(sets: Iterable[set[str]]) -> list[str]:
     return sorted(set().union(*sets))
 
 
-def _digest(digest: str) -> str:
-    return digest[:_SHOWN_DIGEST]
-
-
 def _text(text: str) -> str:
-    shown = text if text.isprintable() else ascii(text)[1:-1]
-    return shown if len(shown) <= _SHOWN_TEXT else f"{shown[: _SHOWN_TEXT - 3]}..."
+    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def _fingerprint(value: object) -> str:

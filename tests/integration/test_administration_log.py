@@ -66,9 +66,9 @@ def test_what_administrators_do_at_the_verifier_is_told_with_their_certificate(
     ]
     (created,), (replaced,) = acts(caplog, "created by"), acts(caplog, "replaced, ")
     digest = created.rpartition(" ")[2]
-    assert re.fullmatch(r"Runtime policy 'fleet': created by WHO, sha256 [0-9a-f]{12}", created)
+    assert re.fullmatch(r"Runtime policy 'fleet': created by WHO, sha256 [0-9a-f]{64}", created)
     assert re.fullmatch(
-        rf"Runtime policy 'fleet': replaced, for 0 agents, by WHO, sha256 {digest} -> [0-9a-f]{{12}}",
+        rf"Runtime policy 'fleet': replaced, for 0 agents, by WHO, sha256 {digest} -> [0-9a-f]{{64}}",
         replaced,
     )
 

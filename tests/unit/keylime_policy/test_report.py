@@ -41,7 +41,7 @@ def test_the_document_has_every_field_for_programs() -> None:
         "expected": list(HELLO.expected),
         "explanation": HELLO.explanation,
         "rule": "digests",
-        "policy": f"runtime policy {POLICY.content_hash[:12]}",
+        "policy": f"runtime policy {POLICY.content_hash}",
         "hint": HELLO.hint,
     }
     stage = ONE.stage("s2-tampered")

@@ -145,7 +145,7 @@ class NamedPolicies(Generic[BodyT]):
             self._kind.title,
             name,
             by.certificate,
-            _digest(content.text),
+            _hash(content.text),
         )
         return self._remarked(name, content)
 
@@ -259,8 +259,8 @@ class NamedPolicies(Generic[BodyT]):
             name,
             affected,
             by.certificate,
-            _digest(replaced),
-            _digest(content.text),
+            _hash(replaced),
+            _hash(content.text),
         )
         return self._remarked(name, content)
 
@@ -321,8 +321,3 @@ def _with(event: Occurrence, **details: object) -> Occurrence:
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _digest(text: str) -> str:
-    """The first digits of a text's hash, enough to tell versions apart."""
-    return _hash(text)[:12]
