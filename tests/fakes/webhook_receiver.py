@@ -56,7 +56,8 @@ class WebhookReceiver:
         for site in list(runner.sites):
             await site.stop()
         connections = [one.transport for one in runner.server.connections if one.transport is not None]
-        lines = [one.get_extra_info("socket") for one in connections]
+        # One that is closing already has none.
+        lines = [line for one in connections if (line := one.get_extra_info("socket")) is not None]
         await runner.cleanup()
         # With TLS they would wait for a last word of clients that may be stopped, or dying.
         for line in lines:
