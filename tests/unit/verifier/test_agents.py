@@ -7,6 +7,7 @@ from typing import cast
 
 from keylime.identifiers import AgentId
 from keylime.messages.verifier import OperationalState
+from keylime_verifier.agents.events import Actor
 from keylime_verifier.agents.policy_categories import TextHash
 from keylime_verifier.agents.records import AgentRecord, RowVersion
 from keylime_verifier.agents.shards import MemberId, ShardClaim
@@ -98,6 +99,19 @@ class World:
             self.row, self.known, self.pending = REJECTED, None, None
 
 
+def agents_in(world: World) -> Agents:
+    return Agents(
+        cast(AgentStore, world),
+        cast(PolicyStore, world),
+        cast(References, world),
+        cast(Roster, world),
+        cast(Recorder, world),
+        cast(EnrolmentRules, None),
+        CADENCE,
+        lambda: NOW,
+    )
+
+
 def shown(
     happening: Callable[[World], None],
     while_reading: str = "row",
@@ -110,16 +124,7 @@ def shown(
         for ask_all in (False, True):
             world = World(happening, while_reading)
             first(world)
-            agents = Agents(
-                cast(AgentStore, world),
-                cast(PolicyStore, world),
-                cast(References, world),
-                cast(Roster, world),
-                cast(Recorder, world),
-                cast(EnrolmentRules, None),
-                CADENCE,
-                lambda: NOW,
-            )
+            agents = agents_in(world)
             if ask_all:
                 statuses += [status async for _, status in agents.show_all(None)]
             else:
@@ -191,3 +196,47 @@ def test_a_verdict_of_the_former_owner_that_is_written_while_the_row_is_read_is_
 
     theirs = ShardClaim(owner=MemberId("other"), epoch=PASSING.claim.epoch + 1)
     assert shown(happening, first=taken_over) == {(9, "FAIL")}
+
+
+class Acted(World):
+    """Where an operator acts: notes what is done in which order."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda _world: None, "nothing")
+        self.done: list[str] = []
+
+    async def flush_one(self, agent_id: AgentId) -> None:
+        self.done.append(f"write what waits of {agent_id}")
+
+    async def begin_again(
+        self, agent_id: AgentId, state: OperationalState, *, by: Actor | None = None
+    ) -> AgentRecord:
+        self.done.append(f"{agent_id} is {state.name}")
+        return PASSING
+
+    def drop(self, _agent_id: AgentId) -> None:
+        self.done.append("drop")
+
+    def adopt(self, _record: AgentRecord) -> None:
+        self.done.append("adopt")
+
+
+def test_before_an_operators_act_nothing_is_written_but_what_waits_of_its_agent() -> None:
+    world = Acted()
+    agents = agents_in(world)
+
+    async def act() -> None:
+        await agents.stop(PASSING.agent_id, by=None)
+        await agents.reactivate(PASSING.agent_id, by=None)
+
+    asyncio.run(act())
+    first = f"write what waits of {PASSING.agent_id}"
+    assert world.done == [
+        first,
+        f"{PASSING.agent_id} is TENANT_FAILED",
+        "drop",
+        first,
+        f"{PASSING.agent_id} is START",
+        "drop",
+        "adopt",
+    ]

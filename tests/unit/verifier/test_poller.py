@@ -98,6 +98,8 @@ class MemoryStore(AgentStore):
         records: Sequence[AgentRecord],
         learned: Collection[AgentId] = (),
         events: Mapping[AgentId, Sequence[Occurrence]] = {},
+        *,
+        can_wait: bool = True,
     ) -> list[VerdictRefusal]:
         if self.batch_gate is not None:
             await self.batch_gate.wait()

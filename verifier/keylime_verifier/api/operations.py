@@ -120,7 +120,7 @@ class Agents:
         )
         await self._check_names(new)
         remark = await self._check_parts(new.enrolment, old.enrolment.runtime_parts)
-        await self._write_counters()
+        await self._write_counters(agent_id)
         try:
             record = await self._store.update(
                 old.generation,
@@ -203,7 +203,7 @@ class Agents:
 
     async def _begin_again(self, agent_id: AgentId, state: OperationalState, by: Actor | None) -> AgentRecord:
         # First the database, then the poller: when the database refuses, polling goes on as it was.
-        await self._write_counters()
+        await self._write_counters(agent_id)
         try:
             record = await self._store.begin_again(agent_id, state, by=by)
         except UnreadableRecord as error:
@@ -213,11 +213,11 @@ class Agents:
         self._roster.drop(agent_id)
         return record
 
-    async def _write_counters(self) -> None:
+    async def _write_counters(self, agent_id: AgentId) -> None:
         """The counters that an operator's act keeps are those that were shown."""
         with patience.apart():
-            async with limited("change an agent"):  # another batch may be under way, which waits longer
-                await self._recorder.flush()
+            async with limited("change an agent"):  # a batch may be under way, which waits longer
+                await self._recorder.flush_one(agent_id)
 
     async def _versions(self, enrolment: Enrolment) -> HeldVersions:
         boot = enrolment.measured_boot_policy

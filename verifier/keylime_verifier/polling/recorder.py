@@ -261,29 +261,49 @@ class Recorder:
 
         Raises DatabaseUnavailable when that concerns passes.
         """
-        await self._write_waiting()
+        # Rejections first, and nobody's again before all others were tried.
+        await self._write_verdicts(
+            sorted(self._waiting.values(), key=lambda one: (one.held_to is None, one.tried_at))
+        )
         async with self._batching:
             gathered = list(self._routine)
             for first in range(0, len(gathered), _PASSES_AT_ONCE):
                 # Between two of them verdicts are written, and other processes get the database.
-                async with self._flushing:
-                    refused = await self._write_passes(gathered[first : first + _PASSES_AT_ONCE])
-                for refusal in refused:
-                    _log_refusal(refusal, "pass", is_rejection=False)
-                if refused:
-                    self._tell_of_refusals(refused)
+                await self._write_passes(gathered[first : first + _PASSES_AT_ONCE], can_wait=True)
             self._all_written_at = time.monotonic()
             self.lateness.passes_written(others_wait=bool(self._routine))
 
-    async def _write_passes(self, agent_ids: Sequence[AgentId]) -> list[VerdictRefusal]:
-        """Writes the last passes of some agents; which of them do not count. Those not taken are kept."""
+    async def flush_one(self, agent_id: AgentId) -> None:
+        """As `flush`, of one agent, before all that waits of others: somebody waits for it."""
+        waiting = self._waiting.get(agent_id)
+        if waiting is not None:
+            await self._write_verdicts([waiting])
+        if agent_id in self._routine or agent_id in self._under_way:
+            await self._write_passes([agent_id], can_wait=False)
+
+    async def _write_passes(self, agent_ids: Sequence[AgentId], *, can_wait: bool) -> None:
+        """Writes the last passes of some agents after what is being written, and tells what is refused.
+
+        Raises DatabaseUnavailable.
+        """
+        async with self._flushing:
+            refused = await self._take_passes(agent_ids, can_wait=can_wait)
+        for refusal in refused:
+            _log_refusal(refusal, "pass", is_rejection=False)
+        if refused:
+            self._tell_of_refusals(refused)
+
+    async def _take_passes(self, agent_ids: Sequence[AgentId], *, can_wait: bool) -> list[VerdictRefusal]:
+        """Which passes do not count. Those that are not taken are kept."""
         self._under_way = {one: self._routine.pop(one) for one in agent_ids if one in self._routine}
         learned = self._learned & self._under_way.keys()
         self._learned -= learned
         noted = {one: self._noted.pop(one) for one in agent_ids if one in self._noted}
         passes = list(self._under_way.values())
         try:
-            return await self._store.record_passes(passes, learned, noted) if passes else []
+            if not passes:
+                return []
+            return await self._store.record_passes(passes, learned, noted, can_wait=can_wait)
         except BaseException:
             self._routine = {**self._under_way, **self._routine}
             self._learned |= learned
@@ -303,11 +323,10 @@ class Recorder:
                 waiting.problem,
             )
 
-    async def _write_waiting(self) -> None:
-        """Tries what waits, rejections first; when none of some is taken, the others are not tried either."""
-        order = sorted(self._waiting.values(), key=lambda one: (one.held_to is None, one.tried_at))
-        for first in range(0, len(order), _WRITTEN_AT_ONCE):
-            some = [one for one in order[first : first + _WRITTEN_AT_ONCE] if one.can_be_tried]
+    async def _write_verdicts(self, verdicts: Sequence[_Waiting]) -> None:
+        """Tries verdicts that wait, some at a time; when none of some is taken, the others are not tried."""
+        for first in range(0, len(verdicts), _WRITTEN_AT_ONCE):
+            some = [one for one in verdicts[first : first + _WRITTEN_AT_ONCE] if one.can_be_tried]
             results = await asyncio.gather(*map(self._try, some), return_exceptions=True)
             for one, result in zip(some, results, strict=True):
                 if isinstance(result, DatabaseUnavailable):
@@ -324,6 +343,7 @@ class Recorder:
         try:
             async with self._flushing:  # a batch under way may hold an older record, which must not come last
                 self._routine.pop(after.agent_id, None)
+                self._learned.discard(after.agent_id)  # what a verdict writes has all of it
                 waiting.events = [*self._noted.pop(after.agent_id, ()), *waiting.events]
             targets = self._targets()
             if waiting.ends_distrust and notice is None and targets:

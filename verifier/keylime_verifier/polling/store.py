@@ -380,16 +380,18 @@ class AgentStore:
         records: Sequence[AgentRecord],
         learned: Collection[AgentId] = (),
         events: Mapping[AgentId, Sequence[Occurrence]] = {},
+        *,
+        can_wait: bool = True,
     ) -> list[VerdictRefusal]:
         """Writes rounds that changed counters and checkpoints only, in one transaction.
 
         Of the agents that were `learned` about, what lasts of the checkpoint is written as well, and what the
-        history is to tell of some of them (`events`).
+        history is to tell of some of them (`events`). Passes that `can_wait` give way to verdicts and acts.
         Refused are those of agents that another verifier has taken over, which is told to judge them again.
         What an operator or another's verdict has overtaken is left out without a word.
         """
         work = partial(write_passes, records=records, learned=learned, events=events)
-        refused = await self._database.write("record attestations", work, can_wait=True)
+        refused = await self._database.write("record attestations", work, can_wait=can_wait)
         return [VerdictRefusal(record, Ruling.TAKEN_OVER) for record in refused]
 
     async def record_change(
