@@ -486,13 +486,54 @@ def test_silence_is_told_once_by_the_owner_of_the_shard(url: str) -> None:
         assert await overdue(MemberId("one"), later, 10) == [], "its evidence waits here"
         (silent,) = await overdue(MemberId("one"), later, 4)
         assert silent == await scene.one.record()
-        rulings = await asyncio.gather(*(one.journal.overdue(silent) for one in (*scene.both, *scene.both)))
-        assert rulings.count(Ruling.COUNTS) == 1
+        rulings = await asyncio.gather(*(one.journal.overdue([silent]) for one in (*scene.both, *scene.both)))
+        assert rulings.count([Ruling.COUNTS]) == 1
         after = await scene.other.record()
         assert after.progress.operational_state is OperationalState.FAILED
         assert await overdue(MemberId("one"), later, 4) == []
         await execute(scene.one.database, "UPDATE shards SET owner = 'other', epoch = 8")
-        assert await scene.one.journal.overdue(after) is Ruling.TAKEN_OVER
+        assert await scene.one.journal.overdue([after]) == [Ruling.TAKEN_OVER]
         assert await scene.rows("SELECT count(*) FROM revocations") == [(1,)]
+
+    play(url, act)
+
+
+def test_many_that_are_silent_are_told_of_together_beside_what_is_judged_elsewhere(url: str) -> None:
+    async def act(scene: Scene) -> None:
+        ids = [AgentId(f"silent-{number}") for number in range(20)]
+        for agent_id in ids:
+            enrolment = replace(PUSHING, agent_id=agent_id)
+            await scene.one.agents.add(enrolment, Secrets(None, revocation_key_pem()), "2.6", {})
+        passing = f"UPDATE agents SET operational_state = {int(OperationalState.GET_QUOTE)}"  # noqa: S608
+        await execute(scene.one.database, passing, f"UPDATE pushing SET deadline = {NOW - 10}")  # noqa: S608
+        silent = await scene.one.attestations.overdue(MemberId("one"), NOW, 10)
+        assert {record.agent_id for record in silent} == {*ids, AGENT_ID}
+        judged = [record for record in silent if record.agent_id != AGENT_ID]
+        telling = asyncio.create_task(scene.one.journal.overdue(silent))
+        others = await asyncio.gather(
+            *(scene.other.judge(record, 0, FAIL, scene.held_to) for record in reversed(judged))
+        )
+        rulings = await telling
+        assert others == [Ruling.COUNTS] * len(judged), "what failed did, whatever else was told"
+        states = await scene.rows("SELECT agent_id, operational_state FROM agents ORDER BY agent_id")
+        failed = int(OperationalState.INVALID_QUOTE)
+        assert states == [(AGENT_ID, int(OperationalState.FAILED)), *((one, failed) for one in sorted(ids))]
+        told = rulings.count(Ruling.COUNTS)
+        assert set(rulings) <= {Ruling.COUNTS, Ruling.RECALLED}
+        assert await scene.rows("SELECT count(*) FROM revocations") == [(told + len(judged),)]
+
+    play(url, act)
+
+
+def test_of_silence_nothing_is_told_when_the_database_is_away_for_what_its_notice_needs(url: str) -> None:
+    async def act(scene: Scene) -> None:
+        await scene.one.attestations.receive(await scene.negotiated(0), [SHOWN], NOW)
+        assert await scene.one.judge(await scene.one.record(), 0, PASS, scene.held_to) is Ruling.COUNTS
+        record = await scene.one.record()
+        scene.one.agents.failures = 1
+        with pytest.raises(DatabaseUnavailable):
+            await scene.one.journal.overdue([record])
+        assert await scene.one.record() == record
+        assert await scene.one.journal.overdue([record]) == [Ruling.COUNTS]
 
     play(url, act)

@@ -1,7 +1,8 @@
 """Writes verdicts about agents that attest by themselves, and that they are silent.
 
 What comes while a transaction is under way is written by the next one, all together. A verdict that the
-database does not take is tried again for as long as the process lives.
+database does not take is tried again for as long as the process lives; silence is not, for whoever could not
+be heard meanwhile is not silent.
 """
 
 import asyncio
@@ -10,8 +11,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-
-import sqlalchemy as sa
 
 from keylime.appraisal.verdict import Accepted, Incomplete, Rejected, Verdict
 from keylime.database.engine import DatabaseUnavailable
@@ -37,7 +36,7 @@ from keylime_verifier.polling.outcomes import events_of, log_outcome
 from keylime_verifier.polling.store import AgentStore
 from keylime_verifier.polling.unwritten import Unwritten
 from keylime_verifier.pushing.insistence import FIRST_RETRY_S, LONGEST_RETRY_S, insisting
-from keylime_verifier.pushing.verdict_writes import AttestationEnd, Change, write_change
+from keylime_verifier.pushing.verdict_writes import AttestationEnd, Change, write_changes
 from keylime_verifier.revocations.notices import CLEARED, signed_notice
 
 log = logging.getLogger("keylime.verifier")
@@ -107,17 +106,31 @@ class PushedVerdicts:
                 return Ruling.ENROLLED_ANEW
             if _is_outdated(record.push, judged):
                 return Ruling.KNOWN
-            ruling = await self._apply(record, judged.verdict, judged)
+            ruling = await self._apply(record, judged)
             if ruling is not Ruling.RECALLED:
                 return ruling
             record = await insisting(agent_id, partial(self._store.find, agent_id))
         return Ruling.RECALLED
 
-    async def overdue(self, record: AgentRecord) -> Ruling:
-        """Writes that an agent is silent, which it is told once."""
-        return await self._apply(record, Overdue(), None)
+    async def overdue(self, silent: Sequence[AgentRecord]) -> list[Ruling]:
+        """Writes together that agents are silent, which each is told once.
 
-    async def _apply(self, before: AgentRecord, happening: Happening, judged: Judged | None) -> Ruling:
+        Raises DatabaseUnavailable; then nothing is written later.
+        """
+        happening = Overdue()
+        changes = [await self._change(record, happening, None) for record in silent]
+        rulings = await self._written(changes)
+        for change, ruling in zip(changes, rulings, strict=True):
+            self._tell(change, happening, ruling)
+        return rulings
+
+    async def _apply(self, before: AgentRecord, judged: Judged) -> Ruling:
+        change = await self._change(before, judged.verdict, judged)
+        (ruling,) = await self._written([change])
+        self._tell(change, judged.verdict, ruling)
+        return ruling
+
+    async def _change(self, before: AgentRecord, happening: Happening, judged: Judged | None) -> Change:
         now = self._now()
         push = before.push or PushState()
         polling, notice = stand_after(polling_of(before), happening, self._rules)
@@ -128,30 +141,34 @@ class PushedVerdicts:
                 push, happening, -1 if judged is None else judged.number, int(now), self._rules
             ),
         )
-        outcome: Outcome = Unreachable(OVERDUE) if isinstance(happening, Overdue) else happening
         held_to = None if judged is None else judged.held_to
         targets = self._targets()
         if notice is None and targets and _ends_distrust(before, after):
             stands_revoked = partial(self._store.stands_revoked, before.agent_id)
             notice = CLEARED if await insisting(before.agent_id, stands_revoked) else None
-        change = Change(
+        return Change(
             before=before,
             after=after,
             conclusion=None if judged is None else self._conclusion(judged, before, now),
             held_to=held_to if isinstance(happening, Rejected) else None,
-            revocation=await self._signed(before, notice) if targets and notice is not None else None,
+            revocation=await self._signed(before, happening, notice)
+            if targets and notice is not None
+            else None,
             targets=targets,
-            events=events_of(before, after, outcome, held_to),
+            events=events_of(before, after, _outcome(happening), held_to),
         )
-        ruling = await self._written(change)
-        if ruling is Ruling.COUNTS:
-            log_outcome(before, after, outcome)
-            self._meter.pushed(outcome)
-            if change.conclusion is not None and change.conclusion.token_until is not None:
-                log.debug("Extended auth token for agent '%s' after a pass", before.agent_id)
-            if change.revocation is not None:
-                self._on_revocation()
-        return ruling
+
+    def _tell(self, change: Change, happening: Happening, ruling: Ruling) -> None:
+        """Says what was written."""
+        if ruling is not Ruling.COUNTS:
+            return
+        outcome = _outcome(happening)
+        log_outcome(change.before, change.after, outcome)
+        self._meter.pushed(outcome)
+        if change.conclusion is not None and change.conclusion.token_until is not None:
+            log.debug("Extended auth token for agent '%s' after a pass", change.before.agent_id)
+        if change.revocation is not None:
+            self._on_revocation()
 
     def _conclusion(self, judged: Judged, before: AgentRecord, now: float) -> AttestationEnd:
         match judged.verdict:
@@ -170,17 +187,22 @@ class PushedVerdicts:
             case Incomplete():
                 return AttestationEnd(number=judged.number, evaluation="pending", at=now)
 
-    async def _signed(self, record: AgentRecord, notice: Notify) -> StoredRevocation | None:
-        secrets = await insisting(record.agent_id, partial(self._store.secrets_of, record.agent_id))
+    async def _signed(
+        self, record: AgentRecord, happening: Happening, notice: Notify
+    ) -> StoredRevocation | None:
+        read = partial(self._store.secrets_of, record.agent_id)
+        is_silence = isinstance(happening, Overdue)
+        secrets = await (read() if is_silence else insisting(record.agent_id, read))
         if secrets is None:
             return None
         return signed_notice(record, notice, secrets.revocation_key, int(time.time()))
 
-    async def _written(self, change: Change) -> Ruling:
-        waiting = _Waiting(change, asyncio.get_running_loop().create_future())
-        self._waiting.append(waiting)
+    async def _written(self, changes: Sequence[Change]) -> list[Ruling]:
+        loop = asyncio.get_running_loop()
+        ruled: list[asyncio.Future[Ruling]] = [loop.create_future() for _ in changes]
+        self._waiting.extend(map(_Waiting, changes, ruled))
         self._wake.set()
-        return await waiting.ruled
+        return await asyncio.gather(*ruled)
 
     async def run(self) -> None:
         """Writes what waits, for ever."""
@@ -200,23 +222,34 @@ class PushedVerdicts:
                 delay_s = min(2 * delay_s, LONGEST_RETRY_S)
 
     async def flush(self) -> None:
-        """Writes what waits now. Raises DatabaseUnavailable, and keeps it then."""
+        """Writes what waits now. Raises DatabaseUnavailable, and keeps verdicts then."""
         while self._waiting:
-            some = sorted(self._waiting[:_AT_ONCE], key=lambda one: one.change.before.agent_id)
             try:
-                await self._write(some)
-            except DatabaseUnavailable:
+                await self._write_some(self._waiting[:_AT_ONCE])
+            except DatabaseUnavailable as error:
+                self._give_up_silence(error)
                 raise
-            except Exception:
-                log.exception("verdicts could not be written together, each is written by itself")
-                for one in some:
-                    await self._write_alone(one)
-            self._waiting = [one for one in self._waiting if not one.ruled.done()]
+            finally:
+                self._waiting = [one for one in self._waiting if not one.ruled.done()]
+
+    def _give_up_silence(self, error: DatabaseUnavailable) -> None:
+        for one in self._waiting:
+            if one.change.conclusion is None and not one.ruled.done():
+                one.ruled.set_exception(error)
+
+    async def _write_some(self, some: Sequence[_Waiting]) -> None:
+        try:
+            await self._write(sorted(some, key=lambda one: one.change.before.agent_id))
+        except DatabaseUnavailable:
+            raise
+        except Exception:
+            log.exception("verdicts could not be written together, each is written by itself")
+            for one in some:
+                await self._write_alone(one)
 
     async def _write(self, some: Sequence[_Waiting]) -> None:
-        def work(connection: sa.Connection) -> list[Ruling]:
-            return [write_change(connection, one.change) for one in some]
-
+        changes = [one.change for one in some]
+        work = partial(write_changes, changes=changes)
         rulings = await self._database.write("record attestations", work)
         for one, ruling in zip(some, rulings, strict=True):
             if not one.ruled.done():
@@ -230,6 +263,10 @@ class PushedVerdicts:
         except Exception as error:  # noqa: BLE001 - whoever waits for it says so
             if not one.ruled.done():
                 one.ruled.set_exception(error)
+
+
+def _outcome(happening: Happening) -> Outcome:
+    return Unreachable(OVERDUE) if isinstance(happening, Overdue) else happening
 
 
 def _is_outdated(push: PushState, judged: Judged) -> bool:

@@ -17,6 +17,7 @@ from keylime_verifier.pushing.watch import Watch
 log = logging.getLogger("keylime.verifier")
 
 _LONGEST_LOOK_S = 5.0
+_TOLD_AT_ONCE = 100
 _PRUNE_EVERY_S = 60.0
 _LONGEST_JUDGING_S = 300.0  # after that nobody has the evidence any more: its process was killed
 
@@ -51,24 +52,28 @@ class Silence:
         self._kept_s = kept_s
         self._now = now
         self._elapsed = elapsed
+        self._pause_s = min(rules.longest_pause_s / 2, _LONGEST_LOOK_S)
+        self._watch = Watch(rules.longest_pause_s)
+        self._tidy_at = 0.0
 
     async def run(self) -> None:
-        """Looks, for ever. What came while nobody could have taken it is no agent's silence."""
-        pause_s = min(self._rules.longest_pause_s / 2, _LONGEST_LOOK_S)
-        watch = Watch(self._rules.longest_pause_s)
-        tidy_at = 0.0
+        """Looks, for ever."""
         while True:
-            try:
-                silent = await self._store.overdue(self._me, self._now(), self._rules.longest_pause_s)
-                if watch.sees(self._elapsed(), self._now()):
-                    await self._tell(silent)
-                if self._elapsed() >= tidy_at:
-                    await self.tidy()
-                    tidy_at = self._elapsed() + _PRUNE_EVERY_S
-            except DatabaseUnavailable as error:
-                log.error("%s; agents that are silent are told of later", error)
-                watch.is_interrupted()
-            await asyncio.sleep(pause_s)
+            await self.look()
+            await asyncio.sleep(self._pause_s)
+
+    async def look(self) -> None:
+        """Tells who is silent. What came while nobody could have taken it is no agent's silence."""
+        try:
+            silent = await self._store.overdue(self._me, self._now(), self._rules.longest_pause_s)
+            if self._watch.sees(self._elapsed(), self._now()):
+                await self._tell(silent)
+            if self._elapsed() >= self._tidy_at:
+                await self.tidy()
+                self._tidy_at = self._elapsed() + _PRUNE_EVERY_S
+        except DatabaseUnavailable as error:
+            log.error("%s; agents that are silent are told of later", error)
+            self._watch.is_interrupted()
 
     async def tidy(self) -> None:
         """Forgets what is over. Raises DatabaseUnavailable."""
@@ -84,7 +89,13 @@ class Silence:
         await self._store.prune(now - self._kept_s)
 
     async def _tell(self, silent: Sequence[AgentRecord]) -> None:
+        """Some at a time, until it takes so long that no attestation was written either. Raises as `tidy`."""
         now = self._now()
-        for record in silent:
-            if record.push is not None and is_overdue(record.push, now):
-                await self._journal.overdue(record)
+        overdue = [one for one in silent if one.push is not None and is_overdue(one.push, now)]
+        for first in range(0, len(overdue), _TOLD_AT_ONCE):
+            began = self._elapsed()
+            await self._journal.overdue(overdue[first : first + _TOLD_AT_ONCE])
+            if self._elapsed() - began > self._pause_s:
+                log.warning("the database takes long; agents that are silent are told of later")
+                self._watch.is_interrupted()
+                return

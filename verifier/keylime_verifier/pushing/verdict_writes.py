@@ -1,6 +1,6 @@
-"""What the transaction does that writes a verdict about an agent that attests by itself.
+"""What the transaction does that writes verdicts about agents that attest by themselves.
 
-It counts if nothing else has been written about the agent since it was read: else it is worked out again, on
+One counts if nothing else has been written about the agent since it was read: else it is worked out again, on
 what is there then. Evidence is true whoever judges it, so that no owner of a shard has to; silence is for the
 owner of the shard to tell.
 """
@@ -14,6 +14,7 @@ from keylime.messages.push_attestation import Evaluation, FailureReason
 from keylime_verifier.agents.events import Occurrence
 from keylime_verifier.agents.progress import is_routine
 from keylime_verifier.agents.records import AgentRecord, HeldVersions, StoredRevocation
+from keylime_verifier.agents.shards import ShardClaim
 from keylime_verifier.database.history import write_events
 from keylime_verifier.database.schema import attestations, progress, pushing
 from keylime_verifier.polling.fencing import Ruling, StoredState, lock_agent, lock_claims
@@ -87,11 +88,36 @@ def rule_on_change(change: Change, found: StoredState | None) -> Ruling:
     return Ruling.COUNTS if is_same else Ruling.RECALLED
 
 
-def write_change(connection: sa.Connection, change: Change) -> Ruling:
-    """Writes a change, if it counts, and that the attestation is over, unless it is to be tried again."""
+def write_changes(connection: sa.Connection, changes: Sequence[Change]) -> list[Ruling]:
+    """Writes changes, those that count, in the order of their agents.
+
+    What every writer locks, the outbox and the history, is locked after all agents.
+    """
+    silent = [one.before for one in changes if one.conclusion is None]
+    owned = dict(zip((one.agent_id for one in silent), lock_claims(connection, silent), strict=True))
+    rulings = [_write_change(connection, one, owned.get(one.before.agent_id)) for one in changes]
+    counting = [one for one, ruling in zip(changes, rulings, strict=True) if ruling is Ruling.COUNTS]
+    for one in counting:
+        if one.revocation is not None:
+            insert_revocation(connection, one.revocation, one.before.enrolment.verifier_id, one.targets)
+    write_events(connection, [event for one in counting for event in _told(one)])
+    return rulings
+
+
+def _told(change: Change) -> Sequence[Occurrence]:
+    if change.revocation is None:
+        return change.events
+    revocation_id = change.revocation.revocation_id
+    return [replace(one, details={**one.details, "revocation": revocation_id}) for one in change.events]
+
+
+def _write_change(connection: sa.Connection, change: Change, owned: ShardClaim | None) -> Ruling:
+    """What becomes of an agent, if it counts, and that the attestation is over, unless it is tried again.
+
+    Who `owned` its shard is found out for silence alone.
+    """
     before, after, conclusion = change.before, change.after, change.conclusion
-    claim = before.claim if conclusion is not None else lock_claims(connection, (before,))[0]
-    found = lock_agent(connection, before, claim, with_policies=change.held_to is not None)
+    found = lock_agent(connection, before, owned or before.claim, with_policies=change.held_to is not None)
     ruling = rule_on_change(change, found)
     if ruling is Ruling.RECALLED or found is None:
         return ruling
@@ -111,12 +137,6 @@ def write_change(connection: sa.Connection, change: Change) -> Ruling:
         _conclude(connection, before, conclusion)
         if conclusion.token_until is not None:
             lengthen_session(connection, after.agent_id, conclusion.token_until)
-    events = list(change.events)
-    if change.revocation is not None:
-        insert_revocation(connection, change.revocation, before.enrolment.verifier_id, change.targets)
-        revocation_id = change.revocation.revocation_id
-        events = [replace(one, details={**one.details, "revocation": revocation_id}) for one in events]
-    write_events(connection, events)
     return ruling
 
 

@@ -1,0 +1,269 @@
+"""Of which machines it is told that they are silent: of none that could not have been heard."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar, cast
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import URL
+
+from keylime.appraisal.checkpoint import Checkpoint
+from keylime.appraisal.verdict import Rejected
+from keylime.database.engine import DatabaseUnavailable
+from keylime.findings.finding import Finding
+from keylime.findings.severity import SeverityPolicy
+from keylime.identifiers import AgentId
+from keylime.messages.verifier import OperationalState
+from keylime_verifier.agents.lifecycle import Cadence
+from keylime_verifier.agents.pushing import PushRules
+from keylime_verifier.agents.records import AgentRecord, HeldVersions, Progress, PushState, Secrets
+from keylime_verifier.agents.shards import MemberId
+from keylime_verifier.polling.fencing import Ruling
+from keylime_verifier.polling.meter import Meter
+from keylime_verifier.polling.store import AgentStore
+from keylime_verifier.polling.unwritten import Unwritten
+from keylime_verifier.pushing.attestation_store import AttestationStore
+from keylime_verifier.pushing.journal import Judged, PushedVerdicts
+from keylime_verifier.pushing.session_store import SessionStore
+from keylime_verifier.pushing.silence import Silence
+from keylime_verifier.pushing.verdict_writes import Change
+from tests.unit.verifier.test_poller import until
+from tests.unit.verifier.test_status import ENROLMENT
+
+EPOCH = 1_900_000_000.0
+RULES = PushRules(
+    Cadence(quote_interval_s=60, retry_interval_s=2, max_retries=3, exponential_backoff=False),
+    SeverityPolicy(("info", "emergency"), ({"event_id": ".*", "severity_label": "emergency"},)),
+    recovers=True,
+)
+PAUSE_S = 5.0  # between two looks
+ResultT = TypeVar("ResultT")
+
+
+def passing(number: int) -> AgentRecord:
+    enrolment = replace(ENROLMENT, agent_id=AgentId(f"machine-{number:04}"), is_pushing=True)
+    progress = Progress(supported_version="2.6", operational_state=OperationalState.GET_QUOTE)
+    return AgentRecord("first", enrolment, progress, push=PushState(1, int(EPOCH) - 10))
+
+
+class World:
+    """Machines that are silent until it is told, and a journal that takes its time."""
+
+    def __init__(self, silent: int) -> None:
+        self.time_s = 1000.0
+        self.silent = {record.agent_id: record for record in map(passing, range(silent))}
+        self.write_s = 0.0
+        self.is_away = False
+        self.told: list[int] = []  # how many at a time
+        self.looks = 0
+        self.watch = Silence(
+            MemberId("me"),
+            cast(AttestationStore, self),
+            cast(SessionStore, self),
+            cast(PushedVerdicts, Telling(self)),
+            RULES,
+            kept_s=3600,
+            now=lambda: EPOCH + self.time_s,
+            elapsed=lambda: self.time_s,
+        )
+
+    async def watches(self, for_s: float) -> None:
+        until_s = self.time_s + for_s
+        while self.time_s < until_s:
+            await self.watch.look()
+            self.time_s += PAUSE_S
+
+    # As the stores
+
+    async def overdue(self, _owner: MemberId, _now: float, _judging_s: float) -> list[AgentRecord]:
+        self.looks += 1
+        if self.is_away:
+            raise DatabaseUnavailable("away")
+        return list(self.silent.values())
+
+    async def prune(self, _before: float) -> None:
+        """Nothing to forget."""
+
+    async def give_up(self, _before: float, _now: float) -> int:
+        return 0
+
+
+class Telling:
+    """As the journal."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    async def overdue(self, silent: Sequence[AgentRecord]) -> list[Ruling]:
+        world = self.world
+        world.time_s += world.write_s
+        world.told.append(len(silent))
+        for record in silent:
+            del world.silent[record.agent_id]
+        return [Ruling.COUNTS] * len(silent)
+
+
+def test_those_that_are_silent_are_told_of_together_so_many_at_a_time() -> None:
+    world = World(silent=250)
+    asyncio.run(world.watches(RULES.longest_pause_s))
+    assert world.told == [], "it has not watched for long enough"
+    asyncio.run(world.watches(PAUSE_S))
+    assert world.told == [100, 100, 50]
+
+
+def test_when_telling_takes_longer_than_a_pause_the_others_get_the_time_to_be_heard() -> None:
+    world = World(silent=250)
+    asyncio.run(world.watches(RULES.longest_pause_s))
+    world.write_s = PAUSE_S + 1
+    asyncio.run(world.watches(PAUSE_S))
+    assert world.told == [100], "while that was written, nobody else's attestation was"
+    world.write_s = 0.0
+    for record in list(world.silent.values())[:140]:
+        del world.silent[record.agent_id]  # as they could attest again
+    asyncio.run(world.watches(RULES.longest_pause_s))
+    assert world.told == [100]
+    asyncio.run(world.watches(PAUSE_S))
+    assert world.told == [100, 10], "it looked anew"
+
+
+def test_a_telling_that_takes_no_longer_than_a_pause_interrupts_nothing() -> None:
+    world = World(silent=250)
+    asyncio.run(world.watches(RULES.longest_pause_s))
+    world.write_s = PAUSE_S
+    asyncio.run(world.watches(PAUSE_S))
+    assert world.told == [100, 100, 50]
+
+
+def test_after_an_outage_everybody_gets_the_time_to_be_heard() -> None:
+    world = World(silent=3)
+    asyncio.run(world.watches(RULES.longest_pause_s))
+    world.is_away = True
+    asyncio.run(world.watches(PAUSE_S))
+    world.is_away = False
+    asyncio.run(world.watches(RULES.longest_pause_s))
+    assert world.told == []
+    asyncio.run(world.watches(PAUSE_S))
+    assert world.told == [3]
+
+
+class Writes:
+    """A database that notes the changes it is to write, or is away."""
+
+    url = URL.create("sqlite")
+
+    def __init__(self) -> None:
+        self.is_away = False
+        self.attempts = 0
+        self.written: list[list[AgentId]] = []
+
+    async def write(
+        self, action: str, work: Callable[[sa.Connection], ResultT], *, can_wait: bool = False
+    ) -> ResultT:
+        self.attempts += 1
+        if self.is_away:
+            raise DatabaseUnavailable("away")
+        changes: Sequence[Change] = cast(Any, work).keywords["changes"]
+        self.written.append([change.after.agent_id for change in changes])
+        return cast(ResultT, [Ruling.COUNTS] * len(changes))
+
+    async def read(self, action: str, work: Callable[[sa.Connection], ResultT]) -> ResultT:
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        raise NotImplementedError
+
+
+class Secretless(AgentStore):
+    """Agents without keys for their notices."""
+
+    def __init__(self) -> None:
+        self.is_away = False
+
+    async def secrets_of(self, agent_id: AgentId) -> Secrets | None:
+        if self.is_away:
+            raise DatabaseUnavailable("away")
+        return Secrets(None, "")
+
+
+class Desk:
+    """A journal over noted writes."""
+
+    def __init__(self) -> None:
+        self.database = Writes()
+        self.agents = Secretless()
+        self.meter = Meter()
+        self.journal = PushedVerdicts(
+            self.database,
+            self.agents,
+            RULES,
+            token_s=None,
+            targets=lambda: [("agent", "*")],
+            on_revocation=lambda: None,
+            lateness=Unwritten(),
+            meter=self.meter,
+            now=lambda: EPOCH,
+        )
+
+    def play(self, act: Callable[[], Any]) -> None:
+        async def run() -> None:
+            writer = asyncio.create_task(self.journal.run())
+            try:
+                await act()
+            finally:
+                writer.cancel()
+                await asyncio.gather(writer, return_exceptions=True)
+
+        asyncio.run(run())
+
+
+def test_silence_is_written_in_one_transaction() -> None:
+    desk = Desk()
+    silent = [passing(number) for number in range(100)]
+
+    async def act() -> None:
+        assert await desk.journal.overdue(silent) == [Ruling.COUNTS] * 100
+        assert desk.database.written == [[record.agent_id for record in silent]]
+
+    desk.play(act)
+
+
+@pytest.mark.parametrize("where", ["for what is read", "for what is written"])
+def test_silence_that_could_not_be_written_is_not_written_later(where: str) -> None:
+    desk = Desk()
+
+    async def act() -> None:
+        desk.agents.is_away = where == "for what is read"
+        desk.database.is_away = where == "for what is written"
+        with pytest.raises(DatabaseUnavailable):
+            await desk.journal.overdue([passing(1), passing(2)])
+        desk.agents.is_away = desk.database.is_away = False
+        assert await desk.journal.overdue([passing(3)]) == [Ruling.COUNTS]
+        assert desk.database.written == [[passing(3).agent_id]]
+
+    desk.play(act)
+
+
+def test_a_verdict_that_could_not_be_written_is_though_silence_beside_it_is_not() -> None:
+    desk = Desk()
+    finding = Finding("ima.x", {"message": "bad"}, recoverable=True, explanation="bad")
+    judged = Judged(
+        record=passing(1),
+        number=2,
+        verdict=Rejected((finding,), Checkpoint.fresh()),
+        held_to=HeldVersions(),
+    )
+
+    async def act() -> None:
+        desk.database.is_away = True
+        judging = asyncio.create_task(desk.journal.judged(judged))
+        silence = asyncio.create_task(desk.journal.overdue([passing(2)]))
+        await until(silence.done)
+        assert isinstance(silence.exception(), DatabaseUnavailable)
+        assert not judging.done()
+        desk.database.is_away = False
+        assert await judging is Ruling.COUNTS
+        assert desk.database.written == [[passing(1).agent_id]]
+
+    desk.play(act)
