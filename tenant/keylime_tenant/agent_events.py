@@ -2,15 +2,17 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable
-from typing import Protocol, TypeAlias
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from keylime.errors import KeylimeError, MalformedMessage, PeerRefused
-from keylime.http.event_source import StreamedEvent
 from keylime.identifiers import AgentId
 from keylime.messages.envelope import parse_body
 from keylime.messages.history import HistoryEvent, HistoryGap
 from keylime_tenant.errors import CommandFailed, OlderRelease
+
+if TYPE_CHECKING:  # it brings a library that whoever follows nothing would have to wait for
+    from keylime.http.event_source import StreamedEvent
 
 _AGAIN_S = 2.0
 
@@ -27,7 +29,7 @@ class EventsVerifier(Protocol):
 class ToldEvents(Protocol):
     """A way to it."""
 
-    def follow(self, path: str, after: str) -> AsyncGenerator[StreamedEvent, None]: ...
+    def follow(self, path: str, after: str) -> "AsyncGenerator[StreamedEvent, None]": ...
 
 
 class StreamBegun:
@@ -44,7 +46,7 @@ async def news_of(
     *,
     after: int | None,
     tell_trouble: Callable[[str], None],
-    again_s: float = _AGAIN_S,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> AsyncGenerator[News, None]:
     """What happens to an agent after the event with the id `after`, or from now on; for ever.
 
@@ -74,10 +76,10 @@ async def news_of(
         except KeylimeError as error:
             trouble = str(error)
         tell_trouble(trouble)
-        await asyncio.sleep(again_s)
+        await sleep(_AGAIN_S)
 
 
-def _news_in(block: StreamedEvent) -> HistoryEvent | HistoryGap | None:
+def _news_in(block: "StreamedEvent") -> HistoryEvent | HistoryGap | None:
     if not block.data:
         return None
     try:

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from keylime.identifiers import AgentId
+from keylime_tenant.agent_events import ToldEvents
 from keylime_tenant.arguments import Arguments
 from keylime_tenant.client import AgentApi, RegistrarClient, VerifierClient
 from keylime_tenant.config import Address, TenantConfig
 from keylime_tenant.render import Output
 
 if TYPE_CHECKING:  # what only some commands need costs the others nothing
-    from keylime.http.event_source import EventSource
     from keylime_tenant.enrolment import Candidate
     from keylime_tenant.payload import PayloadDelivery
     from keylime_tenant.policies import PolicyDocuments
@@ -28,7 +28,7 @@ class Session:
     registrar: RegistrarClient
     verifier: VerifierClient
     connect_verifier: Callable[[Address], VerifierClient]
-    event_source: "Callable[[], EventSource]"  # of the verifier
+    event_source: Callable[[], ToldEvents]  # of the verifier
     connect_agent: "Callable[[Candidate], AgentApi]"
     read_policies: "Callable[[], Awaitable[PolicyDocuments]]"
     prepare_delivery: "Callable[[AgentId], PayloadDelivery]"

@@ -15,8 +15,8 @@ from keylime.messages.verifier import FindingSummary
 from keylime.signing_keys import signing_key
 from keylime_tenant.approval import Proposal, proposal_lines, propose, request_of
 from keylime_tenant.client import read_results
+from keylime_tenant.commands.cases import read_case
 from keylime_tenant.commands.verifier import reactivate_one
-from keylime_tenant.commands.why import read_case
 from keylime_tenant.errors import CommandFailed
 from keylime_tenant.json_documents import Approval, Approved
 from keylime_tenant.judgement import await_judgement

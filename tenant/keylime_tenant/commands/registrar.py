@@ -5,6 +5,7 @@ from typing import Any
 
 from keylime.messages.verifier import OperationalState
 from keylime_tenant.client import answer_document, results_of
+from keylime_tenant.commands.follow import follow_status
 from keylime_tenant.commands.verifier import show_status
 from keylime_tenant.commands.warnings import show_warnings
 from keylime_tenant.errors import CommandFailed
@@ -77,8 +78,6 @@ async def status(session: Session) -> None:
     session.output.result({"registrar": record, "verifier": {}}, names=[agent])
     await show_warnings(session)  # before the verifier's status, which scripts expect to be the last
     if session.arguments.follow:
-        from keylime_tenant.commands.follow import follow_status
-
         await follow_status(session)
         return
     told = await show_status(session)

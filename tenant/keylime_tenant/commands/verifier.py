@@ -13,6 +13,7 @@ from keylime.identifiers import AgentId, parse_agent_id
 from keylime.messages.verifier import OperationalState
 from keylime.revocation.message import certificate_serial
 from keylime_tenant.client import VerifierClient, answer_document, results_of
+from keylime_tenant.commands.follow import follow_status
 from keylime_tenant.config import Address
 from keylime_tenant.errors import CommandFailed, Unjudged
 from keylime_tenant.first_verdict import FirstVerdict, failure, first_verdict
@@ -59,8 +60,6 @@ async def cvlist(session: Session) -> None:
 async def cvstatus(session: Session) -> None:
     """Everything that the verifier tells about one agent."""
     if session.arguments.follow:
-        from keylime_tenant.commands.follow import follow_status
-
         await follow_status(session)
         return
     status = await show_status(session)

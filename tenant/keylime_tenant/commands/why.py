@@ -1,39 +1,44 @@
 """`why` and `diff`: the reasons of a failure, and what was measured against what is allowed."""
 
+import functools
 import time
 
 from msgspec import to_builtins
 
-from keylime_tenant.errors import CommandFailed
-from keylime_tenant.json_documents import Deviation, Deviations, Reasons
+from keylime_tenant.commands.cases import read_case, reasons_of
+from keylime_tenant.commands.follow import keep_showing, stamp, standing_of_interest
+from keylime_tenant.json_documents import Deviation, Deviations
 from keylime_tenant.session import Session
-from keylime_tenant.why import Case, case_of, difference_lines, next_commands, why_lines
+from keylime_tenant.why import Case, difference_lines, why_lines
 
 
 async def why(session: Session) -> None:
     """Findings in full, since when, what changed before, and the next command."""
     if session.arguments.follow:
-        from keylime_tenant.commands.follow import follow_why
-
-        await follow_why(session)
+        await _follow(session)
         return
     case = await read_case(session)
     output = session.output
     output.result(to_builtins(reasons_of(case)), names=[case.agent_id])
     if not output.form.is_document:
-        output.lines(why_lines(case, output.terminal, time.time()))
+        output.lines(_lines(session, case))
 
 
-def reasons_of(case: Case) -> Reasons:
-    """The document of a case."""
-    return Reasons(
-        agent_id=case.agent_id,
-        findings=list(case.findings),
-        findings_left_off=case.left_off,
-        since=None if case.fall is None else case.fall.at,
-        before=list(case.before),
-        next=next_commands(case),
-    )
+async def _follow(session: Session) -> None:
+    """The reasons, now and whenever they are other ones. Raises CommandFailed when the agent is gone."""
+
+    def show(case: Case) -> None:
+        session.output.followed(to_builtins(reasons_of(case)), [stamp(), *_lines(session, case)])
+
+    await keep_showing(session, functools.partial(read_case, session), show, _of_interest)
+
+
+def _of_interest(case: Case) -> object:
+    return standing_of_interest(case.status), case.left_off, case.fall, case.before
+
+
+def _lines(session: Session, case: Case) -> list[str]:
+    return [*why_lines(case, session.output.terminal, time.time())]
 
 
 async def diff(session: Session) -> None:
@@ -61,14 +66,3 @@ async def diff(session: Session) -> None:
             output.lines([f"agent {case.agent_id}: nothing differs from its policies, as far as was judged"])
         if case.left_off:
             output.lines([f"and {case.left_off} more, which are not kept"])
-
-
-async def read_case(session: Session) -> Case:
-    """What the verifier knows of the session's agent. Raises CommandFailed."""
-    status = await session.verifier.status(session.agent_id)
-    if status is None:
-        raise CommandFailed(
-            f"{session.verifier.place} does not have agent {session.agent_id}: what happened to it says "
-            f"keylime_tenant history -u {session.agent_id}"
-        )
-    return case_of(session.agent_id, status, await session.verifier.history(session.agent_id))

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from keylime.identifiers import AgentId
 from keylime_tenant.approval import Proposal, propose, request_of
 from keylime_tenant.commands.approve import KIND, policy_text, policy_to_amend, users_of
+from keylime_tenant.commands.cases import read_case
 from keylime_tenant.commands.verifier import delete_from_verifier, owner, release
-from keylime_tenant.commands.why import read_case
 from keylime_tenant.dashboard.machine_page import acceptable, refusals
 from keylime_tenant.errors import CommandFailed
 from keylime_tenant.session import Session
