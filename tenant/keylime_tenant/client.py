@@ -27,7 +27,7 @@ from keylime.messages.versions import (
 )
 from keylime.tpm.pcr import MEASURED_BOOT_PCRS
 from keylime_tenant.config import Address
-from keylime_tenant.errors import CommandFailed, OlderRelease
+from keylime_tenant.errors import CommandFailed, OlderRelease, PutOff
 from keylime_tenant.peer import Peer, Trouble
 from keylime_tenant.told_status import ToldStatus, told_status
 
@@ -55,6 +55,7 @@ _FORBIDDEN = (
 )
 
 
+_PUT_OFF = 503  # has too much to do, or its database is away
 # In every record of an agent, and in none of the other service.
 _OF_REGISTRARS, _OF_VERIFIERS = "aik_tpm", "operational_state"
 
@@ -152,7 +153,8 @@ class Service:
     def refusal(self, reply: Reply, intention: str) -> CommandFailed:
         """The error for an answer that is not the wanted one."""
         hint = _FORBIDDEN if reply.code in (401, 403) else ""
-        return CommandFailed(f"{self.place} did not {intention}: {reply.code} {reply.status}{hint}")
+        kind = PutOff if reply.code == _PUT_OFF else CommandFailed
+        return kind(f"{self.place} did not {intention}: {reply.code} {reply.status}{hint}")
 
     async def agents(self) -> Reply:
         """The answer to the list of ids. Raises CommandFailed."""

@@ -17,3 +17,7 @@ class Unjudged(CommandFailed):
 
 class OlderRelease(CommandFailed):
     """A service does not know what it is asked."""
+
+
+class PutOff(CommandFailed):
+    """A service cannot answer just now (503): the same question may be answered in a moment."""

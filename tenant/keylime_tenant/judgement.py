@@ -3,7 +3,7 @@
 import time
 
 from keylime.identifiers import AgentId
-from keylime_tenant.errors import CommandFailed, Unjudged
+from keylime_tenant.errors import CommandFailed, PutOff, Unjudged
 from keylime_tenant.first_verdict import FirstVerdict, failure, first_verdict
 from keylime_tenant.session import Session
 
@@ -16,13 +16,7 @@ async def await_judgement(session: Session, agent_id: AgentId, passes_before: in
         return
     deadline, delay_s = time.monotonic() + session.arguments.wait, _FIRST_LOOK_S
     while True:
-        status = await session.verifier.status(agent_id)
-        if status is None:
-            raise CommandFailed(f"{session.verifier.place} does not have agent {agent_id} any more")
-        found = first_verdict(status, passes_before)
-        if found is FirstVerdict.FAILED:
-            raise failure(agent_id, status)
-        if found is FirstVerdict.PASSED:
+        if await _has_passed(session, agent_id, passes_before):
             session.output.said("Agent %s passed its attestation", agent_id)
             return
         left_s = deadline - time.monotonic()
@@ -33,3 +27,17 @@ async def await_judgement(session: Session, agent_id: AgentId, passes_before: in
             )
         await session.sleep(min(delay_s, left_s))
         delay_s = min(2 * delay_s, _LONGEST_LOOK_S)
+
+
+async def _has_passed(session: Session, agent_id: AgentId, passes_before: int) -> bool:
+    """Whether it has; no is an open verdict. Raises CommandFailed if it failed."""
+    try:
+        status = await session.verifier.status(agent_id)
+    except PutOff:  # asked again, as long as somebody wants to wait
+        return False
+    if status is None:
+        raise CommandFailed(f"{session.verifier.place} does not have agent {agent_id} any more")
+    found = first_verdict(status, passes_before)
+    if found is FirstVerdict.FAILED:
+        raise failure(agent_id, status)
+    return found is FirstVerdict.PASSED

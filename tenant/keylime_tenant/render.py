@@ -80,6 +80,10 @@ class Output:
         print(text, end="" if passes else "\n", file=self._stderr, flush=True)
         self._has_passing_line = passes
 
+    def waited(self) -> None:
+        """Nothing is being waited for any more."""
+        self._clear()
+
     def warning(self, message: str, *values: object) -> None:
         """One line of the log at WARNING."""
         if not self.form.is_for_people:

@@ -5,7 +5,7 @@ import io
 import json
 import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import msgspec
 
@@ -86,14 +86,15 @@ def answer(results: object = None, code: int = 200, status: str = "Success") -> 
 GONE = answer(code=404, status="agent id not found")
 
 
+Said: TypeAlias = Reply | KeylimeError
+"""What becomes of a question."""
+
+
 class AnsweringPeer:
     """Answers, or fails to, in the order of a test; the last answer of each kind is given again and again."""
 
-    def __init__(
-        self, statuses: Sequence[Reply | KeylimeError], histories: Sequence[Reply | KeylimeError]
-    ) -> None:
-        self._statuses, self._histories = [*statuses], [*histories]
-        self.asked: list[str] = []
+    def __init__(self, versions: Said, statuses: Sequence[Said], histories: Sequence[Said]) -> None:
+        self._versions, self._statuses, self._histories = versions, [*statuses], [*histories]
 
     async def request(
         self,
@@ -104,19 +105,21 @@ class AnsweringPeer:
         body: msgspec.Struct | None = None,
     ) -> Reply:
         if path == "/version":
-            return answer(code=404)
-        self.asked.append(path)
+            return _given(self._versions)
         script = self._histories if path.endswith("/history") else self._statuses
-        found = script.pop(0) if len(script) > 1 else script[0]
-        if isinstance(found, KeylimeError):
-            raise found
-        return found
+        return _given(script.pop(0) if len(script) > 1 else script[0])
 
     async def trouble(self, error: PeerUnreachable) -> Trouble:
         return Trouble.NETWORK
 
     async def close(self) -> None:
         pass
+
+
+def _given(said: Said) -> Reply:
+    if isinstance(said, KeylimeError):
+        raise said
+    return said
 
 
 class FollowingSession:
@@ -126,11 +129,13 @@ class FollowingSession:
         self,
         streams: ToldStreams,
         *,
-        statuses: Sequence[Reply | KeylimeError] = (GONE,),
-        histories: Sequence[Reply | KeylimeError] = (GONE,),
+        statuses: Sequence[Said] = (GONE,),
+        histories: Sequence[Said] = (GONE,),
+        versions: Said | None = None,
         exit_code: bool = False,
+        wait: float | None = None,
     ) -> None:
-        self.peer = AnsweringPeer(statuses, histories)
+        self.peer = AnsweringPeer(answer(code=404) if versions is None else versions, statuses, histories)
         self.slept: list[float] = []
         self._stdout, self._stderr = io.StringIO(), io.StringIO()
         log = logging.getLogger("tests.followed")
@@ -139,7 +144,7 @@ class FollowingSession:
         log.propagate = False
         address = Address("192.0.2.1", 8881)
         self.session = Session(
-            arguments=Arguments(follow=True, exit_code=exit_code),
+            arguments=Arguments(follow=True, exit_code=exit_code, wait=wait),
             config=tenant_config(load_settings("tenant", environ=_ENVIRON), Arguments(), _ENVIRON),
             agent_id=AGENT,
             output=Output(log, Form.JSONL, stdout=self._stdout, stderr=self._stderr, environ={}),

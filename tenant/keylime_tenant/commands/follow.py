@@ -1,6 +1,7 @@
 """`--follow`: what a command shows of one agent, shown again whenever something happens to it.
 
 Nothing is asked for at intervals: the verifier tells its events, and what they may have changed is read then.
+A verifier that puts a question off, or is away when it has answered before, is asked until it answers.
 """
 
 import time
@@ -8,9 +9,9 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import TypeVar
 
-from keylime.errors import KeylimeError
-from keylime_tenant.agent_events import News, news_of
-from keylime_tenant.errors import CommandFailed
+from keylime.errors import PeerUnreachable
+from keylime_tenant.agent_events import News, StreamBegun, news_of
+from keylime_tenant.errors import CommandFailed, PutOff
 from keylime_tenant.first_verdict import FirstVerdict, failure, first_verdict
 from keylime_tenant.people import agent_lines, policies_in_force
 from keylime_tenant.session import Session
@@ -19,6 +20,8 @@ from keylime_tenant.terminal import moment
 from keylime_tenant.told_status import ToldStatus
 
 T = TypeVar("T")
+
+_AGAIN_S = 2.0
 
 
 async def follow_status(session: Session) -> None:
@@ -51,30 +54,52 @@ async def keep_showing(
 ) -> None:
     """Shows what `read` gives, now and after each event that has changed what is `of_interest` in it.
 
-    What cannot be asked now is asked when events come again. Raises CommandFailed.
+    Raises CommandFailed, and PeerUnreachable when the verifier was never there.
     """
     shown: object = None
     async with aclosing(news(session, None)) as followed:
         async for _ in followed:
-            try:
-                found = await read()
-            except CommandFailed:
-                raise
-            except KeylimeError as error:
-                session.output.waiting("%s; going on when it answers", error)
-                continue
+            found = await insisting(session, read)
             if (now := of_interest(found)) != shown:
                 shown = now
                 show(found)
 
 
-def news(session: Session, after: int | None) -> AsyncGenerator[News, None]:
-    """What happens to the session's agent after an event, or from now on."""
+async def insisting(session: Session, read: Callable[[], Awaitable[T]]) -> T:
+    """What `read` gives as soon as the verifier answers. Raises CommandFailed for any other refusal.
+
+    Raises PeerUnreachable when the verifier was never there, which is an error as it is everywhere.
+    """
+    await session.verifier.version()
+    told = ""
+    while True:
+        try:
+            found = await read()
+        except (PutOff, PeerUnreachable) as error:
+            if str(error) != told:
+                told = str(error)
+                session.output.waiting("%s; asked again every %g s", error, _AGAIN_S)
+            await session.sleep(_AGAIN_S)
+        else:
+            session.output.waited()
+            return found
+
+
+async def news(session: Session, after: int | None) -> AsyncGenerator[News, None]:
+    """What happens to the session's agent after an event, or from now on.
+
+    Raises PeerUnreachable when the verifier was never there. Later trouble is told, each once.
+    """
+    await session.verifier.version()
+    told = ""
 
     def tell(trouble: str) -> None:
-        session.output.waiting("%s; going on where it ended when the verifier answers", trouble)
+        nonlocal told
+        if trouble != told:
+            told = trouble
+            session.output.waiting("%s; going on where it ended when the verifier answers", trouble)
 
-    return news_of(
+    stream = news_of(
         session.agent_id,
         session.verifier,
         session.event_source,
@@ -82,6 +107,12 @@ def news(session: Session, after: int | None) -> AsyncGenerator[News, None]:
         tell_trouble=tell,
         sleep=session.sleep,
     )
+    async with aclosing(stream):
+        async for one in stream:
+            if isinstance(one, StreamBegun):
+                told = ""
+                session.output.waited()
+            yield one
 
 
 def standing_of_interest(status: ToldStatus) -> object:

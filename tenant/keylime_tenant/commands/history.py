@@ -6,7 +6,7 @@ from msgspec import to_builtins
 
 from keylime.messages.history import HistoryEvent, HistoryGap
 from keylime_tenant.agent_events import StreamBegun
-from keylime_tenant.commands.follow import news
+from keylime_tenant.commands.follow import insisting, news
 from keylime_tenant.doing import doing
 from keylime_tenant.history import history_lines
 from keylime_tenant.json_documents import History
@@ -31,7 +31,7 @@ async def history(session: Session) -> None:
 async def _follow(session: Session) -> None:
     """Everything that is kept, and then what happens; until the agent is deleted, or somebody has enough."""
     output = session.output
-    events = await session.verifier.history(session.agent_id)
+    events = await insisting(session, lambda: session.verifier.history(session.agent_id))
     for event in events:
         _show(session, event)
     if events and events[-1].kind == "deleted":

@@ -6,13 +6,23 @@ from typing import Any
 
 import pytest
 
-from keylime.errors import PeerUnreachable
+from keylime.errors import KeylimeError, PeerUnreachable
 from keylime_tenant.commands.follow import follow_status
 from keylime_tenant.commands.history import history
 from keylime_tenant.commands.why import why
-from keylime_tenant.errors import CommandFailed
+from keylime_tenant.errors import Unjudged
+from keylime_tenant.judgement import await_judgement
 from keylime_tenant.session import Session
-from tests.fakes.followed_verifier import BEGUN, GONE, FollowingSession, ToldStreams, answer, event, told
+from tests.fakes.followed_verifier import (
+    AGENT,
+    BEGUN,
+    GONE,
+    FollowingSession,
+    ToldStreams,
+    answer,
+    event,
+    told,
+)
 
 FINDING = {"event_id": "ima.x", "severity": "emergency", "explanation": "no", "path": "/opt/a"}
 
@@ -33,7 +43,7 @@ def followed(following: FollowingSession, command: Callable[[Session], Awaitable
         async with asyncio.timeout(100):
             await command(following.session)
 
-    with pytest.raises(CommandFailed) as ended:
+    with pytest.raises(KeylimeError) as ended:
         asyncio.run(scenario())
     return str(ended.value)
 
@@ -73,3 +83,83 @@ def test_a_history_ends_with_the_deletion() -> None:
     )
     asyncio.run(history(following.session))
     assert [row["kind"] for row in following.shown] == ["enrolled", "state", "deleted"]
+
+
+PUT_OFF = answer(code=503, status="The service is not available, try again later")
+
+
+def test_a_verifier_that_puts_a_question_off_is_asked_again() -> None:
+    following = FollowingSession(
+        ToldStreams([BEGUN, told(8)]),
+        statuses=[PUT_OFF, PUT_OFF, status(), PUT_OFF, status(FINDING), GONE],
+        histories=[kept(), PUT_OFF, kept()],
+    )
+    # The second reading is put off halfway, and begins again with the status.
+    followed(following, why)
+    assert [len(row["findings"]) for row in following.shown] == [0]
+    assert following.slept == [2.0] * 4
+    assert following.said == [
+        "the verifier at https://192.0.2.1:8881 did not tell about agent agent-1: 503 The service is not "
+        "available, try again later; asked again every 2 s",
+    ] * 2 + [
+        "the verifier at https://192.0.2.1:8881 did not tell what happened to agent agent-1: 503 The service "
+        "is not available, try again later; asked again every 2 s",
+    ]
+
+
+def test_a_history_that_is_put_off_is_asked_for_again() -> None:
+    following = FollowingSession(
+        ToldStreams([BEGUN, told(9, "deleted")]), histories=[PUT_OFF, kept(event(7, "enrolled"))]
+    )
+    asyncio.run(history(following.session))
+    assert [row["kind"] for row in following.shown] == ["enrolled", "deleted"]
+
+
+def test_a_verifier_that_is_away_between_two_readings_is_asked_again() -> None:
+    following = FollowingSession(
+        ToldStreams([BEGUN, told(8), told(9)]),
+        statuses=[status(), PeerUnreachable("refused"), PeerUnreachable("refused"), status(FINDING), GONE],
+    )
+    assert "does not have agent agent-1" in followed(following, follow_status)
+    assert [row["attestation_status"] for row in following.shown] == ["PASS", "FAIL"]
+    assert len([line for line in following.said if "refused" in line]) == 1
+
+
+def test_any_other_refusal_ends_it() -> None:
+    following = FollowingSession(
+        ToldStreams([BEGUN, told(8)]), statuses=[status(), answer(code=500, status="defect")]
+    )
+    assert followed(following, follow_status).endswith("did not tell about agent agent-1: 500 defect")
+
+
+def test_a_verifier_that_was_never_there_is_an_error_as_everywhere() -> None:
+    following = FollowingSession(ToldStreams([BEGUN]), versions=PeerUnreachable("refused"))
+    for command in (history, why, follow_status):
+        assert "cannot reach the verifier" in followed(following, command)
+    assert not following.slept
+
+
+def test_trouble_is_told_once_until_the_verifier_answers() -> None:
+    away = PeerUnreachable("nobody there")
+    following = FollowingSession(
+        ToldStreams([BEGUN], away, away, [BEGUN], away, [BEGUN, told(9, "deleted")]), histories=[kept()]
+    )
+    asyncio.run(history(following.session))
+    assert [line.partition(";")[0] for line in following.said] == [
+        "the connection has ended",
+        "nobody there",
+        "the connection has ended",
+        "nobody there",
+    ]
+
+
+def test_who_waits_for_a_verdict_is_not_sent_away_by_a_verifier_with_too_much_to_do() -> None:
+    following = FollowingSession(ToldStreams(), statuses=[PUT_OFF, status()], wait=60.0)
+    asyncio.run(await_judgement(following.session, AGENT))
+    assert following.slept == [0.25]
+
+
+def test_nobody_waits_longer_than_he_said() -> None:
+    following = FollowingSession(ToldStreams(), statuses=[PUT_OFF], wait=0.0)
+    with pytest.raises(Unjudged):
+        asyncio.run(await_judgement(following.session, AGENT))
