@@ -52,7 +52,6 @@ class Audit(Keeping):
 
     def __init__(self, database: Database, retention_s: float, most_unasked: int = MOST_UNASKED) -> None:
         super().__init__(database, LEDGER, retention_s, "audit_retention")
-        self._database = database
         self._most_unasked = most_unasked
 
     async def tell(self, what: Entry) -> None:

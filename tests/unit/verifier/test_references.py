@@ -8,7 +8,7 @@ import weakref
 from dataclasses import replace
 from typing import cast
 
-from keylime.ima.runtime_policy import EMPTY_POLICY, PolicyHash, parse_runtime_policy
+from keylime.ima.runtime_policy import EMPTY_POLICY, PolicyHash, RuntimePolicy, parse_runtime_policy
 from keylime_verifier.agents.policy_categories import TextHash
 from keylime_verifier.policies.kept import KeptPolicies, size_of
 from keylime_verifier.policies.references import References
@@ -82,6 +82,23 @@ def test_the_last_policies_are_kept_within_bounds_and_others_while_they_are_used
     assert gone() is None
     assert kept.get(TWO) is None
     assert (kept.get(ONE), kept.get(THREE)) == (first, third)
+
+
+def test_what_a_policy_takes_is_found_out_once_however_often_it_is_kept() -> None:
+    measured: list[RuntimePolicy] = []
+
+    def measure(policy: RuntimePolicy) -> int:
+        measured.append(policy)
+        return 1
+
+    kept = KeptPolicies(most_bytes=2, measure=measure)
+    used = [parse_runtime_policy(policy_text(f"/{number}")) for number in range(3)]
+    for key, policy in zip((ONE, TWO, THREE), used, strict=True):
+        kept.keep(key, policy)
+    for _ in range(3):
+        for key, policy in zip((ONE, TWO, THREE), used, strict=True):
+            assert kept.get(key) is policy, "each time the one that was asked for longest ago makes room"
+    assert measured == used
 
 
 def test_one_that_is_larger_than_the_bounds_is_kept_until_the_next_comes() -> None:

@@ -2,6 +2,7 @@
 
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable
 
 from keylime.ima.runtime_policy import RuntimePolicy
 from keylime_verifier.agents.policy_categories import TextHash
@@ -19,10 +20,15 @@ class KeptPolicies:
     the agents.
     """
 
-    def __init__(self, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(
+        self, most_bytes: int = MOST_BYTES, measure: Callable[[RuntimePolicy], int] | None = None
+    ) -> None:
         self._most_bytes = most_bytes
+        self._measure = measure or size_of
         self._used: weakref.WeakValueDictionary[TextHash, RuntimePolicy] = weakref.WeakValueDictionary()
-        self._last: OrderedDict[TextHash, tuple[RuntimePolicy, int]] = OrderedDict()
+        # Where more are in use than are kept, each look may keep another one.
+        self._sizes: weakref.WeakKeyDictionary[RuntimePolicy, int] = weakref.WeakKeyDictionary()
+        self._last: OrderedDict[TextHash, RuntimePolicy] = OrderedDict()
         self._bytes = 0
 
     def get(self, key: TextHash) -> RuntimePolicy | None:
@@ -37,11 +43,13 @@ class KeptPolicies:
     def keep(self, key: TextHash, policy: RuntimePolicy) -> None:
         """Keeps a policy, and as many of those before it as there is room for."""
         self._used[key] = policy
-        size = size_of(policy)
-        self._bytes += size - self._last.pop(key, (policy, 0))[1]
-        self._last[key] = policy, size
+        if policy not in self._sizes:
+            self._sizes[policy] = self._measure(policy)
+        before = self._last.pop(key, None)
+        self._bytes += self._sizes[policy] - (0 if before is None else self._sizes[before])
+        self._last[key] = policy
         while self._bytes > self._most_bytes and len(self._last) > 1:
-            self._bytes -= self._last.popitem(last=False)[1][1]
+            self._bytes -= self._sizes[self._last.popitem(last=False)[1]]
 
 
 def size_of(policy: RuntimePolicy) -> int:
