@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.fakes.attesting_agent import AttestingAgent
 from tests.fakes.running_verifier import RunningVerifier, running_verifier, verifier_authority
 from tests.fakes.tls_material import client_context
@@ -59,7 +61,10 @@ def scene(
     asyncio.run(play())
 
 
-def test_n14_every_token_is_refused_alike_whoever_brings_it_and_whatever_it_asks_for(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["both", "pull"])
+def test_n14_every_token_is_refused_alike_whoever_brings_it_and_whatever_it_asks_for(
+    tmp_path: Path, mode: str
+) -> None:
     async def act(verifier: RunningVerifier, _agent: AttestingAgent) -> None:
         stranger = client_context(verifier_authority())
         paths = ("/v2.6/agents/agent-1", "/v2.6/agents/none", "/v2.6/agents", "/v2.6/allowlists")
@@ -73,7 +78,7 @@ def test_n14_every_token_is_refused_alike_whoever_brings_it_and_whatever_it_asks
             assert {answer.code for answer in answers} == {401}
             assert all(answer.body == answers[0].body for answer in answers)
 
-    scene(tmp_path, act)
+    scene(tmp_path, act, mode)
 
 
 def test_n14_a_token_changes_nothing(tmp_path: Path) -> None:

@@ -173,7 +173,8 @@ def api_routes(
     async def tell(call: RefusedCall) -> None:
         await stored.history.tell(refused_event(call))
 
-    return refused_to_agents(audited(routes, tell, log), attestations.whose)
+    told = audited(routes, tell, log)
+    return refused_to_agents(told, attestations.whose) if config.mode.takes_pushed else told
 
 
 def table(

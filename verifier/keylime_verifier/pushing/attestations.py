@@ -27,6 +27,7 @@ from keylime_verifier.pushing.problems import Problem, Unacceptable, problem
 from keylime_verifier.pushing.sessions import (
     CHALLENGE_SIZE,
     CLOCK_SLACK_S,
+    Token,
     TokenFault,
     judge_token,
     key_hash,
@@ -82,8 +83,7 @@ class Attestations:
 
     async def whose(self, token_text: str) -> AgentId:
         """Whose token it is. Raises Unauthenticated."""
-        token = read_token(token_text)
-        agent_id = AgentId("") if token is None else await self._store.agent_of(token.session_id)
+        agent_id = await self._store.agent_of(_token(token_text).session_id)
         await self.authenticate(agent_id, token_text)
         return agent_id
 
@@ -92,9 +92,9 @@ class Attestations:
 
         Raises Unauthenticated, NotTheOwner and Refused.
         """
-        token = read_token(token_text)
+        token = _token(token_text)
         try:
-            found = await self._store.look(agent_id, "" if token is None else token.session_id)
+            found = await self._store.look(agent_id, token.session_id)
         except UnreadableRecord as error:
             raise PushRefused(503, "unavailable", str(error), retry_after_s=_BUSY_S) from error
         session = found.session
@@ -218,6 +218,14 @@ class Attestations:
         if found is None:
             raise PushRefused(404, "not_found", f"There is no agent {agent_id} that attests by itself.")
         return found
+
+
+def _token(text: str) -> Token:
+    """A token as it was shown. Raises Unauthenticated for what can be none, which costs nothing."""
+    token = read_token(text)
+    if token is None:
+        raise Unauthenticated("Invalid authentication token")
+    return token
 
 
 def _demand_type(resource: ReceivedResource) -> None:

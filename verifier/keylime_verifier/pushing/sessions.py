@@ -5,6 +5,7 @@ Chance and time come in as values.
 
 import hashlib
 import hmac
+import re
 import uuid
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -24,6 +25,7 @@ SECRET_SIZE = 32
 SALT_SIZE = 16
 _MOST_PROOF = 8192  # characters of each part of a proof: four times what the largest key takes
 _SESSION_ID = 36
+_SECRET = re.compile(r"[A-Za-z0-9_-]{43}")  # base64url of SECRET_SIZE bytes
 CLOCK_SLACK_S = 2.0
 """By so much a time of the same clock may lie ahead; one further off is of before it was set back."""
 
@@ -107,9 +109,9 @@ def key_hash(ak_tpm: str) -> str:
 
 
 def read_token(text: str) -> Token | None:
-    """A token as it was shown; None for what is none."""
-    session_id, dot, secret = text.partition(".")
-    if not dot or not secret or len(text) > 4 * SECRET_SIZE:
+    """A token as it was shown; None for what can be none."""
+    session_id, _, secret = text.partition(".")
+    if not _SECRET.fullmatch(secret):
         return None
     return Token(session_id, text) if parse_session_id(session_id) else None
 
@@ -137,10 +139,8 @@ def _digest(token: str, salt: bytes) -> str:
     return hashlib.sha256(salt + token.encode()).hexdigest()
 
 
-def judge_token(token: Token | None, session: PushSession | None, now: float) -> TokenFault | None:
+def judge_token(token: Token, session: PushSession | None, now: float) -> TokenFault | None:
     """What is wrong with a token, beside `session`, which has its id; None when it is valid."""
-    if token is None:
-        return "Invalid authentication token"
     if session is None or session.token_salt is None or session.token_hash is None:
         return "Invalid authentication token"
     if not hmac.compare_digest(_digest(token.text, bytes.fromhex(session.token_salt)), session.token_hash):
