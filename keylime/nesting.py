@@ -1,6 +1,7 @@
-"""How deep a JSON text is nested, found before a parser goes into it.
+"""How deep a JSON text is nested, and how many brackets it has, found before a parser goes into it.
 
 How deep a parser goes by itself depends on the release of Python, and on how much stack there happens to be.
+To find out how deep it is takes time and memory for each bracket, of which a text of those alone has many.
 """
 
 import itertools
@@ -8,6 +9,11 @@ import itertools
 # Arrays and objects within each other. No document of this protocol comes near it.
 MAX_DEPTH = 100
 
+# Of both kinds and in strings too. An IMA list of the largest answer would need one in every name of a file.
+MOST_BRACKETS = 1_000_000
+
+_BRACKETS = (b"[", b"]", b"{", b"}")
+_AT_ONCE = 1 << 20  # bytes
 _NEITHER_BRACKET_NOR_QUOTE = bytes(byte for byte in range(256) if byte not in b'[]{}"')
 # What a bracket adds to the depth, as a signed byte.
 _STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
@@ -23,6 +29,16 @@ def is_too_deep(text: str | bytes | bytearray) -> bool:
         return False
     steps = memoryview(_brackets(encoded).translate(_STEPS)).cast("b")
     return max(itertools.accumulate(steps), default=0) > MAX_DEPTH
+
+
+def has_too_many(encoded: bytes | bytearray) -> bool:
+    """Whether a text of somebody who is not trusted has more than MOST_BRACKETS; costs next to nothing."""
+    found = 0
+    for first in range(0, len(encoded), _AT_ONCE):
+        found += sum(encoded.count(one, first, first + _AT_ONCE) for one in _BRACKETS)
+        if found > MOST_BRACKETS:
+            return True
+    return False
 
 
 def _brackets(encoded: bytes | bytearray) -> bytes | bytearray:

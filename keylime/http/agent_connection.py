@@ -138,7 +138,7 @@ class AgentConnection:
                 await self._ask(request, parser, may_repeat=method == "GET")
                 is_news = not is_routine and (method != "GET" or parser.status >= 400)
                 log_call(log, method, self._url + path, parser.status, about, is_news=is_news)
-                return read_reply(parser.status, parser.body, self._url)
+                return read_reply(parser.status, parser.body, self._url, is_trusted=self._names is not None)
         except TimeoutError as error:
             if parser.status:
                 reason = f"the answer was not complete within {self._timeout_s:g} s"

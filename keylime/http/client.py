@@ -70,6 +70,7 @@ class Peer:
         if tls is not None and tls.verify_mode is ssl.CERT_NONE and pin is None:
             raise ValueError(f"{base_url} would be trusted without a check: neither a pin nor a CA")
         self._tls = tls
+        self._is_trusted = tls is not None and pin is None
         self._identity = KeyCheck(pin) if pin is not None else _server_check(self._url, names)
         self._timeout_s = timeout_s
         self._max_body = max_body
@@ -116,7 +117,7 @@ class Peer:
             admit=admit,
             is_routine=is_routine,
         )
-        return read_reply(answer.code, answer.content, self._url)
+        return read_reply(answer.code, answer.content, self._url, is_trusted=self._is_trusted)
 
     async def exchange(
         self,

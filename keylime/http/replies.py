@@ -56,8 +56,8 @@ def log_call(log: logging.Logger, method: str, target: str, code: int, about: st
     log.log(level, "%s %s returned %d", method, target, code, extra={"request_id": about})
 
 
-def read_reply(code: int, data: bytes | bytearray, url: str) -> Reply:
-    """What a server answered with a status and a body.
+def read_reply(code: int, data: bytes | bytearray, url: str, *, is_trusted: bool) -> Reply:
+    """What a server answered with a status and a body; `is_trusted` as in `parse_body`.
 
     Raises UnusableAnswer for a success that is not an envelope.
     """
@@ -66,7 +66,7 @@ def read_reply(code: int, data: bytes | bytearray, url: str) -> Reply:
         # Verifiers answer deleted policies (204) without a body.
         return Reply(code, phrase, _EMPTY)
     try:
-        envelope = parse_envelope(data)
+        envelope = parse_envelope(data, is_trusted=is_trusted)
     except MalformedMessage as error:
         if 200 <= code < 300:
             raise UnusableAnswer(f"{url}: the answer is not an envelope: {error}") from error

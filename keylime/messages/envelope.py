@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from keylime.errors import MalformedMessage
-from keylime.nesting import MAX_DEPTH, is_too_deep
+from keylime.nesting import MAX_DEPTH, MOST_BRACKETS, has_too_many, is_too_deep
 
 BodyT = TypeVar("BodyT")
 
@@ -27,9 +27,9 @@ class _RawEnvelope(msgspec.Struct, frozen=True):
     results: msgspec.Raw = msgspec.Raw(b"{}")
 
 
-def parse_envelope(body: bytes | bytearray) -> Envelope:
+def parse_envelope(body: bytes | bytearray, *, is_trusted: bool = False) -> Envelope:
     """The envelope in `body`, whose results may be as long as they are. Raises MalformedMessage."""
-    raw = parse_body(body, _RawEnvelope)
+    raw = parse_body(body, _RawEnvelope, is_trusted=is_trusted)
     for name in ("code", "status"):
         size = len(memoryview(getattr(raw, name)))
         if size > MAX_STATUS:
@@ -38,11 +38,19 @@ def parse_envelope(body: bytes | bytearray) -> Envelope:
     return Envelope(head.code, head.status, raw.results)
 
 
-def parse_body(body: bytes | bytearray | msgspec.Raw, kind: type[BodyT]) -> BodyT:
-    """`body` as a message of type `kind`. Raises MalformedMessage, whose text names the field."""
+def parse_body(
+    body: bytes | bytearray | msgspec.Raw, kind: type[BodyT], *, is_trusted: bool = False
+) -> BodyT:
+    """`body` as a message of type `kind`. Raises MalformedMessage, whose text names the field.
+
+    Those who are trusted, administrators and services, may send what costs much to look at.
+    """
     # What is Raw was a part of a body that was looked at.
-    if not isinstance(body, msgspec.Raw) and is_too_deep(body):
-        raise MalformedMessage(f"more than {MAX_DEPTH} arrays and objects within each other")
+    if not isinstance(body, msgspec.Raw):
+        if not is_trusted and has_too_many(body):
+            raise MalformedMessage(f"more than {MOST_BRACKETS} brackets")
+        if is_too_deep(body):
+            raise MalformedMessage(f"more than {MAX_DEPTH} arrays and objects within each other")
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -33,6 +33,7 @@ from keylime.http.server import Request, Response, Role, Route, Server, ServerLi
 from keylime.log_lines import LineFormatter
 from keylime.messages.agent import PublicKeyReply
 from keylime.messages.registrar import ActivateRequest
+from keylime.nesting import MOST_BRACKETS
 from keylime.pki.roles import NODE
 from keylime.pki.server_names import NameCheck
 from tests.fakes.running_verifier import eventually
@@ -483,6 +484,30 @@ def test_a_server_of_another_ca_is_refused() -> None:
             return bytes(server.received)
 
     assert asyncio.run(scenario()) == b""
+
+
+BRACKETS = envelope([[]] * (MOST_BRACKETS // 2))
+
+
+def test_n12_a_body_of_brackets_alone_is_refused(ask: Ask) -> None:
+    with pytest.raises(UnusableAnswer, match=f"more than {MOST_BRACKETS} brackets"):
+        ask(BRACKETS, get, max_body=len(BRACKETS), timeout_s=60)
+
+
+@pytest.mark.parametrize("kind", ["peer", "agent-connection"])
+def test_what_a_service_answers_may_have_as_many_brackets_as_it_has(kind: str) -> None:
+    async def scenario() -> bytes:
+        async with raw(BRACKETS, with_certificate(named(RIGHT))) as server:
+            url, tls = peer_url("127.0.0.1", server.port, tls=True), client_context(CA)
+            service: Client = (
+                Peer(url, tls=tls, timeout_s=60)
+                if kind == "peer"
+                else AgentConnection("127.0.0.1", server.port, tls=tls, names=NameCheck.STRICT, timeout_s=60)
+            )
+            async with service:
+                return bytes((await service.request("GET", "/x")).results)
+
+    assert asyncio.run(scenario()).startswith(b"[[], []")
 
 
 @dataclass

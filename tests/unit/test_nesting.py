@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keylime.nesting import MAX_DEPTH, is_too_deep
+from keylime.errors import MalformedMessage
+from keylime.messages.envelope import parse_body, parse_envelope
+from keylime.nesting import MAX_DEPTH, MOST_BRACKETS, has_too_many, is_too_deep
 
 
 def depth(text: str) -> int:
@@ -72,3 +74,31 @@ def test_any_document_is_found_as_deep_as_it_is(value: Any, around: int) -> None
     text = nested("[", "]", around).replace("1", json.dumps([value] * 3), 1)
 
     assert is_too_deep(text) == (depth(text) > MAX_DEPTH)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '"["', '"]",'])
+def test_n12_the_bound_on_brackets_is_exact(text: str) -> None:
+    each = sum(map(text.count, "[]{}"))
+    most = (text * (MOST_BRACKETS // each)).encode()
+
+    assert not has_too_many(most)
+    assert has_too_many(most + b"]")
+    assert has_too_many(bytearray(most + b"{"))
+    spread = most.replace(b"]", b"]   ", MOST_BRACKETS)
+    assert not has_too_many(spread)
+    assert has_too_many(spread + b"}")
+
+
+def test_n12_a_body_of_brackets_is_refused_to_all_who_are_not_trusted() -> None:
+    body = b'{"code":200,"results":[%s[]]}' % (b'"[",[],' * (MOST_BRACKETS // 2))
+
+    with pytest.raises(MalformedMessage, match=f"more than {MOST_BRACKETS} brackets"):
+        parse_envelope(body)
+    with pytest.raises(MalformedMessage, match=f"more than {MOST_BRACKETS} brackets"):
+        parse_body(body, dict[str, Any])
+    assert bytes(parse_envelope(body, is_trusted=True).results).endswith(b"[]]")
+
+
+def test_those_who_are_trusted_may_nest_no_deeper_either() -> None:
+    with pytest.raises(MalformedMessage, match="within each other"):
+        parse_body(nested("[", "]", MAX_DEPTH + 1).encode(), list[Any], is_trusted=True)

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from keylime.errors import MalformedMessage
 from keylime.http.exchange import Caller, Request, Response, Role
 from keylime.messages.registrar import ActivateRequest, RegisterRequest
+from keylime.nesting import MOST_BRACKETS
 
 
-def request(body: bytes) -> Request:
-    return Request("POST", "2.5", {}, {}, {}, body, Caller(Role.ANONYMOUS, None, "127.0.0.1"))
+def request(body: bytes, role: Role = Role.ANONYMOUS) -> Request:
+    return Request("POST", "2.5", {}, {}, {}, body, Caller(role, None, "127.0.0.1"))
 
 
 @pytest.mark.parametrize(
@@ -72,3 +73,12 @@ def test_any_bytes_give_a_message_or_the_declared_error(body: bytes) -> None:
     except MalformedMessage:
         return
     assert isinstance(message, msgspec.Struct)
+
+
+def test_n12_administrators_alone_may_send_a_body_of_brackets() -> None:
+    body = b'{"auth_tag":"a","more":[%s[]]}' % (b"[]," * (MOST_BRACKETS // 2))
+
+    for role in (Role.ANONYMOUS, Role.AGENT):
+        with pytest.raises(MalformedMessage, match=f"more than {MOST_BRACKETS} brackets"):
+            request(body, role).json(ActivateRequest)
+    assert request(body, Role.ADMIN).json(ActivateRequest) == ActivateRequest("a")
