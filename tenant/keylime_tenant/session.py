@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from keylime.identifiers import AgentId
-from keylime_tenant.agent_events import ToldEvents
 from keylime_tenant.arguments import Arguments
 from keylime_tenant.client import AgentApi, RegistrarClient, VerifierClient
 from keylime_tenant.config import Address, TenantConfig
+from keylime_tenant.news import ToldEvents
 from keylime_tenant.render import Output
 
 if TYPE_CHECKING:  # what only some commands need costs the others nothing

@@ -10,9 +10,9 @@ from contextlib import aclosing
 from typing import TypeVar
 
 from keylime.errors import PeerUnreachable
-from keylime_tenant.agent_events import News, StreamBegun, news_of
 from keylime_tenant.errors import CommandFailed, PutOff
 from keylime_tenant.first_verdict import FirstVerdict, failure, first_verdict
+from keylime_tenant.news import News, StreamBegun, news_of
 from keylime_tenant.people import agent_lines, policies_in_force
 from keylime_tenant.session import Session
 from keylime_tenant.standing import standing_of

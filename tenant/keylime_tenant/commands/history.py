@@ -5,11 +5,11 @@ from contextlib import aclosing
 from msgspec import to_builtins
 
 from keylime.messages.history import HistoryEvent, HistoryGap
-from keylime_tenant.agent_events import StreamBegun
 from keylime_tenant.commands.follow import insisting, news
 from keylime_tenant.doing import doing
 from keylime_tenant.history import history_lines
 from keylime_tenant.json_documents import History
+from keylime_tenant.news import StreamBegun
 from keylime_tenant.session import Session
 
 

@@ -14,7 +14,7 @@ from keylime.errors import KeylimeError, MalformedMessage, PeerRefused
 from keylime.http.event_source import StreamedEvent
 from keylime.messages.envelope import parse_body
 from keylime.messages.history import HistoryEvent
-from keylime_tenant import agent_events, history
+from keylime_tenant import history, news
 from keylime_tenant.dashboard.chronicle import Chronicle
 
 _AGAIN_S, _LONG_AGAIN_S = 2.0, 60.0
@@ -54,7 +54,7 @@ class EventFeed:
     def __init__(
         self,
         verifier: ToldEvents,
-        open_source: Callable[[], agent_events.ToldEvents],
+        open_source: Callable[[], news.ToldEvents],
         chronicle: Chronicle,
         now: Callable[[], float] = time.time,
     ) -> None:

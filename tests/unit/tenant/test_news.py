@@ -8,8 +8,8 @@ import pytest
 from keylime.errors import PeerRefused, PeerUnreachable
 from keylime.http.event_source import StreamedEvent
 from keylime.messages.history import HistoryEvent, HistoryGap
-from keylime_tenant.agent_events import News, StreamBegun, news_of
 from keylime_tenant.errors import CommandFailed, OlderRelease
+from keylime_tenant.news import News, StreamBegun, news_of
 from tests.fakes.followed_verifier import AGENT, ToldStreams, block, told
 
 
