@@ -3,52 +3,28 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
-import msgspec
-
-from keylime.errors import KeylimeError, MalformedMessage, PeerRefused
-from keylime.http.event_source import StreamedEvent
+from keylime.errors import KeylimeError
 from keylime.identifiers import AgentId, parse_agent_id
-from keylime.messages.envelope import parse_body
+from keylime.messages.history import HistoryEvent
+from keylime_tenant.errors import CommandFailed
 from keylime_tenant.fleet_view import Fleet
+from keylime_tenant.news import EventsVerifier, News, OpenStream, news_of
 from keylime_tenant.told_status import ToldStatus
 
 _POLL_S = 2.0
 _COUNT_S = 30.0  # while events come: passes that are routine are told by none
-_AGAIN_S = 2.0
 _MOST_SINGLE = 20  # agents that are asked for one by one; of more the whole list is
 
 
-class StatusVerifier(Protocol):
-    """Who tells statuses."""
-
-    async def version(self) -> str: ...
+class StatusVerifier(EventsVerifier, Protocol):
+    """Who tells statuses, too."""
 
     async def statuses(self, verifier_id: str, /) -> Mapping[str, ToldStatus]: ...
 
     async def status(self, agent_id: AgentId, /) -> ToldStatus | None: ...
-
-
-class ToldEvents(Protocol):
-    """Who tells what happens."""
-
-    def follow(self, path: str, after: str) -> AsyncGenerator[StreamedEvent, None]: ...
-
-
-class _Told(msgspec.Struct, frozen=True):
-    agent_id: str | None = None
-
-
-def concerned(event: StreamedEvent) -> str | None:
-    """The agent whose status an event may have changed."""
-    if event.kind != "message" or not event.data:
-        return None
-    try:
-        return parse_body(event.data, _Told).agent_id
-    except MalformedMessage:  # of a later release
-        return None
 
 
 class LiveFleet:
@@ -57,17 +33,16 @@ class LiveFleet:
     def __init__(
         self,
         verifier: StatusVerifier,
-        open_source: Callable[[], ToldEvents],
+        open_stream: OpenStream,
         verifier_id: str,
         on_change: Callable[[], None],
     ) -> None:
         self.fleet = Fleet()
         self._verifier = verifier
-        self._open_source = open_source
+        self._open_stream = open_stream
         self._verifier_id = verifier_id
         self._on_change = on_change
         self._is_following = False
-        self._seen = ""
         self._concerned: set[str] = set()
         self._all_asked_at: float | None = None  # None: all of them are to be asked for
         self._news = asyncio.Event()
@@ -98,8 +73,8 @@ class LiveFleet:
         )
         try:
             if is_due or not some or len(some) > _MOST_SINGLE or self._verifier_id:
+                self._all_asked_at = time.monotonic()  # before: what is told meanwhile may say that it is due
                 statuses = await self._verifier.statuses(self._verifier_id)
-                self._all_asked_at = time.monotonic()
             else:
                 statuses = {**self.fleet.statuses}
                 for agent in some:
@@ -115,30 +90,21 @@ class LiveFleet:
         self._on_change()
 
     async def _follow(self) -> None:
-        """Ends where the verifier's release tells no events; else goes on for ever."""
-        while True:
-            try:
-                path = f"/v{await self._verifier.version()}/events"
-                async with contextlib.aclosing(self._open_source().follow(path, self._seen)) as events:
-                    async for event in events:
-                        self._take(event)
-            except PeerRefused as error:
-                if error.code == 404:
-                    return
-            except KeylimeError:
-                pass  # asking shows it, and goes on meanwhile
-            finally:
-                self._is_following = False
-            await asyncio.sleep(_AGAIN_S)
+        """Ends where events are not told, or not to us; else goes on for ever."""
+        stream = news_of(self._verifier, self._open_stream, after=None, tell_trouble=self._lost)
+        with contextlib.suppress(CommandFailed):
+            async with contextlib.aclosing(stream):
+                async for news in stream:
+                    self._take(news)
+        self._is_following = False
 
-    def _take(self, event: StreamedEvent) -> None:
-        self._seen = event.id or self._seen
-        agent = concerned(event)
-        if agent is not None:
-            self._concerned.add(agent)
-        elif not self._is_following or event.kind == "gap":
-            self._all_asked_at = None  # what happened before it is not told
-        elif not event.data:
-            return
+    def _lost(self, _trouble: str) -> None:
+        self._is_following = False  # asking shows the trouble, and goes on meanwhile
+
+    def _take(self, news: News) -> None:
         self._is_following = True
+        if not isinstance(news, HistoryEvent):
+            self._all_asked_at = None  # what happened before it is not told
+        elif news.agent_id is not None:
+            self._concerned.add(news.agent_id)
         self._news.set()

@@ -303,7 +303,7 @@ def _session(
         registrar=connections.registrar(config.registrar),
         verifier=connections.verifier(config.verifier),
         connect_verifier=connections.verifier,
-        event_source=functools.partial(connections.events, config.verifier),
+        open_events=functools.partial(connections.events, config.verifier),
         connect_agent=connections.agent,
         read_policies=read_policies,
         prepare_delivery=deliver,

@@ -1,4 +1,7 @@
-"""What happens to one agent while it happens, across connections that break, without gap or double."""
+"""What happens to one agent, or to all, while it happens: across broken connections, without gap or double.
+
+Whoever follows events does so by this one loop, which goes on after the last event that was seen.
+"""
 
 import asyncio
 import contextlib
@@ -14,6 +17,9 @@ from keylime_tenant.errors import CommandFailed, OlderRelease
 if TYPE_CHECKING:  # it brings a library that whoever follows nothing would have to wait for
     from keylime.http.event_source import StreamedEvent
 
+ENDED = "the connection has ended"
+"""The trouble of a verifier that ends a stream in good order, as it does now and then."""
+
 _AGAIN_S = 2.0
 
 
@@ -26,10 +32,13 @@ class EventsVerifier(Protocol):
     async def version(self) -> str: ...
 
 
-class ToldEvents(Protocol):
-    """A way to it."""
+class EventStream(Protocol):
+    """A way to it: blocks as they come, until the verifier ends them."""
 
     def follow(self, path: str, after: str) -> "AsyncGenerator[StreamedEvent, None]": ...
+
+
+OpenStream: TypeAlias = Callable[[], EventStream]
 
 
 class StreamBegun:
@@ -40,25 +49,28 @@ News: TypeAlias = StreamBegun | HistoryEvent | HistoryGap
 
 
 async def news_of(
-    agent_id: AgentId,
     verifier: EventsVerifier,
-    open_source: Callable[[], ToldEvents],
+    open_stream: OpenStream,
     *,
+    agent_id: AgentId | None = None,
     after: int | None,
     tell_trouble: Callable[[str], None],
+    refused_again_s: float | None = None,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> AsyncGenerator[News, None]:
-    """What happens to an agent after the event with the id `after`, or from now on; for ever.
+    """What happens after the event with the id `after`, or from now on; for ever. No agent: to all of them.
 
     `StreamBegun` comes with each connection, also after one was lost, which `tell_trouble` hears of.
-    Raises OlderRelease where no events are told, and CommandFailed for who may not follow them.
+    Raises OlderRelease where no events are told, and CommandFailed for who may not follow them, unless that
+    is asked again after `refused_again_s`.
     """
+    query = "" if agent_id is None else f"?agent_id={agent_id}"
     seen = "" if after is None else str(after)
     while True:
-        trouble = "the connection has ended"
+        trouble, pause_s = ENDED, _AGAIN_S
         try:
-            path = f"/v{await verifier.version()}/events?agent_id={agent_id}"
-            async with contextlib.aclosing(open_source().follow(path, seen)) as blocks:
+            path = f"/v{await verifier.version()}/events{query}"
+            async with contextlib.aclosing(open_stream().follow(path, seen)) as blocks:
                 has_begun = False
                 async for block in blocks:
                     if not has_begun and block.id:
@@ -68,15 +80,24 @@ async def news_of(
                         yield news
                     seen = block.id or seen
         except PeerRefused as error:
-            if error.code == 404:
-                raise OlderRelease(f"{verifier.place} tells no events: its release is older") from error
-            if error.code in (401, 403):
-                raise CommandFailed(f"{verifier.place} tells events to administrators only") from error
             trouble = str(error)
+            if (refusal := _refusal(verifier, error)) is not None:
+                if refused_again_s is None:
+                    raise refusal from error
+                trouble, pause_s = str(refusal), refused_again_s
         except KeylimeError as error:
             trouble = str(error)
         tell_trouble(trouble)
-        await sleep(_AGAIN_S)
+        await sleep(pause_s)
+
+
+def _refusal(verifier: EventsVerifier, error: PeerRefused) -> CommandFailed | None:
+    """What is not over in a moment."""
+    if error.code == 404:
+        return OlderRelease(f"{verifier.place} tells no events: its release is older")
+    if error.code in (401, 403):
+        return CommandFailed(f"{verifier.place} tells events to administrators only")
+    return None
 
 
 def _news_in(block: "StreamedEvent") -> HistoryEvent | HistoryGap | None:

@@ -8,7 +8,7 @@ from keylime.identifiers import AgentId
 from keylime_tenant.arguments import Arguments
 from keylime_tenant.client import AgentApi, RegistrarClient, VerifierClient
 from keylime_tenant.config import Address, TenantConfig
-from keylime_tenant.news import ToldEvents
+from keylime_tenant.news import OpenStream
 from keylime_tenant.render import Output
 
 if TYPE_CHECKING:  # what only some commands need costs the others nothing
@@ -28,7 +28,7 @@ class Session:
     registrar: RegistrarClient
     verifier: VerifierClient
     connect_verifier: Callable[[Address], VerifierClient]
-    event_source: Callable[[], ToldEvents]  # of the verifier
+    open_events: OpenStream  # of the verifier
     connect_agent: "Callable[[Candidate], AgentApi]"
     read_policies: "Callable[[], Awaitable[PolicyDocuments]]"
     prepare_delivery: "Callable[[AgentId], PayloadDelivery]"

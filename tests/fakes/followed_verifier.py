@@ -151,7 +151,7 @@ class FollowingSession:
             registrar=RegistrarClient(address, self.peer),
             verifier=VerifierClient(address, self.peer),
             connect_verifier=_never,
-            event_source=lambda: streams,
+            open_events=lambda: streams,
             connect_agent=_never,
             read_policies=_never,
             prepare_delivery=_never,

@@ -100,9 +100,9 @@ async def news(session: Session, after: int | None) -> AsyncGenerator[News, None
             session.output.waiting("%s; going on where it ended when the verifier answers", trouble)
 
     stream = news_of(
-        session.agent_id,
         session.verifier,
-        session.event_source,
+        session.open_events,
+        agent_id=session.agent_id,
         after=after,
         tell_trouble=tell,
         sleep=session.sleep,

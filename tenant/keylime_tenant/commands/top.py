@@ -88,7 +88,7 @@ class _Live:
         self._work: set[asyncio.Task[None]] = set()
         self._live = LiveFleet(
             session.verifier,
-            session.event_source,
+            session.open_events,
             session.arguments.verifier_id or "",
             self._changed.set,
         )

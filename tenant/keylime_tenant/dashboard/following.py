@@ -4,28 +4,19 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import msgspec
 
-from keylime.errors import KeylimeError, MalformedMessage, PeerRefused
-from keylime.http.event_source import StreamedEvent
-from keylime.messages.envelope import parse_body
-from keylime.messages.history import HistoryEvent
-from keylime_tenant import history, news
+from keylime.messages.history import HistoryEvent, HistoryGap
+from keylime_tenant import history
 from keylime_tenant.dashboard.chronicle import Chronicle
+from keylime_tenant.news import ENDED, EventsVerifier, News, OpenStream, StreamBegun, news_of
 
-_AGAIN_S, _LONG_AGAIN_S = 2.0, 60.0
+_REFUSED_AGAIN_S = 60.0  # a verifier may get another release
 _MOST_WAITING = 100
 _RECENT_S = 60.0  # what is older was there when the page was made
-
-
-class ToldEvents(Protocol):
-    """Where events come from, and in which version of the API."""
-
-    async def version(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +44,19 @@ class EventFeed:
 
     def __init__(
         self,
-        verifier: ToldEvents,
-        open_source: Callable[[], news.ToldEvents],
+        verifier: EventsVerifier,
+        open_stream: OpenStream,
         chronicle: Chronicle,
         now: Callable[[], float] = time.time,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.problem = ""
         self.is_over = False
         self._verifier = verifier
-        self._open = open_source
+        self._open_stream = open_stream
         self._chronicle = chronicle
         self._now = now
-        self._seen = "0"  # all that is kept
+        self._sleep = sleep
         self._listeners: set[Listener] = set()
 
     @contextlib.contextmanager
@@ -85,40 +77,32 @@ class EventFeed:
 
     async def run(self) -> None:
         """Until it is cancelled."""
-        while True:
-            pause_s = _AGAIN_S
-            try:
-                await self._follow()
-            except PeerRefused as error:
-                is_old = error.code == 404
-                pause_s = _LONG_AGAIN_S if is_old else _AGAIN_S
-                self.problem = "the verifier's release is older: it tells no events" if is_old else str(error)
-            except KeylimeError as error:
-                self.problem = str(error)
-            await asyncio.sleep(pause_s)
+        stream = news_of(
+            self._verifier,
+            self._open_stream,
+            after=0,  # all that is kept
+            tell_trouble=self._miss,
+            refused_again_s=_REFUSED_AGAIN_S,
+            sleep=self._sleep,
+        )
+        async with contextlib.aclosing(stream):
+            async for news in stream:
+                self.take(news)
 
-    async def _follow(self) -> None:
-        path = f"/v{await self._verifier.version()}/events"
-        async with contextlib.aclosing(self._open().follow(path, self._seen)) as events:
-            async for event in events:
+    def _miss(self, trouble: str) -> None:
+        self.problem = "" if trouble == ENDED else trouble
+
+    def take(self, news: News) -> None:
+        """What the verifier tells."""
+        match news:
+            case StreamBegun():
                 self.problem = ""
-                self.take(event)
-
-    def take(self, told: StreamedEvent) -> None:
-        """One block of the stream."""
-        if told.id:
-            self._seen = told.id
-        if told.kind == "gap":
-            self._tell(BrowserNews("", "events were missed"))
-        if told.kind != "message" or not told.data:
-            return
-        try:
-            event = parse_body(told.data, HistoryEvent)
-        except MalformedMessage:  # of a later release
-            return
-        self._chronicle.take(event)
-        if event.at >= self._now() - _RECENT_S:
-            self._tell(BrowserNews(event.agent_id or "", history.headline(event)))
+            case HistoryGap():
+                self._tell(BrowserNews("", "events were missed"))
+            case HistoryEvent():
+                self._chronicle.take(news)
+                if news.at >= self._now() - _RECENT_S:
+                    self._tell(BrowserNews(news.agent_id or "", history.headline(news)))
 
     def _tell(self, news: BrowserNews) -> None:
         for listener in self._listeners:

@@ -45,7 +45,7 @@ async def serving(session: Session, port: int | None) -> AsyncIterator[Dashboard
     except OSError as error:
         raise ConfigError(f"--port: cannot listen on {address} port {port}: {error.strerror}") from error
     place, door, chronicle = PageAddress(address, sockets[0].getsockname()[1]), Door(), Chronicle()
-    follower = EventFeed(session.verifier, session.event_source, chronicle)
+    follower = EventFeed(session.verifier, session.open_events, chronicle)
     site = handlers.Site(session, place, door, Renderer(door.form_token), follower, chronicle, Growth())
     server = HTTPServer(
         application(site),

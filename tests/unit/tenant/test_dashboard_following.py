@@ -1,27 +1,24 @@
 """What browsers are told of the verifier's events."""
 
-import msgspec
+import asyncio
 
-from keylime.http.event_source import EventSource, StreamedEvent
-from keylime.messages.history import HistoryEvent
+from keylime.errors import PeerRefused, PeerUnreachable
+from keylime.http.event_source import StreamedEvent
+from keylime.messages.history import HistoryEvent, HistoryGap
 from keylime_tenant.commands.dashboard import has_browser
 from keylime_tenant.dashboard.chronicle import Chronicle
 from keylime_tenant.dashboard.following import EventFeed
+from keylime_tenant.news import StreamBegun
+from keylime_tenant.standing import Standing
+from tests.fakes.followed_verifier import BEGUN, ToldStreams
+from tests.fakes.followed_verifier import told as sent
+from tests.fakes.running_verifier import eventually
 
 NOW = 1_800_000_000
 
 
-class Verifier:
-    async def version(self) -> str:
-        return "2.6"
-
-
-def nowhere() -> EventSource:
-    raise AssertionError("nothing is followed here")
-
-
-def block(number: int, at: int, agent_id: str | None = "a") -> StreamedEvent:
-    event = HistoryEvent(
+def told(number: int, at: int, agent_id: str | None = "a") -> HistoryEvent:
+    return HistoryEvent(
         id=number,
         at=at,
         kind="stopped",
@@ -31,29 +28,74 @@ def block(number: int, at: int, agent_id: str | None = "a") -> StreamedEvent:
         request_id=None,
         details={},
     )
-    return StreamedEvent(str(number), "message", msgspec.json.encode(event))
 
 
 def test_listeners_hear_what_is_new_and_no_more_than_they_take() -> None:
-    follower = EventFeed(Verifier(), nowhere, Chronicle(), lambda: NOW)
+    streams = ToldStreams()
+    follower = EventFeed(streams, lambda: streams, Chronicle(), lambda: NOW)
     with follower.listening() as listener:
-        follower.take(block(1, NOW - 3600))
-        follower.take(StreamedEvent("2", "message", b""))
-        follower.take(StreamedEvent("3", "message", b"{no JSON"))
-        follower.take(StreamedEvent("4", "unknown", b"{}"))
+        follower.take(StreamBegun())
+        follower.take(told(1, NOW - 3600))
         assert not listener.waiting
-        follower.take(block(5, NOW))
-        follower.take(StreamedEvent("9", "gap", b'{"after": 5, "first": 10}'))
+        follower.take(told(5, NOW))
+        follower.take(HistoryGap(after=5, first=10))
         assert [(news.agent_id, news.text) for news in listener.waiting] == [
             ("a", "stopped by an operator"),
             ("", "events were missed"),
         ]
         assert listener.called.is_set()
         for number in range(10, 1000):
-            follower.take(block(number, NOW))
+            follower.take(told(number, NOW))
         assert len(listener.waiting) == 100
-    follower.take(block(1000, NOW))
+    follower.take(told(1000, NOW))
     assert len(listener.waiting) == 100
+
+
+def problems_while(streams: ToldStreams) -> list[tuple[float, str]]:
+    """How long it pauses, and what is said to be wrong then, and at last when it is followed again."""
+
+    async def scenario() -> list[tuple[float, str]]:
+        async def pause(duration_s: float) -> None:
+            found.append((duration_s, feed.problem))
+
+        found: list[tuple[float, str]] = []
+        chronicle = Chronicle()
+        feed = EventFeed(streams, lambda: streams, chronicle, sleep=pause)
+        running = asyncio.create_task(feed.run())
+        try:
+            await eventually(lambda: chronicle.series(5)[Standing.FAILED][-1] == 1)
+            return [*found, (0, feed.problem)]
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+    return asyncio.run(scenario())
+
+
+def fell() -> StreamedEvent:
+    return sent(9, findings=[{}])
+
+
+def test_why_the_page_is_not_live_is_said_until_it_is() -> None:
+    assert problems_while(ToldStreams(PeerUnreachable("nobody there"), [BEGUN, fell()])) == [
+        (2.0, "nobody there"),
+        (0, ""),
+    ]
+
+
+def test_an_older_verifier_is_said_to_be_one_and_asked_again_later() -> None:
+    streams = ToldStreams(PeerRefused(404, "Not Found"), [BEGUN, fell()])
+    assert problems_while(streams) == [
+        (60.0, "the verifier tells no events: its release is older"),
+        (0, ""),
+    ]
+    assert streams.followed == [("/v2.6/events", "0")] * 2
+
+
+def test_a_stream_that_ends_in_good_order_is_no_problem_and_gone_on_with() -> None:
+    streams = ToldStreams([BEGUN], [fell()])
+    assert problems_while(streams) == [(2.0, ""), (0, "")]
+    assert streams.followed[1] == ("/v2.6/events", "7")
 
 
 def test_a_browser_is_opened_where_there_is_a_screen() -> None:

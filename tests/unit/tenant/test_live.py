@@ -1,23 +1,21 @@
 """The fleet of `top`: by events where there are some, by asking where there are none."""
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, Callable
 
 from keylime.errors import PeerRefused
 from keylime.http.event_source import StreamedEvent
 from keylime.identifiers import AgentId
-from keylime_tenant.live import LiveFleet, concerned
+from keylime_tenant.live import LiveFleet
 from keylime_tenant.told_status import ToldStatus, told_status
+from tests.fakes.followed_verifier import BEGUN, block, told
 from tests.fakes.running_verifier import eventually
-
-
-def event(number: int, agent_id: str | None, kind: str = "message") -> StreamedEvent:
-    return StreamedEvent(str(number), kind, json.dumps({"id": number, "agent_id": agent_id}).encode())
 
 
 class Verifier:
     """Statuses in memory, and a stream of what a test says."""
+
+    place = "the verifier"
 
     def __init__(self, *, tells_events: bool = True) -> None:
         self.agents = {"a": 1, "b": 1}
@@ -44,9 +42,9 @@ class Verifier:
         self.followed.append((path, after))
         if not self.tells_events:
             raise PeerRefused(404, "Not Found")
-        yield StreamedEvent("7", "message", b"")
-        while (told := await self.told.get()) is not None:
-            yield told
+        yield BEGUN
+        while (one := await self.told.get()) is not None:
+            yield one
 
 
 def play(verifier: Verifier, act: Callable[[LiveFleet], object]) -> None:
@@ -70,13 +68,13 @@ def test_only_the_agents_are_asked_for_to_whom_something_happened() -> None:
         await eventually(lambda: verifier.asked.count("all") == 2)  # the second when events began
         verifier.agents["a"] = 5
         del verifier.agents["b"]
-        for one in (event(8, "a"), event(9, "b"), event(10, None), StreamedEvent("11", "message", b"")):
+        for one in (told(8, agent_id="a"), told(9, agent_id="b"), told(10, agent_id=None), BEGUN):
             verifier.told.put_nowait(one)
         await eventually(lambda: set(live.fleet.statuses) == {"a"})
         assert live.fleet.statuses["a"].attestation_count == 5
         assert {"a", "b"} <= set(verifier.asked)
         before = verifier.asked.count("all")
-        verifier.told.put_nowait(event(12, None, "gap"))
+        verifier.told.put_nowait(block(12, "gap", after=11, first=13))
         await eventually(lambda: verifier.asked.count("all") > before)
         verifier.told.put_nowait(None)  # the verifier ends it
         await eventually(lambda: len(verifier.followed) == 2)
@@ -97,6 +95,12 @@ def test_an_older_verifier_is_asked_again_and_again() -> None:
     play(verifier, act)
 
 
-def test_what_cannot_be_read_concerns_nobody() -> None:
-    assert concerned(StreamedEvent("1", "message", b"[]")) is None
-    assert concerned(StreamedEvent("1", "other", b'{"agent_id": "a"}')) is None
+def test_what_is_told_of_no_agent_may_concern_all_of_them() -> None:
+    verifier = Verifier()
+
+    async def act(_live: LiveFleet) -> None:
+        await eventually(lambda: verifier.asked.count("all") == 2)
+        verifier.told.put_nowait(told(8, "policy_replaced", agent_id=None))
+        await eventually(lambda: verifier.asked.count("all") == 3)
+
+    play(verifier, act)

@@ -17,12 +17,20 @@ async def no_time(_duration_s: float) -> None:
     """Passes."""
 
 
-def followed(verifier: ToldStreams, count: int, after: int | None = None) -> tuple[list[News], list[str]]:
+def followed(
+    verifier: ToldStreams, count: int, after: int | None = None, refused_again_s: float | None = None
+) -> tuple[list[News], list[str]]:
     async def scenario() -> tuple[list[News], list[str]]:
         found: list[News] = []
         troubles: list[str] = []
         news = news_of(
-            AGENT, verifier, lambda: verifier, after=after, tell_trouble=troubles.append, sleep=no_time
+            verifier,
+            lambda: verifier,
+            agent_id=AGENT,
+            after=after,
+            tell_trouble=troubles.append,
+            refused_again_s=refused_again_s,
+            sleep=no_time,
         )
         async with asyncio.timeout(100), aclosing(news) as stream:
             async for one in stream:
@@ -76,3 +84,13 @@ def test_a_verifier_that_has_too_many_readers_is_asked_again() -> None:
     news, troubles = followed(verifier, 2)
     assert len(news) == 2
     assert "503" in troubles[0]
+
+
+def test_who_has_time_asks_again_where_there_is_nothing_to_follow() -> None:
+    verifier = ToldStreams(PeerRefused(404, ""), PeerRefused(403, ""), [told(3)])
+    news, troubles = followed(verifier, 2, refused_again_s=60.0)
+    assert isinstance(news[1], HistoryEvent)
+    assert [text.partition(" tells ")[2] for text in troubles] == [
+        "no events: its release is older",
+        "events to administrators only",
+    ]
