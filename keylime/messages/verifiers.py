@@ -2,9 +2,12 @@
 
 import msgspec
 
+SHARDS = 256
+"""The parts that agents fall into, and verifiers divide among them. Each agent is stored with its own."""
+
 
 class VerifierProcess(msgspec.Struct, frozen=True, kw_only=True):
-    """One process: `name` is its host and process id, `shards` those of 256 that it has the lease of.
+    """One process: `name` is its host and process id, `shards` those of `SHARDS` that it has the lease of.
 
     `agents` are those that it polls, `oldest_pass` is when the one of them that passed last longest ago did,
     of those that are expected to pass; null without any. Those that attest by themselves belong to nobody.

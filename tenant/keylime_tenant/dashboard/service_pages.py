@@ -7,13 +7,12 @@ from typing import Any
 
 from keylime.findings.finding import printable
 from keylime.messages.deliveries import Deliveries, DeliveryStatus, TargetSummary
-from keylime.messages.verifiers import VerifierProcess, VerifierProcesses
+from keylime.messages.verifiers import SHARDS, VerifierProcess, VerifierProcesses
 from keylime_tenant.dashboard.fleet_page import machine_href
 from keylime_tenant.terminal import age, moment
 from keylime_tenant.told_status import ToldStatus
 
 JsonObject = Mapping[str, Any]
-SHARDS = 256
 _LATE_S = 60  # a machine that is expected to pass and has not for so long
 
 

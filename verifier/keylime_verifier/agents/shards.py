@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import NewType
 
 from keylime.identifiers import AgentId
+from keylime.messages.verifiers import SHARDS
 
-SHARDS = 256
+__all__ = ["SHARDS", "MemberId", "ShardClaim", "VerifierId", "shard_of"]
 
 MemberId = NewType("MemberId", str)
 """32 hexadecimal digits that name one run of one verifier process."""
