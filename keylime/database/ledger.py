@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 AT_ONCE = 500
 _PRUNE_INTERVAL_S = 600.0
-_COUNTER = 1
+_COUNTER = 1  # the only row of a counter, by its key
 
 Entry = Mapping[str, Any]
 """What one row says, but for its id. `at` is in seconds since the epoch, None for the time of the writing."""
@@ -43,6 +43,11 @@ class Ledger:
     events: sa.Table
     counter: sa.Table
 
+    @property
+    def of_counter(self) -> sa.ColumnElement[bool]:
+        """Which row of the counter's table counts them."""
+        return self.counter.c.counter == _COUNTER
+
     def append(self, connection: sa.Connection, entries: Sequence[Entry]) -> bool:
         """Adds rows at the end of the caller's transaction: nothing is to be locked after it.
 
@@ -51,7 +56,7 @@ class Ledger:
         new = self._unknown(connection, entries)
         if not new:
             return False
-        of_counter = self.counter.c.counter == _COUNTER
+        of_counter = self.of_counter
         connection.execute(
             sa.update(self.counter).where(of_counter).values(last=self.counter.c.last + len(new))
         )

@@ -20,7 +20,6 @@ from keylime_verifier.database.schema import agents, event_counter, events
 
 __all__ = ["History", "act_of", "new_token", "write_events"]
 
-_COUNTER = 1
 _LEDGER = Ledger(events, event_counter)
 
 
@@ -114,7 +113,7 @@ class History(Keeping):
         query = (
             sa.select(event_counter.c.last, oldest.label("oldest"), some)
             .select_from(event_counter.outerjoin(some, sa.true()))
-            .where(event_counter.c.counter == _COUNTER)
+            .where(_LEDGER.of_counter)
             .order_by(some.c.id)
         )
 

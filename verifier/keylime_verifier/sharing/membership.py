@@ -27,6 +27,7 @@ from keylime.database.transactions import Database
 from keylime_verifier.agents.events import EventKind, Occurrence
 from keylime_verifier.agents.shards import SHARDS, MemberId, VerifierId
 from keylime_verifier.database.changes import Topic, publish
+from keylime_verifier.database.history import new_token
 from keylime_verifier.database.schema import members, shards
 from keylime_verifier.polling.meter import Meter
 from keylime_verifier.sharing.lineage import Lineage, Renewals
@@ -255,7 +256,7 @@ class Membership:
         if not taken or self._tell is None:
             return
         details = {"verifier": self._member.name, "shards": taken, "of": SHARDS}
-        event = Occurrence(token=uuid.uuid4().hex, kind=EventKind.TAKEN_OVER, details=details)
+        event = Occurrence(token=new_token(), kind=EventKind.TAKEN_OVER, details=details)
         task = asyncio.create_task(self._told(self._tell, event))
         self._telling.add(task)
         task.add_done_callback(self._telling.discard)
