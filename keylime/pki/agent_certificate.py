@@ -21,6 +21,9 @@ from keylime.pki.asn1 import BIT_STRING, CONSTRUCTED, INTEGER, SEQUENCE, Bounds,
 RENEWAL_MARGIN = timedelta(days=30)
 """A certificate nearer to its end is made anew."""
 
+OVERDUE_MARGIN = RENEWAL_MARGIN - timedelta(days=2)
+"""One still nearer to it should have been: its agent had two days for that."""
+
 _BOUNDS = Bounds(64 << 10, elements=10_000)
 _PEM = re.compile(rb"-----BEGIN (?:X509 )?CERTIFICATE-----([A-Za-z0-9+/=\s]*)-----END ")
 _VERSION = 0xA0

@@ -13,12 +13,9 @@ from typing import TypeAlias
 
 from keylime.database.engine import DatabaseUnavailable
 from keylime.errors import KeylimeError
-from keylime.pki.agent_certificate import read_agent_certificate
+from keylime.pki.agent_certificate import OVERDUE_MARGIN, read_agent_certificate
 
 log = logging.getLogger(__name__)
-
-MARGIN = timedelta(days=28)
-"""Before its end, a certificate is overdue: two days after its agent should have renewed it."""
 
 _AT_ONCE = 200
 _INTERVAL_S = 3600.0
@@ -102,7 +99,7 @@ class AgentCertificates:
                 if end is None:
                     continue
                 first = end if first is None else min(first, end)
-                if end - now < MARGIN:
+                if end - now < OVERDUE_MARGIN:
                     overdue.append((end, agent_id))
             last = page[-1][0]
             await asyncio.sleep(0)  # others have their turn

@@ -10,8 +10,7 @@ from typing import Any
 
 from keylime.errors import KeylimeError
 from keylime.findings.finding import printable
-from keylime.pki.agent_certificate import read_agent_certificate
-from keylime.pki.lifetimes import RENEWAL_MARGIN
+from keylime.pki.agent_certificate import OVERDUE_MARGIN, read_agent_certificate
 from keylime_tenant.standing import circumstances, grouped_findings, standing_of
 from keylime_tenant.terminal import Column, Terminal, ago, lines_of, moment, record_lines
 from keylime_tenant.told_status import ToldStatus
@@ -183,7 +182,7 @@ def _certificate(value: object, terminal: Terminal) -> str:
 
 
 def _end_of(value: object, terminal: Terminal, now: float) -> str:
-    """When a certificate ends, where that is soon: agents renew theirs before."""
+    """When a certificate ends, where its agent should have renewed it by now."""
     if not isinstance(value, str) or "-----BEGIN" not in value:
         return ""
     try:
@@ -191,7 +190,7 @@ def _end_of(value: object, terminal: Terminal, now: float) -> str:
     except KeylimeError:
         return terminal.paint("it cannot be read", "doubtful")
     moment_of_now = datetime.fromtimestamp(now, UTC)
-    if end is None or end - moment_of_now >= RENEWAL_MARGIN:
+    if end is None or end - moment_of_now >= OVERDUE_MARGIN:
         return ""
     verb = "ended" if end <= moment_of_now else "ends"
     return terminal.paint(
