@@ -29,6 +29,7 @@ class ToldStatus(msgspec.Struct, frozen=True, kw_only=True):
     attestation_text: str = ""
     attestation_count: int | None = None
     last_successful_attestation: int | None = None
+    maximum_attestation_interval: str | None = None  # "10s"
     last_event_id: str | None = None
     last_findings: list[Any] = []  # each as it came
     unreachable_since: int | None = None
@@ -77,6 +78,13 @@ class ToldStatus(msgspec.Struct, frozen=True, kw_only=True):
     def passes(self) -> int:
         """How often the agent has passed."""
         return self.attestation_count or 0
+
+    @property
+    def longest_interval_s(self) -> int | None:
+        """How long after a pass the next one is late; None where that was not told."""
+        told = self.maximum_attestation_interval or ""
+        number, unit = told[:-1], told[-1:]
+        return int(number) if unit == "s" and number.isascii() and number.isdecimal() else None
 
     @property
     def can_be_changed(self) -> bool:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, ClassVar
@@ -26,6 +27,7 @@ from keylime_tenant.dashboard.service_pages import revocations_page, services_pa
 from keylime_tenant.errors import CommandFailed
 from keylime_tenant.session import Session
 from keylime_tenant.standing import standing_of
+from keylime_tenant.told_status import ToldStatus
 
 log = logging.getLogger("keylime.tenant")
 
@@ -255,11 +257,11 @@ class ServicesHandler(Page):
 
     async def get(self) -> None:
         answers = await gathering.read_services(self.site.session)
-        processes, statuses = None, {}
+        statuses: Mapping[str, ToldStatus] = {}
+        processes = None
         try:
+            statuses = await gathering.read_statuses(self.site.session)
             processes = await gathering.read_processes(self.site.session)
-            if processes is None:
-                statuses = await gathering.read_statuses(self.site.session)
         except KeylimeError:  # which the answers say already
             log.debug("who shares the work cannot be asked")
         page = services_page(answers, processes, statuses)

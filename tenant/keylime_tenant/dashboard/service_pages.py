@@ -1,7 +1,7 @@
 """What the pages of revocations and of services show. Pure: what services said comes in as values."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from keylime_tenant.terminal import age, moment
 from keylime_tenant.told_status import ToldStatus
 
 JsonObject = Mapping[str, Any]
-_LATE_S = 60  # a machine that is expected to pass and has not for so long
+_LATE_S = 60  # without a pass, where nobody tells how long that may take
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,18 +143,35 @@ def services_page(
 ) -> ServicesPage:
     """How services are, and who looks after how many machines.
 
-    Older verifiers tell no processes, None: then the statuses say whose the machines are.
+    The statuses say how long a pass may take, and, where an older verifier tells no processes (None), whose
+    the machines are.
     """
     if processes is None:
         shares = _of_statuses(statuses)
     else:
-        shares = [_share(one, processes.now) for one in processes.verifiers]
+        longest_s = _longest_intervals_s(statuses.values())
+        shares = [
+            _share(one, processes.now, longest_s.get(one.verifier_id, _LATE_S)) for one in processes.verifiers
+        ]
     return ServicesPage([_service(one) for one in answers], shares)
 
 
-def _share(one: VerifierProcess, now: int) -> Share:
+def _longest_intervals_s(statuses: Iterable[ToldStatus]) -> dict[str, int]:
+    """Of the machines of each verifier the one that may be without a pass for longest.
+
+    A process tells when the oldest pass was, and not which machine's: it is late where any would be.
+    """
+    found: dict[str, int] = {}
+    for status in statuses:
+        name, interval_s = status.verifier_id or "", status.longest_interval_s
+        if interval_s is not None:
+            found[name] = max(interval_s, found.get(name, 0))
+    return found
+
+
+def _share(one: VerifierProcess, now: int, longest_s: int) -> Share:
     late = age(one.oldest_pass, now)
-    is_late = one.oldest_pass is not None and now - one.oldest_pass > _LATE_S
+    is_late = one.oldest_pass is not None and now - one.oldest_pass > longest_s
     return Share(
         printable(one.verifier_id),
         printable(one.name),

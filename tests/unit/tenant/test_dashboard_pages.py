@@ -340,6 +340,33 @@ def test_services_say_what_is_wrong_and_who_has_which_machines() -> None:
     assert [(one.verifier, one.machines) for one in older.shares] == [("default", 2), ("other", 1)]
 
 
+@pytest.mark.parametrize(
+    ("told", "other", "since_s", "style"),
+    [
+        ("3000s", "3000s", 2999, ""),  # it is asked every ten minutes
+        ("3000s", "3000s", 3001, "doubtful"),
+        ("3000s", None, 2999, ""),
+        ("10s", "3000s", 11, ""),  # nobody knows whose pass it is
+        ("10s", "10s", 11, "doubtful"),
+        (None, None, 60, ""),
+        (None, None, 61, "doubtful"),
+    ],
+)
+def test_a_machine_that_is_asked_rarely_is_not_late(
+    told: str | None, other: str | None, since_s: int, style: str
+) -> None:
+    process = VerifierProcess(
+        name="host-1:7", verifier_id="default", shards=256, agents=2, oldest_pass=NOW - since_s
+    )
+    statuses = {
+        "a": status(maximum_attestation_interval=told),
+        "b": status(maximum_attestation_interval=other),
+        "c": status(maximum_attestation_interval="90000s", verifier_id="another"),
+    }
+    page = services_page([], VerifierProcesses(verifiers=[process], now=NOW), statuses)
+    assert page.shares[0].style == style
+
+
 def test_lists_of_machines_that_were_looked_at_grow_in_a_line() -> None:
     growth = Growth()
     growth.follow("a")

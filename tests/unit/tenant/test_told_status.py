@@ -63,3 +63,20 @@ def test_of_lists_the_parts_that_can_be_read_are_read() -> None:
 def test_a_verifier_that_names_boot_policies_can_change_enrolments() -> None:
     assert told_status({"mb_policy_name": None}).can_be_changed
     assert not told_status({}).can_be_changed
+
+
+@pytest.mark.parametrize(
+    ("told", "seconds"),
+    [
+        ("10s", 10),
+        ("3600s", 3600),
+        (None, None),
+        (10, None),
+        ("", None),
+        ("s", None),
+        ("10m", None),
+        ("-1s", None),
+    ],
+)
+def test_how_long_a_machine_may_take_is_read_as_it_is_told(told: object, seconds: int | None) -> None:
+    assert told_status({"maximum_attestation_interval": told}).longest_interval_s == seconds
