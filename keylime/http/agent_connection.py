@@ -54,6 +54,7 @@ class AgentConnection:
 
     __slots__ = (
         "_busy",
+        "_connect_timeout_s",
         "_host",
         "_keeps_alive",
         "_max_body",
@@ -77,6 +78,7 @@ class AgentConnection:
         pin: bytes | None = None,
         names: NameCheck | None = None,
         timeout_s: float,
+        connect_timeout_s: float | None = None,
         max_body: int = DEFAULT_MAX_BODY,
         keeps_alive: bool = True,
     ) -> None:
@@ -85,9 +87,10 @@ class AgentConnection:
         A service has `names` instead: the chain of its certificate is checked by `tls`, and the certificate
         must be a server's, for `host` as far as `names` says.
 
-        `timeout_s` covers a whole call, from connecting to the last byte. A connection that is not kept alive
-        ends after each answer; the next handshake is a short one all the same. Raises ValueError for a pin
-        without TLS, or TLS without a pin: neither could be honoured.
+        `timeout_s` covers a whole call, from connecting to the last byte; somebody must have taken the
+        connection after `connect_timeout_s` of it. A connection that is not kept alive ends after each
+        answer; the next handshake is a short one all the same. Raises ValueError for a pin without TLS, or
+        TLS without a pin: neither could be honoured.
         """
         if (tls is None) != (pin is None and names is None) or (pin is not None and names is not None):
             raise ValueError(
@@ -99,7 +102,7 @@ class AgentConnection:
         self._host, self._port = host.strip("[]"), port
         self._tls, self._pin = tls, pin
         self._names = None if names is None else HostDemands(self._host, names)
-        self._timeout_s = timeout_s
+        self._timeout_s, self._connect_timeout_s = timeout_s, connect_timeout_s
         self._max_body = max_body
         self._keeps_alive = keeps_alive
         self._opened_at = 0.0
@@ -221,7 +224,9 @@ class AgentConnection:
 
         Raises WrongPeerKey, WrongServerCertificate, and ConnectFailed.
         """
-        self._wire, certificate = await connect(self._host, self._port, self._tls, self._session)
+        self._wire, certificate = await connect(
+            self._host, self._port, self._tls, self._session, self._connect_timeout_s
+        )
         self._session = None
         self._opened_at = time.monotonic()
         if self._pin is not None and (objection := key_objection(certificate, self._pin)) is not None:

@@ -161,15 +161,24 @@ class Wire:
 
 
 async def connect(
-    host: str, port: int, tls: ssl.SSLContext | None, session: ssl.SSLSession | None = None
+    host: str,
+    port: int,
+    tls: ssl.SSLContext | None,
+    session: ssl.SSLSession | None = None,
+    limit_s: float | None = None,
 ) -> tuple[Wire, bytes]:
     """A connection, and the certificate (DER) that the peer has shown in TLS.
 
-    Raises ConnectFailed. A `session` must be one of connections to this peer with this context.
+    Raises ConnectFailed, also when nobody has taken the connection within `limit_s`. A `session` must be one
+    of connections to this peer with this context.
     """
+    limit = asyncio.timeout(limit_s)
     try:
-        plain = await _connected(host, port)
+        async with limit:
+            plain = await _connected(host, port)
     except OSError as error:
+        if limit_s is not None and limit.expired():
+            raise ConnectFailed(TimeoutError(f"no answer within {limit_s:g} s")) from error
         raise ConnectFailed(error) from error
     try:
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

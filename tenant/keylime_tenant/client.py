@@ -49,6 +49,8 @@ _HANG_UP = (
     "servers hang up on a client certificate that they do not trust: "
     "the CA of [tenant] client_cert must be in their trusted_client_ca"
 )
+_SILENCE = ", which is [tenant] connect_timeout"
+_FIREWALL = "that no firewall drops what is sent there"
 _FORBIDDEN = (
     "; it takes this from administrators only: "
     "[tenant] client_cert must come from a CA in its trusted_client_ca"
@@ -213,6 +215,9 @@ class Service:
             check = _SERVER_TRUST
         elif trouble is Trouble.HANG_UP:
             check = f"{_HANG_UP}; also check {check}"
+        elif trouble is Trouble.SILENCE:
+            cause += _SILENCE
+            check = f"check that it is running, {check}, and {_FIREWALL}"
         else:
             check = f"check that it is running, and {check}"
         return PeerUnreachable(f"cannot reach {self.place}: {cause} ({check})")
@@ -438,7 +443,13 @@ class AgentApi:
                 raise CommandFailed(
                     f"no trust between us and {self._place}: {cause} ({_AGENT_TRUST})"
                 ) from error
-            reason = _HANG_UP if trouble is Trouble.HANG_UP else "check -t/-tp and that the agent is running"
+            if trouble is Trouble.HANG_UP:
+                reason = _HANG_UP
+            elif trouble is Trouble.SILENCE:
+                cause += _SILENCE
+                reason = f"check -t/-tp, that the agent is running, and {_FIREWALL}"
+            else:
+                reason = "check -t/-tp and that the agent is running"
             raise PeerUnreachable(f"cannot reach {self._place}: {cause} ({reason})") from error
 
 

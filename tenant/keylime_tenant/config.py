@@ -1,6 +1,6 @@
 """What the tenant knows before it starts: tenant.conf and ca.conf, overridden by the command line."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,12 +49,19 @@ class PeerRetries:
     interval_s: float
     exponential: bool
     max_retries: int
+    limit_s: float  # that all tries may take together: what a single one may
 
-    def delays(self) -> Iterator[float]:
-        """Seconds to wait before each further try: 2, 4, 8, 16, 32 with the defaults."""
-        for attempt in range(1, self.max_retries + 1):
-            grows = self.exponential and self.interval_s > 1
-            yield self.interval_s**attempt if grows else abs(self.interval_s)
+    def pause(self, tries: int, took_s: float, spent_s: float) -> float | None:
+        """Seconds to wait before the next try; None when patience has ended.
+
+        The last of so many `tries` took `took_s`, all of them `spent_s`. With the defaults tries begin 2, 4,
+        8, 16, 32 s after the one before: a peer that swallows what is sent is waited for little longer than
+        one that refuses it.
+        """
+        if tries > self.max_retries or spent_s >= self.limit_s:
+            return None
+        grows = self.exponential and self.interval_s > 1
+        return max(0.0, (self.interval_s**tries if grows else abs(self.interval_s)) - took_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +93,7 @@ class TenantConfig:
     accepted: AllowedAlgorithms
     patience: PeerRetries
     request_timeout_s: float
+    connect_timeout_s: float
     max_payload_size: int
     ek: EkRules
     mb_refstate: str  # empty: `--mb-policy default` cannot be used
@@ -119,6 +127,7 @@ def tenant_config(settings: Settings, arguments: Arguments, environ: Mapping[str
         ),
         patience=_patience(settings),
         request_timeout_s=_positive(settings, "request_timeout"),
+        connect_timeout_s=_positive(settings, "connect_timeout"),
         max_payload_size=settings.integer("max_payload_size"),
         ek=EkRules(
             require_certificate=settings.flag("require_ek_cert"),
@@ -151,6 +160,7 @@ def _patience(settings: Settings) -> PeerRetries:
         interval_s=settings.number("retry_interval"),
         exponential=settings.flag("exponential_backoff"),
         max_retries=settings.integer("max_retries"),
+        limit_s=_positive(settings, "request_timeout"),
     )
 
 

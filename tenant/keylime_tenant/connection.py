@@ -8,7 +8,7 @@ import msgspec
 from keylime.errors import OwnCertificateFailed, PeerUnreachable, WrongPeerKey, WrongServerCertificate
 from keylime.http.agent_connection import AgentConnection
 from keylime.http.replies import Reply
-from keylime.http.trouble import speaks_plain_http
+from keylime.http.trouble import ConnectFailed, speaks_plain_http
 from keylime.http.wire import Closed
 from keylime.pki.tls_failures import is_no_tls
 from keylime_tenant.config import Address
@@ -43,7 +43,9 @@ class Connection:
             return Trouble.OWN_CERTIFICATE
         if is_hang_up:
             return Trouble.HANG_UP
-        return Trouble.TRUST if _is_tls_failure(error) else Trouble.NETWORK
+        if _is_tls_failure(error):
+            return Trouble.TRUST
+        return Trouble.SILENCE if _is_silence(error) else Trouble.NETWORK
 
     async def close(self) -> None:
         """Closes it."""
@@ -56,13 +58,25 @@ class Connection:
 def _is_tls_failure(error: BaseException) -> bool:
     """Whether certificates, not the network, are the reason of `error`."""
     kinds = (ssl.SSLError, WrongPeerKey, WrongServerCertificate)
-    return any(isinstance(cause, kinds) for cause in _causes(error))
+    # How it waits for the other end, and was waiting when time was over.
+    waits = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
+    return any(isinstance(cause, kinds) and not isinstance(cause, waits) for cause in _causes(error))
 
 
 def _is_hang_up(error: BaseException) -> bool:
     """Whether the peer took the connection and dropped it."""
     kinds = (Closed, ConnectionResetError, BrokenPipeError, ssl.SSLEOFError)
     return any(isinstance(cause, kinds) for cause in _causes(error))
+
+
+def _is_silence(error: BaseException) -> bool:
+    """Whether nobody took the connection in the time that we gave: the system's own time is longer."""
+    return any(
+        isinstance(cause, ConnectFailed)
+        and isinstance(cause.cause, TimeoutError)
+        and cause.cause.errno is None
+        for cause in _causes(error)
+    )
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

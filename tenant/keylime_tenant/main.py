@@ -6,6 +6,7 @@ import logging
 import os
 import ssl
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -189,6 +190,7 @@ class _Connections:
     services: ssl.SSLContext
     names: NameCheck
     timeout_s: float
+    connect_timeout_s: float
     typed: Mapping[str, str]  # flags by what they set, as they were typed
     doing: Doing
 
@@ -199,6 +201,7 @@ class _Connections:
             tls=self.services,
             names=self.names,
             timeout_s=self.timeout_s,
+            connect_timeout_s=self.connect_timeout_s,
             max_body=_MAX_ANSWER,
         )
         return Connection(address, connection, asks_plainly=True)
@@ -228,11 +231,17 @@ class _Connections:
                 f"the certificate that agent {candidate.agent_id} registered: {error}"
             ) from error
         if not isinstance(tls, PinnedKey):
-            connection = AgentConnection(*place, tls=None, timeout_s=self.timeout_s)
+            connection = AgentConnection(
+                *place, tls=None, timeout_s=self.timeout_s, connect_timeout_s=self.connect_timeout_s
+            )
             peer = Connection(candidate.contact, connection, asks_plainly=False)
             return AgentApi(candidate.contact, peer, scheme="http", doing=self.doing)
         connection = AgentConnection(
-            *place, tls=self.files.pinned_client_context(), pin=tls.pin, timeout_s=self.timeout_s
+            *place,
+            tls=self.files.pinned_client_context(),
+            pin=tls.pin,
+            timeout_s=self.timeout_s,
+            connect_timeout_s=self.connect_timeout_s,
         )
         peer = Connection(candidate.contact, connection, asks_plainly=False)
         return AgentApi(candidate.contact, peer, doing=self.doing)
@@ -250,6 +259,7 @@ def _connections(
         files.client_context(),
         files.name_check,
         config.request_timeout_s,
+        config.connect_timeout_s,
         typed,
         functools.partial(doing, output),
     )
@@ -312,6 +322,7 @@ def _session(
         download=download,
         ask=_ask if sys.stdin is not None and sys.stdin.isatty() and not output.form.is_document else None,
         sleep=asyncio.sleep,
+        now=time.monotonic,
     )
 
 

@@ -17,6 +17,7 @@ class Trouble(Enum):
     OWN_CERTIFICATE = auto()  # of ours: it has ended, or begins later
     HANG_UP = auto()  # in TLS 1.3 a refused certificate looks so
     TRUST = auto()
+    SILENCE = auto()  # nobody has taken the connection, and nobody has refused it
     NETWORK = auto()
 
 

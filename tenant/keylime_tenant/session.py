@@ -37,16 +37,24 @@ class Session:
     download: Callable[[str], Awaitable[bytes]]
     ask: Callable[[str], str] | None  # None: there is nobody to ask
     sleep: Callable[[float], Awaitable[None]]
+    now: Callable[[], float]  # seconds of a clock that is never set
 
     async def retry(self, what: str, attempt: Callable[[], Awaitable[bool]]) -> int | None:
         """Calls `attempt` until it returns true; the number of calls, or None when patience ended.
 
         The waits grow; each is announced with `what`, so that an operator sees why nothing seems to happen.
         """
-        delays = list(self.config.patience.delays())
-        for tries, delay_s in enumerate(delays, start=1):
+        patience, tries, spent_s = self.config.patience, 0, 0.0
+        while True:
+            tries, begun = tries + 1, self.now()
             if await attempt():
                 return tries
-            self.output.waiting("%s: try %d of %d, next in %g s", what, tries, len(delays) + 1, delay_s)
-            await self.sleep(delay_s)
-        return len(delays) + 1 if await attempt() else None
+            took_s = self.now() - begun
+            spent_s += took_s
+            pause_s = patience.pause(tries, took_s, spent_s)
+            if pause_s is None:
+                return None
+            self.output.waiting(
+                "%s: try %d of %d, next in %g s", what, tries, patience.max_retries + 1, round(pause_s, 1)
+            )
+            await self.sleep(pause_s)

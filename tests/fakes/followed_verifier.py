@@ -160,6 +160,7 @@ class FollowingSession:
             download=_never,
             ask=None,
             sleep=self._sleep,
+            now=lambda: sum(self.slept),
         )
 
     @property

@@ -10,8 +10,10 @@ import socket
 import ssl
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -853,6 +855,62 @@ def test_a_verifier_that_is_not_there_is_named_with_its_flags(lab: Lab) -> None:
     assert "check that it is running, and -vp" in line
     line = failed(lab.run("--registrarhost", "127.0.0.2", "-c", "reglist"))
     assert "--registrarhost and -rp" in line
+
+
+@contextmanager
+def swallowing() -> Iterator[int]:
+    """A port at which nobody answers, not even to refuse: whoever connects waits."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, ExitStack() as callers:
+        while True:
+            caller = callers.enter_context(socket.socket())
+            caller.settimeout(0.5)
+            try:
+                caller.connect(full.getsockname())
+            except TimeoutError:
+                break
+        yield full.getsockname()[1]
+
+
+@pytest.mark.parametrize("service", ["verifier", "registrar"])
+def test_a_service_that_swallows_what_is_sent_is_not_waited_for_long(lab: Lab, service: str) -> None:
+    command, flag = {"verifier": ("cvlist", "-vp"), "registrar": ("reglist", "-rp")}[service]
+    begun = time.monotonic()
+    with swallowing() as port:
+        line = failed(lab.run("-c", command, flag, str(port), KEYLIME_TENANT_CONNECT_TIMEOUT="0.5"))
+    assert time.monotonic() - begun < 30  # of request_timeout's 60
+    assert line.startswith(
+        f"keylime_tenant: error: cannot reach the {service} at https://127.0.0.1:{port}: cannot connect: no "
+        "answer within 0.5 s, which is [tenant] connect_timeout (check that it is running"
+    )
+    assert "no firewall drops what is sent there" in line
+    assert flag in line
+
+
+def test_an_agent_that_swallows_what_is_sent_is_given_up_in_one_line(lab: Lab) -> None:
+    begun = time.monotonic()
+    with swallowing() as port:
+        done = lab.run("-u", AGENT, "-c", "add", "-tp", str(port), KEYLIME_TENANT_CONNECT_TIMEOUT="0.5")
+    assert time.monotonic() - begun < 60
+    line = failed(done)
+    assert line.startswith(
+        f"keylime_tenant: error: cannot reach the agent at https://127.0.0.1:{port}: cannot connect: no "
+        "answer within 0.5 s, which is [tenant] connect_timeout (check -t/-tp, that the agent is running, "
+        "and that no firewall drops what is sent there); this was try 6, and the last"
+    )
+    assert line.endswith("[tenant] max_retries, retry_interval and request_timeout say how long it is tried")
+    assert all(call.method == "GET" for call in lab.verifier.server.calls)
+
+
+def test_an_agent_that_never_answers_is_given_up_when_all_tries_have_taken_as_long_as_one_may(
+    lab: Lab,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as frozen:
+        port = str(frozen.getsockname()[1])
+        done = lab.run("-u", AGENT, "-c", "add", "-tp", port, KEYLIME_TENANT_REQUEST_TIMEOUT="3")
+        services = failed(lab.run("cvlist", "-vp", port, KEYLIME_TENANT_REQUEST_TIMEOUT="1"))
+    line = failed(done)
+    assert "no answer within 3 s (check -t/-tp and that the agent is running); this was try 1, and" in line
+    assert "no answer within 1 s (check that it is running, and -vp)" in services
 
 
 def test_a_port_that_does_not_speak_tls_is_called_so(lab: Lab) -> None:

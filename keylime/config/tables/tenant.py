@@ -59,9 +59,23 @@ TENANT = ComponentTable(
             True,
             "Let the pause before a retry grow: retry_interval to the power of the attempt.",
         ),
-        _tenant("retry_interval", Kind.NUMBER, 2.0, "Seconds between two attempts.", minimum=0),
+        _tenant("retry_interval", Kind.NUMBER, 2.0, "Seconds from one attempt to the next.", minimum=0),
         _tenant("max_retries", Kind.INTEGER, 5, "Attempts before the tenant gives up.", minimum=0),
-        _tenant("request_timeout", Kind.NUMBER, 60.0, "Seconds that a request may take.", minimum=0.001),
+        _tenant(
+            "request_timeout",
+            Kind.NUMBER,
+            60.0,
+            "Seconds that a request may take, and all attempts at one together.",
+            minimum=0.001,
+        ),
+        _tenant(
+            "connect_timeout",
+            Kind.NUMBER,
+            10.0,
+            "Seconds of request_timeout in which a connection must come about. Where a firewall drops what "
+            "is sent, nobody refuses it either.",
+            minimum=0.001,
+        ),
         _tenant(
             "require_ek_cert", Kind.FLAG, True, "Demand an endorsement certificate from a trusted TPM maker."
         ),

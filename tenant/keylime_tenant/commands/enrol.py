@@ -130,7 +130,10 @@ async def ask_patiently(
         return bool(answers)
 
     if await session.retry(f"Waiting for agent {candidate.agent_id}", ask) is None:
-        raise reasons[-1]
+        raise PeerUnreachable(
+            f"{reasons[-1]}; this was try {len(reasons)}, and the last: [tenant] max_retries, retry_interval "
+            "and request_timeout say how long it is tried"
+        ) from reasons[-1]
     return answers[0]
 
 

@@ -6,18 +6,44 @@ from keylime.config.loader import load_settings
 from keylime_tenant.config import Address, PeerRetries, pointless_algorithms
 
 
+def retries(*, interval_s: float = 2, exponential: bool = True, max_retries: int = 5) -> PeerRetries:
+    """By default as shipped."""
+    return PeerRetries(interval_s=interval_s, exponential=exponential, max_retries=max_retries, limit_s=60)
+
+
+def pauses(patience: PeerRetries, took_s: float) -> list[float]:
+    """What is waited between tries each of which takes `took_s`."""
+    found: list[float] = []
+    while (pause := patience.pause(len(found) + 1, took_s, took_s * (len(found) + 1))) is not None:
+        found.append(pause)
+    return found
+
+
 @pytest.mark.parametrize(
     ("patience", "delays"),
     [
-        (PeerRetries(interval_s=2, exponential=True, max_retries=5), [2, 4, 8, 16, 32]),
-        (PeerRetries(interval_s=2, exponential=False, max_retries=3), [2, 2, 2]),
-        (PeerRetries(interval_s=1.2, exponential=True, max_retries=3), [1.2, 1.44, 1.728]),
-        (PeerRetries(interval_s=0.5, exponential=True, max_retries=2), [0.5, 0.5]),
-        (PeerRetries(interval_s=2, exponential=True, max_retries=0), []),
+        (retries(), [2, 4, 8, 16, 32]),
+        (retries(exponential=False, max_retries=3), [2, 2, 2]),
+        (retries(interval_s=1.2, max_retries=3), [1.2, 1.44, 1.728]),
+        (retries(interval_s=0.5, max_retries=2), [0.5, 0.5]),
+        (retries(max_retries=0), []),
     ],
 )
 def test_waits_grow_as_the_options_say(patience: PeerRetries, delays: list[float]) -> None:
-    assert list(patience.delays()) == pytest.approx(delays)
+    assert pauses(patience, took_s=0) == pytest.approx(delays)
+
+
+@pytest.mark.parametrize(
+    ("took_s", "delays"),
+    [
+        (1, [1, 3, 7, 15, 31]),
+        (10, [0, 0, 0, 6, 22]),  # a connect_timeout: 88 s in all
+        (12, [0, 0, 0, 4]),  # after five tries patience has ended
+        (60, []),  # a request_timeout
+    ],
+)
+def test_what_tries_take_is_part_of_the_waits_and_ends_them(took_s: float, delays: list[float]) -> None:
+    assert pauses(retries(), took_s) == pytest.approx(delays)
 
 
 @pytest.mark.parametrize(
