@@ -85,7 +85,7 @@ class Agent:
         )
 
     async def run(self) -> None:
-        """Serve until `stop`. Raises RegistrationRefused, TpmError when the TPM is lost, ConfigError."""
+        """Serve until `stop`. Raises RefusedByRegistrar, TpmError when the TPM is lost, ConfigError."""
         listener = self._keys.listener
         async with AsyncExitStack() as stack:
             stack.callback(self._core.close)

@@ -112,7 +112,7 @@ class Registrant:
     async def run(self) -> None:
         """Come back registered and active; tries for ever while there is no registrar to answer.
 
-        Raises RegistrationForbidden at once on 403, and RegistrationRefused after the configured number of
+        Raises RegistrationForbidden at once on 403, and RefusedByRegistrar after the configured number of
         other refusals, unless it insists.
         """
         failures = refusals = 0

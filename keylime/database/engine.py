@@ -49,7 +49,7 @@ class DatabaseUnavailable(ServiceUnavailable):
 
 
 class PartlyDone(DatabaseUnavailable):
-    """The same, after something that belongs to the same request had been done for good."""
+    """The database did not do as asked after a part of the request had been done for good."""
 
     public = "The database is not available, a part of this was done, repeat the request later"
     outcome = "a part was done"

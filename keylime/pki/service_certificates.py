@@ -17,7 +17,7 @@ from keylime.pki.renewal import Renewal
 
 
 class RenewalImpossible(ConfigError):
-    """What is there cannot be renewed, but can be used as long as it lives."""
+    """Certificates that cannot be renewed here, but can be used until they end; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ _SUBSCRIBE, _CANCEL = b"\x01", b"\x00"
 
 
 class ProtocolViolation(KeylimeError):
-    """A peer that is no subscriber, or one that takes liberties; its connection ends."""
+    """A peer that does not speak as subscribers do, or says more than they may; its connection ends."""
 
 
 def message_frame(body: bytes) -> bytes:

@@ -25,7 +25,7 @@ TLS_OPTIONS = frozenset({"tls_dir", "server_key", "server_key_password", "server
 
 
 class StoppedEarly(Exception):
-    """The service was told to end before it had begun."""
+    """The service was told to stop while it was still starting."""
 
 
 async def attend(
@@ -63,7 +63,7 @@ async def started(
 
 @asynccontextmanager
 async def unless(stop: asyncio.Event) -> AsyncIterator[None]:
-    """The block is cancelled when `stop` is set, whatever it waits for. Raises Stopped then."""
+    """The block is cancelled when `stop` is set, whatever it waits for. Raises StoppedEarly then."""
     task = asyncio.current_task()
     is_over = False
 

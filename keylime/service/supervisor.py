@@ -35,7 +35,7 @@ _ALIVE = b"alive\n"
 
 
 class WorkersFailed(KeylimeError):
-    """A worker could not start; the text is its own reason."""
+    """A worker process could not start; the text is the reason that it gave."""
 
 
 @dataclass(frozen=True, slots=True)

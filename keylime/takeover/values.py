@@ -17,11 +17,11 @@ _WORDS = {"0": False, "1": True, "false": False, "true": True, "f": False, "t": 
 
 
 class NotTakenOver(KeylimeError):
-    """Why something cannot be taken over as it is; names the column."""
+    """A value of an earlier release that cannot be taken over as it is; names the column."""
 
 
 def text_of(row: Row, name: str) -> str | None:
-    """The text in a column, None when nothing is there. Raises Objection for what is no text."""
+    """The text in a column, None when nothing is there. Raises NotTakenOver for what is no text."""
     value = row.get(name)
     if value is None:
         return None
@@ -31,7 +31,7 @@ def text_of(row: Row, name: str) -> str | None:
 
 
 def sound(value: str | bytes, name: str) -> str:
-    """A text that every database can hold and every answer can bear. Raises Objection."""
+    """A text that every database can hold and every answer can bear. Raises NotTakenOver."""
     try:
         text = value.decode() if isinstance(value, bytes) else value.encode().decode()
     except UnicodeError as error:
@@ -42,7 +42,7 @@ def sound(value: str | bytes, name: str) -> str:
 
 
 def number_of(row: Row, name: str, *, least: int = 0, most: int = _LARGEST) -> int | None:
-    """The number in a column, None when nothing is there. Raises Objection."""
+    """The number in a column, None when nothing is there. Raises NotTakenOver."""
     value = row.get(name)
     if value is None or value == "":
         return None
@@ -64,7 +64,7 @@ def flag_of(row: Row, name: str) -> bool | None:
 
 
 def json_of(row: Row, name: str) -> object:
-    """What the JSON text in a column says, None when nothing is there. Raises Objection."""
+    """What the JSON text in a column says, None when nothing is there. Raises NotTakenOver."""
     text = text_of(row, name)
     if text is None or not text.strip():
         return None

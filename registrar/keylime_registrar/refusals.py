@@ -4,7 +4,7 @@ from keylime.errors import KeylimeError
 
 
 class TooManyRequests(KeylimeError):
-    """A source causes more work than it may; in `wait_s` seconds it may again."""
+    """A source has caused more work than it may; it is to come back in `wait_s` seconds."""
 
     def __init__(self, address: str, wait_s: float, what: str = "registrations and activations") -> None:
         super().__init__(f"{address} sends too many {what}")

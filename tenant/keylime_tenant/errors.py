@@ -12,11 +12,11 @@ class AgentRejected(CommandFailed):
 
 
 class Unjudged(CommandFailed):
-    """An agent is neither attested nor failed, which the exit status tells."""
+    """An agent that has neither passed nor failed yet; the tenant exits with 3."""
 
 
 class OlderRelease(CommandFailed):
-    """A service does not know what it is asked."""
+    """A service of an older release that does not know what it is asked for."""
 
 
 class PutOff(CommandFailed):

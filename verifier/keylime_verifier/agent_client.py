@@ -44,7 +44,7 @@ _KEEP_ALIVE_S = 60.0  # a connection that is idle for longer is not worth its me
 
 
 class NoCommonVersion(KeylimeError):
-    """The agent speaks no API version that may be used with it; `offered` would be a step back."""
+    """The agent speaks no API version that may be used with it; `offered` is an older one than it had."""
 
     def __init__(self, reason: str, offered: str | None = None) -> None:
         super().__init__(reason)

@@ -25,7 +25,7 @@ _MAX_ANSWER = 64 << 20  # the answer to evidence repeats it
 
 
 class StepFailed(KeylimeError):
-    """A step ended otherwise than hoped for: `outcome` says how to go on."""
+    """The verifier refused a step or could not be reached; `outcome` says which, and how to go on."""
 
     def __init__(self, outcome: Outcome) -> None:
         super().__init__(str(outcome))

@@ -29,7 +29,7 @@ _MAX_CHALLENGE = 64  # bytes that any TPM takes as qualifying data
 
 
 class CannotShow(KeylimeError):
-    """What a verifier asks for is not what this machine has."""
+    """A verifier asks for evidence that this machine does not have, or does not give; the text names it."""
 
 
 @dataclass(frozen=True, slots=True)

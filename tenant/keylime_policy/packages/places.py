@@ -29,7 +29,7 @@ _PAUSE_S = 1.0
 
 
 class PlaceError(KeylimeError):
-    """A file that a repository does not give; who asked says which."""
+    """A file that cannot be had from a repository; the text says why, and the caller which file."""
 
 
 class NotThereError(PlaceError):

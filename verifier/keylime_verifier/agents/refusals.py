@@ -16,7 +16,7 @@ class UnknownPolicy(NotThere):
 
 
 class InTheWay(RequestRefused):
-    """What is there already, is in use, or has changed meanwhile is in the way."""
+    """Something exists already, is in use, or has changed meanwhile; the text says what."""
 
 
 class NotApproved(RequestRefused):
@@ -28,4 +28,4 @@ class StoredUnreadable(RequestRefused):
 
 
 class ChangingHands(RequestRefused):
-    """Another process is just taking the agent over: true in a moment."""
+    """Another process is just taking the agent over: the same request may succeed in a moment."""

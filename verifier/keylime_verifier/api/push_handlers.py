@@ -79,7 +79,7 @@ class Logins(Protocol):
 
 
 class Attestations(Protocol):
-    """Who negotiates attestations and takes evidence. Raises Refused."""
+    """Who negotiates attestations and takes evidence. Raises PushRefused."""
 
     async def authenticate(self, agent_id: AgentId, token: str, /) -> CallingAgent: ...
 
@@ -301,7 +301,7 @@ def _operation(
 
 
 def _number(request: Request) -> int | None:
-    """Which attestation is meant, None for the latest. Raises Refused."""
+    """Which attestation is meant, None for the latest. Raises PushRefused."""
     text = request.parameters["number"]
     if text == _LATEST:
         return None

@@ -106,7 +106,7 @@ _VERSIONS = (
 
 
 class AgentExists(KeylimeError):
-    """The id is taken."""
+    """An agent with this id is there already."""
 
 
 class AgentStore:

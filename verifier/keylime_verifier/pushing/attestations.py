@@ -51,7 +51,7 @@ class NotTheOwner(KeylimeError):
 
 
 class PushRefused(KeylimeError):
-    """What API 3.0 answers instead: a status, a code, a sentence, and perhaps when to come back."""
+    """An attestation is refused, with status, code and sentence of API 3.0, and perhaps when to come back."""
 
     def __init__(
         self, status: int, code: str, detail: str, *problems: Problem, retry_after_s: float | None = None
@@ -90,7 +90,7 @@ class Attestations:
     async def authenticate(self, agent_id: AgentId, token_text: str) -> CallingAgent:
         """What is known of the agent `agent_id`, which shows a token.
 
-        Raises Unauthenticated, NotTheOwner and Refused.
+        Raises Unauthenticated, NotTheOwner and PushRefused.
         """
         token = _token(token_text)
         try:
@@ -113,7 +113,7 @@ class Attestations:
     async def negotiate(
         self, agent_id: AgentId, found: CallingAgent, resource: ReceivedResource
     ) -> Attestation:
-        """A new attestation, with what is asked for. Raises Refused."""
+        """A new attestation, with what is asked for. Raises PushRefused."""
         record, now = _attesting(found), self._now()
         self._demand_turn(found, now)
         _demand_type(resource)
@@ -142,7 +142,7 @@ class Attestations:
         return attestation
 
     def _demand_turn(self, found: CallingAgent, now: float) -> None:
-        """Raises Refused while the one before is under way, or only just over."""
+        """Raises PushRefused while the one before is under way, or only just over."""
         latest = found.latest
         if latest is None or latest.evidence_at is None:
             return
@@ -166,7 +166,7 @@ class Attestations:
     async def receive(
         self, agent_id: AgentId, found: CallingAgent, number: int | None, resource: ReceivedResource
     ) -> Attestation:
-        """The attestation with its evidence, which is judged from now on. Raises Refused."""
+        """The attestation with its evidence, which is judged from now on. Raises PushRefused."""
         record, now = _attesting(found), self._now()
         latest = _latest(found, number)
         if latest.stage != AWAITING:
@@ -206,14 +206,14 @@ class Attestations:
         return received
 
     async def show(self, agent_id: AgentId, number: int | None) -> Attestation:
-        """One attestation, the latest without a number. Raises Refused."""
+        """One attestation, the latest without a number. Raises PushRefused."""
         found = await self._store.of_agent(agent_id, number)
         if not found:
             raise PushRefused(404, "not_found", "There is no such attestation.")
         return found[-1]
 
     async def show_all(self, agent_id: AgentId) -> list[Attestation]:
-        """The attestations of an agent that are kept. Raises Refused."""
+        """The attestations of an agent that are kept. Raises PushRefused."""
         found = await self._store.of_agent(agent_id)
         if found is None:
             raise PushRefused(404, "not_found", f"There is no agent {agent_id} that attests by itself.")
@@ -229,13 +229,13 @@ def _token(text: str) -> Token:
 
 
 def _demand_type(resource: ReceivedResource) -> None:
-    """Raises Refused for a resource that is no attestation, as from an agent that could collect nothing."""
+    """Raises PushRefused for what is no attestation, as from an agent that could collect nothing."""
     if resource.type != RESOURCE_TYPE:
         raise PushRefused(400, "invalid_request", f"The resource must be of type '{RESOURCE_TYPE}'.")
 
 
 def _attesting(found: CallingAgent) -> AgentRecord:
-    """The record of an agent that may attest. Raises Refused."""
+    """The record of an agent that may attest. Raises PushRefused."""
     record = found.record
     if record is None or found.next_number is None:
         raise PushRefused(404, "not_found", "There is no agent with this id that attests by itself.")
@@ -246,7 +246,7 @@ def _attesting(found: CallingAgent) -> AgentRecord:
 
 
 def _latest(found: CallingAgent, number: int | None) -> Attestation:
-    """The attestation that evidence is for. Raises Refused."""
+    """The attestation that evidence is for. Raises PushRefused."""
     latest = found.latest
     if latest is None or (number is not None and number > latest.number):
         raise PushRefused(404, "not_found", "There is no such attestation.")

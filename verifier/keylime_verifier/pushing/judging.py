@@ -57,7 +57,7 @@ class ReceivedEvidence:
 
 
 class TooMuchEvidence(KeylimeError):
-    """So much evidence waits that no more is taken."""
+    """Evidence that is not taken now: too much waits for a verdict, or there is no room for its logs."""
 
 
 class Judging:
@@ -74,7 +74,7 @@ class Judging:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def demand_room(self, size: int) -> "Room":
-        """Room for evidence whose logs have `size` bytes. Raises NoRoom."""
+        """Room for evidence whose logs have `size` bytes. Raises TooMuchEvidence."""
         if len(self._tasks) >= MOST_AT_ONCE:
             raise TooMuchEvidence("too much evidence waits for its verdict")
         stack = ExitStack()

@@ -33,7 +33,7 @@ log = logging.getLogger("keylime.verifier")
 
 
 class TooManySessions(KeylimeError):
-    """No session is begun; `wait_s` says when to come back."""
+    """Too many sessions were begun and not proven; the next may be in `wait_s` seconds."""
 
     def __init__(self, wait_s: float) -> None:
         super().__init__("too many sessions were begun and not proven")
@@ -41,7 +41,7 @@ class TooManySessions(KeylimeError):
 
 
 class UnknownSession(KeylimeError):
-    """There is no session with this id that could be proven."""
+    """There is no session with this id that waits for its proof."""
 
 
 class OtherAgent(KeylimeError):

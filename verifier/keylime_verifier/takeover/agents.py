@@ -124,7 +124,7 @@ def convert(row: Row, around: RowContext) -> AgentProposal:
 
 
 class _Gone(Exception):
-    """The row is left behind, and that is right."""
+    """A row that is left behind on purpose; the text says why."""
 
 
 @dataclass(slots=True)

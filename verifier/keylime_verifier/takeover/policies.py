@@ -83,7 +83,7 @@ def _read(row: Row, read: Callable[[str], OldPolicy]) -> OldPolicy:
 
 
 def _usable(name: str | None) -> str:
-    """A name by which a policy can be asked for. Raises Objection."""
+    """A name by which a policy can be asked for. Raises NotTakenOver."""
     if name is None:
         raise NotTakenOver("it has no name")
     try:

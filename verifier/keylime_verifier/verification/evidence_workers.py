@@ -35,7 +35,7 @@ _COMMAND = (sys.executable, "-P", "-m", "keylime_verifier.verification.evidence_
 
 
 class WorkerEnded(Exception):
-    """A worker did not answer."""
+    """A worker gave no answer that can be used; the text says why."""
 
 
 @dataclass(slots=True, eq=False)

@@ -8,7 +8,7 @@ FORMAT_PEM = 1
 
 
 class X509Error(ValueError):
-    """What is no certificate in the format that was asked for."""
+    """Data that are no certificate in the format that was asked for."""
 
 
 class X509:
