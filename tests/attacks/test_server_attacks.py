@@ -26,6 +26,7 @@ from keylime_registrar.schema import SCHEMA
 from keylime_registrar.store import PendingLimits, Store
 from keylime_registrar.throttle import Allowance, Throttle
 from tests.fakes.attesting_agent import AttestingAgent
+from tests.fakes.loopback import served_by
 from tests.fakes.own_time import OwnTime
 from tests.fakes.running_registrar import registrar_authority, running_registrar
 from tests.fakes.running_verifier import enrolment, eventually, running_verifier, verifier_authority
@@ -214,18 +215,16 @@ def test_n10_r21_an_address_that_belongs_to_another_service_learns_and_tells_not
         writer.close()
 
     async def act() -> None:
-        service = await asyncio.start_server(be_a_database, "127.0.0.1", 0)
-        port = service.sockets[0].getsockname()[1]
-        async with running_verifier(tmp_path) as verifier, service:
+        async with running_verifier(tmp_path) as verifier, served_by(be_a_database) as port:
             agent = AttestingAgent("agent-1", verifier_authority())
             plain = await verifier.admin(
                 "POST",
                 "/v2.5/agents/agent-1",
-                enrolment(agent, cloudagent_port=port, mtls_cert="disabled"),
+                enrolment(agent, cloudagent_port=port.number, mtls_cert="disabled"),
             )
             assert plain.code == 400, "nothing is asked in plain HTTP"
             assert heard == []
-            await verifier.add(agent, cloudagent_port=port)
+            await verifier.add(agent, cloudagent_port=port.number)
             await eventually(lambda: len(heard) >= 2)
             for path in ("/v2.5/agents/agent-1", "/v2.5/agents?bulk=1"):
                 shown = await verifier.admin("GET", path)

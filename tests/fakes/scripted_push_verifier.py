@@ -21,6 +21,7 @@ from keylime.tpm.pcr import PcrSelection, PcrValues
 from keylime.tpm.quote import parse_quote, verify_quote
 from keylime.tpm.signature import parse_signature, verify_signature
 from keylime.tpm.structures import CertifyInfo, parse_attest
+from tests.fakes.loopback import LoopbackSite
 
 TIME = "2026-03-01T12:00:00.000000+00:00"
 JSON_API = "application/vnd.api+json"
@@ -72,7 +73,7 @@ class ScriptedPushVerifier:
         self.connections: set[tuple[str, int]] = set()
         self.port = 0
         self._tls = tls
-        self._runner: web.AppRunner | None = None
+        self._site: LoopbackSite | None = None
         self._challenges: dict[str, tuple[str, bytes]] = {}  # session -> agent, challenge
         self._tokens: dict[str, str] = {}  # agent -> token
         self._asked: dict[
@@ -94,17 +95,14 @@ class ScriptedPushVerifier:
         app.router.add_patch("/v3.0/sessions/{session}", self._prove)
         app.router.add_post("/v3.0/agents/{agent}/attestations", self._negotiate)
         app.router.add_patch("/v3.0/agents/{agent}/attestations/{number}", self._deliver)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self.port, ssl_context=self._tls)
-        await site.start()
-        self.port = self._runner.addresses[0][1]
+        self._site = await LoopbackSite.open(app, port=self.port, tls=self._tls)
+        self.port = self._site.port
 
     async def stop(self) -> None:
         """Falls silent."""
-        runner, self._runner = self._runner, None
-        if runner is not None:
-            await runner.cleanup()
+        site, self._site = self._site, None
+        if site is not None:
+            await site.close()
 
     @property
     def url(self) -> str:

@@ -14,6 +14,8 @@ from typing import Any, Self
 
 from aiohttp import web
 
+from tests.fakes.loopback import LoopbackSite
+
 VERSIONS = {"current_version": "2.5", "supported_versions": ["2.0", "2.3", "2.5", "3.0"]}
 
 
@@ -45,7 +47,7 @@ class ScriptedServer:
         self.port = 0
         self._answer = answer
         self._tls = tls
-        self._runner: web.AppRunner | None = None
+        self._site: LoopbackSite | None = None
 
     def __enter__(self) -> Self:
         self._loop = asyncio.new_event_loop()
@@ -55,8 +57,8 @@ class ScriptedServer:
         return self
 
     def __exit__(self, *_exc_info: object) -> None:
-        if self._runner is not None:
-            self._await(self._runner.cleanup())
+        if self._site is not None:
+            self._await(self._site.close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -74,11 +76,8 @@ class ScriptedServer:
     async def _start(self) -> None:
         app = web.Application(client_max_size=1 << 24)
         app.router.add_route("*", "/{tail:.*}", self._handle)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=self._tls)
-        await site.start()
-        self.port = self._runner.addresses[0][1]
+        self._site = await LoopbackSite.open(app, tls=self._tls)
+        self.port = self._site.port
 
     async def _handle(self, request: web.Request) -> web.Response:
         data = await request.read()

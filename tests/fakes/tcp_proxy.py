@@ -3,6 +3,8 @@
 import asyncio
 from typing import Self
 
+from tests.fakes.loopback import LoopbackPort, listen
+
 _LAST_TURNS = 5
 
 
@@ -13,21 +15,21 @@ class TcpProxy:
         self._target_port = target_port
         self._open = asyncio.Event()  # of the connections that are made from now on
         self._open.set()
-        self._server: asyncio.Server | None = None
+        self._listening: LoopbackPort | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._serving: set[asyncio.Task[None]] = set()
         self.port = 0
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
+        self._listening = await listen(self._serve)
+        self.port = self._listening.number
         return self
 
     async def __aexit__(self, *_exc_info: object) -> None:
-        if self._server is not None:
-            self._server.close()
+        if self._listening is not None:
+            await self._listening.close()
         for _ in range(_LAST_TURNS):
-            # Connections that were just being accepted are served, and aborted ones closed, in the next turn.
+            # Those to the target are aborted by who forwards to them, and closed in the turn after.
             await asyncio.sleep(0)
             self._reset()
             serving = list(self._serving)

@@ -1,8 +1,6 @@
 """A receiver of webhooks on loopback, with TLS or without, that remembers and misbehaves as it is told."""
 
 import asyncio
-import contextlib
-import socket
 import ssl
 from typing import Any, Self
 
@@ -10,7 +8,7 @@ from aiohttp import web
 
 from keylime.messages.envelope import parse_body
 from keylime.messages.revocation import SignedRevocation
-from tests.fakes.running_verifier import eventually
+from tests.fakes.loopback import LoopbackSite
 
 
 class WebhookReceiver:
@@ -25,7 +23,7 @@ class WebhookReceiver:
         self.gate: asyncio.Event | None = None  # answers wait for it
         self.port = 0
         self._tls = tls
-        self._runner: web.AppRunner | None = None
+        self._site: LoopbackSite | None = None
 
     @property
     def url(self) -> str:
@@ -43,27 +41,14 @@ class WebhookReceiver:
         """Listens; again on the same port after `stop`."""
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", self._take)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", self.port, ssl_context=self._tls).start()
-        self.port = self._runner.addresses[0][1]
+        self._site = await LoopbackSite.open(app, port=self.port, tls=self._tls)
+        self.port = self._site.port
 
     async def stop(self) -> None:
         """Closes the port."""
-        runner, self._runner = self._runner, None
-        if runner is None or runner.server is None:
-            return
-        for site in list(runner.sites):
-            await site.stop()
-        connections = [one.transport for one in runner.server.connections if one.transport is not None]
-        # One that is closing already has none.
-        lines = [line for one in connections if (line := one.get_extra_info("socket")) is not None]
-        await runner.cleanup()
-        # With TLS they would wait for a last word of clients that may be stopped, or dying.
-        for line in lines:
-            with contextlib.suppress(OSError):
-                line.shutdown(socket.SHUT_RDWR)
-        await eventually(lambda: all(line.fileno() < 0 for line in lines))
+        site, self._site = self._site, None
+        if site is not None:
+            await site.close()
 
     async def _take(self, request: web.Request) -> web.Response:
         assert request.query_string == "token=SECRET"

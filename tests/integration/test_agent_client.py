@@ -12,6 +12,7 @@ from keylime.appraisal.challenge import Challenge
 from keylime.errors import PeerUnreachable
 from keylime.pki.tls import pinned_client_context
 from keylime_verifier.agent_client import AgentClient
+from tests.fakes.loopback import LoopbackPort, served_by
 from tests.fakes.running_verifier import eventually
 
 CHALLENGE = Challenge("nonce", frozenset({10}), 0, wants_public_key=False)
@@ -26,7 +27,7 @@ class RustAgent:
     opened: int = 0
     open_now: int = 0
     is_stopping: bool = False
-    server: asyncio.Server | None = None
+    server: LoopbackPort | None = None
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.opened += 1
@@ -54,7 +55,7 @@ class RustAgent:
         """As actix does it: nobody new is let in, and those who are connected are waited for."""
         self.is_stopping = True
         assert self.server is not None
-        self.server.close()
+        self.server.admit_nobody()
         await self.without_connections()
 
     async def without_connections(self) -> None:
@@ -64,13 +65,10 @@ class RustAgent:
 @asynccontextmanager
 async def served(boottime: int | None) -> AsyncIterator[RustAgent]:
     agent = RustAgent(boottime)
-    server = await asyncio.start_server(agent.serve, "127.0.0.1", 0)
-    agent.server = server
-    agent.port = server.sockets[0].getsockname()[1]
-    try:
+    async with served_by(agent.serve) as port:
+        agent.server = port
+        agent.port = port.number
         yield agent
-    finally:
-        server.close()
 
 
 def client_of(agent: RustAgent, interval_s: float) -> AgentClient:

@@ -18,6 +18,7 @@ from keylime.errors import AnswerPutOff, PeerUnreachable, UnusableAnswer, WrongP
 from keylime.http.agent_connection import AgentConnection
 from keylime.messages.registrar import ActivateRequest
 from keylime.service.event_loop import new_event_loop
+from tests.fakes.loopback import served_by
 from tests.fakes.running_verifier import eventually
 from tests.fakes.tls_material import Issued, self_signed
 
@@ -83,12 +84,9 @@ async def served(
     answer: Callable[[int], bytes | None], tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[Agent]:
     agent = Agent(answer)
-    server = await asyncio.start_server(agent.serve, "127.0.0.1", 0, ssl=tls)
-    agent.port = server.sockets[0].getsockname()[1]
-    try:
+    async with served_by(agent.serve, tls=tls) as port:
+        agent.port = port.number
         yield agent
-    finally:
-        server.close()
         await eventually(lambda: not agent.open_now)
 
 
@@ -267,13 +265,11 @@ def test_an_agent_that_does_not_read_is_given_up_in_time() -> None:
             writer.close()
 
         given_up = asyncio.Event()
-        server = await asyncio.start_server(deaf, "127.0.0.1", 0, limit=1000)
-        port = server.sockets[0].getsockname()[1]
-        connection = AgentConnection("127.0.0.1", port, tls=None, pin=None, timeout_s=1)
-        with pytest.raises(PeerUnreachable, match="no answer within 1 s"):
-            await connection.request("POST", "/x", body=ActivateRequest("x" * 50_000_000))
-        given_up.set()
-        server.close()
+        async with served_by(deaf, limit=1000) as port:
+            connection = AgentConnection("127.0.0.1", port.number, tls=None, pin=None, timeout_s=1)
+            with pytest.raises(PeerUnreachable, match="no answer within 1 s"):
+                await connection.request("POST", "/x", body=ActivateRequest("x" * 50_000_000))
+            given_up.set()
 
     play(scenario)
 
@@ -288,14 +284,12 @@ def test_an_answer_that_comes_before_all_was_asked_is_heard() -> None:
             writer.close()
 
         heard = asyncio.Event()
-        server = await asyncio.start_server(refuse, "127.0.0.1", 0, ssl=server_side())
-        port = server.sockets[0].getsockname()[1]
-        async with calling(Agent(lambda _number: None, port=port)) as connection:
-            reply = await connection.request("POST", "/x", body=ActivateRequest("x" * 50_000_000))
-            assert reply.code == 413
-            assert not connection.is_connected
-        heard.set()
-        server.close()
+        async with served_by(refuse, tls=server_side()) as port:
+            async with calling(Agent(lambda _number: None, port=port.number)) as connection:
+                reply = await connection.request("POST", "/x", body=ActivateRequest("x" * 50_000_000))
+                assert reply.code == 413
+                assert not connection.is_connected
+            heard.set()
 
     play(scenario)
 
@@ -352,14 +346,11 @@ def test_n1_whoever_takes_the_agents_place_is_not_believed_for_a_resumed_session
             await connection.request("GET", "/x")
             port = agent.port
         other = Agent(lambda number: envelope(number))
-        server = await asyncio.start_server(
-            other.serve, "127.0.0.1", port, ssl=server_side(self_signed("agent"))
-        )
-        with pytest.raises(WrongPeerKey):
-            await connection.request("GET", "/secret")
-        await eventually(lambda: not other.open_now)
-        assert other.requests == []
-        server.close()
+        async with served_by(other.serve, port=port, tls=server_side(self_signed("agent"))):
+            with pytest.raises(WrongPeerKey):
+                await connection.request("GET", "/secret")
+            await eventually(lambda: not other.open_now)
+            assert other.requests == []
         await connection.close()
 
     play(scenario)

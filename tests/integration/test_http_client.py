@@ -36,6 +36,7 @@ from keylime.messages.registrar import ActivateRequest
 from keylime.nesting import MOST_BRACKETS
 from keylime.pki.roles import NODE
 from keylime.pki.server_names import NameCheck
+from tests.fakes.loopback import served_by
 from tests.fakes.running_verifier import eventually
 from tests.fakes.tls_material import (
     CLIENT_AUTH,
@@ -82,12 +83,9 @@ async def raw(
     answer: bytes, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1"
 ) -> AsyncIterator[RawServer]:
     state = RawServer(answer)
-    server = await asyncio.start_server(state.handle, host, 0, ssl=tls)
-    state.port = server.sockets[0].getsockname()[1]
-    try:
+    async with served_by(state.handle, host=host, tls=tls) as port:
+        state.port = port.number
         yield state
-    finally:
-        server.close()
         await eventually(lambda: state.ended == state.connections)
 
 
@@ -304,26 +302,14 @@ def test_n12_a_peer_that_answers_is_told_apart_from_one_that_does_not(
 def test_n12_a_body_that_does_not_end_in_time_is_an_answer_all_the_same(make: Make) -> None:
     async def begin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{")
-        try:
-            with suppress(ConnectionError):
-                while await reader.read(1000):
-                    pass
-                writer.close()
-                await writer.wait_closed()
-        finally:
-            ended.set()
+        with suppress(ConnectionError):
+            while await reader.read(1000):
+                pass
 
     async def stuck() -> None:
-        server = await asyncio.start_server(begin, "127.0.0.1", 0)
-        port = server.sockets[0].getsockname()[1]
-        try:
-            async with make(port, timeout_s=2) as peer:
-                await get(peer)
-        finally:
-            server.close()
-            await ended.wait()
+        async with served_by(begin) as port, make(port.number, timeout_s=2) as peer:
+            await get(peer)
 
-    ended = asyncio.Event()
     with pytest.raises(UnusableAnswer, match=r"not complete within 2 s"):
         asyncio.run(stuck())
 
@@ -417,21 +403,11 @@ def test_each_call_has_an_id_that_is_logged_and_an_errand_has_one(
 
 def test_silence_ends_with_the_time_out_that_is_named(make: Make) -> None:
     async def scenario() -> None:
-        over = asyncio.Event()
-
-        async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def silent(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
             await reader.read()  # until who asked hangs up
-            writer.close()
-            over.set()
 
-        server = await asyncio.start_server(silent, "127.0.0.1", 0)
-        port = server.sockets[0].getsockname()[1]
-        try:
-            async with make(port, timeout_s=0.2) as peer:
-                await peer.request("GET", "/")
-        finally:
-            server.close()
-            await over.wait()
+        async with served_by(silent) as port, make(port.number, timeout_s=0.2) as peer:
+            await peer.request("GET", "/")
 
     with pytest.raises(PeerUnreachable, match=r"no answer within 0\.2 s"):
         asyncio.run(scenario())

@@ -14,6 +14,7 @@ from keylime.messages.revocation import SignedRevocation
 from keylime.revocation.channel import MAX_MESSAGE_SIZE, RevocationSubscriber
 from keylime.revocation.publication import endpoint
 from keylime.revocation.publisher import RevocationPublisher
+from tests.fakes.loopback import served_by
 
 T = TypeVar("T")
 HELLO = SignedRevocation(msg="hello", signature="")
@@ -159,14 +160,11 @@ def test_a_port_that_speaks_another_protocol_is_dialled_again() -> None:
             answered.set()
 
         answered = asyncio.Event()
-        listener = await asyncio.start_server(http, "127.0.0.1", 0)
-        port = listener.sockets[0].getsockname()[1]
-        subscriber = RevocationSubscriber([endpoint("127.0.0.1", port)])
-        waiting = asyncio.create_task(next_news(subscriber))
-        await answered.wait()
-        listener.close()
-        await listener.wait_closed()
-        publisher = await RevocationPublisher.bound("127.0.0.1", port)
+        async with served_by(http) as port:
+            subscriber = RevocationSubscriber([endpoint("127.0.0.1", port.number)])
+            waiting = asyncio.create_task(next_news(subscriber))
+            await answered.wait()
+        publisher = await RevocationPublisher.bound("127.0.0.1", port.number)
         while not waiting.done():
             await publisher.publish(revocation(1))
             await asyncio.wait([waiting], timeout=0.02)

@@ -24,6 +24,7 @@ from keylime.pki.tls import (
     pinned_client_context,
     server_context,
 )
+from tests.fakes.loopback import served_by
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +69,8 @@ async def _exchange(server_tls: ssl.SSLContext, client_tls: ssl.SSLContext) -> t
         writer.write(b"hello")
         writer.close()
 
-    listener = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=server_tls)
-    async with listener:
-        port = listener.sockets[0].getsockname()[1]
-        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client_tls)
+    async with served_by(serve, tls=server_tls) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port.number, ssl=client_tls)
         try:
             certificate = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
             # With TLS 1.3 a refused client certificate shows only when the client reads.
@@ -266,13 +265,11 @@ def test_a_certificate_without_its_key_is_a_mistake(authorities: Path) -> None:
 def test_plain_http_on_the_tls_port_gets_no_answer(authorities: Path) -> None:
     async def talk() -> bytes:
         asyncio.get_running_loop().set_exception_handler(lambda *_: None)
-        listener = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0, ssl=server(authorities))
-        async with listener:
-            address = listener.sockets[0].getsockname()
-            return await asyncio.to_thread(plain, address)
+        async with served_by(lambda *_: None, tls=server(authorities)) as port:
+            return await asyncio.to_thread(plain, port.number)
 
-    def plain(address: tuple[str, int]) -> bytes:
-        with socket.create_connection(address, timeout=10) as connection:
+    def plain(port: int) -> bytes:
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
             connection.sendall(b"GET /version HTTP/1.0\r\n\r\n")
             try:
                 return connection.recv(100)

@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from keylime.messages.verifier import OperationalState
 from tests.fakes.attesting_agent import AttestingAgent
+from tests.fakes.loopback import served_by
 from tests.fakes.running_verifier import RunningVerifier, eventually, running_verifier, verifier_authority
 from tests.fakes.tls_material import Issued, client_context
 
@@ -102,8 +103,7 @@ def test_a_machine_that_only_says_that_our_certificate_has_ended_is_missed(tmp_p
     async def scenario() -> None:
         async with watching(tmp_path) as (running, agent):
             await agent.stop()
-            server = await asyncio.start_server(refuse, "127.0.0.1", agent.port)
-            async with server:
+            async with served_by(refuse, port=agent.port):
                 await running.until_state(agent, OperationalState.FAILED)
 
     asyncio.run(scenario())

@@ -16,6 +16,7 @@ import pytest
 from keylime.http.server import Response
 from keylime_verifier.agent_client import MAX_ANSWER
 from tests.fakes.attesting_agent import AttestingAgent, Raw, policy_of
+from tests.fakes.loopback import served_by
 from tests.fakes.running_verifier import (
     RunningVerifier,
     database_of,
@@ -224,11 +225,8 @@ async def raw_server(
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     identity.load_into(context)
-    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
-    try:
-        yield server.sockets[0].getsockname()[1]
-    finally:
-        server.close()
+    async with served_by(serve, tls=context) as port:
+        yield port.number
 
 
 async def endless_body(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

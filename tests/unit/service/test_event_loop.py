@@ -6,13 +6,13 @@ import logging
 import pytest
 
 from keylime.service.event_loop import new_event_loop
+from tests.fakes.loopback import served_by
 
 
 async def _write_too_late(asked: bytes) -> tuple[RuntimeError, asyncio.WriteTransport]:
     """What uvloop raises at a write to a connection that has just ended."""
-    server = await asyncio.start_server(lambda _reader, writer: writer.close(), "127.0.0.1", 0)
-    async with server:
-        _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+    async with served_by(lambda _reader, writer: writer.close()) as port:
+        _, writer = await asyncio.open_connection("127.0.0.1", port.number)
         transport = writer.transport
         transport.abort()
         for _ in range(10):

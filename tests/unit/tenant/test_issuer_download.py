@@ -10,6 +10,7 @@ from aiohttp import web
 
 from keylime.errors import ConfigError, PeerUnreachable
 from keylime_tenant.issuer_download import MAX_BYTES, IssuerDownload, is_elsewhere
+from tests.fakes.loopback import LoopbackSite
 
 
 async def _answer(request: web.Request) -> web.StreamResponse:
@@ -33,14 +34,11 @@ async def _answer(request: web.Request) -> web.StreamResponse:
 async def site() -> AsyncIterator[str]:
     app = web.Application()
     app.router.add_get("/{path:.*}", _answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    listener = web.TCPSite(runner, "127.0.0.1", 0)
-    await listener.start()
+    opened = await LoopbackSite.open(app)
     try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+        yield f"http://127.0.0.1:{opened.port}"
     finally:
-        await runner.cleanup()
+        await opened.close()
 
 
 @pytest.fixture(autouse=True)
