@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from keylime.appraisal.checkpoint import BootSession, Checkpoint
-from keylime.appraisal.verdict import Accepted, AcceptedQuote, Rejected, Verdict
+from keylime.appraisal.verdict import Accepted, AcceptedQuote, Incomplete, Rejected, Verdict
 from keylime.database.engine import DatabaseUnavailable
 from keylime.database.migrate import prepare_schema
 from keylime.database.transactions import Database
@@ -118,6 +118,7 @@ class Hesitant(AgentStore):
     """Its database is away for some of the next reads."""
 
     failures = 0
+    before_find: Callable[[], Awaitable[None]] | None = None
 
     def _fail(self) -> None:
         if self.failures:
@@ -126,6 +127,8 @@ class Hesitant(AgentStore):
 
     async def find(self, agent_id: AgentId) -> AgentRecord | None:
         self._fail()
+        if self.before_find is not None:
+            await self.before_find()
         return await super().find(agent_id)
 
     async def secrets_of(self, agent_id: AgentId) -> Secrets | None:
@@ -428,6 +431,65 @@ def test_no_failure_is_lost_when_the_database_is_away_for_what_its_notice_needs(
         assert scene.one.agents.failures == 0
         assert await scene.stage(0) == ("verification_complete", "fail")
         assert await scene.rows("SELECT count(*) FROM revocations") == [(1,)]
+
+    play(url, act)
+
+
+def test_a_verdict_that_comes_after_a_later_one_is_shown_with_its_own_attestation(url: str) -> None:
+    async def act(scene: Scene) -> None:
+        for number in range(3):
+            await scene.one.attestations.receive(await scene.negotiated(number), [SHOWN], NOW)
+        record = await scene.one.record()
+        assert await scene.one.judge(record, 2, PASS, scene.held_to) is Ruling.COUNTS
+        after = await scene.other.record()
+        assert await scene.stage(0) == await scene.stage(1) == ("evaluating_evidence", "pending")
+        assert await scene.other.judge(after, 0, PASS, scene.held_to) is Ruling.KNOWN
+        no_verdict = Incomplete("the machine was started anew", Checkpoint.fresh())
+        assert await scene.other.judge(after, 1, no_verdict, scene.held_to) is Ruling.KNOWN
+        assert await scene.stage(0) == ("verification_complete", "pass")
+        assert await scene.stage(1) == ("verification_complete", "pending")
+        assert await scene.stage(2) == ("verification_complete", "pass")
+        assert await scene.one.record() == after, "of the agent nothing has changed"
+        assert await scene.other.judge(after, 2, no_verdict, scene.held_to) is Ruling.KNOWN
+        assert await scene.stage(2) == ("verification_complete", "pass"), "what has ended stays as it is"
+
+    play(url, act)
+
+
+def test_what_cannot_be_judged_ends_without_a_verdict_and_is_no_silence(url: str) -> None:
+    async def act(scene: Scene) -> None:
+        await scene.one.attestations.receive(await scene.negotiated(0), [SHOWN], NOW)
+        assert await scene.one.judge(await scene.one.record(), 0, PASS, scene.held_to) is Ruling.COUNTS
+        later = NOW + RULES.longest_pause_s + 2
+        await scene.one.attestations.receive(await scene.negotiated(1), [SHOWN], later - 5)
+        record = await scene.one.record()
+        await scene.other.journal.unjudged(record, 1)
+        assert await scene.stage(1) == ("verification_complete", "pending")
+        assert await scene.one.record() == record
+        for number in (0, 1):
+            await scene.other.journal.unjudged(record, number)
+        assert await scene.stage(0) == ("verification_complete", "pass"), "what has ended stays as it is"
+        assert await scene.one.attestations.overdue(MemberId("one"), later, 10) == [], "it has attested"
+        assert await scene.one.attestations.overdue(MemberId("one"), later, 4) == [record]
+
+    play(url, act)
+
+
+def test_a_verdict_about_an_agent_that_was_reactivated_meanwhile_ends_its_attestation(url: str) -> None:
+    async def act(scene: Scene) -> None:
+        for number in (0, 1):
+            await scene.one.attestations.receive(await scene.negotiated(number), [SHOWN], NOW)
+        record = await scene.one.record()
+        assert await scene.one.judge(record, 0, PASS, scene.held_to) is Ruling.COUNTS
+
+        async def reactivate() -> None:
+            await scene.one.agents.begin_again(AGENT_ID, OperationalState.START)
+
+        # Of the verdict before it this one learns when it is written, of the act at the look after that.
+        scene.other.agents.before_find = reactivate
+        assert await scene.other.judge(record, 1, FAIL, scene.held_to) is Ruling.ENROLLED_ANEW
+        assert await scene.stage(1) == ("verification_complete", "pending")
+        assert (await scene.one.record()).progress.operational_state is OperationalState.START
 
     play(url, act)
 

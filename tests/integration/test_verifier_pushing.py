@@ -135,6 +135,52 @@ def test_a_reboot_that_the_machine_does_not_tell_of_costs_a_round_and_no_trust(t
     scene(tmp_path, act)
 
 
+async def _evaluation(verifier: RunningVerifier, machine: PushingMachine) -> str:
+    """That of the latest attestation, when it is over."""
+
+    async def look() -> str | None:
+        latest = (await attestations(verifier, machine))[-1]
+        return latest["evaluation"] if "verification_completed_at" in latest else None
+
+    return str(await eventually(look))
+
+
+def test_evidence_that_cannot_be_judged_ends_without_a_verdict_and_the_next_is_judged(tmp_path: Path) -> None:
+    async def act(verifier: RunningVerifier, machine: PushingMachine, agent: FieldPushAgent) -> None:
+        await machine.add()
+        await agent.attest()
+        await machine.until_judged("PASS", 1)
+        await machine.hurry()
+        negotiation = await agent.negotiate()
+        await verifier.change("UPDATE policies SET content_hash = 'x' || content_hash")
+        await agent.deliver(negotiation)
+        assert await _evaluation(verifier, machine) == "pending"
+        assert (await machine.status())["attestation_status"] == "PASS"
+        await verifier.change("UPDATE policies SET content_hash = substr(content_hash, 2)")
+        await machine.hurry()
+        await agent.attest()
+        await machine.until_judged("PASS", 2)
+
+    scene(tmp_path, act)
+
+
+def test_what_was_asked_before_a_reactivation_is_answered_and_proves_nothing(tmp_path: Path) -> None:
+    async def act(verifier: RunningVerifier, machine: PushingMachine, agent: FieldPushAgent) -> None:
+        await machine.add()
+        await agent.log_in()
+        negotiation = await agent.negotiate()
+        answer = await verifier.admin("PUT", f"/v2.6/agents/{machine.agent_id}/reactivate")
+        assert answer.code == 200
+        await agent.deliver(negotiation)
+        assert await _evaluation(verifier, machine) == "pending"
+        assert (await machine.status())["attestation_status"] == "PENDING"
+        await machine.hurry()
+        await agent.attest()
+        await machine.until_judged("PASS", 1)
+
+    scene(tmp_path, act)
+
+
 async def _complete(verifier: RunningVerifier, count: int) -> bool:
     query = "SELECT count(*) FROM push_attestations WHERE stage = 'verification_complete'"
     ((found,),) = verifier.rows(query)

@@ -44,8 +44,59 @@ class Counting(Meter):
         self.outcomes.append(outcome)
 
 
-def judging(policies: AwayAtFirst, meter: Meter) -> Judging:
-    return Judging(policies.build, cast(Any, None), AnswerBudget(), meter)
+class Ends:
+    """As the journal: which attestations end without a verdict."""
+
+    def __init__(self) -> None:
+        self.unjudged_numbers: list[int] = []
+
+    async def unjudged(self, record: AgentRecord, number: int) -> None:
+        assert record is RECORD
+        self.unjudged_numbers.append(number)
+
+
+def judging(policies: Any, meter: Meter, journal: Ends | None = None) -> Judging:
+    return Judging(policies.build, cast(Any, journal or Ends()), AnswerBudget(), meter)
+
+
+class Useless:
+    """Policies of which nothing can be made."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    async def build(self, _enrolment: Enrolment, _policies: PolicyHashes) -> Any:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [PolicyError("it is gone"), KeyError("a defect")])
+def test_evidence_that_cannot_be_judged_ends_its_attestation_without_a_verdict(error: Exception) -> None:
+    async def act() -> None:
+        journal, meter = Ends(), Counting()
+        judges = judging(Useless(error), meter, journal)
+        judges.begin(EVIDENCE, judges.demand_room(0))
+        await judges.close(100.0)
+        assert journal.unjudged_numbers == [EVIDENCE.number]
+        assert [type(one) for one in meter.outcomes] == [Defect]
+
+    asyncio.run(act())
+
+
+class Broken(Ends):
+    """One that has a defect, too."""
+
+    async def unjudged(self, record: AgentRecord, number: int) -> None:
+        raise KeyError("another defect")
+
+
+def test_when_that_cannot_be_written_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    async def act() -> None:
+        judges = judging(Useless(PolicyError("it is gone")), Meter(), Broken())
+        judges.begin(EVIDENCE, judges.demand_room(0))
+        await judges.close(100.0)
+
+    asyncio.run(act())
+    assert f"agent {RECORD.agent_id}: attestation 0 waits until it is given up" in caplog.text
 
 
 def test_it_has_its_own_patience_and_is_not_given_up_when_the_database_is_away() -> None:

@@ -122,9 +122,9 @@ def requested(attestation: Attestation) -> RequestedAttributes:
 
 
 def shown(attestation: Attestation, *, is_receipt: bool = False) -> AttestationAttributes:
-    """How an attestation stands; the receipt of evidence has no evaluation."""
+    """How an attestation stands; the receipt of evidence has no evaluation, and says that it is judged."""
     return AttestationAttributes(
-        stage=attestation.stage,
+        stage=EVALUATING if is_receipt else attestation.stage,
         evaluation=UNSET if is_receipt else attestation.evaluation,
         failure_reason=attestation.failure_reason or UNSET,
         evidence=attestation.items,
@@ -132,7 +132,7 @@ def shown(attestation: Attestation, *, is_receipt: bool = False) -> AttestationA
         capabilities_received_at=_time(attestation.received_at),
         challenges_expire_at=_time_or_unset(attestation.expires_at),
         evidence_received_at=_time_or_unset(attestation.evidence_at),
-        verification_completed_at=_time_or_unset(attestation.completed_at),
+        verification_completed_at=UNSET if is_receipt else _time_or_unset(attestation.completed_at),
     )
 
 

@@ -7,6 +7,7 @@ import sqlalchemy as sa
 
 from keylime.database.transactions import Database
 from keylime.identifiers import AgentId
+from keylime.messages.push_attestation import Stage
 from keylime.messages.push_evidence import Received
 from keylime_verifier.agents.policy_categories import PolicyHashes
 from keylime_verifier.agents.pushing import PASSING
@@ -109,15 +110,22 @@ class AttestationStore:
         return await self._database.write("negotiate an attestation", work)
 
     async def receive(
-        self, attestation: Attestation, items: Sequence[Received], at: float
+        self, attestation: Attestation, items: Sequence[Received], at: float, stage: Stage = EVALUATING
     ) -> Attestation | None:
-        """The attestation with its evidence, which it takes once. None: somebody was faster."""
-        changed = replace(attestation, stage=EVALUATING, evidence_at=at, items=tuple(items))
+        """The attestation with its evidence, which it takes once. None: somebody was faster.
+
+        It is over at that `stage` if nobody will judge it.
+        """
+        completed_at = at if stage == COMPLETE else None
+        changed = replace(
+            attestation, stage=stage, evidence_at=at, completed_at=completed_at, items=tuple(items)
+        )
         values = {
             "of_agent": attestation.agent_id,
             "of_number": attestation.number,
-            "stage": EVALUATING,
+            "stage": stage,
             "evidence_at": at,
+            "completed_at": completed_at,
             "items": encode_items(items),
         }
         is_ours = await self._database.write(
@@ -142,11 +150,11 @@ class AttestationStore:
     async def overdue(self, owner: MemberId, now: float, judging_s: float) -> list[AgentRecord]:
         """Agents of shards of `owner` that pass so far and should have attested again; some of many.
 
-        Whose evidence came less than `judging_s` ago and has no verdict yet is not silent.
+        Whose evidence came less than `judging_s` ago and has no verdict, or could have none, is not silent.
         """
         heard = sa.exists().where(
             attestations.c.agent_id == agents.c.agent_id,
-            attestations.c.stage == EVALUATING,
+            attestations.c.evaluation == "pending",
             attestations.c.evidence_at > now - judging_s,
         )
         query = (

@@ -14,6 +14,7 @@ from keylime_verifier.agents.records import AgentRecord
 from keylime_verifier.polling.rows import UnreadableRecord
 from keylime_verifier.pushing.attestation_rows import (
     AWAITING,
+    COMPLETE,
     EVALUATING,
     MAX_ITEMS_SIZE,
     Attestation,
@@ -186,13 +187,16 @@ class Attestations:
         except TooMuchEvidence as error:
             raise PushRefused(503, "verification_in_progress", str(error), retry_after_s=_BUSY_S) from error
         try:
-            received = await self._store.receive(latest, collected.items, now)
+            # What an agent was asked before it was stopped, reactivated or changed proves nothing any more.
+            is_current = latest.generation == record.generation
+            stage = EVALUATING if is_current else COMPLETE
+            received = await self._store.receive(latest, collected.items, now, stage)
             if received is None:
                 raise PushRefused(403, "evidence_immutable", "The attestation has its evidence already.")
         except BaseException:
             room.close()
             raise
-        if latest.generation == record.generation:
+        if is_current:
             evidence = ReceivedEvidence(
                 record=record,
                 policies=found.policies,

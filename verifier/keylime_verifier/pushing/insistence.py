@@ -1,4 +1,4 @@
-"""Reads what a verdict needs, however long the database is away: no evidence is given up for that."""
+"""What a verdict needs of the database, however long that is away: no evidence is given up for it."""
 
 import asyncio
 import logging
@@ -16,7 +16,7 @@ ResultT = TypeVar("ResultT")
 
 
 async def insisting(agent_id: str, read: Callable[[], Awaitable[ResultT]]) -> ResultT:
-    """What `read` finds, as soon as the database answers; other errors than its absence are raised."""
+    """What `read` finds, or has written, as soon as the database answers; its absence alone is not raised."""
     delay_s = FIRST_RETRY_S
     while True:
         try:

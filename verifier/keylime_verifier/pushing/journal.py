@@ -16,6 +16,7 @@ from keylime.appraisal.verdict import Accepted, Incomplete, Rejected, Verdict
 from keylime.database.engine import DatabaseUnavailable
 from keylime.database.transactions import Database
 from keylime.findings.finding import Finding
+from keylime.messages.push_attestation import Evaluation
 from keylime.messages.verifier import OperationalState
 from keylime_verifier.agents.lifecycle import Notify, Outcome, Unreachable
 from keylime_verifier.agents.progress import polling_of
@@ -36,7 +37,7 @@ from keylime_verifier.polling.outcomes import events_of, log_outcome
 from keylime_verifier.polling.store import AgentStore
 from keylime_verifier.polling.unwritten import Unwritten
 from keylime_verifier.pushing.insistence import FIRST_RETRY_S, LONGEST_RETRY_S, insisting
-from keylime_verifier.pushing.verdict_writes import AttestationEnd, Change, write_changes
+from keylime_verifier.pushing.verdict_writes import AttestationEnd, Change, end_attestation, write_changes
 from keylime_verifier.revocations.notices import CLEARED, signed_notice
 
 log = logging.getLogger("keylime.verifier")
@@ -94,9 +95,25 @@ class PushedVerdicts:
         self._wake = asyncio.Event()
 
     async def judged(self, judged: Judged) -> Ruling:
-        """Writes what comes of a verdict; when this returns, it is written, or does not count."""
+        """Writes what comes of a verdict; when this returns, it is written, or does not count.
+
+        The attestation is over then. Evidence that passed does so also where a later one has been judged.
+        """
         with self._lateness.verdict():
-            return await self._judged(judged)
+            ruling = await self._judged(judged)
+            if ruling is not Ruling.COUNTS:
+                has_passed = ruling is Ruling.KNOWN and isinstance(judged.verdict, Accepted)
+                await self._end(judged.record, judged.number, "pass" if has_passed else "pending")
+            return ruling
+
+    async def unjudged(self, record: AgentRecord, number: int) -> None:
+        """An attestation is over whose evidence could not be judged: it has no verdict."""
+        await self._end(record, number, "pending")
+
+    async def _end(self, record: AgentRecord, number: int, evaluation: Evaluation) -> None:
+        end = AttestationEnd(number=number, evaluation=evaluation, at=self._now())
+        work = partial(end_attestation, record=record, conclusion=end)
+        await insisting(record.agent_id, partial(self._database.write, "end an attestation", work))
 
     async def _judged(self, judged: Judged) -> Ruling:
         record: AgentRecord | None = judged.record

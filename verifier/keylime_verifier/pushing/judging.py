@@ -110,6 +110,17 @@ class Judging:
             await self._judge_patiently(evidence, place)
 
     async def _judge_patiently(self, evidence: ReceivedEvidence, place: AnswerReservation) -> None:
+        if await self._has_verdict(evidence, place):
+            return
+        try:
+            await self._journal.unjudged(evidence.record, evidence.number)
+        except Exception:
+            log.exception(
+                "agent %s: attestation %d waits until it is given up", evidence.agent_id, evidence.number
+            )
+
+    async def _has_verdict(self, evidence: ReceivedEvidence, place: AnswerReservation) -> bool:
+        """Whether it could be judged."""
         agent_id, record = evidence.agent_id, evidence.record
         try:
             build = partial(self._build_reference, record.enrolment, evidence.policies)
@@ -130,6 +141,8 @@ class Judging:
             )
         else:
             _log_verdict(evidence, verdict, ruling)
+            return True
+        return False
 
     async def _verdict(
         self, evidence: ReceivedEvidence, record: AgentRecord, reference: Reference, place: AnswerReservation

@@ -20,7 +20,7 @@ from keylime_verifier.database.schema import attestations, progress, pushing
 from keylime_verifier.polling.fencing import Ruling, StoredState, lock_agent, lock_claims
 from keylime_verifier.polling.rows import has_learned, position_columns, verdict_columns
 from keylime_verifier.polling.verdict_writes import update_agent
-from keylime_verifier.pushing.attestation_rows import COMPLETE
+from keylime_verifier.pushing.attestation_rows import COMPLETE, EVALUATING
 from keylime_verifier.pushing.session_store import lengthen_session
 from keylime_verifier.revocations.outbox import insert_revocation
 
@@ -37,6 +37,7 @@ _CONCLUDE = sa.update(attestations).where(
     attestations.c.number == sa.bindparam("of_number"),
     attestations.c.generation == sa.bindparam("of_generation"),
 )
+_END = _CONCLUDE.where(attestations.c.stage == EVALUATING)
 _FORGET = sa.delete(attestations).where(
     _OF_AGENT,
     attestations.c.number < sa.bindparam("of_number"),
@@ -112,20 +113,14 @@ def _told(change: Change) -> Sequence[Occurrence]:
 
 
 def _write_change(connection: sa.Connection, change: Change, owned: ShardClaim | None) -> Ruling:
-    """What becomes of an agent, if it counts, and that the attestation is over, unless it is tried again.
+    """What becomes of an agent and its attestation, if it counts.
 
     Who `owned` its shard is found out for silence alone.
     """
     before, after, conclusion = change.before, change.after, change.conclusion
     found = lock_agent(connection, before, owned or before.claim, with_policies=change.held_to is not None)
     ruling = rule_on_change(change, found)
-    if ruling is Ruling.RECALLED or found is None:
-        return ruling
     if ruling is not Ruling.COUNTS:
-        if conclusion is not None:
-            _conclude(
-                connection, before, replace(conclusion, evaluation="pending", reason=None, is_kept=False)
-            )
         return ruling
     if not is_routine(before.progress, after.progress) or _has_learned(before, after):
         update_agent(connection, after.agent_id, verdict_columns(after.progress))
@@ -146,18 +141,24 @@ def _has_learned(before: AgentRecord, after: AgentRecord) -> bool:
 
 def _conclude(connection: sa.Connection, record: AgentRecord, conclusion: AttestationEnd) -> None:
     """The attestation is over; of those before it the ones stay that are kept."""
-    of_agent = {"of_agent": record.agent_id, "of_number": conclusion.number}
-    connection.execute(
-        _CONCLUDE,
-        {
-            **of_agent,
-            "of_generation": record.generation,
-            "stage": COMPLETE,
-            "evaluation": conclusion.evaluation,
-            "failure_reason": conclusion.reason,
-            "completed_at": conclusion.at,
-            "is_kept": conclusion.is_kept,
-        },
-    )
+    connection.execute(_CONCLUDE, _values(record, conclusion))
     if conclusion.evaluation == "pass":
-        connection.execute(_FORGET, of_agent)
+        connection.execute(_FORGET, {"of_agent": record.agent_id, "of_number": conclusion.number})
+
+
+def end_attestation(connection: sa.Connection, record: AgentRecord, conclusion: AttestationEnd) -> None:
+    """The attestation is over, whatever became of the agent; one that was over before stays as it is."""
+    connection.execute(_END, _values(record, conclusion))
+
+
+def _values(record: AgentRecord, conclusion: AttestationEnd) -> dict[str, object]:
+    return {
+        "of_agent": record.agent_id,
+        "of_number": conclusion.number,
+        "of_generation": record.generation,
+        "stage": COMPLETE,
+        "evaluation": conclusion.evaluation,
+        "failure_reason": conclusion.reason,
+        "completed_at": conclusion.at,
+        "is_kept": conclusion.is_kept,
+    }
