@@ -14,7 +14,8 @@ import pytest
 
 from keylime.hashes import HashAlgorithm
 from keylime.tpm.keys import SignatureScheme
-from tests.fakes.pushing_machine import Answer, PushingMachine, certification, name_of
+from tests.fakes.attesting_agent import policy_of
+from tests.fakes.pushing_machine import Answer, PushingMachine, b64, certification, name_of
 from tests.fakes.running_verifier import RunningVerifier, eventually, query_database, running_verifier
 from tests.fakes.software_ak import SoftwareAk
 
@@ -445,3 +446,63 @@ def test_bodies_that_are_no_evidence_use_no_challenge_up(tmp_path: Path) -> None
         assert (await machine.submit(negotiated, right)).code == 202
 
     scene(tmp_path, act)
+
+
+def test_what_an_operator_or_another_proof_has_ended_elsewhere_is_over_at_once_everywhere(
+    tmp_path: Path,
+) -> None:
+    async def play() -> None:
+        async with (
+            running_verifier(tmp_path, FAST) as here,
+            running_verifier(tmp_path, FAST) as elsewhere,
+        ):
+            machine = PushingMachine(here)
+            await machine.add()
+            await machine.attest()
+            await machine.until_passed(1)
+            await machine.attest()
+            await machine.until_passed(2)
+            old = machine.token
+            machine.verifier = elsewhere
+            await machine.log_in()
+            machine.verifier = here
+            await machine.hurry()
+            assert denied(await machine.negotiate(token=old)) == (401, "Invalid authentication token")
+            await machine.attest()
+            await machine.until_passed(3)
+            await machine.hurry()
+            negotiated = await machine.negotiate()
+            path = f"/v2.6/agents/{machine.agent_id}"
+            assert (await elsewhere.admin("PUT", f"{path}/stop")).code == 200
+            for refused in (await machine.submit(negotiated), await machine.negotiate()):
+                assert (refused.code, refused.error["code"]) == (403, "agent_attestations_disabled")
+            assert (await elsewhere.admin("PUT", f"{path}/reactivate")).code == 200
+            await machine.attest()
+            await machine.until_passed(4)
+            assert (await elsewhere.admin("DELETE", path)).code == 200
+            await machine.hurry()
+            gone = await machine.negotiate()
+            assert (gone.code, gone.error["code"]) == (404, "not_found")
+
+    asyncio.run(play())
+
+
+def test_a_policy_that_is_replaced_elsewhere_judges_the_next_evidence(tmp_path: Path) -> None:
+    async def play() -> None:
+        async with (
+            running_verifier(tmp_path, FAST) as here,
+            running_verifier(tmp_path, FAST) as elsewhere,
+        ):
+            machine = PushingMachine(here)
+            policy = {"runtime_policy": b64(policy_of(machine.files).encode())}
+            assert (await here.admin("POST", "/v2.6/allowlists/shared", policy)).code == 201
+            await machine.add(runtime_policy="", runtime_policy_name="shared")
+            for count in (1, 2):
+                await machine.attest()
+                await machine.until_passed(count)
+            stricter = {"runtime_policy": b64(policy_of({"boot_aggregate": b"another boot"}).encode())}
+            assert (await elsewhere.admin("PUT", "/v2.6/allowlists/shared", stricter)).code == 201
+            await machine.attest()
+            await machine.until_judged("FAIL")
+
+    asyncio.run(play())

@@ -37,8 +37,9 @@ from keylime_verifier.polling.meter import Meter
 from keylime_verifier.polling.store import AgentStore
 from keylime_verifier.polling.unwritten import Unwritten
 from keylime_verifier.pushing.attestation_rows import Attestation
-from keylime_verifier.pushing.attestation_store import AttestationStore
+from keylime_verifier.pushing.attestation_store import AttestationStore, Outdated
 from keylime_verifier.pushing.journal import Judged, PushedVerdicts
+from keylime_verifier.pushing.known_agents import CallingAgent, still_stands
 from keylime_verifier.pushing.session_store import SessionStore
 from keylime_verifier.pushing.sessions import (
     ACTIVE,
@@ -158,6 +159,7 @@ class Verifier:
             lateness=Unwritten(),
             meter=Meter(),
             now=lambda: NOW,
+            on_written=self.attestations.judged,
         )
 
     def _tell(self) -> None:
@@ -351,7 +353,8 @@ def test_evidence_is_taken_once_and_what_nobody_judged_ends_without_a_verdict(ur
             received = [one for one in taken if one is not None]
             assert [one.items for one in received] == [(SHOWN,)]
             found = await scene.other.attestations.look(AGENT_ID, "no session")
-            assert ([found.latest], found.session, found.next_number) == (received, None, number + 1)
+            seen = [replace(one, items=()) for one in received]
+            assert ([found.latest], found.session, found.next_number) == (seen, None, number + 1)
         assert await scene.other.attestations.give_up(NOW + 7, NOW + 9) == 7
         assert await scene.stage(6) == ("verification_complete", "pending")
         assert await scene.stage(7) == ("evaluating_evidence", "pending")
@@ -597,5 +600,106 @@ def test_of_silence_nothing_is_told_when_the_database_is_away_for_what_its_notic
             await scene.one.journal.overdue([record])
         assert await scene.one.record() == record
         assert await scene.one.journal.overdue([record]) == [Ruling.COUNTS]
+
+    play(url, act)
+
+
+def test_what_is_remembered_counts_only_as_long_as_it_is_so(url: str) -> None:
+    async def act(scene: Scene) -> None:
+        store, token = scene.one.attestations, session(100)
+        assert await scene.one.sessions.begin(token, NOW) is None
+        assert await scene.one.sessions.prove(token, TOKEN, "hash", NOW + 180, PUSHING.ak_tpm)
+
+        def known() -> CallingAgent:
+            found = store.remembered(AGENT_ID)
+            assert found is not None
+            return found
+
+        number = 0
+        for change in (
+            f"UPDATE push_sessions SET token_hash = '{64 * '2'}'",  # noqa: S608 - made here
+            "UPDATE push_sessions SET token_expires_at = token_expires_at - 1",
+            "UPDATE push_sessions SET state = 'failed'",
+            "UPDATE pushing SET next_number = next_number + 1",
+            "UPDATE progress SET recalls = recalls + 1",
+            "UPDATE progress SET incarnation = 'another'",
+            "UPDATE policies SET content_hash = content_hash, name = 'another'",
+            "UPDATE push_attestations SET evidence_at = evidence_at + 1",
+            "UPDATE push_attestations SET expires_at = expires_at - 1",
+            "UPDATE push_attestations SET stage = 'verification_complete'",
+            "DELETE FROM push_sessions",
+        ):
+            await store.look(AGENT_ID, token.session_id)
+            remembered = known()
+            number = remembered.next_number or 0
+            generation = "" if remembered.record is None else remembered.record.generation
+            attestation = offered(number, generation)
+            assert await store.negotiate(attestation, remembered), "it is so"
+            remembered = known()
+            assert remembered.latest == attestation
+            received = await store.receive(attestation, [SHOWN], NOW, remembered=remembered)
+            assert received is not None
+            remembered = known()
+            found = await scene.other.attestations.look(AGENT_ID, token.session_id)
+            assert still_stands(remembered, found)
+            await execute(scene.other.database, change)
+            with pytest.raises(Outdated):
+                await store.negotiate(offered(number + 1, generation), remembered)
+            assert store.remembered(AGENT_ID) is None, "it is not tried again"
+            last = (await scene.rows("SELECT max(number) FROM push_attestations"))[0][0]
+            assert last == number, change
+            again = f"UPDATE pushing SET next_number = {number + 1}"  # noqa: S608 - a number of ours
+            await execute(scene.other.database, again)
+
+    play(url, act)
+
+
+def test_evidence_for_what_was_superseded_elsewhere_is_not_taken_from_memory(url: str) -> None:
+    async def act(scene: Scene) -> None:
+        store, token = scene.one.attestations, session(100)
+        assert await scene.one.sessions.begin(token, NOW) is None
+        assert await scene.one.sessions.prove(token, TOKEN, "hash", NOW + 180, PUSHING.ak_tpm)
+        await store.look(AGENT_ID, token.session_id)
+        first = await scene.negotiated(0)
+        remembered = store.remembered(AGENT_ID)
+        second = offered(1, first.generation)
+        assert await scene.other.attestations.negotiate(second)
+        with pytest.raises(Outdated):
+            await store.receive(first, [SHOWN], NOW, remembered=remembered)
+        assert await scene.rows("SELECT number, stage FROM push_attestations") == [(1, "awaiting_evidence")]
+        found = await store.look(AGENT_ID, token.session_id)
+        assert found.latest == second
+
+    play(url, act)
+
+
+def test_many_agents_share_transactions_of_verifiers_that_meet(url: str) -> None:
+    async def act(scene: Scene) -> None:
+        ids = [f"agent-{number}" for number in range(24)]
+        for agent_id in ids:
+            enrolment = replace(PUSHING, agent_id=AgentId(agent_id))
+            await scene.one.agents.add(enrolment, Secrets(None, ""), "2.6", {})
+        records = {one.agent_id: one for one in await scene.one.agents.load([AgentId(one) for one in ids])}
+
+        async def attest(verifier: Verifier, agent_id: str, number: int) -> Ruling:
+            record = records[AgentId(agent_id)]
+            attestation = replace(offered(number, record.generation), agent_id=agent_id)
+            assert await verifier.attestations.negotiate(attestation)
+            assert await verifier.attestations.receive(attestation, [SHOWN], NOW) is not None
+            verdict = FAIL if number == 2 and agent_id in ids[:8] else PASS
+            return await verifier.judge(record, number, verdict, scene.held_to)
+
+        for number in range(4):
+            rulings = await asyncio.gather(
+                *(attest(scene.both[place % 2], agent_id, number) for place, agent_id in enumerate(ids))
+            )
+            assert set(rulings) == {Ruling.COUNTS}
+        states = {
+            one.agent_id: (one.progress.operational_state, one.progress.attestation_count)
+            for one in await scene.other.agents.load([AgentId(one) for one in ids])
+        }
+        failed, passing = OperationalState.INVALID_QUOTE, OperationalState.GET_QUOTE
+        assert states == {one: (failed, 3) if one in ids[:8] else (passing, 4) for one in ids}
+        assert await scene.rows("SELECT count(*) FROM revocations") == [(8,)]
 
     play(url, act)

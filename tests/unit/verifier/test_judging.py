@@ -14,6 +14,7 @@ from keylime_verifier.agents.records import AgentRecord, Enrolment, Progress
 from keylime_verifier.polling.answer_budget import AnswerBudget
 from keylime_verifier.polling.meter import Meter
 from keylime_verifier.pushing.judging import MOST_AT_ONCE, Judging, ReceivedEvidence, TooMuchEvidence
+from keylime_verifier.pushing.kept_references import KeptReferences
 from tests.unit.verifier.test_status import ENROLMENT
 
 RECORD = AgentRecord("generation", ENROLMENT, Progress(supported_version="2.6"))
@@ -54,9 +55,17 @@ class Ends:
         assert record is RECORD
         self.unjudged_numbers.append(number)
 
+    def hurry(self) -> None:
+        pass
+
 
 def judging(policies: Any, meter: Meter, journal: Ends | None = None) -> Judging:
-    return Judging(policies.build, cast(Any, journal or Ends()), AnswerBudget(), meter)
+    return Judging(
+        KeptReferences(policies.build, lambda: 0.0, kept_s=60),
+        cast(Any, journal or Ends()),
+        AnswerBudget(),
+        meter,
+    )
 
 
 class Useless:

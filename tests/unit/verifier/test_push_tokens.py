@@ -8,9 +8,11 @@ import pytest
 
 from keylime.identifiers import AgentId
 from keylime_verifier.agents.pushing import AttestationLimits
-from keylime_verifier.pushing.attestation_store import AttestationStore, CallingAgent
+from keylime_verifier.pushing.attestation_store import AttestationStore
 from keylime_verifier.pushing.attestations import Attestations, Unauthenticated
-from keylime_verifier.pushing.judging import BuildReference, Judging
+from keylime_verifier.pushing.judging import Judging
+from keylime_verifier.pushing.kept_references import KeptReferences
+from keylime_verifier.pushing.known_agents import CallingAgent
 from keylime_verifier.pushing.sessions import SECRET_SIZE, make_token, read_token
 
 SESSION = "01234567-89ab-4cde-8f01-23456789abcd"
@@ -56,7 +58,7 @@ def reads_for(token: str) -> list[int]:
     store = CountingStore()
     attestations = Attestations(
         store,
-        cast(BuildReference, None),
+        cast(KeptReferences, None),
         cast(Judging, None),
         AttestationLimits(interval_s=60, challenge_s=60, verdict_s=60),
         now=lambda: 0.0,

@@ -58,8 +58,8 @@ from keylime_verifier.api.push_documents import (
     own_path,
 )
 from keylime_verifier.pushing.attestation_rows import Attestation, requested, shown
-from keylime_verifier.pushing.attestation_store import CallingAgent
 from keylime_verifier.pushing.attestations import PushRefused
+from keylime_verifier.pushing.known_agents import CallingAgent
 from keylime_verifier.pushing.logins import Fault, LoginOutcome, OtherAgent, UnknownSession
 from keylime_verifier.pushing.sessions import PushSession
 
@@ -81,14 +81,28 @@ class Logins(Protocol):
 class Attestations(Protocol):
     """Who negotiates attestations and takes evidence. Raises PushRefused."""
 
-    async def authenticate(self, agent_id: AgentId, token: str, /) -> CallingAgent: ...
+    async def attended(
+        self,
+        agent_id: AgentId,
+        token: str,
+        act: Callable[[CallingAgent, bool], Awaitable[Response]],
+        is_done: Callable[[Response], bool],
+        /,
+    ) -> Response: ...
 
     async def negotiate(
-        self, agent_id: AgentId, found: CallingAgent, offered: ReceivedResource, /
+        self, agent_id: AgentId, found: CallingAgent, offered: ReceivedResource, /, *, is_remembered: bool
     ) -> Attestation: ...
 
     async def receive(
-        self, agent_id: AgentId, found: CallingAgent, number: int | None, collected: ReceivedResource, /
+        self,
+        agent_id: AgentId,
+        found: CallingAgent,
+        number: int | None,
+        collected: ReceivedResource,
+        /,
+        *,
+        is_remembered: bool,
     ) -> Attestation: ...
 
     def pause_s(self, attestation: Attestation, /) -> int: ...
@@ -222,23 +236,38 @@ class AttestationHandlers:
         ]
 
     async def negotiate(self, request: Request) -> Response:
-        agent_id, found = await self._caller(request)
+        return await self._attended(request, self._negotiate)
+
+    async def receive(self, request: Request) -> Response:
+        return await self._attended(request, self._receive)
+
+    async def _attended(
+        self, request: Request, act: Callable[[Request, CallingAgent, bool], Awaitable[Response]]
+    ) -> Response:
+        agent_id = AgentId(request.parameters["agent_id"])
+        token = bearer_token(request.headers.get("Authorization", "")) or ""
+        return await self._attestations.attended(agent_id, token, functools.partial(act, request), _is_done)
+
+    async def _negotiate(self, request: Request, found: CallingAgent, is_remembered: bool) -> Response:
         if not is_document(request, kind=RESOURCE_TYPE):
             return bare(415)
-        resource = parse_request(request.body)
-        attestation = await self._attestations.negotiate(agent_id, found, resource)
+        agent_id, resource = AgentId(request.parameters["agent_id"]), parse_request(request.body)
+        attestation = await self._attestations.negotiate(
+            agent_id, found, resource, is_remembered=is_remembered
+        )
         path = attestation_path(agent_id, attestation.number)
         asked = own_path(request, "agents", agent_id, "attestations")
         content = attestation_document(requested(attestation), path, asked)
         return document(201, content, {"Location": path})
 
-    async def receive(self, request: Request) -> Response:
-        agent_id, found = await self._caller(request)
+    async def _receive(self, request: Request, found: CallingAgent, is_remembered: bool) -> Response:
         if not is_document(request, kind=RESOURCE_TYPE):
             return bare(415)
-        number = _number(request)
+        agent_id, number = AgentId(request.parameters["agent_id"]), _number(request)
         resource = parse_request(request.body)
-        attestation = await self._attestations.receive(agent_id, found, number, resource)
+        attestation = await self._attestations.receive(
+            agent_id, found, number, resource, is_remembered=is_remembered
+        )
         path = attestation_path(agent_id, attestation.number)
         pace = Pace(self._attestations.pause_s(attestation))
         content = attestation_document(
@@ -246,11 +275,6 @@ class AttestationHandlers:
         )
         # Without Retry-After: agents of the field send again whatever comes with it.
         return document(202, content)
-
-    async def _caller(self, request: Request) -> tuple[AgentId, CallingAgent]:
-        agent_id = AgentId(request.parameters["agent_id"])
-        token = bearer_token(request.headers.get("Authorization", "")) or ""
-        return agent_id, await self._attestations.authenticate(agent_id, token)
 
     async def show(self, request: Request) -> Response:
         agent_id = AgentId(request.parameters["agent_id"])
@@ -298,6 +322,10 @@ def _operation(
     return Operation(
         summary, results=Document, body=body, success=success, refusals=refusals, is_document=True
     )
+
+
+def _is_done(response: Response) -> bool:
+    return response.code < 400
 
 
 def _number(request: Request) -> int | None:

@@ -14,9 +14,12 @@ from keylime_verifier.pushing.attestation_store import AttestationStore
 from keylime_verifier.pushing.attestations import Attestations
 from keylime_verifier.pushing.journal import PushedVerdicts
 from keylime_verifier.pushing.judging import Judging
+from keylime_verifier.pushing.kept_references import KeptReferences
 from keylime_verifier.pushing.logins import Logins
 from keylime_verifier.pushing.session_store import SessionStore
 from keylime_verifier.pushing.silence import Silence
+
+_REFERENCES_KEPT_S = 600.0  # of agents that come no more
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +57,13 @@ def pushing(
         lateness=attesting.recorder.lateness,
         meter=meter,
         now=now,
+        on_written=store.judged,
     )
-    build = stored.references.build
-    judging = Judging(build, journal, attesting.budget, meter)
-    attestations = Attestations(store, build, judging, config.attestation_limits, now=now)
+    references = KeptReferences(
+        stored.references.build, now, kept_s=max(_REFERENCES_KEPT_S, 2 * rules.longest_pause_s)
+    )
+    judging = Judging(references, journal, attesting.budget, meter)
+    attestations = Attestations(store, references, judging, config.attestation_limits, now=now)
     silence = Silence(me, store, sessions, journal, rules, kept_s=config.attestation_history_s, now=now)
     return Pushing(
         Logins(sessions, stored.agents, limits, meter, now=now), attestations, judging, journal, silence

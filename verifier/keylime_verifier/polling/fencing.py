@@ -9,7 +9,7 @@ check and the write. (On SQLite the transaction is the only one that writes.)
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 import sqlalchemy as sa
@@ -20,6 +20,22 @@ from keylime_verifier.agents.policy_categories import MEASURED_BOOT, RUNTIME
 from keylime_verifier.agents.records import AgentRecord, Enrolment, HeldVersions
 from keylime_verifier.agents.shards import ShardClaim, VerifierId
 from keylime_verifier.database.schema import agents, policies, progress, shards
+
+_AT_ONCE = 500
+_LOCKED = (
+    sa.select(
+        agents.c.agent_id,
+        progress.c.incarnation,
+        progress.c.recalls,
+        agents.c.operational_state,
+        agents.c.severity_level,
+        agents.c.is_polled,
+    )
+    .join(progress, progress.c.agent_id == agents.c.agent_id)
+    .where(agents.c.agent_id.in_(sa.bindparam("of_agents", expanding=True)))
+    .order_by(agents.c.agent_id)
+    .with_for_update()
+)
 
 
 class Ruling(Enum):
@@ -114,33 +130,28 @@ def lock_agent(
     connection: sa.Connection, record: AgentRecord, claim: ShardClaim, *, with_policies: bool
 ) -> StoredState | None:
     """What is there of an agent; it stays so until the transaction ends."""
-    query = (
-        sa.select(
-            progress.c.incarnation,
-            progress.c.recalls,
-            agents.c.operational_state,
-            agents.c.severity_level,
-            agents.c.is_polled,
-        )
-        .join(progress, progress.c.agent_id == agents.c.agent_id)
-        .where(agents.c.agent_id == record.agent_id)
-        .with_for_update()
-    )
-    row = connection.execute(query).first()
-    if row is None:
+    found = lock_agents(connection, [record]).get(record.agent_id)
+    if found is None:
         return None
-    return StoredState(
-        row.incarnation,
-        row.recalls,
-        OperationalState(row.operational_state),
-        row.severity_level,
-        row.is_polled,
-        claim,
-        _lock_versions(connection, record.enrolment) if with_policies else HeldVersions(),
-    )
+    versions = lock_versions(connection, record.enrolment) if with_policies else found.versions
+    return replace(found, claim=claim, versions=versions)
 
 
-def _lock_versions(connection: sa.Connection, enrolment: Enrolment) -> HeldVersions:
+def lock_agents(connection: sa.Connection, records: Collection[AgentRecord]) -> dict[str, StoredState]:
+    """What is there of agents, by their ids, without claims and versions; locked in their order."""
+    found: dict[str, StoredState] = {}
+    ids = sorted({record.agent_id for record in records})
+    for first in range(0, len(ids), _AT_ONCE):
+        rows = connection.execute(_LOCKED, {"of_agents": ids[first : first + _AT_ONCE]})
+        for agent_id, incarnation, recalls, state, severity_level, is_polled in rows:
+            found[agent_id] = StoredState(
+                incarnation, recalls, OperationalState(state), severity_level, is_polled, ShardClaim()
+            )
+    return found
+
+
+def lock_versions(connection: sa.Connection, enrolment: Enrolment) -> HeldVersions:
+    """What is stored of an agent's policies; it stays so until the transaction ends."""
     names = {part.name for part in enrolment.parts}
     runtime = sa.and_(policies.c.kind == RUNTIME, policies.c.name.in_(names))
     boot = sa.and_(policies.c.kind == MEASURED_BOOT, policies.c.name == enrolment.measured_boot_policy)

@@ -1,19 +1,34 @@
-"""Attestations in the database: each method is one transaction."""
+"""Attestations in the database: each method is one transaction, which requests that come together share.
+
+Transactions for several agents write table by table, and each table in the order of its agents: no two of
+them wait for each other.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import sqlalchemy as sa
 
+from keylime.database.together import Together
 from keylime.database.transactions import Database
+from keylime.errors import KeylimeError
 from keylime.identifiers import AgentId
 from keylime.messages.push_attestation import Stage
 from keylime.messages.push_evidence import Received
-from keylime_verifier.agents.policy_categories import PolicyHashes
+from keylime_verifier.agents.policy_categories import MEASURED_BOOT, RUNTIME, TextHash
 from keylime_verifier.agents.pushing import PASSING
-from keylime_verifier.agents.records import AgentRecord
-from keylime_verifier.agents.shards import MemberId
-from keylime_verifier.database.schema import agents, attestations, pushing, sessions, shards
+from keylime_verifier.agents.records import AgentRecord, PushState
+from keylime_verifier.agents.shards import MemberId, ShardClaim
+from keylime_verifier.database.schema import (
+    agents,
+    attestations,
+    policies,
+    progress,
+    pushing,
+    sessions,
+    shards,
+)
 from keylime_verifier.policies.store import read_hashes
 from keylime_verifier.polling.rows import UnreadableRecord, record_of
 from keylime_verifier.polling.store import SELECT_RECORDS
@@ -25,10 +40,13 @@ from keylime_verifier.pushing.attestation_rows import (
     attestation_of,
     encode_items,
 )
+from keylime_verifier.pushing.known_agents import CallingAgent, KnownAgents, still_stands
 from keylime_verifier.pushing.session_store import SELECT_SESSIONS, session_of
 from keylime_verifier.pushing.sessions import PushSession
+from keylime_verifier.pushing.verdict_writes import AttestationEnd
 
 _OVERDUE_AT_ONCE = 500
+_WRITINGS_APART_S = 0.012  # what comes faster is written together
 # Statements of every attestation, which are made once: that costs more than to execute them.
 _OF_AGENT = attestations.c.agent_id == sa.bindparam("of_agent")
 _SESSION = SELECT_SESSIONS.where(sessions.c.session_id == sa.bindparam("of_session"))
@@ -49,19 +67,85 @@ _TAKE = sa.update(attestations).where(
     attestations.c.stage == AWAITING,
 )
 
+# All that may have changed of what is known: a row of narrow tables, found by their keys.
+_RUNTIME_POLICY, _BOOT_POLICY = policies.alias("runtime_policy"), policies.alias("boot_policy")
+_STANDING_NAMES = [one.name for one in fields(Attestation) if one.name not in ("agent_id", "items")]
+_NOW = (
+    sa.select(
+        *SELECT_SESSIONS.selected_columns,
+        progress.c.incarnation,
+        progress.c.recalls,
+        shards.c.owner,
+        shards.c.epoch,
+        pushing.c.next_number,
+        pushing.c.judged,
+        pushing.c.deadline,
+        _RUNTIME_POLICY.c.content_hash,
+        _BOOT_POLICY.c.content_hash,
+        *(attestations.c[name] for name in _STANDING_NAMES),
+    )
+    .select_from(
+        agents.join(progress, progress.c.agent_id == agents.c.agent_id)
+        .join(pushing, pushing.c.agent_id == agents.c.agent_id)
+        .join(sessions, sessions.c.session_id == sa.bindparam("of_session"))
+        .outerjoin(
+            shards, sa.and_(shards.c.verifier_id == agents.c.verifier_id, shards.c.shard == agents.c.shard)
+        )
+        .outerjoin(
+            _RUNTIME_POLICY,
+            sa.and_(_RUNTIME_POLICY.c.kind == RUNTIME, _RUNTIME_POLICY.c.name == agents.c.runtime_policy),
+        )
+        .outerjoin(
+            _BOOT_POLICY,
+            sa.and_(
+                _BOOT_POLICY.c.kind == MEASURED_BOOT, _BOOT_POLICY.c.name == agents.c.measured_boot_policy
+            ),
+        )
+        .outerjoin(
+            attestations,
+            sa.and_(
+                attestations.c.agent_id == agents.c.agent_id,
+                attestations.c.number == pushing.c.next_number - 1,
+            ),
+        )
+    )
+    .where(agents.c.agent_id == sa.bindparam("of_agent"))
+)
+_OF_SESSION = len(fields(PushSession))
+_OF_AGENT_NOW = _OF_SESSION + 9
+
+
+class Outdated(KeylimeError):
+    """What was remembered of an agent is not so any more; nothing was written."""
+
 
 @dataclass(frozen=True, slots=True)
-class CallingAgent:
-    """What is known of an agent that calls: its session, its record, its latest attestation.
+class _Look:
+    agent_id: AgentId
+    session_id: str
+    remembered: CallingAgent | None
 
-    `next_number` is None of an agent that is not there, or does not attest by itself.
+
+@dataclass(frozen=True, slots=True)
+class _Writing:
+    """An attestation as it is to be: new, or with the evidence that the one there awaits.
+
+    It counts only if `remembered`, of which it was made, still stands; None if it was read just before.
     """
 
-    session: PushSession | None
-    record: AgentRecord | None
-    next_number: int | None
-    latest: Attestation | None
-    policies: PolicyHashes = field(default_factory=dict)  # which the agent is held to
+    attestation: Attestation
+    remembered: CallingAgent | None
+    supersedes: bool = False  # one that awaits evidence
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it is to be stored, and not to be changed."""
+        return self.attestation.stage == AWAITING
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """Whose, and which."""
+        return self.attestation.agent_id, self.attestation.number
 
 
 class AttestationStore:
@@ -69,24 +153,29 @@ class AttestationStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._known = KnownAgents()
+        self._looks = Together("look at an attestation", self._look)
+        self._writings = Together("write an attestation", self._write, writes=True, apart_s=_WRITINGS_APART_S)
+
+    def remembered(self, agent_id: AgentId) -> CallingAgent | None:
+        """What is known of an agent without a look, which may be wrong by now."""
+        return self._known.get(agent_id)
 
     async def look(self, agent_id: AgentId, session_id: str) -> CallingAgent:
         """What is known of an agent, and of the session that it says is its own. Raises UnreadableRecord."""
+        found = await self._looks.ask(_Look(agent_id, session_id, self._known.get(agent_id)))
+        self._known.seen(found)
+        return found
 
-        def work(connection: sa.Connection) -> CallingAgent:
-            session = connection.execute(_SESSION, {"of_session": session_id}).first()
-            row = connection.execute(_AGENT, {"of_agent": agent_id}).mappings().first()
-            record = None if row is None else record_of(row)
-            latest = connection.execute(_LATEST, {"of_agent": agent_id}).first()
-            return CallingAgent(
-                None if session is None else session_of(session),
-                record,
-                None if row is None else row["next_number"],
-                None if latest is None else attestation_of(latest),
-                {} if record is None else read_hashes(connection, record.enrolment),
-            )
+    async def _look(self, asked: Sequence[_Look]) -> list[CallingAgent | Exception]:
+        def work(connection: sa.Connection) -> list[CallingAgent | Exception]:
+            return [_calling(connection, one) for one in asked]
 
         return await self._database.read("look at an attestation", work)
+
+    def judged(self, record: AgentRecord, end: AttestationEnd | None) -> None:
+        """A verdict about an agent was written, or its silence."""
+        self._known.judged(record, end)
 
     async def agent_of(self, session_id: str) -> AgentId:
         """Whose session it is said to be; nobody's is empty."""
@@ -96,42 +185,51 @@ class AttestationStore:
         )
         return AgentId(found or "")
 
-    async def negotiate(self, attestation: Attestation) -> bool:
-        """Stores a new attestation in the place of one that awaits evidence. False: somebody was faster."""
-        of_agent = {"of_agent": attestation.agent_id}
+    async def negotiate(
+        self, attestation: Attestation, remembered: CallingAgent | None = None, *, supersedes: bool = True
+    ) -> bool:
+        """Stores a new attestation in the place of one that awaits evidence. False: somebody was faster.
 
-        def work(connection: sa.Connection) -> bool:
-            if connection.execute(_COUNT, {**of_agent, "number": attestation.number}).rowcount != 1:
-                return False
-            connection.execute(_SUPERSEDED, of_agent)
-            connection.execute(_NEW, attestation.columns)
-            return True
-
-        return await self._database.write("negotiate an attestation", work)
+        Who has just seen that none does says that nothing is to be superseded. Raises Outdated.
+        """
+        is_first = await self._written(_Writing(attestation, remembered, supersedes))
+        if is_first:
+            self._known.negotiated(attestation)
+        return is_first
 
     async def receive(
-        self, attestation: Attestation, items: Sequence[Received], at: float, stage: Stage = EVALUATING
+        self,
+        attestation: Attestation,
+        items: Sequence[Received],
+        at: float,
+        stage: Stage = EVALUATING,
+        remembered: CallingAgent | None = None,
     ) -> Attestation | None:
         """The attestation with its evidence, which it takes once. None: somebody was faster.
 
-        It is over at that `stage` if nobody will judge it.
+        It is over at that `stage` if nobody will judge it. Raises Outdated.
         """
         completed_at = at if stage == COMPLETE else None
         changed = replace(
             attestation, stage=stage, evidence_at=at, completed_at=completed_at, items=tuple(items)
         )
-        values = {
-            "of_agent": attestation.agent_id,
-            "of_number": attestation.number,
-            "stage": stage,
-            "evidence_at": at,
-            "completed_at": completed_at,
-            "items": encode_items(items),
-        }
-        is_ours = await self._database.write(
-            "receive evidence", lambda connection: connection.execute(_TAKE, values).rowcount == 1
-        )
-        return changed if is_ours else None
+        if not await self._written(_Writing(changed, remembered)):
+            return None
+        self._known.received(changed)
+        return changed
+
+    async def _written(self, writing: _Writing) -> bool:
+        try:
+            return await self._writings.ask(writing)
+        except Outdated:
+            self._known.forget(AgentId(writing.attestation.agent_id))
+            raise
+
+    async def _write(self, asked: Sequence[_Writing]) -> list[bool | Exception]:
+        def work(connection: sa.Connection) -> list[bool | Exception]:
+            return _write_all(connection, asked)
+
+        return await self._database.write("write an attestation", work)
 
     async def of_agent(self, agent_id: AgentId, number: int | None = None) -> list[Attestation] | None:
         """The attestations of an agent, or the one with this number; None if it attests none by itself."""
@@ -199,3 +297,124 @@ class AttestationStore:
             attestations.c.received_at < before, attestations.c.number < number.scalar_subquery() - 1
         )
         await self._database.write("forget attestations", lambda connection: connection.execute(old))
+
+
+def _calling(connection: sa.Connection, asked: _Look) -> CallingAgent | Exception:
+    try:
+        return _as_remembered(connection, asked) or _read_anew(connection, asked)
+    except UnreadableRecord as error:
+        return error
+
+
+def _as_remembered(connection: sa.Connection, asked: _Look) -> CallingAgent | None:
+    """What is found of an agent whose record is as it is remembered; None where all must be read."""
+    remembered = asked.remembered
+    if remembered is None or remembered.record is None:
+        return None
+    record = remembered.record
+    row = connection.execute(_NOW, {"of_agent": asked.agent_id, "of_session": asked.session_id}).first()
+    if row is None:
+        return None
+    incarnation, recalls, owner, epoch, next_number, judged, deadline, runtime, boot = row[
+        _OF_SESSION:_OF_AGENT_NOW
+    ]
+    if (incarnation, recalls) != (record.generation, record.recalls):
+        return None
+    claim = ShardClaim() if epoch is None else ShardClaim(owner, epoch)
+    push = PushState(judged, deadline)
+    if (claim, push) != (record.claim, record.push):
+        record = replace(record, claim=claim, push=push)
+    if record.enrolment.runtime_parts:
+        hashes = read_hashes(connection, record.enrolment)
+    else:
+        named: dict[tuple[str, str], TextHash | None] = {
+            (RUNTIME, record.enrolment.runtime_policy): runtime,
+            (MEASURED_BOOT, record.enrolment.measured_boot_policy or ""): boot,
+        }
+        hashes = {name: text_hash for name, text_hash in named.items() if text_hash is not None}
+    standing = row[_OF_AGENT_NOW:]
+    latest = None
+    if standing[0] is not None:
+        latest = Attestation(
+            agent_id=asked.agent_id, items=(), **dict(zip(_STANDING_NAMES, standing, strict=True))
+        )
+        if latest.stage == AWAITING:
+            latest = _with_items(connection, latest, remembered.latest)
+    return CallingAgent(session_of(row[:_OF_SESSION]), record, next_number, latest, hashes)
+
+
+def _with_items(connection: sa.Connection, found: Attestation, known: Attestation | None) -> Attestation:
+    """What an attestation awaits, which never changes."""
+    is_known = known is not None and (known.number, known.generation) == (found.number, found.generation)
+    if known is not None and is_known and known.stage == AWAITING:
+        return replace(found, items=known.items)
+    row = connection.execute(_LATEST, {"of_agent": found.agent_id}).first()
+    return found if row is None else attestation_of(row)
+
+
+def _read_anew(connection: sa.Connection, asked: _Look) -> CallingAgent:
+    of_agent = {"of_agent": asked.agent_id}
+    session = connection.execute(_SESSION, {"of_session": asked.session_id}).first()
+    row = connection.execute(_AGENT, of_agent).mappings().first()
+    record = None if row is None else record_of(row)
+    latest = connection.execute(_LATEST, of_agent).first()
+    found = None if latest is None else attestation_of(latest)
+    return CallingAgent(
+        None if session is None else session_of(session),
+        record,
+        None if row is None else row["next_number"],
+        found if found is None or found.stage == AWAITING else replace(found, items=()),
+        {} if record is None else read_hashes(connection, record.enrolment),
+    )
+
+
+def _write_all(connection: sa.Connection, asked: Sequence[_Writing]) -> list[bool | Exception]:
+    """What came of each: whether it was done, or came too late, or from what is not so."""
+    results: dict[int, bool | Exception] = {}
+    order = sorted(range(len(asked)), key=lambda number: asked[number].place)
+    new: list[_Writing] = []
+    for number in order:
+        one = asked[number]
+        if one.is_new:
+            results[number] = _is_outdated(connection, one) or _is_counted(connection, one.attestation)
+            if results[number] is True:
+                new.append(one)
+    superseding = [{"of_agent": one.attestation.agent_id} for one in new if one.supersedes]
+    if superseding:
+        connection.execute(_SUPERSEDED, superseding)
+    if new:
+        connection.execute(_NEW, [one.attestation.columns for one in new])
+    for number in order:
+        one = asked[number]
+        if not one.is_new:
+            results[number] = _is_outdated(connection, one) or _is_taken(connection, one.attestation)
+    return [results[number] for number in range(len(asked))]
+
+
+def _is_outdated(connection: sa.Connection, one: _Writing) -> Outdated | None:
+    remembered = one.remembered
+    if remembered is None:
+        return None
+    session_id = "" if remembered.session is None else remembered.session.session_id
+    look = _Look(AgentId(one.attestation.agent_id), session_id, remembered)
+    found = _as_remembered(connection, look)
+    if found is not None and still_stands(remembered, found):
+        return None
+    return Outdated("the agent has changed since")
+
+
+def _is_counted(connection: sa.Connection, attestation: Attestation) -> bool:
+    place = {"of_agent": attestation.agent_id, "number": attestation.number}
+    return connection.execute(_COUNT, place).rowcount == 1
+
+
+def _is_taken(connection: sa.Connection, attestation: Attestation) -> bool:
+    values: dict[str, Any] = {
+        "of_agent": attestation.agent_id,
+        "of_number": attestation.number,
+        "stage": attestation.stage,
+        "evidence_at": attestation.evidence_at,
+        "completed_at": attestation.completed_at,
+        "items": encode_items(attestation.items),
+    }
+    return connection.execute(_TAKE, values).rowcount == 1

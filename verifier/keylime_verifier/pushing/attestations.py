@@ -1,10 +1,12 @@
 """Attestations of agents that attest by themselves: negotiated, received, shown. One method for each call."""
 
+import contextlib
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
-from keylime.errors import KeylimeError
+from keylime.errors import KeylimeError, MalformedMessage
 from keylime.identifiers import AgentId
 from keylime.messages.push_attestation import RESOURCE_TYPE
 from keylime.messages.push_document import ReceivedResource
@@ -20,9 +22,11 @@ from keylime_verifier.pushing.attestation_rows import (
     Attestation,
     encode_items,
 )
-from keylime_verifier.pushing.attestation_store import AttestationStore, CallingAgent
+from keylime_verifier.pushing.attestation_store import AttestationStore, Outdated
 from keylime_verifier.pushing.collected import read_evidence
-from keylime_verifier.pushing.judging import BuildReference, Judging, ReceivedEvidence, TooMuchEvidence
+from keylime_verifier.pushing.judging import Judging, ReceivedEvidence, TooMuchEvidence
+from keylime_verifier.pushing.kept_references import KeptReferences
+from keylime_verifier.pushing.known_agents import CallingAgent
 from keylime_verifier.pushing.negotiation import EVIDENCE, choose, read_offer
 from keylime_verifier.pushing.problems import Problem, Unacceptable, problem
 from keylime_verifier.pushing.sessions import (
@@ -38,6 +42,8 @@ from keylime_verifier.pushing.sessions import (
 log = logging.getLogger("keylime.verifier")
 
 _BUSY_S = 5.0
+
+ResultT = TypeVar("ResultT")
 
 
 class Unauthenticated(KeylimeError):
@@ -70,14 +76,14 @@ class Attestations:
     def __init__(
         self,
         store: AttestationStore,
-        build_reference: BuildReference,
+        references: KeptReferences,
         judging: Judging,
         limits: AttestationLimits,
         *,
         now: Callable[[], float],
     ) -> None:
         self._store = store
-        self._build_reference = build_reference
+        self._references = references
         self._judging = judging
         self._limits = limits
         self._now = now
@@ -87,6 +93,41 @@ class Attestations:
         agent_id = await self._store.agent_of(_token(token_text).session_id)
         await self.authenticate(agent_id, token_text)
         return agent_id
+
+    async def attended(
+        self,
+        agent_id: AgentId,
+        token_text: str,
+        act: Callable[[CallingAgent, bool], Awaitable[ResultT]],
+        is_done: Callable[[ResultT], bool],
+    ) -> ResultT:
+        """What comes of `act` for the agent `agent_id`, which shows a token.
+
+        It is tried with what is remembered of the agent. Only what has come of that and `is_done` counts,
+        because it was looked at when it was written; else all is read, and nothing remembered is used.
+
+        Raises Unauthenticated, NotTheOwner, PushRefused, and what `act` raises.
+        """
+        remembered = self._recognised(agent_id, token_text)
+        if remembered is not None:
+            with contextlib.suppress(Outdated, PushRefused, MalformedMessage):
+                done = await act(remembered, True)
+                if is_done(done):
+                    return done
+        return await act(await self.authenticate(agent_id, token_text), False)
+
+    def _recognised(self, agent_id: AgentId, token_text: str) -> CallingAgent | None:
+        """What is remembered of the agent, if that would let it in."""
+        token, remembered = read_token(token_text), self._store.remembered(agent_id)
+        if token is None or remembered is None or remembered.session is None or remembered.record is None:
+            return None
+        if remembered.session.session_id != token.session_id:
+            return None
+        try:
+            _demand_own(agent_id, remembered, token, self._now())
+        except (Unauthenticated, NotTheOwner):
+            return None
+        return remembered
 
     async def authenticate(self, agent_id: AgentId, token_text: str) -> CallingAgent:
         """What is known of the agent `agent_id`, which shows a token.
@@ -98,29 +139,23 @@ class Attestations:
             found = await self._store.look(agent_id, token.session_id)
         except UnreadableRecord as error:
             raise PushRefused(503, "unavailable", str(error), retry_after_s=_BUSY_S) from error
-        session = found.session
-        fault = judge_token(token, session, self._now())
-        if session is None or fault is not None:
-            raise Unauthenticated(fault or "Invalid authentication token")
-        if session.agent_id != agent_id:
-            raise NotTheOwner(
-                f"Agent {session.agent_id} cannot access resource {agent_id} (ownership required)"
-            )
-        if found.record is not None and session.key_hash != key_hash(found.record.enrolment.ak_tpm):
-            raise Unauthenticated("Invalid authentication token")  # it was proven with another key
+        _demand_own(agent_id, found, token, self._now())
         log.debug("Authentication token validated for agent '%s'", agent_id)
         return found
 
     async def negotiate(
-        self, agent_id: AgentId, found: CallingAgent, resource: ReceivedResource
+        self, agent_id: AgentId, found: CallingAgent, resource: ReceivedResource, *, is_remembered: bool
     ) -> Attestation:
-        """A new attestation, with what is asked for. Raises PushRefused."""
+        """A new attestation, with what is asked for.
+
+        Raises PushRefused, and Outdated of what `is_remembered`.
+        """
         record, now = _attesting(found), self._now()
         self._demand_turn(found, now)
         _demand_type(resource)
         try:
             offered = read_offer(resource.attributes)
-            reference, _ = await self._build_reference(record.enrolment, found.policies)
+            reference, _ = await self._references.of(record, found.policies)
             checkpoint = record.progress.checkpoint.under_policy(
                 reference.runtime_policy.content_hash, reference.succeeded
             )
@@ -138,7 +173,9 @@ class Attestations:
             expires_at=now + self._limits.challenge_s if chosen.items else None,
             items=chosen.items,
         )
-        if not await self._store.negotiate(attestation):
+        supersedes = found.latest is not None and found.latest.stage == AWAITING
+        remembered = found if is_remembered else None
+        if not await self._store.negotiate(attestation, remembered, supersedes=supersedes):
             raise PushRefused(409, "conflict", "Another attestation was negotiated at the same time.")
         return attestation
 
@@ -165,9 +202,18 @@ class Attestations:
         return max(0, round(since + self._limits.interval_s - moment))
 
     async def receive(
-        self, agent_id: AgentId, found: CallingAgent, number: int | None, resource: ReceivedResource
+        self,
+        agent_id: AgentId,
+        found: CallingAgent,
+        number: int | None,
+        resource: ReceivedResource,
+        *,
+        is_remembered: bool,
     ) -> Attestation:
-        """The attestation with its evidence, which is judged from now on. Raises PushRefused."""
+        """The attestation with its evidence, which is judged from now on.
+
+        Raises PushRefused, and Outdated of what `is_remembered`.
+        """
         record, now = _attesting(found), self._now()
         latest = _latest(found, number)
         if latest.stage != AWAITING:
@@ -190,7 +236,8 @@ class Attestations:
             # What an agent was asked before it was stopped, reactivated or changed proves nothing any more.
             is_current = latest.generation == record.generation
             stage = EVALUATING if is_current else COMPLETE
-            received = await self._store.receive(latest, collected.items, now, stage)
+            remembered = found if is_remembered else None
+            received = await self._store.receive(latest, collected.items, now, stage, remembered)
             if received is None:
                 raise PushRefused(403, "evidence_immutable", "The attestation has its evidence already.")
         except BaseException:
@@ -230,6 +277,18 @@ def _token(text: str) -> Token:
     if token is None:
         raise Unauthenticated("Invalid authentication token")
     return token
+
+
+def _demand_own(agent_id: AgentId, found: CallingAgent, token: Token, now: float) -> None:
+    """Raises Unauthenticated and NotTheOwner unless the token is one of the agent's."""
+    session = found.session
+    fault = judge_token(token, session, now)
+    if session is None or fault is not None:
+        raise Unauthenticated(fault or "Invalid authentication token")
+    if session.agent_id != agent_id:
+        raise NotTheOwner(f"Agent {session.agent_id} cannot access resource {agent_id} (ownership required)")
+    if found.record is not None and session.key_hash != key_hash(found.record.enrolment.ak_tpm):
+        raise Unauthenticated("Invalid authentication token")  # it was proven with another key
 
 
 def _demand_type(resource: ReceivedResource) -> None:

@@ -1,11 +1,13 @@
 """Writes verdicts about agents that attest by themselves, and that they are silent.
 
-What comes while a transaction is under way is written by the next one, all together. A verdict that the
-database does not take is tried again for as long as the process lives; silence is not, for whoever could not
-be heard meanwhile is not silent.
+What comes while a transaction is under way is written by the next one, all together. Passes that change
+nothing but counters and positions are written a few times a second; everything else at once, and what waits
+with it. A verdict that the database does not take is tried again for as long as the process lives; silence is
+not, for whoever could not be heard meanwhile is not silent.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -37,12 +39,20 @@ from keylime_verifier.polling.outcomes import events_of, log_outcome
 from keylime_verifier.polling.store import AgentStore
 from keylime_verifier.polling.unwritten import Unwritten
 from keylime_verifier.pushing.insistence import FIRST_RETRY_S, LONGEST_RETRY_S, insisting
-from keylime_verifier.pushing.verdict_writes import AttestationEnd, Change, end_attestation, write_changes
+from keylime_verifier.pushing.verdict_writes import (
+    AttestationEnd,
+    Change,
+    end_attestation,
+    is_plain,
+    write_changes,
+)
 from keylime_verifier.revocations.notices import CLEARED, signed_notice
 
 log = logging.getLogger("keylime.verifier")
 
 _AT_ONCE = 200
+_GATHERING_S = 0.25  # between two transactions that write plain passes alone
+_ENOUGH = 100  # of them are not waited with
 _ATTEMPTS = 20  # to work a verdict out on what others have written meanwhile
 
 
@@ -60,6 +70,7 @@ class Judged:
 class _Waiting:
     change: Change
     ruled: "asyncio.Future[Ruling]"
+    is_plain: bool
 
 
 class PushedVerdicts:
@@ -77,10 +88,12 @@ class PushedVerdicts:
         lateness: Unwritten,
         meter: Meter,
         now: Callable[[], float],
+        on_written: Callable[[AgentRecord, AttestationEnd | None], None] = lambda _record, _end: None,
     ) -> None:
         """`token_s` is how long a token holds after a pass, None if a pass does not lengthen it.
 
-        `now` tells the time, in seconds since the epoch, that is shown with verdicts.
+        `now` tells the time, in seconds since the epoch, that is shown with verdicts; `on_written` hears of
+        each record that is stored.
         """
         self._database = database
         self._store = store
@@ -91,8 +104,11 @@ class PushedVerdicts:
         self._lateness = lateness
         self._meter = meter
         self._now = now
+        self._on_written = on_written
         self._waiting: list[_Waiting] = []
         self._wake = asyncio.Event()
+        self._urgent = asyncio.Event()
+        self._written_at = -_GATHERING_S  # plain passes, by the loop's clock
 
     async def judged(self, judged: Judged) -> Ruling:
         """Writes what comes of a verdict; when this returns, it is written, or does not count.
@@ -179,6 +195,7 @@ class PushedVerdicts:
         """Says what was written."""
         if ruling is not Ruling.COUNTS:
             return
+        self._on_written(replace(change.after, recalls=change.before.recalls + 1), change.conclusion)
         outcome = _outcome(happening)
         log_outcome(change.before, change.after, outcome)
         self._meter.pushed(outcome)
@@ -216,16 +233,24 @@ class PushedVerdicts:
 
     async def _written(self, changes: Sequence[Change]) -> list[Ruling]:
         loop = asyncio.get_running_loop()
-        ruled: list[asyncio.Future[Ruling]] = [loop.create_future() for _ in changes]
-        self._waiting.extend(map(_Waiting, changes, ruled))
+        waiting = [_Waiting(change, loop.create_future(), is_plain(change)) for change in changes]
+        self._waiting.extend(waiting)
+        if len(self._waiting) >= _ENOUGH or not all(one.is_plain for one in waiting):
+            self._urgent.set()
         self._wake.set()
-        return await asyncio.gather(*ruled)
+        return await asyncio.gather(*(one.ruled for one in waiting))
+
+    def hurry(self) -> None:
+        """What waits is written now."""
+        if self._waiting:
+            self._urgent.set()
 
     async def run(self) -> None:
         """Writes what waits, for ever."""
         delay_s = FIRST_RETRY_S
         while True:
             await self._wake.wait()
+            await self._gather()
             self._wake.clear()
             try:
                 await self.flush()
@@ -237,6 +262,17 @@ class PushedVerdicts:
                 self._wake.set()
                 await asyncio.sleep(delay_s)
                 delay_s = min(2 * delay_s, LONGEST_RETRY_S)
+
+    async def _gather(self) -> None:
+        """Waits until plain passes are to be written again, or something more urgent is."""
+        loop = asyncio.get_running_loop()
+        left_s = self._written_at + _GATHERING_S - loop.time()
+        if left_s > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left_s):
+                    await self._urgent.wait()
+        self._urgent.clear()
+        self._written_at = loop.time()
 
     async def flush(self) -> None:
         """Writes what waits now. Raises DatabaseUnavailable, and keeps verdicts then."""
@@ -256,7 +292,7 @@ class PushedVerdicts:
 
     async def _write_some(self, some: Sequence[_Waiting]) -> None:
         try:
-            await self._write(sorted(some, key=lambda one: one.change.before.agent_id))
+            await self._write(some)
         except DatabaseUnavailable:
             raise
         except Exception:
@@ -267,7 +303,8 @@ class PushedVerdicts:
     async def _write(self, some: Sequence[_Waiting]) -> None:
         changes = [one.change for one in some]
         work = partial(write_changes, changes=changes)
-        rulings = await self._database.write("record attestations", work)
+        can_wait = all(one.is_plain for one in some)
+        rulings = await self._database.write("record attestations", work, can_wait=can_wait)
         for one, ruling in zip(some, rulings, strict=True):
             if not one.ruled.done():
                 one.ruled.set_result(ruling)

@@ -5,7 +5,6 @@ The same appraisal as for agents that are polled; here it is only put together.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -19,18 +18,17 @@ from keylime.errors import KeylimeError
 from keylime.identifiers import AgentId
 from keylime_verifier.agents.lifecycle import Defect
 from keylime_verifier.agents.policy_categories import PolicyHashes
-from keylime_verifier.agents.records import AgentRecord, Enrolment, HeldVersions
+from keylime_verifier.agents.records import AgentRecord
 from keylime_verifier.polling.answer_budget import AnswerBudget, AnswerReservation
 from keylime_verifier.polling.fencing import Ruling
 from keylime_verifier.polling.meter import Meter
 from keylime_verifier.pushing.collected import Collected, answer_of, challenge_of
 from keylime_verifier.pushing.insistence import insisting
 from keylime_verifier.pushing.journal import Judged, PushedVerdicts, gravest_text
+from keylime_verifier.pushing.kept_references import KeptReferences
 from keylime_verifier.pushing.negotiation import boottime_in, quoted_pcrs
 
 log = logging.getLogger("keylime.verifier")
-
-BuildReference = Callable[[Enrolment, PolicyHashes], Awaitable[tuple[Reference, HeldVersions]]]
 
 MOST_AT_ONCE = 500
 """Pieces of evidence that wait for their verdict."""
@@ -64,9 +62,9 @@ class Judging:
     """What is under way of it in this process."""
 
     def __init__(
-        self, build_reference: BuildReference, journal: PushedVerdicts, budget: AnswerBudget, meter: Meter
+        self, references: KeptReferences, journal: PushedVerdicts, budget: AnswerBudget, meter: Meter
     ) -> None:
-        self._build_reference = build_reference
+        self._references = references
         self._journal = journal
         self._budget = budget
         self._meter = meter
@@ -98,6 +96,7 @@ class Judging:
     async def close(self, limit_s: float) -> None:
         """Ends what is under way; verdicts that are nearly there get so many seconds."""
         if self._tasks:
+            self._journal.hurry()
             await asyncio.wait(self._tasks, timeout=limit_s)
         tasks = list(self._tasks)
         for task in tasks:
@@ -123,8 +122,8 @@ class Judging:
         """Whether it could be judged."""
         agent_id, record = evidence.agent_id, evidence.record
         try:
-            build = partial(self._build_reference, record.enrolment, evidence.policies)
-            reference, held_to = await insisting(agent_id, build)
+            of_agent = partial(self._references.of, record, evidence.policies)
+            reference, held_to = await insisting(agent_id, of_agent)
             verdict = await self._verdict(evidence, record, reference, place)
             ruling = await self._journal.judged(
                 Judged(record=record, number=evidence.number, verdict=verdict, held_to=held_to)

@@ -1,6 +1,6 @@
 """Sessions in the database: any process, of any verifier, goes on with what another one has begun."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -148,9 +148,12 @@ class SessionStore:
         )
 
 
-def lengthen_session(connection: sa.Connection, agent_id: AgentId, until: float) -> None:
-    """Lets the token of an agent hold longer."""
-    connection.execute(_LENGTHEN, {"of_agent": agent_id, "until": until})
+def lengthen_sessions(connection: sa.Connection, until: Mapping[AgentId, float]) -> None:
+    """Lets the tokens of agents hold longer."""
+    if until:
+        connection.execute(
+            _LENGTHEN, [{"of_agent": agent_id, "until": moment} for agent_id, moment in until.items()]
+        )
 
 
 def _begun(connection: sa.Connection, session: PushSession, limits: SessionLimits, now: float) -> Begun:

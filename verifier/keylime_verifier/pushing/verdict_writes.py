@@ -14,14 +14,19 @@ from keylime.messages.push_attestation import Evaluation, FailureReason
 from keylime_verifier.agents.events import Occurrence
 from keylime_verifier.agents.progress import is_routine
 from keylime_verifier.agents.records import AgentRecord, HeldVersions, StoredRevocation
-from keylime_verifier.agents.shards import ShardClaim
 from keylime_verifier.database.history import write_events
 from keylime_verifier.database.schema import attestations, progress, pushing
-from keylime_verifier.polling.fencing import Ruling, StoredState, lock_agent, lock_claims
+from keylime_verifier.polling.fencing import (
+    Ruling,
+    StoredState,
+    lock_agents,
+    lock_claims,
+    lock_versions,
+)
 from keylime_verifier.polling.rows import has_learned, position_columns, verdict_columns
 from keylime_verifier.polling.verdict_writes import update_agent
 from keylime_verifier.pushing.attestation_rows import COMPLETE, EVALUATING
-from keylime_verifier.pushing.session_store import lengthen_session
+from keylime_verifier.pushing.session_store import lengthen_sessions
 from keylime_verifier.revocations.outbox import insert_revocation
 
 # Statements of every verdict, which are made once: that costs more than to execute them.
@@ -89,19 +94,82 @@ def rule_on_change(change: Change, found: StoredState | None) -> Ruling:
     return Ruling.COUNTS if is_same else Ruling.RECALLED
 
 
-def write_changes(connection: sa.Connection, changes: Sequence[Change]) -> list[Ruling]:
-    """Writes changes, those that count, in the order of their agents.
+def is_plain(change: Change) -> bool:
+    """Whether it is a pass that changes counters, times and the position only: losing it loses no verdict."""
+    conclusion = change.conclusion
+    return (
+        conclusion is not None
+        and conclusion.evaluation == "pass"
+        and change.revocation is None
+        and not change.events
+        and not _is_verdict(change)
+    )
 
-    What every writer locks, the outbox and the history, is locked after all agents.
+
+def write_changes(connection: sa.Connection, changes: Sequence[Change]) -> list[Ruling]:
+    """Writes changes, those that count: table by table, each in the order of the agents.
+
+    No two transactions wait for each other by that. What every writer locks, the outbox and the history, is
+    locked after all agents.
+    """
+    order = sorted(range(len(changes)), key=lambda number: changes[number].before.agent_id)
+    rulings = dict(zip(order, _rule(connection, [changes[number] for number in order]), strict=True))
+    counting = [changes[number] for number in order if rulings[number] is Ruling.COUNTS]
+    for change in counting:
+        if _is_verdict(change):
+            update_agent(connection, change.after.agent_id, verdict_columns(change.after.progress))
+    _execute(
+        connection,
+        _MOVE,
+        [{"of_agent": one.after.agent_id, **position_columns(one.after.progress)} for one in counting],
+    )
+    pushed = [(one.after.agent_id, one.after.push) for one in counting if one.after.push != one.before.push]
+    _execute(
+        connection,
+        _PUSH,
+        [
+            {"of_agent": agent_id, "judged": push.judged, "deadline": push.deadline}
+            for agent_id, push in pushed
+            if push is not None
+        ],
+    )
+    ended = [(one.before, one.conclusion) for one in counting if one.conclusion is not None]
+    _conclude(connection, ended)
+    until = {record.agent_id: end.token_until for record, end in ended}
+    lengthen_sessions(connection, {one: moment for one, moment in until.items() if moment is not None})
+    for change in counting:
+        if change.revocation is not None:
+            insert_revocation(
+                connection, change.revocation, change.before.enrolment.verifier_id, change.targets
+            )
+    write_events(connection, [event for one in counting for event in _told(one)])
+    return [rulings[number] for number in range(len(changes))]
+
+
+def _rule(connection: sa.Connection, changes: Sequence[Change]) -> list[Ruling]:
+    """Whether each of `changes` counts; their agents stay as they are until the transaction ends.
+
+    Who owns a shard is found out for silence alone.
     """
     silent = [one.before for one in changes if one.conclusion is None]
     owned = dict(zip((one.agent_id for one in silent), lock_claims(connection, silent), strict=True))
-    rulings = [_write_change(connection, one, owned.get(one.before.agent_id)) for one in changes]
-    counting = [one for one, ruling in zip(changes, rulings, strict=True) if ruling is Ruling.COUNTS]
-    for one in counting:
-        if one.revocation is not None:
-            insert_revocation(connection, one.revocation, one.before.enrolment.verifier_id, one.targets)
-    write_events(connection, [event for one in counting for event in _told(one)])
+    stored = lock_agents(connection, [one.before for one in changes])
+    rulings: list[Ruling] = []
+    moved: set[str] = set()
+    for change in changes:
+        before = change.before
+        found = stored.get(before.agent_id)
+        if found is not None:
+            is_held = change.held_to is not None
+            versions = lock_versions(connection, before.enrolment) if is_held else found.versions
+            claim = owned[before.agent_id] if change.conclusion is None else before.claim
+            found = replace(found, claim=claim, versions=versions)
+        ruling = rule_on_change(change, found)
+        if ruling is Ruling.COUNTS and before.agent_id in moved:  # by another of these
+            ruling = Ruling.RECALLED
+        if ruling is Ruling.COUNTS:
+            moved.add(before.agent_id)
+        rulings.append(ruling)
     return rulings
 
 
@@ -112,38 +180,31 @@ def _told(change: Change) -> Sequence[Occurrence]:
     return [replace(one, details={**one.details, "revocation": revocation_id}) for one in change.events]
 
 
-def _write_change(connection: sa.Connection, change: Change, owned: ShardClaim | None) -> Ruling:
-    """What becomes of an agent and its attestation, if it counts.
-
-    Who `owned` its shard is found out for silence alone.
-    """
-    before, after, conclusion = change.before, change.after, change.conclusion
-    found = lock_agent(connection, before, owned or before.claim, with_policies=change.held_to is not None)
-    ruling = rule_on_change(change, found)
-    if ruling is not Ruling.COUNTS:
-        return ruling
-    if not is_routine(before.progress, after.progress) or _has_learned(before, after):
-        update_agent(connection, after.agent_id, verdict_columns(after.progress))
-    connection.execute(_MOVE, {"of_agent": after.agent_id, **position_columns(after.progress)})
-    if after.push is not None and after.push != before.push:
-        values = {"of_agent": after.agent_id, "judged": after.push.judged, "deadline": after.push.deadline}
-        connection.execute(_PUSH, values)
-    if conclusion is not None:
-        _conclude(connection, before, conclusion)
-        if conclusion.token_until is not None:
-            lengthen_session(connection, after.agent_id, conclusion.token_until)
-    return ruling
+def _is_verdict(change: Change) -> bool:
+    """Whether more changes than what `progress` holds."""
+    before, after = change.before, change.after
+    return not is_routine(before.progress, after.progress) or _has_learned(before, after)
 
 
 def _has_learned(before: AgentRecord, after: AgentRecord) -> bool:
     return has_learned(before.progress.checkpoint, after.progress.checkpoint)
 
 
-def _conclude(connection: sa.Connection, record: AgentRecord, conclusion: AttestationEnd) -> None:
-    """The attestation is over; of those before it the ones stay that are kept."""
-    connection.execute(_CONCLUDE, _values(record, conclusion))
-    if conclusion.evaluation == "pass":
-        connection.execute(_FORGET, {"of_agent": record.agent_id, "of_number": conclusion.number})
+def _conclude(connection: sa.Connection, ended: Sequence[tuple[AgentRecord, AttestationEnd]]) -> None:
+    """Attestations are over; of those before one that passed the ones stay that are kept."""
+    _execute(connection, _CONCLUDE, [_values(record, end) for record, end in ended])
+    passed = [
+        {"of_agent": record.agent_id, "of_number": end.number}
+        for record, end in ended
+        if end.evaluation == "pass"
+    ]
+    _execute(connection, _FORGET, passed)
+
+
+def _execute(connection: sa.Connection, statement: sa.Executable, rows: Sequence[dict[str, object]]) -> None:
+    """Executes a statement for each of `rows`, which may be none."""
+    if rows:
+        connection.execute(statement, rows)
 
 
 def end_attestation(connection: sa.Connection, record: AgentRecord, conclusion: AttestationEnd) -> None:

@@ -1,0 +1,151 @@
+"""Work of several callers in one transaction: what comes while one is under way is done by the next.
+
+A caller alone is served at once. Under load a trip to a thread, a beginning and an end are shared by all who
+have come meanwhile.
+"""
+
+import asyncio
+import contextvars
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from keylime import patience
+from keylime.database.engine import DatabaseUnavailable, OutcomeUnknown, PartlyDone
+
+AskedT = TypeVar("AskedT")
+ResultT = TypeVar("ResultT")
+
+_AT_ONCE = 100
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting(Generic[AskedT, ResultT]):
+    asked: AskedT
+    done: "asyncio.Future[ResultT]"
+    has_begun: bool = False
+
+
+class Together(Generic[AskedT, ResultT]):
+    """What callers ask of a database, done by `work` for many of them in one transaction.
+
+    `work` returns what came of each, in their order; an exception among these is for that caller alone. What
+    else it raises undoes all, and then each is tried by itself.
+    """
+
+    def __init__(
+        self,
+        action: str,
+        work: Callable[[Sequence[AskedT]], Awaitable[Sequence[ResultT | Exception]]],
+        *,
+        writes: bool = False,
+        apart_s: float = 0.0,
+        at_once: int = _AT_ONCE,
+    ) -> None:
+        """`action` completes the sentence "cannot ..." of DatabaseUnavailable.
+
+        No transaction begins sooner than `apart_s` after the one before.
+        """
+        self._action = action
+        self._work = work
+        self._writes = writes
+        self._apart_s = apart_s
+        self._at_once = at_once
+        self._next_at = 0.0  # by the loop's clock
+        self._waiting: list[_Waiting[AskedT, ResultT]] = []
+        self._under_way: asyncio.Task[None] | None = None
+
+    async def ask(self, asked: AskedT) -> ResultT:
+        """What came of it, within the patience of the caller. Raises DatabaseUnavailable as `Database` does.
+
+        A write of somebody who does not wait any longer is not begun; one that was begun may yet be done.
+        """
+        waits = patience.current()
+        limit_s = waits.left_s
+        waiting: _Waiting[AskedT, ResultT] = _Waiting(asked, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        if self._under_way is None:
+            # In a context of its own: it works for others as well.
+            self._under_way = contextvars.Context().run(asyncio.create_task, self._work_on())
+        scope = asyncio.timeout(limit_s)
+        try:
+            with waits.waiting():
+                async with scope:
+                    result = await waiting.done
+        except TimeoutError as error:
+            if not scope.expired():
+                raise
+            reason = f"database: cannot {self._action}: no answer within {limit_s:.1f} s"
+            if self._writes and waiting.has_begun:
+                raise OutcomeUnknown(f"{reason}; whether it was done is not known") from error
+            raise self._nothing_done(reason, waits) from error
+        except DatabaseUnavailable as error:
+            if type(error) is DatabaseUnavailable:
+                raise self._nothing_done(str(error), waits) from error
+            raise
+        if self._writes:
+            waits.has_changed = True
+        return result
+
+    @staticmethod
+    def _nothing_done(reason: str, waits: patience.Patience) -> DatabaseUnavailable:
+        return PartlyDone(reason) if waits.has_changed else DatabaseUnavailable(reason)
+
+    async def _work_on(self) -> None:
+        try:
+            with patience.for_long_work(patience.CALLERS_S):
+                while self._waiting:
+                    await self._turn()
+                    if some := self._next():
+                        await self._do(some)
+        finally:
+            self._under_way = None
+
+    async def _turn(self) -> None:
+        loop = asyncio.get_running_loop()
+        if (left_s := self._next_at - loop.time()) > 0:
+            await asyncio.sleep(left_s)
+        self._next_at = loop.time() + self._apart_s
+
+    def _next(self) -> list[_Waiting[AskedT, ResultT]]:
+        here = [one for one in self._waiting if not one.done.done()]
+        some, self._waiting = here[: self._at_once], here[self._at_once :]
+        for one in some:
+            one.has_begun = True
+        return some
+
+    async def _do(self, some: Sequence[_Waiting[AskedT, ResultT]]) -> None:
+        try:
+            results = await self._work([one.asked for one in some])
+        except DatabaseUnavailable as error:
+            for one in some:
+                _settle(one, _same(error))
+        except Exception as error:  # noqa: BLE001 - whoever asked says so
+            if len(some) == 1:
+                _settle(some[0], error)
+                return
+            for one in some:
+                await self._do([one])
+        except BaseException:  # the end of everything
+            for one in some:
+                one.done.cancel()
+            raise
+        else:
+            for one, result in zip(some, results, strict=True):
+                _settle(one, result)
+
+
+def _same(error: DatabaseUnavailable) -> DatabaseUnavailable:
+    """For each who hears of it its own."""
+    copy = type(error)(str(error))
+    copy.__cause__ = error.__cause__
+    return copy
+
+
+def _settle(one: _Waiting[AskedT, ResultT], result: ResultT | Exception) -> None:
+    if one.done.done():
+        return
+    if isinstance(result, Exception):
+        one.done.set_exception(result)
+    else:
+        one.done.set_result(result)

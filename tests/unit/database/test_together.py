@@ -1,0 +1,165 @@
+"""Work of several callers in one transaction: who shares it, who hears of what goes wrong, who gives up."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+import pytest
+
+from keylime import patience
+from keylime.database.engine import DatabaseUnavailable, OutcomeUnknown, PartlyDone
+from keylime.database.together import Together
+from keylime.errors import KeylimeError
+
+Group = list[int]
+
+
+class Scripted:
+    """Work that answers with ten times what is asked, when it may go on."""
+
+    def __init__(self) -> None:
+        self.groups: list[Group] = []
+        self.patience: list[float] = []
+        self.may_go_on = asyncio.Event()
+        self.has_begun = asyncio.Event()
+        self.fails: Callable[[Sequence[int]], None] = lambda _: None
+
+    async def work(self, asked: Sequence[int]) -> list[int | Exception]:
+        self.groups.append(list(asked))
+        self.patience.append(patience.current().left_s)
+        self.has_begun.set()
+        await self.may_go_on.wait()
+        self.fails(asked)
+        return [KeylimeError("thirteen") if one == 13 else 10 * one for one in asked]
+
+
+def scene(act: Callable[[Scripted], Awaitable[None]]) -> None:
+    async def run() -> None:
+        await act(Scripted())
+
+    asyncio.run(run())
+
+
+def test_what_comes_meanwhile_is_done_together_and_one_error_is_ones_own() -> None:
+    async def act(script: Scripted) -> None:
+        together: Together[int, int] = Together("do it", script.work, at_once=4)
+        first = asyncio.create_task(together.ask(1))
+        await script.has_begun.wait()
+        others = [asyncio.create_task(together.ask(number)) for number in (2, 13, 4, 5, 6)]
+        await asyncio.sleep(0)
+        script.may_go_on.set()
+        results = await asyncio.gather(first, *others, return_exceptions=True)
+        assert results[:2] == [10, 20]
+        assert isinstance(results[2], KeylimeError)
+        assert results[3:] == [40, 50, 60]
+        assert script.groups == [[1], [2, 13, 4, 5], [6]]
+        assert await together.ask(7) == 70, "it goes on afterwards"
+
+    scene(act)
+
+
+def test_what_undoes_all_is_found_out_one_by_one() -> None:
+    def fail(asked: Sequence[int]) -> None:
+        if 3 in asked:
+            raise ZeroDivisionError
+
+    async def act(script: Scripted) -> None:
+        script.fails = fail
+        script.may_go_on.set()
+        together: Together[int, int] = Together("do it", script.work, writes=True)
+        results = await asyncio.gather(*map(together.ask, (1, 3, 5)), return_exceptions=True)
+        assert (results[0], results[2]) == (10, 50)
+        assert isinstance(results[1], ZeroDivisionError)
+        assert script.groups == [[1, 3, 5], [1], [3], [5]]
+
+    scene(act)
+
+
+@pytest.mark.parametrize("kind", [DatabaseUnavailable, OutcomeUnknown])
+def test_a_database_that_is_away_is_away_for_each_of_them(kind: type[DatabaseUnavailable]) -> None:
+    def fail(_asked: Sequence[int]) -> None:
+        raise kind("database: cannot do it: no answer")
+
+    async def act(script: Scripted) -> None:
+        script.fails = fail
+        script.may_go_on.set()
+        together: Together[int, int] = Together("do it", script.work, writes=True)
+        results = await asyncio.gather(*map(together.ask, (1, 2)), return_exceptions=True)
+        assert [type(one) for one in results] == [kind, kind]
+        assert results[0] is not results[1]
+        assert script.groups == [[1, 2]], "nobody tries it again on his behalf"
+
+    scene(act)
+
+
+def test_who_gives_up_is_told_what_was_done_and_what_was_not_begun_never_is() -> None:
+    async def act(script: Scripted) -> None:
+        together: Together[int, int] = Together("do it", script.work, writes=True)
+
+        async def hasty(number: int, *, has_changed: bool = False) -> int:
+            with patience.for_a_caller(0.05):
+                patience.current().has_changed = has_changed
+                return await together.ask(number)
+
+        under_way = asyncio.create_task(hasty(1))
+        await script.has_begun.wait()
+        waiting = [asyncio.create_task(hasty(2)), asyncio.create_task(hasty(3, has_changed=True))]
+        results = await asyncio.gather(under_way, *waiting, return_exceptions=True)
+        assert [type(one) for one in results] == [OutcomeUnknown, DatabaseUnavailable, PartlyDone]
+        script.may_go_on.set()
+        assert await together.ask(4) == 40
+        assert script.groups == [[1], [4]]
+
+    scene(act)
+
+
+def test_a_read_that_is_given_up_did_nothing() -> None:
+    async def act(script: Scripted) -> None:
+        together: Together[int, int] = Together("look", script.work)
+        with patience.for_a_caller(0.05), pytest.raises(DatabaseUnavailable) as raised:
+            await together.ask(1)
+        assert type(raised.value) is DatabaseUnavailable
+        script.may_go_on.set()
+
+    scene(act)
+
+
+def test_a_write_counts_as_one_of_its_caller_and_has_the_patience_of_callers() -> None:
+    async def act(script: Scripted) -> None:
+        script.may_go_on.set()
+        together: Together[int, int] = Together("do it", script.work, writes=True)
+        with patience.for_a_caller(1.0):
+            await together.ask(1)
+            assert patience.current().has_changed
+        assert script.patience == [patience.CALLERS_S]
+
+    scene(act)
+
+
+def test_transactions_begin_apart_and_a_lone_one_does_not_wait() -> None:
+    async def act(script: Scripted) -> None:
+        script.may_go_on.set()
+        together: Together[int, int] = Together("do it", script.work, apart_s=0.2)
+        began = asyncio.get_running_loop().time()
+        assert await together.ask(1) == 10
+        assert await asyncio.gather(*map(together.ask, (2, 3))) == [20, 30]
+        assert asyncio.get_running_loop().time() - began >= 0.2
+        assert script.groups == [[1], [2, 3]]
+
+    scene(act)
+
+
+def test_who_is_cancelled_asks_for_nothing_any_more() -> None:
+    async def act(script: Scripted) -> None:
+        together: Together[int, int] = Together("do it", script.work)
+        first = asyncio.create_task(together.ask(1))
+        await script.has_begun.wait()
+        gone = asyncio.create_task(together.ask(2))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        script.may_go_on.set()
+        assert await first == 10
+        assert await together.ask(3) == 30
+        assert script.groups == [[1], [3]]
+
+    scene(act)
