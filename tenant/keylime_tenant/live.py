@@ -99,7 +99,9 @@ class LiveFleet:
         self._is_following = False
 
     def _lost(self, _trouble: str) -> None:
-        self._is_following = False  # asking shows the trouble, and goes on meanwhile
+        if self._is_following:
+            self._news.set()  # asking shows the trouble, and goes on meanwhile
+        self._is_following = False
 
     def _take(self, news: News) -> None:
         self._is_following = True

@@ -80,9 +80,14 @@ class Output:
         print(text, end="" if passes else "\n", file=self._stderr, flush=True)
         self._has_passing_line = passes
 
-    def waited(self) -> None:
-        """Nothing is being waited for any more."""
-        self._clear()
+    def waited(self, message: str, *values: object) -> None:
+        """What was being waited for has come: its line goes, or `message` says so where lines stay."""
+        if self._has_passing_line:
+            self._clear()
+        elif not self.form.is_for_people:
+            self._log.info(message, *values)
+        elif not self._is_held:
+            print(message % values if values else message, file=self._stderr, flush=True)
 
     def warning(self, message: str, *values: object) -> None:
         """One line of the log at WARNING."""

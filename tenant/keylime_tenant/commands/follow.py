@@ -81,7 +81,8 @@ async def insisting(session: Session, read: Callable[[], Awaitable[T]]) -> T:
                 session.output.waiting("%s; asked again every %g s", error, _AGAIN_S)
             await session.sleep(_AGAIN_S)
         else:
-            session.output.waited()
+            if told:
+                _answers_again(session)
             return found
 
 
@@ -110,9 +111,14 @@ async def news(session: Session, after: int | None) -> AsyncGenerator[News, None
     async with aclosing(stream):
         async for one in stream:
             if isinstance(one, StreamBegun):
+                if told:
+                    _answers_again(session)
                 told = ""
-                session.output.waited()
             yield one
+
+
+def _answers_again(session: Session) -> None:
+    session.output.waited("%s answers again", session.verifier.place)
 
 
 def standing_of_interest(status: ToldStatus) -> object:

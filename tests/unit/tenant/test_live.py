@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 
-from keylime.errors import PeerRefused
+from keylime.errors import PeerRefused, PeerUnreachable
 from keylime.http.event_source import StreamedEvent
 from keylime.identifiers import AgentId
 from keylime_tenant.live import LiveFleet
@@ -23,6 +23,7 @@ class Verifier:
         self.followed: list[tuple[str, str]] = []
         self.told: asyncio.Queue[StreamedEvent | None] = asyncio.Queue()
         self.tells_events = tells_events
+        self.is_away = False
 
     async def version(self) -> str:
         return "2.6"
@@ -32,6 +33,8 @@ class Verifier:
 
     async def statuses(self, _verifier_id: str, /) -> dict[str, ToldStatus]:
         self.asked.append("all")
+        if self.is_away:
+            raise PeerUnreachable("nobody there")
         return {agent: self._status(agent) for agent in self.agents}
 
     async def status(self, agent_id: AgentId, /) -> ToldStatus | None:
@@ -40,6 +43,8 @@ class Verifier:
 
     async def follow(self, path: str, after: str) -> AsyncGenerator[StreamedEvent, None]:
         self.followed.append((path, after))
+        if self.is_away:
+            raise PeerUnreachable("nobody there")
         if not self.tells_events:
             raise PeerRefused(404, "Not Found")
         yield BEGUN
@@ -102,5 +107,19 @@ def test_what_is_told_of_no_agent_may_concern_all_of_them() -> None:
         await eventually(lambda: verifier.asked.count("all") == 2)
         verifier.told.put_nowait(told(8, "policy_replaced", agent_id=None))
         await eventually(lambda: verifier.asked.count("all") == 3)
+
+    play(verifier, act)
+
+
+def test_a_verifier_that_has_gone_is_said_to_be_at_once() -> None:
+    verifier = Verifier()
+
+    async def act(live: LiveFleet) -> None:
+        await eventually(lambda: verifier.asked.count("all") == 2)
+        verifier.is_away = True
+        verifier.told.put_nowait(None)
+        async with asyncio.timeout(5):  # and not at the next look, after half a minute
+            await eventually(lambda: live.fleet.problem == "nobody there")
+        assert set(live.fleet.statuses) == {"a", "b"}
 
     play(verifier, act)

@@ -135,3 +135,16 @@ def test_warnings_of_libraries_reach_people_as_ours_do() -> None:
     finally:
         log.removeHandler(handler)
     assert stderr.getvalue() == "warning: 50% of it\n"
+
+
+def test_what_was_waited_for_is_told_where_the_line_about_it_stays() -> None:
+    output, _, stderr = on_screen()
+    output.waiting("short")
+    output.waited("it is there")
+    assert stderr.getvalue() == "short\r\x1b[K"
+    output.waiting("x" * 200)
+    output.waited("it is there")
+    assert stderr.getvalue().endswith("x\nit is there\n")
+    with output.held():
+        output.waited("it is there")
+    assert stderr.getvalue().count("it is there") == 1
