@@ -90,12 +90,17 @@ class EventFeed:
                 self.take(news)
 
     def _miss(self, trouble: str) -> None:
-        self.problem = "" if trouble == ENDED else trouble
+        if trouble in (ENDED, self.problem):
+            return
+        self.problem = trouble
+        self._tell(BrowserNews("", f"not live: {trouble}"))
 
     def take(self, news: News) -> None:
         """What the verifier tells."""
         match news:
             case StreamBegun():
+                if self.problem:
+                    self._tell(BrowserNews("", "live"))
                 self.problem = ""
             case HistoryGap():
                 self._tell(BrowserNews("", "events were missed"))

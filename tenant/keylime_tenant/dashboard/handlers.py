@@ -24,7 +24,7 @@ from keylime_tenant.dashboard.machine_page import machine_page
 from keylime_tenant.dashboard.policy_pages import KINDS, policies_page, policy_page
 from keylime_tenant.dashboard.rendering import STATIC, Renderer, static_file
 from keylime_tenant.dashboard.service_pages import revocations_page, services_page
-from keylime_tenant.errors import CommandFailed
+from keylime_tenant.errors import CommandFailed, PutOff
 from keylime_tenant.session import Session
 from keylime_tenant.standing import standing_of
 from keylime_tenant.told_status import ToldStatus
@@ -97,7 +97,7 @@ class Page(RequestHandler):
             text = error.reason or HTTPStatus(status_code).phrase
         elif isinstance(error, KeylimeError):
             text = str(error)
-            self.set_status(409 if isinstance(error, CommandFailed) else 502)
+            self.set_status(status_of(error))
         is_inside = status_code not in (403, 421)
         self.finish(self.site.renderer.page("error", "Not possible", text=text, is_inside=is_inside))
 
@@ -105,6 +105,13 @@ class Page(RequestHandler):
         """Never the address as it was asked for: that of the link has a secret in it."""
         if not isinstance(args[1], HTTPError | KeylimeError | StreamClosedError):
             log.error("%s %s: %r", self.request.method, self.request.path, args[1], exc_info=args)
+
+
+def status_of(error: KeylimeError) -> int:
+    """What a browser is answered: 503 for later, 409 for what is not possible, 502 for no answer."""
+    if isinstance(error, PutOff):
+        return 503
+    return 409 if isinstance(error, CommandFailed) else 502
 
 
 class LoginHandler(Page):

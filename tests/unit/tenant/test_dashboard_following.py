@@ -8,6 +8,8 @@ from keylime.messages.history import HistoryEvent, HistoryGap
 from keylime_tenant.commands.dashboard import has_browser
 from keylime_tenant.dashboard.chronicle import Chronicle
 from keylime_tenant.dashboard.following import EventFeed
+from keylime_tenant.dashboard.handlers import status_of
+from keylime_tenant.errors import CommandFailed, PutOff
 from keylime_tenant.news import StreamBegun
 from keylime_tenant.standing import Standing
 from tests.fakes.followed_verifier import BEGUN, ToldStreams
@@ -72,6 +74,10 @@ def problems_while(streams: ToldStreams) -> list[tuple[float, str]]:
     return asyncio.run(scenario())
 
 
+async def no_time(_duration_s: float) -> None:
+    """Passes."""
+
+
 def fell() -> StreamedEvent:
     return sent(9, findings=[{}])
 
@@ -81,6 +87,25 @@ def test_why_the_page_is_not_live_is_said_until_it_is() -> None:
         (2.0, "nobody there"),
         (0, ""),
     ]
+
+
+def test_browsers_are_told_when_the_page_is_not_live_and_when_it_is_again() -> None:
+    away = PeerUnreachable("nobody there")
+
+    async def scenario() -> list[str]:
+        streams = ToldStreams([BEGUN], away, away, [], [BEGUN], [BEGUN, fell()])
+        chronicle = Chronicle()
+        feed = EventFeed(streams, lambda: streams, chronicle, sleep=no_time)
+        with feed.listening() as listener:
+            running = asyncio.create_task(feed.run())
+            try:
+                await eventually(lambda: chronicle.series(5)[Standing.FAILED][-1] == 1)
+            finally:
+                running.cancel()
+                await asyncio.gather(running, return_exceptions=True)
+            return [news.text for news in listener.waiting]
+
+    assert asyncio.run(scenario()) == ["not live: nobody there", "live"]
 
 
 def test_an_older_verifier_is_said_to_be_one_and_asked_again_later() -> None:
@@ -103,3 +128,8 @@ def test_a_browser_is_opened_where_there_is_a_screen() -> None:
     assert has_browser({"WAYLAND_DISPLAY": "wayland-0"})
     assert has_browser({"BROWSER": "/usr/bin/firefox"})
     assert not has_browser({"TERM": "xterm", "DISPLAY": ""})
+
+
+def test_a_page_knows_a_verifier_that_is_away_from_an_order_that_it_refuses() -> None:
+    errors = (PeerUnreachable("away"), PutOff("busy"), CommandFailed("no such policy"))
+    assert [status_of(error) for error in errors] == [502, 503, 409]

@@ -36,6 +36,7 @@ async function read() {
   isReading = true;
   try {
     const answer = await fetch(location.href, { cache: "no-store", redirect: "error" });
+    if (answer.status === 502 || answer.status === 503) return say("not live: the verifier does not answer");
     if (!answer.ok) throw new Error(String(answer.status));
     const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
     for (const part of document.querySelectorAll("[data-live]")) {
