@@ -14,6 +14,7 @@ from keylime_tenant.told_status import ToldStatus
 
 JsonObject = Mapping[str, Any]
 _LATE_S = 60  # without a pass, where nobody tells how long that may take
+_SLACK_S = 2  # passes are written once a second, and told in whole ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +172,7 @@ def _longest_intervals_s(statuses: Iterable[ToldStatus]) -> dict[str, int]:
 
 def _share(one: VerifierProcess, now: int, longest_s: int) -> Share:
     late = age(one.oldest_pass, now)
-    is_late = one.oldest_pass is not None and now - one.oldest_pass > longest_s
+    is_late = one.oldest_pass is not None and now - one.oldest_pass > longest_s + _SLACK_S
     return Share(
         printable(one.verifier_id),
         printable(one.name),

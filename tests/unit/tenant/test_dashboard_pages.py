@@ -344,12 +344,13 @@ def test_services_say_what_is_wrong_and_who_has_which_machines() -> None:
     ("told", "other", "since_s", "style"),
     [
         ("3000s", "3000s", 2999, ""),  # it is asked every ten minutes
-        ("3000s", "3000s", 3001, "doubtful"),
+        ("3000s", "3000s", 3003, "doubtful"),
         ("3000s", None, 2999, ""),
         ("10s", "3000s", 11, ""),  # nobody knows whose pass it is
-        ("10s", "10s", 11, "doubtful"),
+        ("10s", "10s", 13, "doubtful"),
+        ("1s", "1s", 3, ""),  # passes are written once a second
         (None, None, 60, ""),
-        (None, None, 61, "doubtful"),
+        (None, None, 63, "doubtful"),
     ],
 )
 def test_a_machine_that_is_asked_rarely_is_not_late(
