@@ -1,5 +1,6 @@
 """What a program says when the packages of its extra were not installed with it."""
 
+import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,9 +8,14 @@ from contextlib import contextmanager
 
 @contextmanager
 def extra_explained(program: str, extra: str) -> Iterator[None]:
-    """A program's imports belong in here. A missing package ends it with one line that names the remedy."""
+    """A program's imports belong in here. A missing package ends it with one line that names the remedy.
+
+    The garbage collector does not look at what is imported, now or later: all of it stays.
+    """
+    gc.disable()
     try:
         yield
+        gc.freeze()
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if not missing or missing.startswith("keylime"):
@@ -18,3 +24,5 @@ def extra_explained(program: str, extra: str) -> Iterator[None]:
             f"{program}: error: the Python package {missing} is not installed; "
             f'run: pip install "keylime[{extra}]"'
         )
+    finally:
+        gc.enable()

@@ -1,5 +1,7 @@
 """A program whose extra was not installed says so in one line."""
 
+import gc
+
 import pytest
 
 from keylime.extras import extra_explained
@@ -18,3 +20,18 @@ def test_a_missing_package_is_named_with_the_extra_that_has_it() -> None:
 def test_a_missing_module_of_ours_is_a_defect(name: str | None) -> None:
     with pytest.raises(ModuleNotFoundError), extra_explained("keylime_verifier", "verifier"):
         raise ModuleNotFoundError(name=name)
+
+
+def test_the_collector_rests_while_a_program_is_imported_and_leaves_what_was() -> None:
+    gc.unfreeze()
+    with extra_explained("keylime_verifier", "verifier"):
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > 0
+    gc.unfreeze()
+
+
+def test_the_collector_works_again_after_a_start_that_failed() -> None:
+    with pytest.raises(SystemExit), extra_explained("keylime_verifier", "verifier"):
+        raise ModuleNotFoundError(name="sqlalchemy")
+    assert gc.isenabled()
