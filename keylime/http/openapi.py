@@ -1,5 +1,6 @@
 """A program's API described in OpenAPI 3.1, made from its table of routes and its message types."""
 
+import functools
 import inspect
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,12 +37,17 @@ class Api:
 
 
 def openapi_route(
-    api: Api, routes: Iterable[Route], *, role: Role = Role.ANONYMOUS, plain_http: bool = False
+    api: Api, routes: Sequence[Route], *, role: Role = Role.ANONYMOUS, plain_http: bool = False
 ) -> Route:
     """`GET /openapi.json`: the description of `routes` and of itself."""
 
+    @functools.cache
+    def answer() -> Response:
+        # Encoded once, as it does not change, and not before somebody asks: few services are ever asked.
+        return Response(document=msgspec.Raw(msgspec.json.encode(describe_api(api, [*routes, route]))))
+
     async def show_openapi(_request: Request) -> Response:
-        return answer
+        return answer()
 
     route = Route(
         "GET",
@@ -52,9 +58,6 @@ def openapi_route(
         versioned=False,
         about=Operation("This description."),
     )
-    # Encoded once: it does not change.
-    encoded = msgspec.Raw(msgspec.json.encode(describe_api(api, [*routes, route])))
-    answer = Response(document=encoded)
     return route
 
 
