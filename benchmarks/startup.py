@@ -19,7 +19,7 @@ from tests.fakes.swtpm import SoftwareTpm
 from tests.lab.installation import write_config
 from tests.lab.rest import Identity, Rest, client_context
 
-BUDGET_S = 1.5
+BUDGET_S = 0.9
 _LIMIT_S = 60.0
 
 

@@ -17,19 +17,21 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from keylime import patience
 from keylime.database.file import prepare_file
 from keylime.database.mariadb.urls import is_mariadb_url, parse_mariadb_url
 from keylime.database.servers import Sessions, parse_server_url
 from keylime.errors import ConfigError, ServiceUnavailable
+
+if TYPE_CHECKING:  # SQLAlchemy's part for the event loop brings its ORM: only PostgreSQL needs it
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 _STEP_MS = 250  # SQLite waits for another process's write in steps of this
 _STEP_S = _STEP_MS / 1000
@@ -109,11 +111,13 @@ def parse_database_url(text: str, *, work_dir: Path, sqlite_name: str) -> URL:
     return url.set(drivername=driver)
 
 
-def open_server(url: URL, pool: PoolSize | None = None, sessions: Sessions | None = None) -> AsyncEngine:
+def open_server(url: URL, pool: PoolSize | None = None, sessions: Sessions | None = None) -> "AsyncEngine":
     """An engine for a server. The connection is made when it is first needed.
 
     The caller disposes of the engine.
     """
+    from sqlalchemy.ext.asyncio import create_async_engine  # as above
+
     from keylime.database.sessions import attend_sessions, connect_arguments  # with the driver
 
     _keep_values_out_of_logs()
@@ -186,7 +190,7 @@ def read_only(engine: sa.Engine) -> sa.Engine:
 
 
 @asynccontextmanager
-async def reading(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+async def reading(engine: "AsyncEngine") -> "AsyncIterator[AsyncConnection]":
     """A connection for reads only: one snapshot, no write lock."""
     async with engine.execution_options(**{_READ_ONLY: True}).connect() as connection:
         try:

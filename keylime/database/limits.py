@@ -9,9 +9,9 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from keylime import patience
 from keylime.database.engine import (
@@ -22,6 +22,9 @@ from keylime.database.engine import (
     reading,
 )
 from keylime.database.mariadb.failures import number_of, says_nothing_was_committed
+
+if TYPE_CHECKING:  # loaded with the driver that needs it
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 
 @dataclass(slots=True)
@@ -88,14 +91,14 @@ async def limited(action: str) -> AsyncIterator[CommitState]:
 
 
 @asynccontextmanager
-async def snapshot(engine: AsyncEngine, action: str) -> AsyncIterator[AsyncConnection]:
+async def snapshot(engine: "AsyncEngine", action: str) -> "AsyncIterator[AsyncConnection]":
     """A transaction to read in. Raises DatabaseUnavailable."""
     async with limited(action), reading(engine) as connection:
         yield connection
 
 
 @asynccontextmanager
-async def transaction(engine: AsyncEngine, action: str) -> AsyncIterator[AsyncConnection]:
+async def transaction(engine: "AsyncEngine", action: str) -> "AsyncIterator[AsyncConnection]":
     """A transaction to write in: committed at the end of the block, undone by an exception.
 
     Raises DatabaseUnavailable when nothing was done, and OutcomeUnknown when that is not known.

@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import mysql, postgresql, sqlite
 
 from keylime.database.mariadb.columns import column_of_json
+
+if TYPE_CHECKING:  # the dialect of the database in use is loaded with it, and no other
+    from sqlalchemy.dialects import postgresql, sqlite
 
 _GIVEN = "_given"
 _NEW = "_new_"
@@ -21,11 +23,12 @@ Becomes = Callable[[sa.ColumnElement[Any], sa.ColumnElement[Any]], sa.ColumnElem
 def insert_missing(connection: sa.Connection, table: sa.Table) -> sa.Insert:
     """An INSERT that leaves rows as they are which are there already."""
     if connection.dialect.name == "mariadb":
+        from sqlalchemy.dialects import mysql  # only where it is in use
+
         # Not INSERT IGNORE, to which all else that is wrong is a warning as well.
         (key, *_) = table.primary_key.columns
         return mysql.insert(table).on_duplicate_key_update({key.name: key})
-    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    return insert(table).on_conflict_do_nothing()
+    return insert_or_conflict(connection.dialect.name, table).on_conflict_do_nothing()
 
 
 def insert_or_change(
@@ -37,6 +40,8 @@ def insert_or_change(
     stored.
     """
     if connection.dialect.name == "mariadb":
+        from sqlalchemy.dialects import mysql  # only where it is in use
+
         on_mariadb = mysql.insert(table)
         # From left to right: what `where` looks at must be the last to change.
         looked_at = {
@@ -48,9 +53,7 @@ def insert_or_change(
                 for name in sorted(names, key=lambda name: name in looked_at)
             ]
         )
-    # Both dialects have the statement, each has a construct of its own for it.
-    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    statement = insert(table)
+    statement = insert_or_conflict(connection.dialect.name, table)
     return statement.on_conflict_do_update(
         index_elements=table.primary_key.columns,
         set_={name: statement.excluded[name] for name in names},
@@ -58,9 +61,21 @@ def insert_or_change(
     )
 
 
-def insert_many(
-    connection: sa.Connection, statement: postgresql.Insert | sa.Insert, rows: Sequence[Mapping[str, Any]]
-) -> None:
+def insert_or_conflict(dialect: str, table: sa.Table) -> "postgresql.Insert | sqlite.Insert":
+    """An INSERT that may say what a row becomes that is there already; on PostgreSQL and SQLite.
+
+    Both dialects have the statement, each has a construct of its own for it.
+    """
+    if dialect == "postgresql":
+        from sqlalchemy.dialects import postgresql  # only where it is in use
+
+        return postgresql.insert(table)
+    from sqlalchemy.dialects import sqlite  # only where it is in use
+
+    return sqlite.insert(table)
+
+
+def insert_many(connection: sa.Connection, statement: sa.Insert, rows: Sequence[Mapping[str, Any]]) -> None:
     """Executes an INSERT, which has no values yet, for rows that all name the same columns."""
     if not rows:
         return
@@ -189,6 +204,8 @@ def _plain(value: object) -> object:
 
 def _as_table(columns: Mapping[str, sa.ColumnClause[Any]]) -> sa.TableValuedAlias:
     """The parameters, an array for each column, as rows."""
+    from sqlalchemy.dialects import postgresql  # only where it is in use
+
     arrays = (
         sa.cast(sa.bindparam(f"{name}_values"), postgresql.ARRAY(_exact(column.type)))
         for name, column in columns.items()

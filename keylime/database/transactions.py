@@ -10,11 +10,10 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from keylime.database.engine import (
     DatabaseUnavailable,
@@ -27,6 +26,9 @@ from keylime.database.engine import (
 from keylime.database.limits import Attempt, limited, snapshot, transaction
 from keylime.database.servers import Sessions
 from keylime.database.write_turn import WriteTurn
+
+if TYPE_CHECKING:  # loaded with the driver that needs it
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 ResultT = TypeVar("ResultT")
 P = ParamSpec("P")
@@ -131,7 +133,7 @@ class _SqliteDatabase:
 
 
 class _ServerDatabase:
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: "AsyncEngine") -> None:
         self._engine = engine
 
     @property

@@ -12,7 +12,6 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-import yaml
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -64,6 +63,8 @@ class KeyStore:
 
 def seal(store: KeyStore, password: str) -> bytes:
     """`store` as the content of `private.yml`, under a fresh salt and IV."""
+    import yaml  # few starts of a service issue anything
+
     inner = {
         **store.keys,
         "ca": store.ca_key,
@@ -128,6 +129,8 @@ def _as_pem(value: object) -> bytes | None:
 
 
 def _load_mapping(data: bytes) -> Mapping[object, object]:
+    import yaml  # as above
+
     try:
         document = yaml.safe_load(data)
     except (yaml.YAMLError, ValueError, RecursionError) as error:

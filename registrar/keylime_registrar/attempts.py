@@ -5,6 +5,7 @@ the prefix it came from: what a stranger sends, even the very words of an agent,
 """
 
 import dataclasses
+import functools
 import hashlib
 import secrets
 from collections.abc import Mapping, Sequence
@@ -12,9 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert as insert_on_postgresql
-from sqlalchemy.dialects.sqlite import insert as insert_on_sqlite
 
+from keylime.database.many import insert_or_conflict
 from keylime.identifiers import AgentId
 from keylime_registrar.challenges import KEY_SIZE, SALT_SIZE, ChallengeKey, derive_secret, submission_digest
 from keylime_registrar.fairness import PendingAttempt, surplus
@@ -111,11 +111,6 @@ _COUNT_WRONG_TAG = sa.update(pending).where(_BY_ID).values(wrong_tags=pending.c.
 _DELETE_ONE = sa.delete(pending).where(_BY_ID)
 _DELETE_OF_AGENT = sa.delete(pending).where(_BY_AGENT)
 _KEYS = sa.select(challenge_keys).order_by(challenge_keys.c.key_id.desc())
-_INSERTS = {
-    "sqlite": insert_on_sqlite(pending).on_conflict_do_nothing(),
-    "postgresql": insert_on_postgresql(pending).on_conflict_do_nothing(),
-    "mariadb": sa.insert(pending),  # one that is there is an error, after which the store begins anew
-}
 _ROOM = sa.select(
     pending.c.pending_id,
     pending.c.network,
@@ -177,12 +172,19 @@ def secret_for(connection: sa.Connection, waiting: Waiting, limits: PendingLimit
         # Sending something else does not start the count anew.
         "wrong_tags": max((row.wrong_tags for row in siblings), default=0),
     }
-    if connection.execute(_INSERTS[connection.dialect.name], values).rowcount != 1:
+    if connection.execute(_insert_on(connection.dialect.name), values).rowcount != 1:
         return None
     if len(siblings) >= limits.per_agent_and_source:
         attempts = [PendingAttempt(row.pending_id, (row.ek_hash,), 1) for row in siblings]
         _drop(connection, surplus(attempts, limits.per_agent_and_source - 1))
     return secret
+
+
+@functools.cache
+def _insert_on(dialect: str) -> sa.Insert:
+    if dialect == "mariadb":
+        return sa.insert(pending)  # one that is there is an error, after which the store begins anew
+    return insert_or_conflict(dialect, pending).on_conflict_do_nothing()
 
 
 def make_room(connection: sa.Connection, limits: PendingLimits, now: int) -> None:

@@ -41,7 +41,8 @@ from keylime_tenant.connection import Connection
 from keylime_tenant.policies import PolicyDocuments, compose, runtime_policy
 from keylime_tenant.session import Session
 from keylime_verifier.polling.findings_log import log_findings
-from keylime_verifier.revocations.webhook import Webhook, parse_webhook_url
+from keylime_verifier.revocations.webhook import Webhook
+from keylime_verifier.revocations.webhook_url import parse_webhook_url
 from tests.evidence import policy_of
 from tests.fakes.attesting_agent import AttestingAgent
 from tests.fakes.running_registrar import running_registrar

@@ -24,7 +24,7 @@ from keylime_verifier.agents.lifecycle import Cadence
 from keylime_verifier.agents.pushing import AttestationLimits, AttestationMode
 from keylime_verifier.agents.shards import VerifierId
 from keylime_verifier.pushing.sessions import SessionLimits
-from keylime_verifier.revocations.webhook import WebhookUrl, parse_webhook_url
+from keylime_verifier.revocations.webhook_url import WebhookUrl, parse_webhook_url
 
 SQLITE_NAME = "cv_data.sqlite"
 EVENTS_TO_LOG = Path("log")

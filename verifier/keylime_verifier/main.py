@@ -124,6 +124,9 @@ def _make_work_dir(config: VerifierConfig) -> None:
 
 
 def _serve_with_workers(config: VerifierConfig, manager: ServiceManager) -> None:
+    if config.webhook is not None:
+        import keylime_verifier.revocations.webhook  # noqa: F401 - once, and not by each worker
+
     with reserved_port(config.ip, config.port) as port, shared_metrics(config.metrics):
         bound = replace(config, port=port)
 

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from keylime.messages.revocation import SignedRevocation
 from keylime.revocation.broker_process import running_broker
@@ -17,7 +18,9 @@ from keylime_verifier.revocations.audience import Audience
 from keylime_verifier.revocations.delivery_rules import RetryPolicy
 from keylime_verifier.revocations.notifier import Carrier, Notifier, agent_carrier, broadcast
 from keylime_verifier.revocations.repeats import Repeats
-from keylime_verifier.revocations.webhook import Webhook
+
+if TYPE_CHECKING:  # its library is loaded where there is a webhook
+    from keylime_verifier.revocations.webhook import Webhook
 
 _NOTIFICATION_LIMIT_S = 15.0  # for one attempt: receivers only have to put the message aside
 
@@ -29,7 +32,7 @@ class Telling:
     notifier: Notifier
     audience: Audience
     repeats: Repeats
-    webhook: Webhook | None
+    webhook: "Webhook | None"
 
     def on_revocations(self) -> None:
         """Another process has written some, or what became of them."""
@@ -53,6 +56,8 @@ async def open_telling(
         carriers[ZEROMQ] = await _open_broker(config, stored, repeats, stack)
     webhook = None
     if config.webhook is not None:
+        from keylime_verifier.revocations.webhook import Webhook  # as above
+
         webhook = Webhook(
             config.webhook, tls.contexts.webhook, _attempt_limit_s(config), config.tls.name_check
         )

@@ -5,6 +5,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from keylime import keylime_logging
 from keylime.database.clock import DatabaseClock
@@ -34,8 +35,10 @@ from keylime_verifier.config import VerifierConfig, load_config
 from keylime_verifier.database.history import History
 from keylime_verifier.database.schema import SCHEMA
 from keylime_verifier.polling.poller import Poller
-from keylime_verifier.revocations.webhook import Webhook
 from keylime_verifier.sharing.membership import Member
+
+if TYPE_CHECKING:  # its library is loaded where there is a webhook
+    from keylime_verifier.revocations.webhook import Webhook
 
 # Together with the last writes and the broker's linger less than the five seconds that a stop may take.
 _LONGEST_DRAIN_S = 1.5
@@ -60,7 +63,7 @@ class Verifier:
     _config: VerifierConfig
     _server: Server
     _poller: Poller
-    _webhook: Webhook | None
+    _webhook: "Webhook | None"
     _tls: Tls
     _streams: EventStreams
     keeper: CertificateKeeper
