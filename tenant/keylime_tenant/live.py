@@ -36,8 +36,10 @@ class LiveFleet:
         open_stream: OpenStream,
         verifier_id: str,
         on_change: Callable[[], None],
+        first: Fleet | None = None,
     ) -> None:
-        self.fleet = Fleet()
+        """`first` is what is known of it already."""
+        self.fleet = first or Fleet()
         self._verifier = verifier
         self._open_stream = open_stream
         self._verifier_id = verifier_id

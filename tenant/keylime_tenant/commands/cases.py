@@ -11,8 +11,8 @@ async def read_case(session: Session) -> Case:
     status = await session.verifier.status(session.agent_id)
     if status is None:
         raise CommandFailed(
-            f"{session.verifier.place} does not have agent {session.agent_id}: what happened to it says "
-            f"keylime_tenant history -u {session.agent_id}"
+            f"{session.verifier.place} does not have agent {session.agent_id}: `keylime_tenant cvlist` lists "
+            f"those that it has, `keylime_tenant history -u {session.agent_id}` tells of one that was deleted"
         )
     return case_of(session.agent_id, status, await session.verifier.history(session.agent_id))
 

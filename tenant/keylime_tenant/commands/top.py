@@ -53,7 +53,8 @@ async def top(session: Session) -> None:
     if session.output.form is not Form.TABLE or not (sys.stdin.isatty() and sys.stdout.isatty()):
         show_agents(session, "Bulk Agent Info:", await _statuses(session))
         return
-    await _statuses(session)  # what fails now is an error, and later a line on the screen
+    statuses = await _statuses(session)  # what fails now is an error, and later a line on the screen
+    first = Fleet(statuses, time.time())
     try:
         drawn = curses.initscr()
     except curses.error as error:
@@ -61,7 +62,7 @@ async def top(session: Session) -> None:
         raise CommandFailed(f"this terminal cannot be drawn on: {error} (TERM={kind})") from error
     try:
         with session.output.held():
-            await _Live(session, drawn).run()
+            await _Live(session, drawn, first).run()
     finally:
         curses.endwin()
 
@@ -79,7 +80,7 @@ def _first_view(session: Session) -> View:
 class _Live:
     """The shell around `fleet_view`: a screen, a keyboard, a timer."""
 
-    def __init__(self, session: Session, drawn: "curses.window") -> None:
+    def __init__(self, session: Session, drawn: "curses.window", first: Fleet) -> None:
         self._session = session
         self._window = drawn
         self._view = _first_view(session)
@@ -91,6 +92,7 @@ class _Live:
             session.open_events,
             session.arguments.verifier_id or "",
             self._changed.set,
+            first,
         )
         self._styles = self._prepare()
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Callable
 from keylime.errors import PeerRefused, PeerUnreachable
 from keylime.http.event_source import StreamedEvent
 from keylime.identifiers import AgentId
+from keylime_tenant.fleet_view import Fleet
 from keylime_tenant.live import LiveFleet
 from keylime_tenant.told_status import ToldStatus, told_status
 from tests.fakes.followed_verifier import BEGUN, block, told
@@ -118,8 +119,27 @@ def test_a_verifier_that_has_gone_is_said_to_be_at_once() -> None:
         await eventually(lambda: verifier.asked.count("all") == 2)
         verifier.is_away = True
         verifier.told.put_nowait(None)
-        async with asyncio.timeout(5):  # and not at the next look, after half a minute
+        async with asyncio.timeout(20):  # and not at the next look, after half a minute
             await eventually(lambda: live.fleet.problem == "nobody there")
         assert set(live.fleet.statuses) == {"a", "b"}
 
     play(verifier, act)
+
+
+def test_what_was_asked_before_is_shown_until_it_is_asked_again() -> None:
+    verifier = Verifier()
+    verifier.is_away = True
+    first = Fleet({"a": told_status({})}, 5.0)
+
+    async def run() -> None:
+        live = LiveFleet(verifier, lambda: verifier, "", lambda: None, first)
+        assert live.fleet == first
+        running = asyncio.create_task(live.run())
+        try:
+            await eventually(lambda: live.fleet.problem != "")
+            assert live.fleet == Fleet(first.statuses, 5.0, "nobody there")
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(run())
