@@ -57,6 +57,7 @@ class NodeClient:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
+                process_group=0,  # Ctrl-C is for the demonstration, with which its input ends
             )
         return self._process
 
