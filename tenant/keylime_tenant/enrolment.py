@@ -56,11 +56,18 @@ class Candidate:
 
 
 def make_candidate(
-    agent_id: AgentId, record: RegisteredAgent, arguments: Arguments, *, needs_address: bool = True
+    agent_id: AgentId,
+    record: RegisteredAgent,
+    arguments: Arguments,
+    *,
+    needs_address: bool = True,
+    asked_at: Address | None = None,
 ) -> Candidate:
     """The candidate in a registrar's record, with the addresses of the command line.
 
-    Raises CommandFailed when an address or certificate is missing, AgentRejected when the AK is not suitable.
+    A verifier that has the agent already asks it at `asked_at`, which is better than an address that leads
+    back to whoever uses it. Raises CommandFailed when an address or certificate is missing, AgentRejected
+    when the AK is not suitable.
     """
     if record.agent_id != agent_id:
         raise AgentRejected(
@@ -70,6 +77,9 @@ def make_candidate(
         raise CommandFailed(f"agent {agent_id} registered without a certificate: its API is older than 2.0")
     host = arguments.agent_ip or record.ip
     port = arguments.agent_port or record.port
+    leads_back = not arguments.agent_ip and host is not None and means_own_host(host)
+    if leads_back and asked_at is not None and not means_own_host(asked_at.host):
+        host, port = asked_at.host, arguments.agent_port or asked_at.port
     if not needs_address:
         host, port = host or _NO_HOST, port or 1
     if not host or not port:

@@ -22,6 +22,7 @@ from keylime.messages.versions import AGENT_VERSIONS
 from keylime.nonce import new_nonce
 from keylime.payload.keys import auth_tag, encrypt_share, is_auth_tag
 from keylime_tenant.client import AgentApi, VerifierClient, read_results
+from keylime_tenant.config import Address
 from keylime_tenant.enrolment import Candidate, add_request, check_identity, contact_remark, make_candidate
 from keylime_tenant.errors import AgentRejected, CommandFailed
 from keylime_tenant.first_verdict import FirstVerdict, failure, first_verdict
@@ -72,13 +73,16 @@ def report_policies(session: Session, policies: AgentPolicies) -> None:
         )
 
 
-async def find_candidate(session: Session) -> Candidate:
-    """The session's agent as it is registered. Raises CommandFailed, PeerUnreachable."""
+async def find_candidate(session: Session, asked_at: Address | None = None) -> Candidate:
+    """The session's agent as it is registered; a verifier that has it asks it at `asked_at`.
+
+    Raises CommandFailed, PeerUnreachable.
+    """
     found = await session.registrar.agent(session.agent_id)
     if found is None:
         raise not_registered(session)
     record, _ = found
-    candidate = make_candidate(session.agent_id, record, session.arguments)
+    candidate = make_candidate(session.agent_id, record, session.arguments, asked_at=asked_at)
     if not candidate.serves_tls and session.config.enable_agent_mtls:
         raise CommandFailed(
             f"agent {session.agent_id} registered without a certificate to serve TLS with. An agent in push "

@@ -51,7 +51,7 @@ async def _update(
         if NOTHING_JUDGED not in warning:  # which is not true of policies that stay; the verifier knows
             session.output.warning("%s", warning)
     await _demand_names(session, verifier, policies)
-    candidate = await enrol.find_candidate(session)
+    candidate = await enrol.find_candidate(session, _asked_at(found))
     _compare_address(session, candidate, found)
     agent = session.connect_agent(candidate)
     try:
@@ -98,15 +98,19 @@ def _compare_address(session: Session, candidate: Candidate, found: ToldStatus) 
     arguments, registered = session.arguments, candidate.verifier_contact
     if arguments.agent_ip or arguments.cv_targethost or arguments.agent_port:
         return
-    host, port = found.ip, found.port
-    if host is not None and port is not None and Address(host, port) != registered:
+    asked_at = _asked_at(found)
+    if asked_at is not None and asked_at != registered:
         session.output.warning(
             "Agent %s has registered as %s, and the verifier goes on asking %s: give -t or --cv_targethost "
             "to change that",
             candidate.agent_id,
             registered,
-            Address(host, port),
+            asked_at,
         )
+
+
+def _asked_at(found: ToldStatus) -> Address | None:
+    return Address(found.ip, found.port) if found.ip is not None and found.port is not None else None
 
 
 def _take_back_certificate(session: Session, agent_id: AgentId, found: ToldStatus) -> None:

@@ -244,3 +244,23 @@ def test_an_address_that_leads_the_verifier_to_itself_is_remarked_on(agent: Scri
     assert contact_remark(make_candidate(AGENT, record, Arguments(agent_ip="192.0.2.7"))) is None
     assert contact_remark(make_candidate(AGENT, record, Arguments(cv_targethost="192.0.2.7"))) is None
     assert contact_remark(candidate_of(agent)) is None
+
+
+@pytest.mark.parametrize(
+    ("registered", "asked", "arguments", "contact"),
+    [
+        # The registered address leads back to whoever uses it; the verifier knows a better one.
+        ("127.0.0.1", Address("192.0.2.7", 9003), Arguments(), Address("192.0.2.7", 9003)),
+        ("127.0.0.1", Address("192.0.2.7", 9003), Arguments(agent_port=9004), Address("192.0.2.7", 9004)),
+        ("127.0.0.1", Address("192.0.2.7", 9003), Arguments(agent_ip="::1"), Address("::1", 9002)),
+        ("127.0.0.1", Address("127.0.0.1", 9003), Arguments(), Address("127.0.0.1", 9002)),
+        ("127.0.0.1", None, Arguments(), Address("127.0.0.1", 9002)),
+        # It may have moved, and the verifier may reach it by another way than we do.
+        ("192.0.2.7", Address("192.0.2.6", 9002), Arguments(), Address("192.0.2.7", 9002)),
+    ],
+)
+def test_an_agent_that_registered_loopback_is_looked_for_where_the_verifier_finds_it(
+    agent: ScriptedAgent, registered: str, asked: Address | None, arguments: Arguments, contact: Address
+) -> None:
+    candidate = make_candidate(AGENT, record_of(agent, ip=registered), arguments, asked_at=asked)
+    assert candidate.contact == candidate.verifier_contact == contact
