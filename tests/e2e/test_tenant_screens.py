@@ -7,7 +7,6 @@ import os
 import pty
 import re
 import struct
-import subprocess
 import termios
 import time
 from collections.abc import Sequence
@@ -21,7 +20,8 @@ import pytest
 from keylime.messages.deliveries import Deliveries
 from keylime.messages.verifier import AgentStatus, OperationalState
 from keylime_agent.json_documents import DOCUMENTS
-from tests.lab.daemon import program
+from tests.fakes import forked_programs
+from tests.fakes.forked_programs import Order
 from tests.lab.installation import Machine
 from tests.lab.site import Site, script
 from tests.printed_documents import demand_schema
@@ -54,26 +54,21 @@ def on_terminal(
     variables = {**control.node.variables(), **control.environment, "TERM": "xterm-256color"}
     for name in ("COLUMNS", "LINES", "NO_COLOR"):
         variables.pop(name, None)
-    with subprocess.Popen(  # noqa: S603 - our own program
-        control.node.command(program("keylime_tenant"), *arguments),
-        env={**variables, **environ},
-        cwd=control.node.disk,
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        start_new_session=True,
-    ) as process:
-        os.close(theirs)
-        deadline = time.monotonic() + _LIMIT_S
-        while True:
-            try:
-                seen += os.read(ours, 65536)
-            except OSError:  # the program has closed its side
-                break
-            if waiting and waiting[0][0] in _CONTROL.sub("", seen.decode("utf-8", "replace")):
-                os.write(ours, waiting.pop(0)[1])
-            assert time.monotonic() < deadline, seen
-        code = process.wait(_LIMIT_S)
+    order = Order(
+        "keylime_tenant", arguments, {**variables, **environ}, str(control.node.disk), is_leader=True
+    )
+    process = forked_programs.start(order, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    deadline = time.monotonic() + _LIMIT_S
+    while True:
+        try:
+            seen += os.read(ours, 65536)
+        except OSError:  # the program has closed its side
+            break
+        if waiting and waiting[0][0] in _CONTROL.sub("", seen.decode("utf-8", "replace")):
+            os.write(ours, waiting.pop(0)[1])
+        assert time.monotonic() < deadline, seen
+    code = process.wait(_LIMIT_S)
     os.close(ours)
     assert not waiting, f"never shown: {waiting}\n{seen!r}"
     found = Seen(code, seen.decode())
@@ -255,15 +250,8 @@ def test_the_agent_examines_its_machine(site: Site, passing: Machine) -> None:
     environment = {**passing.node.variables(), **passing.agent.environment, "TCTI": passing.tpm.tcti}
     passing.agent.stop()  # a software TPM has one user at a time
     try:
-        done = subprocess.run(  # noqa: S603 - our own program
-            passing.node.command(program("keylime_agent"), "--check", "--json"),
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_LIMIT_S,
-            check=False,
-        )
+        order = Order("keylime_agent", ("--check", "--json"), environment, str(passing.node.disk))
+        done = forked_programs.run(order, limit_s=_LIMIT_S)
     finally:
         passing.agent.start()
     document = json.loads(done.stdout)

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import gc
 import importlib
+import io
 import json
 import os
 import select
@@ -313,6 +314,9 @@ def _become(child: _Child) -> None:
     for number, file in enumerate(child.files):
         os.dup2(file, number)
         os.close(file)
+    for stream in (sys.stdout, sys.stderr):
+        assert isinstance(stream, io.TextIOWrapper)
+        stream.reconfigure(line_buffering=stream is sys.stderr or stream.isatty())
     if order.is_leader:
         os.setsid()
     os.umask(0o022)
