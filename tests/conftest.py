@@ -13,8 +13,9 @@ from tests.effort import examples
 settings.register_profile("tests", deadline=None, max_examples=examples(100))
 settings.load_profile("tests")
 
-# A minute and more each, mostly of waiting: who began one of them last would keep the others waiting.
-_BEGIN_WITH = ("test_verifier_faults.py", "test_verifier_waits.py", "test_verifiers_share.py")
+# A minute and more each, mostly of waiting. Side by side they would leave processors without work, and who
+# began one of them last would keep the others waiting.
+_LONG = ("test_verifier_faults.py", "test_verifier_waits.py", "test_verifiers_share.py")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
@@ -24,7 +25,12 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name not in _BEGIN_WITH)
+    rest = [item for item in items if item.path.name not in _LONG]
+    slow = sum("unit" not in item.path.parts for item in rest)  # they come first
+    for number, name in reversed(list(enumerate(_LONG))):
+        at = slow * number // len(_LONG)
+        rest[at:at] = [item for item in items if item.path.name == name]
+    items[:] = rest
 
 
 def pytest_collection_finish() -> None:
