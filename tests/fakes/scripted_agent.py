@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import hmac
+import itertools
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from keylime.hashes import HashAlgorithm
 from keylime.tpm.keys import SignatureScheme
 from keylime.tpm.pcr import PcrValues
+from tests.fakes.attesting_agent import payload_key
 from tests.fakes.scripted_services import Answer, Call, ScriptedServer
 from tests.fakes.software_ak import SoftwareAk
 
@@ -23,6 +25,9 @@ def pem_of(key: rsa.RSAPrivateKey) -> str:
     return key.public_key().public_bytes(encoding, form).decode()
 
 
+_agents = itertools.count()  # those that follow upon each other have different keys
+
+
 @dataclass
 class ScriptedAgent:
     """`bound_pem` is what PCR 16 vouches for; the tests that swap the key let it differ from `pubkey`."""
@@ -30,7 +35,7 @@ class ScriptedAgent:
     agent_id: str
     tls: ssl.SSLContext | None
     ak: SoftwareAk = field(default_factory=lambda: SoftwareAk.generate("ecc256", SignatureScheme.ECDSA))
-    payload_key: rsa.RSAPrivateKey = field(default_factory=lambda: rsa.generate_private_key(65537, 2048))
+    payload_key: rsa.RSAPrivateKey = field(default_factory=lambda: payload_key(next(_agents) % 3))
     versions: tuple[str, ...] = ("2.1", "2.5")
     hash_alg: HashAlgorithm = HashAlgorithm.SHA256
     bound_pem: str | None = None
