@@ -5,9 +5,12 @@ Ids are those of the attack catalogue (Network, Quotes, Verifier).
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import json
+import uuid
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ import pytest
 from keylime.hashes import HashAlgorithm
 from keylime.tpm.keys import SignatureScheme
 from tests.fakes.attesting_agent import policy_of
+from tests.fakes.own_time import OwnTime
 from tests.fakes.pushing_machine import Answer, PushingMachine, b64, certification, name_of
 from tests.fakes.running_verifier import RunningVerifier, eventually, query_database, running_verifier
 from tests.fakes.software_ak import SoftwareAk
@@ -506,3 +510,84 @@ def test_a_policy_that_is_replaced_elsewhere_judges_the_next_evidence(tmp_path: 
             await machine.until_judged("FAIL")
 
     asyncio.run(play())
+
+
+LEAST = 32 << 10  # bytes that the smallest body counts as
+FRAMINGS = ("Content-Length: 30000", "Transfer-Encoding: chunked")
+
+
+def heads(machine: PushingMachine) -> list[bytes]:
+    """The beginnings of requests to each route that takes a body of strangers, with tokens that are none."""
+    base = f"/v3.0/agents/{machine.agent_id}/attestations"
+    token = f"{uuid.uuid4()}.{'A' * 43}"
+    return [
+        f"{method} {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n"
+        f"Content-Type: application/vnd.api+json\r\n{framing}\r\n\r\n".encode()
+        for method, path in (
+            ("POST", "/v3.0/sessions"),
+            ("PATCH", f"/v3.0/sessions/{uuid.uuid4()}"),
+            ("POST", base),
+            ("PATCH", f"{base}/0"),
+            ("PATCH", f"{base}/latest"),
+        )
+        for framing in FRAMINGS
+    ]
+
+
+def test_n7_bodies_that_come_byte_by_byte_hold_nothing_for_long_and_nobody_up(tmp_path: Path) -> None:
+    async def act(verifier: RunningVerifier, machine: PushingMachine) -> None:
+        assert verifier.verifier is not None
+        server = verifier.verifier._server
+        before = server.limits.body_timeout_s
+        assert before <= 30, "what one stranger may take"
+        server.limits = replace(server.limits, body_timeout_s=2.0)
+        streams = []
+        for head in heads(machine):
+            stream = await asyncio.open_connection("127.0.0.1", verifier.port, ssl=machine.context)
+            stream[1].write(head)
+            streams.append(stream)
+        own = OwnTime()
+
+        async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, piece: bytes) -> bytes:
+            closed = asyncio.create_task(reader.read())
+            while not (await asyncio.wait([closed], timeout=0.05))[0]:
+                writer.write(piece)
+            writer.transport.abort()
+            with contextlib.suppress(OSError):
+                return await closed
+            return b""
+
+        pieces = (b"x", b"1\r\nx\r\n") * (len(streams) // 2)
+        dripping = asyncio.gather(*(drip(*one, piece) for one, piece in zip(streams, pieces, strict=True)))
+        await eventually(lambda: server.stranger_bodies.in_use > 0)
+        await machine.attest()
+        await machine.until_judged("PASS", 1)
+        assert not dripping.done(), "others were served meanwhile"
+        answers = await dripping
+        assert own.passed_s() < 10
+        assert all(b" 20" not in answer[:15] for answer in answers)
+        await eventually(lambda: server.stranger_bodies.in_use == 0 and not server.exchanges)
+        assert verifier.rows("SELECT count(*) FROM push_sessions") == [(1,)], "nothing was begun by them"
+
+    scene(tmp_path, act)
+
+
+def test_n7_a_body_that_comes_slowly_yields_its_room_to_one_that_comes_now(tmp_path: Path) -> None:
+    async def act(verifier: RunningVerifier, machine: PushingMachine) -> None:
+        assert verifier.verifier is not None
+        server = verifier.verifier._server
+        slow = []
+        for head in heads(machine):
+            _, writer = await asyncio.open_connection("127.0.0.1", verifier.port, ssl=machine.context)
+            writer.write(head + b"x")
+            slow.append(writer)
+        await eventually(lambda: server.stranger_bodies.in_use >= len(slow) * LEAST)
+        # All come from one address, which may have a quarter: that is full now.
+        await machine.attest()
+        await machine.until_judged("PASS", 1)
+        for writer in slow:
+            writer.transport.abort()
+
+    room = 4 * len(FRAMINGS) * 5 * LEAST
+    bounds = {"MAX_STRANGER_BODIES": room, "MAX_EVIDENCE_SIZE": LEAST}
+    scene(tmp_path, act, **{f"KEYLIME_VERIFIER_{name}": str(size) for name, size in bounds.items()})
