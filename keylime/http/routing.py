@@ -43,6 +43,7 @@ class Route:
     action: str | None = None
     admit: Admit | None = None  # raises HttpError for a caller whose body need not even be read
     for_tokens: Handler | None = None  # answers whoever shows a token on an administrators' route
+    is_routine: bool = False  # what succeeds is told at DEBUG, as of reads: it comes all the time
     about: Operation | None = field(default=None, compare=False)  # for the description of the API
 
     @property

@@ -319,7 +319,11 @@ class Exchange(HTTPMessageDelegate):
         self._end()
 
     def _write(self, response: Response, body: bytes, *, close: bool) -> "asyncio.Future[None] | None":
-        _log_access(self._head, response, self._connection.address, self._request_id)
+        is_routine = isinstance(self._verdict, Admission) and self._verdict.route.is_routine
+        is_quiet = response.code < 400 and (is_routine or self._head.method == "GET")
+        level = logging.DEBUG if is_quiet else logging.INFO
+        if log.isEnabledFor(level):
+            _log_access(level, self._head, response, self._connection.address, self._request_id)
         if self._connection.stream.closed():
             return None
         headers = self._answer_headers(response, body)
@@ -377,9 +381,8 @@ def _cancel(timer: asyncio.TimerHandle, _done: "asyncio.Future[None]") -> None:
     timer.cancel()
 
 
-def _log_access(head: RequestStartLine, response: Response, address: str, about: str) -> None:
+def _log_access(level: int, head: RequestStartLine, response: Response, address: str, about: str) -> None:
     # Never the query: it holds nonces and challenges. ascii(): a path cannot forge a log line.
-    level = logging.DEBUG if head.method == "GET" and response.code < 400 else logging.INFO
     path = ascii(head.path.partition("?")[0][:200])[1:-1]
     method, extra = ascii(head.method)[1:-1], {"request_id": about}
     log.log(level, "%s %s from %s returned %d", method, path, address, response.code, extra=extra)

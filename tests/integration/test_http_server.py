@@ -95,6 +95,9 @@ ROUTES = (
     open_route("GET", "/large", large),
     open_route("GET", "/many", many),
     Route("POST", "/admin", Role.ADMIN, echo, plain_http=True, versioned=False),
+    Route(
+        "POST", "/often", Role.ANONYMOUS, echo, plain_http=True, versioned=False, is_routine=True, max_body=9
+    ),
     Route("POST", "/tiny", Role.ANONYMOUS, echo, plain_http=True, versioned=False, max_body=10),
 )
 
@@ -191,6 +194,19 @@ def test_the_log_names_the_request_and_lets_nothing_else_in(caplog: pytest.LogCa
     assert "ERROR GET /fail failed (reqid=toldreqidotherevil)" in lines
     assert "INFO GET /fail from 127.0.0.1 returned 500 (reqid=toldreqidotherevil)" in lines
     assert "INFO GET /nothing from 127.0.0.1 returned 404 (reqid=early)" in lines
+
+
+def test_what_comes_all_the_time_is_logged_when_it_fails(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    caplog.handler.setFormatter(LineFormatter("%(levelname)s %(message)s"))
+    for path, body in (("/often", b"{}"), ("/often", b'{"long": 1}'), ("/echo", b"{}")):
+        ask(post(path, body))
+    told = [line.partition(" (")[0] for line in caplog.text.splitlines() if " returned " in line]
+    assert told == [
+        "DEBUG POST /often from 127.0.0.1 returned 200",
+        "INFO POST /often from 127.0.0.1 returned 413",
+        "INFO POST /echo from 127.0.0.1 returned 200",
+    ]
 
 
 def test_unknown_methods_and_paths_have_codes_of_their_own_and_no_body() -> None:

@@ -202,7 +202,9 @@ class AttestationHandlers:
     def routes(self) -> list[Route]:
         """The routes of attestations."""
         path = "/agents/{agent_id}/attestations"
-        writing = functools.partial(Route, role=Role.AGENT, major=3, action="submit_attestation")
+        writing = functools.partial(
+            Route, role=Role.AGENT, major=3, action="submit_attestation", is_routine=True
+        )
         reading = functools.partial(Route, role=Role.ADMIN, major=3, action="read_attestation")
         refusals = (401, 403, 404, 409, 415, 422)
         return [

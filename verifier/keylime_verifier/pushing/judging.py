@@ -5,6 +5,7 @@ The same appraisal as for agents that are polled; here it is only put together.
 
 import asyncio
 import logging
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +33,7 @@ log = logging.getLogger("keylime.verifier")
 
 MOST_AT_ONCE = 500
 """Pieces of evidence that wait for their verdict."""
+_TURN_S = 0.002  # after which others have theirs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,8 +160,12 @@ class Judging:
         steps = appraise_stepwise(answer, challenge_of(collected), reference, checkpoint, self._memo)
         while True:
             async with self._budget.judging(place):
+                until = time.perf_counter() + _TURN_S
                 try:
                     next(steps)
+                    # Each turn of the loop costs as much as a short list.
+                    while not place.is_long and time.perf_counter() < until:
+                        next(steps)
                 except StopIteration as end:
                     verdict: Verdict = end.value
                     return verdict
