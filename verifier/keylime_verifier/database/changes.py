@@ -1,18 +1,21 @@
-"""How verifiers that share a database tell each other of changes: by counters, and on PostgreSQL by news.
+"""How verifiers that share a database tell each other of changes: by counters, and by news but on MariaDB.
 
 News say only that there is something to read. Who missed any reads the counters, and finds the same.
 """
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
 from keylime import patience
 from keylime.database.engine import DatabaseUnavailable
+from keylime.database.file_watch import watched_file
 from keylime.database.servers import Sessions
 from keylime.database.transactions import Database
 from keylime_verifier.database.schema import change_counters, event_counter
@@ -20,15 +23,14 @@ from keylime_verifier.database.schema import change_counters, event_counter
 log = logging.getLogger("keylime.verifier")
 
 _CHANNEL = "keylime_verifier"
-_POLL_INTERVAL_S = 0.25  # SQLite, MariaDB
-_RECHECK_INTERVAL_S = 5.0  # PostgreSQL, should news ever be lost
+_POLL_INTERVAL_S = 0.25  # MariaDB, and the file of SQLite
+_RECHECK_INTERVAL_S = 5.0  # should news ever be lost
 _RECONNECT_DELAY_S = 1.0
 # What is different when another server answers, or the same one was started anew.
 _SERVERS: Mapping[str, sa.ColumnElement[object]] = {
     "postgresql": sa.func.pg_postmaster_start_time(),
     "mariadb": sa.literal_column("CONCAT_WS(' ', @@hostname, @@port, @@server_id)"),
 }
-_LAST_EVENT = sa.select(event_counter.c.last)  # of one row
 _SILENCE_S = 15.0  # after which a connection without news is asked whether anybody is there
 
 
@@ -42,6 +44,13 @@ class Topic(Enum):
     SHARDS = "shards"
     REVOCATIONS = "revocations"
     EVENTS = "events"
+
+
+def _counters(which_server: sa.ColumnElement[Any]) -> sa.CompoundSelect[Any]:
+    """What has been counted of each topic, and who says so."""
+    topics = sa.select(change_counters.c.topic, change_counters.c.changes, which_server.label("server"))
+    events = sa.select(sa.literal(Topic.EVENTS.value), event_counter.c.last, which_server)  # of one row
+    return topics.union_all(events)
 
 
 def publish(connection: sa.Connection, topic: Topic) -> None:
@@ -81,15 +90,15 @@ class ChangeFeed:
         self._on_change = on_change
         self._sessions = sessions or Sessions.of_this_process()
         backend = database.url.get_backend_name()
-        self._has_news = backend == "postgresql"
-        self._which_server = _SERVERS.get(backend)
+        self._listen = {"postgresql": self._listen_to_server, "sqlite": self._watch_file}.get(backend)
+        self._query = _counters(_SERVERS.get(backend, sa.null()))
         self._seen: dict[Topic, int] = {}
         self._server: object = None
         self._news = asyncio.Event()
 
     async def run(self) -> None:
         """Watches for ever; what changes while the database is away is seen when it is back."""
-        if not self._has_news:
+        if self._listen is None:
             await self._watch(_POLL_INTERVAL_S)
             return
         listener = asyncio.create_task(self._listen())
@@ -115,25 +124,30 @@ class ChangeFeed:
                 pass
 
     async def _look(self) -> None:
-        query = sa.select(change_counters)
-        if self._which_server is not None:
-            query = query.add_columns(self._which_server.label("server"))
-
-        def work(connection: sa.Connection) -> tuple[Sequence[sa.Row[Any]], int]:
-            return connection.execute(query).all(), connection.execute(_LAST_EVENT).scalar_one()
-
-        rows, last_event = await self._database.read("read the change counters", work)
-        servers = {row._mapping.get("server") for row in rows}
+        rows = await self._database.read(
+            "read the change counters", lambda connection: connection.execute(self._query).all()
+        )
+        servers = {row.server for row in rows}
         if servers != {self._server}:
             (self._server,) = servers or {None}
             self._seen.clear()
-        counted = {Topic(row.topic): row.changes for row in rows} | {Topic.EVENTS: last_event}
-        for topic, changes in counted.items():
+        for topic, changes in {Topic(row.topic): row.changes for row in rows}.items():
             if self._seen.get(topic) != changes:
                 self._seen[topic] = changes
                 self._on_change[topic]()
 
-    async def _listen(self) -> None:
+    async def _watch_file(self) -> None:
+        """Lets a file tell that somebody has committed something, most often this process itself."""
+        loop = asyncio.get_running_loop()
+
+        def tell() -> None:
+            with contextlib.suppress(RuntimeError):  # at the very end: the loop is closed
+                loop.call_soon_threadsafe(self._news.set)
+
+        with watched_file(Path(self._database.url.database or ""), _POLL_INTERVAL_S, tell):
+            await asyncio.Event().wait()
+
+    async def _listen_to_server(self) -> None:
         """Keeps a connection that hears of changes; whatever was said before it was there is looked up."""
         import psycopg  # as everywhere, only where a server is named
 
