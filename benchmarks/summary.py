@@ -17,7 +17,7 @@ import aiohttp
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import fleet, ima, overload, registration, shared_policy, startup
+from benchmarks import fleet, idle, ima, overload, registration, shared_policy, startup
 from benchmarks.rig.cost import Cost, allow_descriptors, measured
 from benchmarks.rig.stored import stored_in
 from keylime.ima.measurement_list import parse_line, split_lines
@@ -124,6 +124,12 @@ def starts(directory: Path, _cost: Cost) -> list[Figure]:
     return [below("the verifier from start to first answer", result.cpu_s, startup.BUDGET_S, "s CPU")]
 
 
+def rest(directory: Path, _cost: Cost) -> list[Figure]:
+    """A worker without agents."""
+    result = idle.measure(idle.SECONDS, directory)
+    return [below("a worker at rest, in a second", result.cpu_ms, idle.BUDGET_MS, "ms CPU")]
+
+
 def entries(_directory: Path, cost: Cost) -> list[Figure]:
     """A first measurement list, new to the verifier and then known to it."""
     text = ima.make_list(_ENTRIES)
@@ -139,6 +145,7 @@ def entries(_directory: Path, cost: Cost) -> list[Figure]:
 MEASUREMENTS: Sequence[Measurement] = (
     entries,
     starts,
+    rest,
     registrations,
     policies,
     attestations(400, 1.0, _GOALS_V[0]),

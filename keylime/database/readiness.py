@@ -160,8 +160,8 @@ class _LastingLocks:
         self._reasons = _Reasons()
 
     async def look(self, database: Database) -> str | None:
-        if not self._tables:
-            return None
+        if not self._tables or database.url.get_backend_name() == "sqlite":
+            return None  # SQLite names nobody
         holders = await database.read(_LOOK, lambda connection: holders_of(connection, self._tables))
         now = time.monotonic()
         self._seen = self._seen.after(holders, now)

@@ -66,6 +66,23 @@ _TAKE = sa.update(attestations).where(
     attestations.c.number == sa.bindparam("of_number"),
     attestations.c.stage == AWAITING,
 )
+_JUDGED_SOON = sa.exists().where(
+    attestations.c.agent_id == agents.c.agent_id,
+    attestations.c.evaluation == "pending",
+    attestations.c.evidence_at > sa.bindparam("judged_after"),
+)
+_OVERDUE = (
+    SELECT_RECORDS.where(
+        agents.c.is_pushing,
+        agents.c.is_polled,
+        agents.c.operational_state == int(PASSING),
+        shards.c.owner == sa.bindparam("of_owner"),
+        pushing.c.deadline < sa.bindparam("now"),
+        sa.not_(_JUDGED_SOON),
+    )
+    .order_by(agents.c.agent_id)
+    .limit(_OVERDUE_AT_ONCE)
+)
 
 # All that may have changed of what is known: a row of narrow tables, found by their keys.
 _RUNTIME_POLICY, _BOOT_POLICY = policies.alias("runtime_policy"), policies.alias("boot_policy")
@@ -250,25 +267,10 @@ class AttestationStore:
 
         Whose evidence came less than `judging_s` ago and has no verdict, or could have none, is not silent.
         """
-        heard = sa.exists().where(
-            attestations.c.agent_id == agents.c.agent_id,
-            attestations.c.evaluation == "pending",
-            attestations.c.evidence_at > now - judging_s,
-        )
-        query = (
-            SELECT_RECORDS.where(
-                agents.c.is_pushing,
-                agents.c.is_polled,
-                agents.c.operational_state == int(PASSING),
-                shards.c.owner == owner,
-                pushing.c.deadline < now,
-                sa.not_(heard),
-            )
-            .order_by(agents.c.agent_id)
-            .limit(_OVERDUE_AT_ONCE)
-        )
+        parameters = {"of_owner": owner, "now": now, "judged_after": now - judging_s}
         rows = await self._database.read(
-            "look for silent agents", lambda connection: connection.execute(query).mappings().all()
+            "look for silent agents",
+            lambda connection: connection.execute(_OVERDUE, parameters).mappings().all(),
         )
         records = []
         for row in rows:

@@ -43,6 +43,14 @@ _RENEWALS = 3  # in each lease
 _FORGET_AFTER_S = 600.0  # what was published meanwhile is repeated to subscribers for as long
 _EPOCHS = 2**30  # the column has 32 bits, and the release before adds one to what it finds
 
+_SEEN_OF_MEMBERS = (
+    members.c.member_id,
+    members.c.process,
+    members.c.renewals,
+    members.c.lease,
+    members.c.expires_at,
+)
+
 LetGo = Callable[[frozenset[int]], AbstractAsyncContextManager[None]]
 """Ends all work for some shards, writes down what is left of it, and begins none until the block ends."""
 
@@ -142,6 +150,16 @@ class Membership:
         # What a transaction has seen stays true when it fails, or when nobody knows whether it did.
         self._saw_another_history = threading.Event()
         self._tell = tell
+        # Built once: every few seconds, for ever, is often.
+        group = members.c.verifier_id == member.verifier_id
+        ours = members.c.member_id == member.member_id
+        self._own_renewals = sa.select(members.c.renewals).where(ours).with_for_update()
+        self._renewed = {"lease": lease_s, "expires_at": database_time() + lease_s}
+        self._prolong = sa.update(members).where(ours).values(renewals=sa.bindparam("tried"), **self._renewed)
+        self._group = sa.select(*_SEEN_OF_MEMBERS, database_time().label("now")).where(group)
+        self._owners = sa.select(shards.c.shard, shards.c.owner).where(
+            shards.c.verifier_id == member.verifier_id
+        )
         self._releasing: asyncio.Task[None] | None = None
         self._telling: set[asyncio.Task[None]] = set()
 
@@ -298,25 +316,19 @@ class Membership:
 
     def _renew(self, connection: sa.Connection, renewals: Renewals) -> int | None:
         """Prolongs the lease; which renewal was found, None when there was none."""
-        me = self._member.member_id
-        own = sa.select(members.c.renewals).where(members.c.member_id == me).with_for_update()
-        found: int | None = connection.execute(own).scalar()
-        values = {
-            "renewals": renewals.tried,
-            "lease": self._lease_s,
-            "expires_at": database_time() + self._lease_s,
-        }
+        found: int | None = connection.execute(self._own_renewals).scalar()
         if found is not None:
-            connection.execute(sa.update(members).where(members.c.member_id == me).values(values))
+            connection.execute(self._prolong, {"tried": renewals.tried})
             return found
         connection.execute(
             sa.insert(members).values(
-                member_id=me,
+                member_id=self._member.member_id,
                 verifier_id=self._member.verifier_id,
                 name=self._member.name,
                 process=str(self._identity or ""),
                 broker=self._member.broker,
-                **values,
+                renewals=renewals.tried,
+                **self._renewed,
             )
         )
         return None
@@ -328,30 +340,19 @@ class Membership:
         publish(connection, Topic.SHARDS)
 
     def _view(self, connection: sa.Connection, watch: Watch) -> _View:
-        group = sa.select(
-            members.c.member_id,
-            members.c.process,
-            members.c.renewals,
-            members.c.lease,
-            members.c.expires_at,
-            database_time().label("now"),
-        ).where(members.c.verifier_id == self._member.verifier_id)
-        asked_at = uptime()
-        rows = connection.execute(group).all()
+        me, asked_at = self._member.member_id, uptime()
+        rows = connection.execute(self._group).all()
         answered_at = uptime()
         watch = watch.look(
             {row.member_id: self._pulse_of(row) for row in rows},
             at=answered_at,
             lease_s=self._lease_s,
         )
-        owned = sa.select(shards.c.shard, shards.c.owner).where(
-            shards.c.verifier_id == self._member.verifier_id
-        )
         return _View(
             watch,
             frozenset(row.member_id for row in rows),
-            frozenset(row.member_id for row in rows if _has_ended(row.process)),
-            {row.shard: row.owner for row in connection.execute(owned)},
+            frozenset(row.member_id for row in rows if row.member_id != me and _has_ended(row.process)),
+            dict(connection.execute(self._owners).all()),
             (rows[-1].now, asked_at, answered_at) if rows else None,
         )
 
