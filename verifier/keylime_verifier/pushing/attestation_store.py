@@ -104,7 +104,13 @@ _NOW = (
     .select_from(
         agents.join(progress, progress.c.agent_id == agents.c.agent_id)
         .join(pushing, pushing.c.agent_id == agents.c.agent_id)
-        .join(sessions, sessions.c.session_id == sa.bindparam("of_session"))
+        .join(
+            sessions,
+            sa.and_(
+                sessions.c.agent_id == agents.c.agent_id,
+                sessions.c.session_id == sa.bindparam("of_session"),
+            ),
+        )
         .outerjoin(
             shards, sa.and_(shards.c.verifier_id == agents.c.verifier_id, shards.c.shard == agents.c.shard)
         )
