@@ -13,7 +13,7 @@ from enum import Enum
 from typing import TypeVar
 
 from keylime.messages.verifier import OperationalState
-from tests.truth.history import Answered, Fault, History, Judged, Shown, Truth, Written
+from tests.truth.history import Answered, Fault, History, Judged, Shown, Starved, Truth, Written
 
 REJECTED = int(OperationalState.INVALID_QUOTE)
 _FAILED = frozenset({int(OperationalState.FAILED), REJECTED, int(OperationalState.TENANT_FAILED)})
@@ -102,14 +102,25 @@ def must_be_rejected(history: History) -> set[str]:
     }
 
 
-def deadline(since: float, faults: Iterable[Fault], bounds: Bounds, allowed_s: float) -> float:
-    """When something that began at `since` must have happened."""
+def deadline(
+    since: float,
+    faults: Iterable[Fault],
+    bounds: Bounds,
+    allowed_s: float,
+    starved: Iterable[Starved] = (),
+) -> float:
+    """When something that began at `since` must have happened; who has no processor has no time either."""
     limit = since + allowed_s
-    for fault in sorted(faults, key=lambda one: one.began):
-        if fault.ended > since and fault.began < limit:
-            limit += bounds.takeover_s
-            if fault.blinds:
-                limit += fault.ended - max(fault.began, since)
+    costly: list[Fault | Starved] = [*faults, *starved]
+    for one in sorted(costly, key=lambda one: one.began):
+        if one.ended <= since or one.began >= limit:
+            continue
+        if isinstance(one, Starved):
+            limit += min(one.for_s, one.ended - since)
+            continue
+        limit += bounds.takeover_s
+        if one.blinds:
+            limit += one.ended - max(one.began, since)
     return limit
 
 
@@ -167,7 +178,7 @@ def _unrejected(history: History, bounds: Bounds) -> Iterator[Violation]:
             yield Violation(Rule.REJECTED, agent_id, f"it is {state} in the database at the end")
         for began, ended in eras(history):
             start = max(since, began)
-            limit = deadline(start, history.faults, bounds, bounds.rejection_s)
+            limit = deadline(start, history.faults, bounds, bounds.rejection_s, history.starved)
             times = [at for _, at in failed[agent_id] if start <= at <= ended]
             first = min(times, default=ended)
             is_known = any(
@@ -318,7 +329,7 @@ def _left_alone(history: History, bounds: Bounds) -> Iterator[Violation]:
             continue
         times = [truth.watched_since, *(one.at for one in answered[agent_id]), history.ended]
         for earlier, later in itertools.pairwise(times):
-            limit = deadline(earlier, history.faults, bounds, bounds.rejection_s)
+            limit = deadline(earlier, history.faults, bounds, bounds.rejection_s, history.starved)
             if earlier >= truth.watched_since and later > limit:
                 what = f"for {later - earlier:.1f} s of {limit - earlier:.1f} s"
                 yield Violation(Rule.WATCHED, agent_id, what)

@@ -94,6 +94,15 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True)
+class Starved:
+    """For `for_s` of this time a verifier, or the test, was ready to run and others had the processors."""
+
+    began: float
+    ended: float
+    for_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Loss:
     """The database forgot what it took last: a standby was promoted, or a backup restored."""
 
@@ -137,6 +146,7 @@ class History:
     told: tuple[Told, ...] = ()
     written: tuple[Written, ...] = ()
     faults: tuple[Fault, ...] = ()
+    starved: tuple[Starved, ...] = ()
     losses: tuple[Loss, ...] = ()
     runs: tuple[Run, ...] = ()
     listeners: frozenset[str] = field(default_factory=frozenset)

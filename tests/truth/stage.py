@@ -27,6 +27,7 @@ from tests.fakes.write_history import remember_writes, writes
 from tests.truth.checker import REJECTED, Bounds, Violation, must_be_rejected, violations
 from tests.truth.fleet import KnownMachine, KnownPusher
 from tests.truth.history import Fault, History, Loss, Row, Told
+from tests.truth.hunger import Hunger
 from tests.truth.observer import Observer
 
 LIMIT_S = 100.0  # for what takes seconds on an idle machine
@@ -64,6 +65,7 @@ class Stage:
         self.machines = machines
         self.faults: list[Fault] = []
         self.losses: list[Loss] = []
+        self._hunger = Hunger(lambda: [one.pid for one in site.processes if one.is_running])
         self.observers = [Observer(one, self._ids, workers) for one in site.processes]
         self._receiver = receiver
         self.away_since = 0.0  # all verifiers, if they are
@@ -81,6 +83,7 @@ class Stage:
         watchers = [
             asyncio.create_task(work) for one in self.observers for work in (one.watch(), one.read_logs())
         ]
+        watchers.append(asyncio.create_task(self._hunger.watch()))
         try:
             yield
         finally:
@@ -242,6 +245,7 @@ class Stage:
             # Passes of machines that attest by themselves are written after a rejection, and change nothing.
             written=tuple(one for one in writes(self.site) if one.agent_id not in pushers),
             faults=tuple(self.faults),
+            starved=tuple(self._hunger.starved),
             losses=tuple(self.losses),
             runs=tuple(run for observer in self.observers for run in observer.runs),
             listeners=frozenset({_WEBHOOK, *self._ids()}) - pushers,
@@ -258,7 +262,8 @@ class Stage:
         rejected = sum(row.state == REJECTED for row in history.rows.values())
         summary = (
             f"{len(history.truths)} machines, {len(bad)} bad, {rejected} rejected; "
-            f"{len(history.written)} writes, {len(history.shown)} answers, {len(history.told)} told"
+            f"{len(history.written)} writes, {len(history.shown)} answers, {len(history.told)} told; "
+            f"{sum(one.for_s for one in history.starved):.0f} s without a processor"
         )
         return found, summary
 

@@ -16,6 +16,7 @@ from tests.truth.history import (
     Row,
     Run,
     Shown,
+    Starved,
     Told,
     Truth,
     Written,
@@ -333,6 +334,20 @@ def test_faults_cost_two_leases_and_the_time_for_which_nobody_can_write() -> Non
     assert deadline(10.0, [Fault("outage", 11.0, 20.0, blinds=True)], BOUNDS, 5.0) == 28.0
     over, to_come = Fault("outage", 1.0, 9.0, blinds=True), Fault("outage", 16.0, 20.0, blinds=True)
     assert deadline(10.0, [over, to_come], BOUNDS, 5.0) == 15.0
+
+
+def test_who_has_no_processor_has_no_time() -> None:
+    assert deadline(10.0, [], BOUNDS, 5.0, [Starved(11.0, 12.0, 0.5)]) == 15.5
+    assert deadline(10.0, [], BOUNDS, 5.0, [Starved(8.0, 10.5, 2.0)]) == 15.5  # what was before is over
+    assert deadline(10.0, [], BOUNDS, 5.0, [Starved(8.0, 10.0, 2.0), Starved(15.0, 16.0, 1.0)]) == 15.0
+    # What made it later lets in what comes later; a fault is a fault all the same.
+    more = [Starved(14.0, 15.0, 1.0), Starved(15.0, 16.0, 0.25), Starved(16.5, 17.0, 0.5)]
+    assert deadline(10.0, [], BOUNDS, 5.0, more) == 16.25
+    assert deadline(10.0, [Fault("pause", 11.0, 30.0)], BOUNDS, 5.0, more) == 20.75
+    late = shown_late(right())
+    assert rules(late) == {Rule.IN_TIME}
+    assert rules(replace(late, starved=(Starved(BAD_AT, BAD_AT + 2, 0.5),))) == {Rule.IN_TIME}
+    assert rules(replace(late, starved=(Starved(BAD_AT, BAD_AT + 2, 2.0),))) == set()
 
 
 def test_ages_are_not_judged_when_the_databases_clock_was_set() -> None:
