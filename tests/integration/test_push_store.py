@@ -650,6 +650,7 @@ def test_what_is_remembered_counts_only_as_long_as_it_is_so(url: str) -> None:
             assert last == number, change
             again = f"UPDATE pushing SET next_number = {number + 1}"  # noqa: S608 - a number of ours
             await execute(scene.other.database, again)
+            await execute(scene.other.database, "UPDATE push_sessions SET state = 'active'")
 
     play(url, act)
 

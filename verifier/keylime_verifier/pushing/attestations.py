@@ -1,12 +1,11 @@
 """Attestations of agents that attest by themselves: negotiated, received, shown. One method for each call."""
 
-import contextlib
 import logging
 import secrets
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from keylime.errors import KeylimeError, MalformedMessage
+from keylime.errors import KeylimeError, ServiceUnavailable
 from keylime.identifiers import AgentId
 from keylime.messages.push_attestation import RESOURCE_TYPE
 from keylime.messages.push_document import ReceivedResource
@@ -22,7 +21,7 @@ from keylime_verifier.pushing.attestation_rows import (
     Attestation,
     encode_items,
 )
-from keylime_verifier.pushing.attestation_store import AttestationStore, Outdated
+from keylime_verifier.pushing.attestation_store import AttestationStore
 from keylime_verifier.pushing.collected import read_evidence
 from keylime_verifier.pushing.judging import Judging, ReceivedEvidence, TooMuchEvidence
 from keylime_verifier.pushing.kept_references import KeptReferences
@@ -110,10 +109,14 @@ class Attestations:
         """
         remembered = self._recognised(agent_id, token_text)
         if remembered is not None:
-            with contextlib.suppress(Outdated, PushRefused, MalformedMessage):
+            try:
                 done = await act(remembered, True)
                 if is_done(done):
                     return done
+            except ServiceUnavailable:  # something may have been done
+                raise
+            except KeylimeError as error:  # which may be about what is not so any more
+                log.debug("agent %s: what is remembered of it was of no use: %s", agent_id, error)
         return await act(await self.authenticate(agent_id, token_text), False)
 
     def _recognised(self, agent_id: AgentId, token_text: str) -> CallingAgent | None:

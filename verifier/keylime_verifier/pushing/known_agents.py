@@ -10,7 +10,7 @@ from keylime.identifiers import AgentId
 from keylime_verifier.agents.policy_categories import PolicyHashes
 from keylime_verifier.agents.records import AgentRecord
 from keylime_verifier.pushing.attestation_rows import COMPLETE, Attestation
-from keylime_verifier.pushing.sessions import PushSession
+from keylime_verifier.pushing.sessions import ACTIVE, PushSession
 from keylime_verifier.pushing.verdict_writes import AttestationEnd
 
 MOST_KNOWN = 10_000
@@ -84,8 +84,11 @@ class KnownAgents:
         return self._known.get(agent_id)
 
     def seen(self, found: CallingAgent) -> None:
-        """What was read of an agent."""
-        if found.record is None:
+        """What was read of an agent that showed a session of its own; others say nothing of who will call."""
+        session = found.session
+        if found.record is None or session is None or session.state != ACTIVE:
+            return
+        if session.agent_id != found.record.agent_id:
             return
         self._known[found.record.agent_id] = found
         self._known.move_to_end(found.record.agent_id)
