@@ -8,6 +8,9 @@ from keylime.appraisal.evidence import quote_finding
 from keylime.findings.finding import Finding
 from keylime.tpm.structures import ClockInfo
 
+MOST_CLOCK = (1 << 63) - 1
+"""Milliseconds: three hundred million years. Databases count no further, and TPM2_ClockSet goes beyond."""
+
 
 class Continuity(enum.Enum):
     """How two quotes of one TPM relate."""
@@ -33,8 +36,10 @@ def judge_continuity(previous: BootSession | None, clock: ClockInfo, boottime: i
     Counters that fall, or a clock that goes back while the TPM calls it safe, mean an older quote or a
     rolled-back TPM. A clock that stands still means nothing: it counts milliseconds, and some TPMs move it on
     in longer steps; that a quote is fresh is for its nonce to tell. A clock that is not safe (power was lost)
-    is reported, not refused.
+    is reported, not refused. One that no TPM has counted to was set there by whoever owns the machine.
     """
+    if clock.clock > MOST_CLOCK:
+        return _unbelievable(f"clock is {clock.clock} ms, more than any TPM can have counted")
     notes = () if clock.safe else ("the TPM's clock is not safe: it may have lost time in a power failure",)
     if previous is None:
         return ContinuityResult(Continuity.FIRST, notes=notes)
@@ -52,7 +57,10 @@ def judge_continuity(previous: BootSession | None, clock: ClockInfo, boottime: i
 
 
 def _went_back(what: str, before: int, now: int) -> ContinuityResult:
-    reason = f"{what} is {now} and was {before} in the last accepted quote"
+    return _unbelievable(f"{what} is {now} and was {before} in the last accepted quote")
+
+
+def _unbelievable(reason: str) -> ContinuityResult:
     return ContinuityResult(
         Continuity.SAME_BOOT,
         (quote_finding("quote_validation", "TPM clock validation", error=reason),),

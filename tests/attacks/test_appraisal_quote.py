@@ -464,6 +464,17 @@ def test_q26_a_clock_that_stands_still_between_two_fresh_quotes_is_no_finding(wa
     assert QUOTE in events(watch.forge(clock=76))
 
 
+@pytest.mark.parametrize("is_known", [False, True])
+@pytest.mark.parametrize("clock", [1 << 63, 0xFFFF << 48, (1 << 64) - 1])
+def test_q26_a_clock_that_was_set_beyond_all_time_fails(watch: Watch, clock: int, is_known: bool) -> None:
+    if is_known:
+        watch.accept()
+    at = watch.checkpoint
+    assert events(watch.forge(clock=clock)) == [QUOTE]
+    watch.checkpoint = at
+    assert isinstance(watch.forge(clock=(1 << 63) - 1), Accepted), "what every database holds"
+
+
 def test_q27_a_changed_firmware_version_is_noted(watch: Watch) -> None:
     assert watch.accept().notes == ()
     assert watch.accept().notes == (), "nothing to note while it stays"

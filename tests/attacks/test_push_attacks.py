@@ -512,6 +512,25 @@ def test_a_policy_that_is_replaced_elsewhere_judges_the_next_evidence(tmp_path: 
     asyncio.run(play())
 
 
+@pytest.mark.parametrize("is_new", [True, False])
+def test_q26_a_clock_that_no_database_holds_is_a_failure_and_holds_nobody_up(
+    tmp_path: Path, is_new: bool
+) -> None:
+    async def act(verifier: RunningVerifier, machine: PushingMachine) -> None:
+        if not is_new:
+            await machine.attest()
+            await machine.until_passed(1)
+        machine.machine.clock = 1 << 63  # as TPM2_ClockSet does it
+        other = PushingMachine(verifier, "pushing-2")
+        await other.add()
+        await asyncio.gather(machine.attest(), other.attest())
+        status = await machine.until_judged("FAIL")
+        assert status["last_event_id"] == "qoute_validation.quote_validation"
+        await other.until_passed(1)
+
+    scene(tmp_path, act)
+
+
 LEAST = 32 << 10  # bytes that the smallest body counts as
 FRAMINGS = ("Content-Length: 30000", "Transfer-Encoding: chunked")
 

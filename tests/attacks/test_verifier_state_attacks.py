@@ -162,6 +162,15 @@ def test_q24_a_counter_that_falls_is_refused(tmp_path: Path, counter: str) -> No
     scene(tmp_path, act, **PATIENT)
 
 
+def test_q26_a_clock_that_no_database_holds_is_refused(tmp_path: Path) -> None:
+    async def act(verifier: RunningVerifier, agent: AttestingAgent) -> None:
+        agent.machine.clock = 1 << 63
+        status = await verifier.until_state(agent, INVALID_QUOTE)
+        assert status["last_event_id"] == "qoute_validation.quote_validation"
+
+    scene(tmp_path, act)
+
+
 def test_q29_a_pcr_16_that_was_not_reset_is_refused(tmp_path: Path) -> None:
     async def act(verifier: RunningVerifier, agent: AttestingAgent) -> None:
         def requote(results: dict[str, Any]) -> dict[str, Any]:
