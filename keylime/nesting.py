@@ -33,6 +33,8 @@ def is_too_deep(text: str | bytes | bytearray) -> bool:
 
 def has_too_many(encoded: bytes | bytearray) -> bool:
     """Whether a text of somebody who is not trusted has more than MOST_BRACKETS; costs next to nothing."""
+    if len(encoded) <= MOST_BRACKETS:
+        return False
     found = 0
     for first in range(0, len(encoded), _AT_ONCE):
         found += sum(encoded.count(one, first, first + _AT_ONCE) for one in _BRACKETS)

@@ -4,8 +4,11 @@ import secrets
 import string
 
 _ALPHABET = string.ascii_letters + string.digits
-_PAIRS = tuple(first + second for first in _ALPHABET for second in _ALPHABET)
 _LENGTH = 20
+# Bytes that come to a character, each character by as many of them; the others are left out.
+_USED = 256 - 256 % len(_ALPHABET)
+_UNUSED = bytes(range(_USED, 256))
+_CHARACTERS = bytes(ord(_ALPHABET[byte % len(_ALPHABET)]) for byte in range(256))
 
 
 def new_nonce() -> str:
@@ -19,13 +22,8 @@ def new_nonce() -> str:
 
 def random_text(length: int) -> str:
     """`length` independent characters of [A-Za-z0-9] from the system's CSPRNG."""
-    # One draw for all of them: each draw is a system call.
-    pairs, odd = divmod(length, 2)
-    number = secrets.randbelow(len(_PAIRS) ** pairs * len(_ALPHABET) ** odd)
-    texts = []
-    for _ in range(pairs):
-        number, index = divmod(number, len(_PAIRS))
-        texts.append(_PAIRS[index])
-    if odd:
-        texts.append(_ALPHABET[number])
-    return "".join(texts)
+    found = b""
+    while len(found) < length:
+        # Mostly one draw for all of them, as each draw is a system call: of 32 bytes one is left out.
+        found += secrets.token_bytes(length + length // 4 + 8).translate(_CHARACTERS, _UNUSED)
+    return found[:length].decode("ascii")

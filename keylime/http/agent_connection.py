@@ -8,6 +8,7 @@ time.
 
 import asyncio
 import logging
+import re
 import ssl
 import time
 import urllib.parse
@@ -46,6 +47,7 @@ log = logging.getLogger(__name__)
 
 ResultT = TypeVar("ResultT")
 
+_PLAIN = re.compile(r"[\w.~-]*=[\w.~-]*", re.ASCII)
 _HEAD = "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items())
 
 
@@ -178,7 +180,7 @@ class AgentConnection:
         body: msgspec.Struct | None,
         about: str,
     ) -> bytes:
-        target = path + (f"?{urllib.parse.urlencode(query)}" if query else "")
+        target = path + (f"?{_encoded(query)}" if query else "")
         host = self._url.rpartition("/")[2]
         head = f"{method} {target} HTTP/1.1\r\nHost: {host}\r\n{_HEAD}{request_id.HEADER}: {about}\r\n"
         if body is None:
@@ -240,3 +242,9 @@ class AgentConnection:
         if wire is not None:
             self._session = wire.session() if resumes else None
             wire.close()
+
+
+def _encoded(query: Mapping[str, str | int]) -> str:
+    """As `urllib.parse.urlencode` has it, of which a question to an agent has nothing to encode."""
+    pairs = [f"{name}={value}" for name, value in query.items()]
+    return "&".join(pairs) if all(map(_PLAIN.fullmatch, pairs)) else urllib.parse.urlencode(query)

@@ -17,6 +17,7 @@ BodyT = TypeVar("BodyT")
 
 # Bytes of an answer that are made before any of them is sent, and its length is not known; and after that.
 _MOST_HELD = 4 << 20
+_PHRASES = {status.value: status.phrase for status in http.HTTPStatus}
 _PART = 256 << 10
 
 
@@ -114,10 +115,7 @@ class Response:
 
 def reason_phrase(code: int) -> str | None:
     """The phrase of a status that is known."""
-    try:
-        return http.HTTPStatus(code).phrase
-    except ValueError:
-        return None
+    return _PHRASES.get(code)
 
 
 async def _encoded_in_parts(members: AsyncIterator[tuple[str, object]]) -> AsyncGenerator[bytes, None]:

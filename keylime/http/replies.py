@@ -53,7 +53,8 @@ class Reply:
 def log_call(log: logging.Logger, method: str, target: str, code: int, about: str, *, is_news: bool) -> None:
     """One line for each side. Never the query: it holds nonces."""
     level = logging.INFO if is_news else logging.DEBUG
-    log.log(level, "%s %s returned %d", method, target, code, extra={"request_id": about})
+    if log.isEnabledFor(level):
+        log.log(level, "%s %s returned %d", method, target, code, extra={"request_id": about})
 
 
 def read_reply(code: int, data: bytes | bytearray, url: str, *, is_trusted: bool) -> Reply:

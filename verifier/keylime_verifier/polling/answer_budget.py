@@ -10,7 +10,8 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Self
 
 ORDINARY_ANSWER = 256 << 10  # bytes: some 1500 lines
 # Beside the ordinary ones of all rounds under way, which are at most as much again. The longest fits in.
@@ -35,6 +36,12 @@ class AnswerReservation:
     def __lt__(self, other: "AnswerReservation") -> bool:
         return self._order < other._order
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc_info: object) -> None:
+        self._budget.release(self)
+
     def admit(self, size: int) -> bool:
         """Whether the answer may be as long as that, now."""
         return size <= max(ORDINARY_ANSWER, self.held) or self._budget.take(self, size)
@@ -43,6 +50,20 @@ class AnswerReservation:
         """Returns when the answer may be as long as that. What is held meanwhile is given up."""
         self._budget.release(self)
         await self._budget.wait(self, size)
+
+
+class _JudgingOfOrdinary:
+    """What surrounds the judging of nearly all answers; generators would take as long as some of it."""
+
+    async def __aenter__(self) -> None:
+        pass
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_exc_info: object) -> None:
+        if kind is None:
+            await asyncio.sleep(0)
+
+
+_JUDGING_OF_ORDINARY = _JudgingOfOrdinary()
 
 
 class AnswerBudget:
@@ -60,22 +81,16 @@ class AnswerBudget:
         """Bytes of long answers that are read or judged now."""
         return self._held
 
-    @contextmanager
-    def place(self, long_before: int) -> Iterator[AnswerReservation]:
+    def place(self, long_before: int) -> AnswerReservation:
         """A place for one round, which is free again at the end of the block."""
-        place = AnswerReservation(self, long_before)
-        try:
-            yield place
-        finally:
-            self.release(place)
+        return AnswerReservation(self, long_before)
+
+    def judging(self, place: AnswerReservation) -> AbstractAsyncContextManager[None]:
+        """Surrounds a slice of the judging: of long answers, which get half of the time together."""
+        return self._judging_of_long() if place.is_long else _JUDGING_OF_ORDINARY
 
     @asynccontextmanager
-    async def judging(self, place: AnswerReservation) -> AsyncIterator[None]:
-        """Surrounds a slice of the judging: of long answers, which get half of the time together."""
-        if not place.is_long:
-            yield
-            await asyncio.sleep(0)
-            return
+    async def _judging_of_long(self) -> AsyncIterator[None]:
         async with self._judging:
             began = time.thread_time()  # others on this machine are no reason to take longer breaks
             yield
