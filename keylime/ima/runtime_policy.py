@@ -46,6 +46,7 @@ Allowed: TypeAlias = tuple[bytes, ...] | frozenset[bytes]
 DigestMap: TypeAlias = Mapping[str, Allowed]
 
 _DIGEST = re.compile(r"(?:([a-z0-9_-]+):)?([0-9a-f]{40,128})")
+_BARE_DIGEST = re.compile(r"[0-9a-f]{40,128}")  # one of those that nearly all names have alone
 _LOG_HASHES = ("sha1", "sha256", "sha384", "sha512")
 _MANY = 8  # digests of one name from which on a set beats a linear search
 _RENAMED = {"exclude": "excludes", "keyring": "keyrings", "verification_keys": "verification-keys"}
@@ -359,6 +360,11 @@ def _digest_map(root: _Section, name: str) -> DigestMap:
 
 
 def _digests(values: object, where: str, key: str) -> Allowed:
+    if isinstance(values, list) and len(values) == 1:
+        (value,) = values
+        # As below in the end, for a policy with a hundred thousand of them.
+        if isinstance(value, str) and _BARE_DIGEST.fullmatch(value) and len(value) % 2 == 0:
+            return (bytes.fromhex(value),)
     if not isinstance(values, list) or not values:
         raise PolicyError(f"{where}[{key!r}]: expected a list of at least one digest, got {_kind(values)}")
     if len(values) > MAX_DIGESTS_PER_NAME:
@@ -390,7 +396,7 @@ def _digest(value: object, where: str, key: str, index: int) -> bytes:
 
 
 def _texts(digests: DigestMap) -> dict[str, list[str]]:
-    return {name: sorted([digest.hex() for digest in allowed]) for name, allowed in digests.items()}
+    return {name: sorted(map(bytes.hex, allowed)) for name, allowed in digests.items()}
 
 
 def united(first: DigestMap, second: DigestMap) -> DigestMap:

@@ -383,3 +383,20 @@ def test_a_difference_is_shown_rule_by_rule() -> None:
     assert difference.changed == ("ima.log_hash_alg",)
     assert not difference.is_empty
     assert diff(old, old).is_empty
+
+
+@pytest.mark.parametrize("digits", [39, 40, 41, 63, 64, 65, 127, 128, 129])
+@pytest.mark.parametrize("prefix", ["", "sha256:"])
+def test_a_digest_alone_is_read_as_one_of_several_is(digits: int, prefix: str) -> None:
+    digest, other = prefix + "a" * digits, "b" * 64
+    document = json.loads(EMPTY_POLICY)
+
+    def read(values: list[str]) -> set[bytes] | None:
+        document["digests"] = {"/bin/true": values}
+        try:
+            return set(parse_runtime_policy(json.dumps(document)).digests["/bin/true"])
+        except PolicyError:
+            return None
+
+    both, alone = read([digest, other]), read([digest])
+    assert alone == (None if both is None else both - {bytes.fromhex(other)})

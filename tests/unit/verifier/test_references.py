@@ -12,6 +12,7 @@ from keylime.ima.runtime_policy import EMPTY_POLICY, PolicyHash, RuntimePolicy, 
 from keylime_verifier.agents.policy_categories import TextHash
 from keylime_verifier.policies.kept import KeptPolicies, size_of
 from keylime_verifier.policies.references import References
+from keylime_verifier.policies.runtime import accept_runtime_policy, compile_stored_policy
 from keylime_verifier.policies.store import PolicyStore
 from tests.fakes.attesting_agent import attestation_key
 from tests.unit.verifier.test_status import ENROLMENT
@@ -44,15 +45,35 @@ class CountingPolicies:
         return frozenset()
 
 
-def test_a_policy_is_compiled_once_for_agents_that_come_together_and_for_those_that_come_later() -> None:
-    policies = CountingPolicies()
-    references = References(
+def references_of(policies: CountingPolicies) -> References:
+    return References(
         cast(PolicyStore, policies),
         lambda _text: None,
         ignore_tomtou=False,
         evaluate_boot_always=False,
         now=lambda: 0.0,
     )
+
+
+def test_a_policy_that_came_with_an_agent_is_not_compiled_again() -> None:
+    policies = CountingPolicies()
+    references = references_of(policies)
+    text = base64.b64encode(policy_text("/bin/true").encode()).decode()
+    received = accept_runtime_policy(text, None, signature_required=False)
+
+    async def act() -> None:
+        references.know({TEXT: received.compiled})
+        assert await references.demands_ima(TEXT)
+        assert await references.compiled_parts(["a"]) == [("a", received.compiled)]
+
+    asyncio.run(act())
+    assert policies.reads == 0
+    assert received.compiled.content_hash == compile_stored_policy(received.text).content_hash
+
+
+def test_a_policy_is_compiled_once_for_agents_that_come_together_and_for_those_that_come_later() -> None:
+    policies = CountingPolicies()
+    references = references_of(policies)
     ak_tpm = base64.b64encode(attestation_key().tpm2b_public).decode()
     enrolment = replace(ENROLMENT, ak_tpm=ak_tpm, measured_boot_policy=None)
 

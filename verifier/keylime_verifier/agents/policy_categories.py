@@ -1,5 +1,6 @@
 """What a policy judges. The values are in databases."""
 
+import hashlib
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import NewType, TypeAlias
@@ -25,3 +26,8 @@ What the text means has another one, `PolicyHash`: however it is spelled.
 
 PolicyHashes: TypeAlias = Mapping[tuple[str, str], TextHash]
 """The hashes of current texts, by kind and name."""
+
+
+def hash_of_text(text: str) -> TextHash:
+    """What the text of a policy is stored under."""
+    return TextHash(hashlib.sha256(text.encode()).hexdigest())

@@ -15,7 +15,7 @@ from msgspec import UNSET, UnsetType
 from keylime.errors import CredentialError, MalformedEvidence, MalformedMessage, PolicyError, UnsuitableKey
 from keylime.identifiers import AgentId
 from keylime.ima.policy_union import MAX_PARTS
-from keylime.ima.runtime_policy import EMPTY_POLICY
+from keylime.ima.runtime_policy import EMPTY_POLICY, RuntimePolicy
 from keylime.messages import verifier as wire
 from keylime.messages.verifier import AddAgentRequest, EnrolmentSummary, UpdateAgentRequest
 from keylime.messages.versions import CURRENT_VERSION, SUPPORTED_VERSIONS
@@ -23,7 +23,13 @@ from keylime.nesting import is_too_deep
 from keylime.pki.agent_certificate import AgentTls, PinnedKey, PlainHttp, read_agent_tls
 from keylime.tpm.pcr import IMA_PCR, MEASURED_BOOT_PCRS
 from keylime.tpm.tpm_policy import TpmPolicy
-from keylime_verifier.agents.policy_categories import MEASURED_BOOT, RUNTIME, PolicyKey
+from keylime_verifier.agents.policy_categories import (
+    MEASURED_BOOT,
+    RUNTIME,
+    PolicyKey,
+    TextHash,
+    hash_of_text,
+)
 from keylime_verifier.agents.pushing import AttestationMode
 from keylime_verifier.agents.records import Enrolment, HeldVersions, PolicyPart, Secrets
 from keylime_verifier.agents.shards import VerifierId
@@ -56,12 +62,16 @@ class EnrolmentRules:
 
 @dataclass(frozen=True, slots=True)
 class NewAgent:
-    """A checked request: what to store. `new_policies` maps (kind, name) to the text that came along."""
+    """A checked request: what to store. `new_policies` maps (kind, name) to the text that came along.
+
+    `compiled` is what a runtime policy among them means.
+    """
 
     enrolment: Enrolment
     secrets: Secrets | None  # None for those of an update that keeps what is stored
     version: str
     new_policies: dict[PolicyKey, str]
+    compiled: dict[TextHash, RuntimePolicy]
 
 
 def check_request(agent_id: AgentId, request: AddAgentRequest, rules: EnrolmentRules) -> NewAgent:
@@ -77,6 +87,7 @@ def check_request(agent_id: AgentId, request: AddAgentRequest, rules: EnrolmentR
     _check_attestation_key(request.ak_tpm)
     _check_texts(request)
     policies: dict[PolicyKey, str] = {}
+    compiled: dict[TextHash, RuntimePolicy] = {}
     enrolment = Enrolment(
         agent_id=agent_id,
         # Nobody calls an agent that attests by itself, and no protocol brings it a payload.
@@ -90,7 +101,7 @@ def check_request(agent_id: AgentId, request: AddAgentRequest, rules: EnrolmentR
         has_v=request.v is not None and not is_pushing,
         meta_data=request.metadata,
         tpm_policy=request.tpm_policy,
-        runtime_policy=_runtime_policy(agent_id, request, rules, policies),
+        runtime_policy=_runtime_policy(agent_id, request, rules, policies, compiled),
         runtime_parts=_runtime_parts(request),
         measured_boot_policy=_boot_policy(agent_id, request, rules, policies),
         ima_sign_verification_keys=request.ima_sign_verification_keys,
@@ -100,7 +111,7 @@ def check_request(agent_id: AgentId, request: AddAgentRequest, rules: EnrolmentR
         is_pushing=is_pushing,
     )
     secrets = Secrets(None if is_pushing else _share(request.v), _revocation_key(request.revocation_key))
-    return NewAgent(enrolment, secrets, _version(request.supported_version), policies)
+    return NewAgent(enrolment, secrets, _version(request.supported_version), policies, compiled)
 
 
 def _is_pushing(request: AddAgentRequest, rules: EnrolmentRules) -> bool:
@@ -331,7 +342,11 @@ def _revocation_key(pem: str) -> str:
 
 
 def _runtime_policy(
-    agent_id: AgentId, request: AddAgentRequest, rules: EnrolmentRules, policies: dict[PolicyKey, str]
+    agent_id: AgentId,
+    request: AddAgentRequest,
+    rules: EnrolmentRules,
+    policies: dict[PolicyKey, str],
+    compiled: dict[TextHash, RuntimePolicy],
 ) -> str:
     """The name of the agent's runtime policy; a policy that came along is checked and kept for storing."""
     given = policy_name(request.runtime_policy_name, "runtime_policy_name")
@@ -341,11 +356,13 @@ def _runtime_policy(
         policies[RUNTIME, agent_id] = EMPTY_POLICY
         return agent_id
     name = given or agent_id
-    policies[RUNTIME, name] = accept_runtime_policy(
+    received = accept_runtime_policy(
         request.runtime_policy,
         request.runtime_policy_key,
         signature_required=rules.require_policy_signatures,
-    ).text
+    )
+    policies[RUNTIME, name] = received.text
+    compiled[hash_of_text(received.text)] = received.compiled
     return name
 
 

@@ -92,6 +92,7 @@ class Agents:
             record = await self._store.add(new.enrolment, secrets, new.version, new.new_policies, by=by)
         except AgentExists as error:
             raise InTheWay(await self._what_exists(agent_id)) from error
+        self._references.know(new.compiled)
         self._roster.adopt(record)
         return _NO_DEMAND if await self._judges_nothing(record) else remark
 
@@ -135,6 +136,7 @@ class Agents:
             raise InTheWay(_policy_in_the_way(agent_id)) from error
         if record is None:
             raise InTheWay(f"Agent {agent_id} was changed or deleted meanwhile. Look, and try again.")
+        self._references.know(new.compiled)
         self._roster.drop(agent_id)
         self._roster.adopt(record)
         after = await self._versions(record.enrolment)

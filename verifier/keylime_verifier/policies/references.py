@@ -74,6 +74,11 @@ class References:
         )
         return reference, versions
 
+    def know(self, compiled: Mapping[TextHash, RuntimePolicy]) -> None:
+        """Takes over policies that were compiled when their texts came; what is stored means the same."""
+        for text_hash, policy in compiled.items():
+            self._runtime.keep(text_hash, policy)
+
     async def compiled_parts(self, names: Sequence[str]) -> list[tuple[str, RuntimePolicy]]:
         """The named runtime policies as they are stored. Raises PolicyError."""
         return [(name, await self._compiled(await self._hash_of(RUNTIME, name))) for name in names]

@@ -15,11 +15,20 @@ from keylime_verifier.agents.refusals import NotApproved
 
 @dataclass(frozen=True, slots=True)
 class ReceivedPolicy:
-    """A checked runtime policy: the text to keep, as it came, and whether it demands anything."""
+    """A checked runtime policy: the text to keep, as it came, and what it means."""
 
     text: str
-    demands_ima: bool
-    policy_hash: PolicyHash
+    compiled: RuntimePolicy
+
+    @property
+    def demands_ima(self) -> bool:
+        """Whether it demands anything."""
+        return self.compiled.demands_ima
+
+    @property
+    def policy_hash(self) -> PolicyHash:
+        """What its version is told by."""
+        return self.compiled.content_hash
 
 
 def accept_runtime_policy(policy: str, key: str | None, *, signature_required: bool) -> ReceivedPolicy:
@@ -38,7 +47,7 @@ def accept_runtime_policy(policy: str, key: str | None, *, signature_required: b
         compiled = parse_runtime_policy(payload)
     except PolicyError as error:
         raise PolicyError(f"Runtime policy is malformatted: {error}") from error
-    return ReceivedPolicy(text, compiled.demands_ima, compiled.content_hash)
+    return ReceivedPolicy(text, compiled)
 
 
 def compile_stored_policy(text: str) -> RuntimePolicy:

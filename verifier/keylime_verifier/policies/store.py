@@ -1,6 +1,5 @@
 """Policy texts in the verifier's database, each kept once, found by kind and name."""
 
-import hashlib
 from collections.abc import Collection
 
 import msgspec
@@ -8,7 +7,13 @@ import sqlalchemy as sa
 
 from keylime.database.transactions import Database
 from keylime.ima.runtime_policy import PolicyHash
-from keylime_verifier.agents.policy_categories import MEASURED_BOOT, RUNTIME, PolicyHashes, TextHash
+from keylime_verifier.agents.policy_categories import (
+    MEASURED_BOOT,
+    RUNTIME,
+    PolicyHashes,
+    TextHash,
+    hash_of_text,
+)
 from keylime_verifier.agents.records import Enrolment
 from keylime_verifier.database.schema import agents, policies, policy_texts, policy_versions
 
@@ -143,7 +148,7 @@ def put_policy(
 
 def put_text(connection: sa.Connection, text: str) -> TextHash:
     """The hash under which `text` is stored from now on, if it was not already."""
-    text_hash = TextHash(hashlib.sha256(text.encode()).hexdigest())
+    text_hash = hash_of_text(text)
     known = connection.execute(
         sa.select(policy_texts.c.content_hash).where(policy_texts.c.content_hash == text_hash)
     )
