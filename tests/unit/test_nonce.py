@@ -1,4 +1,4 @@
-"""Nonces are of the length and the characters that TPMs and agents take, each of them as likely as any other."""
+"""Nonces have the length and the characters that TPMs and agents take, each as likely as any other."""
 
 import string
 from collections import Counter
