@@ -171,6 +171,8 @@ class Service:
 
     async def _negotiate(self) -> str:
         reply = await self._request("GET", "/version")
+        if reply.code == _PUT_OFF:  # what it speaks is not known for that, and would be taken as known
+            raise self.refusal(reply, "tell its API versions")
         if reply.code != 200:
             return CURRENT_VERSION  # servers without the endpoint speak ours, or refuse the call itself
         try:

@@ -84,6 +84,7 @@ def answer(results: object = None, code: int = 200, status: str = "Success") -> 
 
 
 GONE = answer(code=404, status="agent id not found")
+NO_VERSIONS = answer(code=404)
 
 
 Said: TypeAlias = Reply | KeylimeError
@@ -93,8 +94,9 @@ Said: TypeAlias = Reply | KeylimeError
 class AnsweringPeer:
     """Answers, or fails to, in the order of a test; the last answer of each kind is given again and again."""
 
-    def __init__(self, versions: Said, statuses: Sequence[Said], histories: Sequence[Said]) -> None:
-        self._versions, self._statuses, self._histories = versions, [*statuses], [*histories]
+    def __init__(self, versions: Sequence[Said], statuses: Sequence[Said], histories: Sequence[Said]) -> None:
+        self._versions, self._statuses, self._histories = [*versions], [*statuses], [*histories]
+        self.asked: list[str] = []  # paths
 
     async def request(
         self,
@@ -104,9 +106,11 @@ class AnsweringPeer:
         query: Mapping[str, str] | None = None,
         body: msgspec.Struct | None = None,
     ) -> Reply:
+        self.asked.append(path)
         if path == "/version":
-            return _given(self._versions)
-        script = self._histories if path.endswith("/history") else self._statuses
+            script = self._versions
+        else:
+            script = self._histories if path.endswith("/history") else self._statuses
         return _given(script.pop(0) if len(script) > 1 else script[0])
 
     async def trouble(self, error: PeerUnreachable) -> Trouble:
@@ -131,11 +135,11 @@ class FollowingSession:
         *,
         statuses: Sequence[Said] = (GONE,),
         histories: Sequence[Said] = (GONE,),
-        versions: Said | None = None,
+        versions: Sequence[Said] = (NO_VERSIONS,),
         exit_code: bool = False,
         wait: float | None = None,
     ) -> None:
-        self.peer = AnsweringPeer(answer(code=404) if versions is None else versions, statuses, histories)
+        self.peer = AnsweringPeer(versions, statuses, histories)
         self.slept: list[float] = []
         self._stdout, self._stderr = io.StringIO(), io.StringIO()
         log = logging.getLogger("tests.followed")

@@ -70,12 +70,15 @@ async def insisting(session: Session, read: Callable[[], Awaitable[T]]) -> T:
 
     Raises PeerUnreachable when the verifier was never there, which is an error as it is everywhere.
     """
-    await session.verifier.version()
-    told = ""
+    told, is_met = "", False
     while True:
         try:
+            await session.verifier.version()
+            is_met = True
             found = await read()
         except (PutOff, PeerUnreachable) as error:
+            if not is_met and not isinstance(error, PutOff):
+                raise
             if str(error) != told:
                 told = str(error)
                 session.output.waiting("%s; asked again every %g s", error, _AGAIN_S)
@@ -91,7 +94,7 @@ async def news(session: Session, after: int | None) -> AsyncGenerator[News, None
 
     Raises PeerUnreachable when the verifier was never there. Later trouble is told, each once.
     """
-    await session.verifier.version()
+    await insisting(session, session.verifier.version)
     told = ""
 
     def tell(trouble: str) -> None:

@@ -115,6 +115,26 @@ def test_a_history_that_is_put_off_is_asked_for_again() -> None:
     assert [row["kind"] for row in following.shown] == ["enrolled", "deleted"]
 
 
+def test_a_verifier_that_puts_its_versions_off_is_asked_for_them_again() -> None:
+    older = answer({"supported_versions": ["2.4"], "current_version": "2.4"})
+    following = FollowingSession(
+        ToldStreams([BEGUN, told(9, "deleted")]), versions=[PUT_OFF, older], histories=[kept()]
+    )
+    asyncio.run(history(following.session))
+    assert following.peer.asked == ["/version", "/version", f"/v2.4/agents/{AGENT}/history"]
+    assert following.slept == [2.0]
+    following = FollowingSession(
+        ToldStreams([BEGUN, told(8)]), versions=[PUT_OFF, older], statuses=[status(), GONE]
+    )
+    followed(following, follow_status)
+    assert [row["attestation_status"] for row in following.shown] == ["PASS"]
+
+
+def test_a_verifier_that_went_away_before_it_told_its_versions_was_never_there() -> None:
+    following = FollowingSession(ToldStreams([BEGUN]), versions=[PUT_OFF, PeerUnreachable("refused")])
+    assert "cannot reach the verifier" in followed(following, follow_status)
+
+
 def test_a_verifier_that_is_away_between_two_readings_is_asked_again() -> None:
     following = FollowingSession(
         ToldStreams([BEGUN, told(8), told(9)]),
@@ -133,7 +153,7 @@ def test_any_other_refusal_ends_it() -> None:
 
 
 def test_a_verifier_that_was_never_there_is_an_error_as_everywhere() -> None:
-    following = FollowingSession(ToldStreams([BEGUN]), versions=PeerUnreachable("refused"))
+    following = FollowingSession(ToldStreams([BEGUN]), versions=[PeerUnreachable("refused")])
     for command in (history, why, follow_status):
         assert "cannot reach the verifier" in followed(following, command)
     assert not following.slept
