@@ -10,8 +10,10 @@ from contextlib import contextmanager
 def extra_explained(program: str, extra: str) -> Iterator[None]:
     """A program's imports belong in here. A missing package ends it with one line that names the remedy.
 
-    The garbage collector does not look at what is imported, now or later: all of it stays.
+    The garbage collector does not look at what is imported, now or later: all of it stays. Afterwards it is
+    as it was.
     """
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
@@ -25,4 +27,5 @@ def extra_explained(program: str, extra: str) -> Iterator[None]:
             f'run: pip install "keylime[{extra}]"'
         )
     finally:
-        gc.enable()
+        if was_enabled:
+            gc.enable()

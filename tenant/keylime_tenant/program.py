@@ -1,6 +1,5 @@
 """The console script: help and wrong usage need nothing but the parser, the rest starts with the command."""
 
-import gc
 import sys
 
 from keylime.extras import extra_explained
@@ -9,12 +8,9 @@ from keylime.program_end import endings_told
 
 def main() -> None:
     with endings_told("keylime_tenant"):
-        gc.disable()  # imports leave nothing behind; to look for it takes a tenth of a short command's time
-        from keylime_tenant.arguments import parse_arguments
-
-        arguments = parse_arguments(sys.argv[1:])
         with extra_explained("keylime_tenant", "tenant"):
+            from keylime_tenant.arguments import parse_arguments
+
+            arguments = parse_arguments(sys.argv[1:])
             from keylime_tenant.main import main as run
-        gc.freeze()
-        gc.enable()
         run(arguments)

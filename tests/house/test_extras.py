@@ -5,6 +5,7 @@ import gc
 import pytest
 
 from keylime.extras import extra_explained
+from keylime_tenant.program import main as tenant
 
 
 def test_a_missing_package_is_named_with_the_extra_that_has_it() -> None:
@@ -29,6 +30,24 @@ def test_the_collector_rests_while_a_program_is_imported_and_leaves_what_was() -
     assert gc.isenabled()
     assert gc.get_freeze_count() > 0
     gc.unfreeze()
+
+
+def test_who_does_without_the_collector_goes_on_without_it() -> None:
+    gc.disable()
+    try:
+        with extra_explained("keylime_verifier", "verifier"):
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+        gc.unfreeze()
+
+
+def test_wrong_usage_of_the_tenant_leaves_the_collector_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["keylime_tenant", "no-such-command"])
+    with pytest.raises(SystemExit):
+        tenant()
+    assert gc.isenabled()
 
 
 def test_the_collector_works_again_after_a_start_that_failed() -> None:
