@@ -10,7 +10,6 @@ import socket
 import ssl
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -874,10 +873,10 @@ def swallowing() -> Iterator[int]:
 @pytest.mark.parametrize("service", ["verifier", "registrar"])
 def test_a_service_that_swallows_what_is_sent_is_not_waited_for_long(lab: Lab, service: str) -> None:
     command, flag = {"verifier": ("cvlist", "-vp"), "registrar": ("reglist", "-rp")}[service]
-    begun = time.monotonic()
+    limits = {"CONNECT": "0.5", "REQUEST": "100000"}  # the test would not see the end of that
+    environ = {f"KEYLIME_TENANT_{name}_TIMEOUT": seconds for name, seconds in limits.items()}
     with swallowing() as port:
-        line = failed(lab.run("-c", command, flag, str(port), KEYLIME_TENANT_CONNECT_TIMEOUT="0.5"))
-    assert time.monotonic() - begun < 30  # of request_timeout's 60
+        line = failed(lab.run("-c", command, flag, str(port), **environ))
     assert line.startswith(
         f"keylime_tenant: error: cannot reach the {service} at https://127.0.0.1:{port}: cannot connect: no "
         "answer within 0.5 s, which is [tenant] connect_timeout (check that it is running"
@@ -887,11 +886,10 @@ def test_a_service_that_swallows_what_is_sent_is_not_waited_for_long(lab: Lab, s
 
 
 def test_an_agent_that_swallows_what_is_sent_is_given_up_in_one_line(lab: Lab) -> None:
-    begun = time.monotonic()
+    limits = {"CONNECT": "0.5", "REQUEST": "100000"}  # as above
+    environ = {f"KEYLIME_TENANT_{name}_TIMEOUT": seconds for name, seconds in limits.items()}
     with swallowing() as port:
-        done = lab.run("-u", AGENT, "-c", "add", "-tp", str(port), KEYLIME_TENANT_CONNECT_TIMEOUT="0.5")
-    assert time.monotonic() - begun < 60
-    line = failed(done)
+        line = failed(lab.run("-u", AGENT, "-c", "add", "-tp", str(port), **environ))
     assert line.startswith(
         f"keylime_tenant: error: cannot reach the agent at https://127.0.0.1:{port}: cannot connect: no "
         "answer within 0.5 s, which is [tenant] connect_timeout (check -t/-tp, that the agent is running, "
