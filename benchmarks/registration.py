@@ -54,7 +54,7 @@ async def enrol(port: int, agent: Agent) -> None:
 async def enrol_all(daemon: Daemon, port: int, agents: Sequence[Agent], label: str) -> Result:
     """Some agents at a time, as after a power cut."""
     waiting = iter(agents)
-    cpu_before_s, began = daemon.cpu_s, time.perf_counter()
+    cpu_before_s, began = daemon.exact_cpu_s, time.perf_counter()
 
     async def enrol_some() -> None:
         for agent in waiting:
@@ -62,7 +62,7 @@ async def enrol_all(daemon: Daemon, port: int, agents: Sequence[Agent], label: s
 
     await asyncio.gather(*(enrol_some() for _ in range(_AT_ONCE)))
     took_s = time.perf_counter() - began
-    return Result(label, (daemon.cpu_s - cpu_before_s) / len(agents) * 1e3, took_s / len(agents) * 1e3)
+    return Result(label, (daemon.exact_cpu_s - cpu_before_s) / len(agents) * 1e3, took_s / len(agents) * 1e3)
 
 
 async def measure(agents: Sequence[Agent], directory: Path) -> list[Result]:

@@ -47,6 +47,7 @@ _BY_AGENT = registrations.c.agent_id == sa.bindparam("_agent_id")
 _ACTIVE = sa.select(registrations).where(_BY_AGENT)
 _ACTIVE_LOCKED = _ACTIVE.with_for_update()
 _ACTIVE_TAG = sa.select(registrations.c.tag_hash).where(_BY_AGENT)
+_ADD_ACTIVE = sa.insert(registrations)
 _REPLACE_ACTIVE = sa.update(registrations).where(_BY_AGENT)
 _IDS_OF_EK = (
     sa.select(registrations.c.agent_id)
@@ -242,7 +243,7 @@ def _promote(connection: sa.Connection, agent_id: AgentId, pending_id: int, now:
         "activated_at": now,
     }
     if active is None:
-        connection.execute(sa.insert(registrations), {"agent_id": agent_id, **values})
+        connection.execute(_ADD_ACTIVE, {"agent_id": agent_id, **values})
     else:
         connection.execute(_REPLACE_ACTIVE, {"_agent_id": agent_id, **values})
     attempts.forget(connection, agent_id)

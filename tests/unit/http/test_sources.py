@@ -1,6 +1,6 @@
 """The prefixes that strangers are counted under."""
 
-from ipaddress import IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_network
 
 import pytest
 from hypothesis import given
@@ -42,3 +42,11 @@ def test_n7_no_text_is_without_a_source(address: str) -> None:
 def test_n7_the_neighbours_in_a_subnet_are_one_source(subnet: int, one: int, other: int) -> None:
     addresses = [str(IPv6Address(subnet << 64 | host)) for host in (one, other)]
     assert len({source_prefixes(address) for address in addresses}) == 1
+
+
+@given(st.ip_addresses())
+def test_n7_prefixes_are_written_as_networks_are(address: IPv4Address | IPv6Address) -> None:
+    meant = getattr(address, "ipv4_mapped", None) or address
+    lengths = (32, 24) if meant.version == 4 else (64,)
+    expected = tuple(str(ip_network((meant, length), strict=False)) for length in lengths)
+    assert source_prefixes(str(address)) == expected
