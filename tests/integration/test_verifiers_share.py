@@ -185,7 +185,7 @@ async def was_late(site: Verifiers, agent: AttestingAgent) -> bool:
     It gives up what it has asked if it learns first that another one has taken the agent over.
     """
     owner, other = await site.owners(agent)
-    agent.gate = asyncio.Event()
+    agent.gate, agent.held = asyncio.Event(), 0
     await eventually(lambda: agent.held)
     await site.pause(owner)
     # What waits for the stopped verifier fails the agent; what the other one is told does not.
@@ -217,6 +217,8 @@ def test_the_late_rejection_of_a_verifier_that_was_stopped_counts_once(
             if await was_late(site, agent):
                 break
             await until_asked([agent])
+        else:
+            raise AssertionError("the verifier always learned first that it had lost the agent")
         await eventually(lambda: state_of(site, agent) == INVALID_QUOTE)
         for process in site.processes:
             status = await (await site.api(process)).until_state(agent, INVALID_QUOTE)
