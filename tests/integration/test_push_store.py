@@ -551,13 +551,16 @@ def test_silence_is_told_once_by_the_owner_of_the_shard(url: str) -> None:
         assert await overdue(MemberId("one"), later, 10) == [], "its evidence waits here"
         (silent,) = await overdue(MemberId("one"), later, 4)
         assert silent == await scene.one.record()
-        rulings = await asyncio.gather(*(one.journal.overdue([silent]) for one in (*scene.both, *scene.both)))
+        heard = await scene.one.journal.overdue([silent], later - 10)
+        assert heard == [Ruling.RECALLED], "evidence came after it was found to be silent"
+        tellers = (*scene.both, *scene.both)
+        rulings = await asyncio.gather(*(one.journal.overdue([silent], later - 4) for one in tellers))
         assert rulings.count([Ruling.COUNTS]) == 1
         after = await scene.other.record()
         assert after.progress.operational_state is OperationalState.FAILED
         assert await overdue(MemberId("one"), later, 4) == []
         await execute(scene.one.database, "UPDATE shards SET owner = 'other', epoch = 8")
-        assert await scene.one.journal.overdue([after]) == [Ruling.TAKEN_OVER]
+        assert await scene.one.journal.overdue([after], later - 4) == [Ruling.TAKEN_OVER]
         assert await scene.rows("SELECT count(*) FROM revocations") == [(1,)]
 
     play(url, act)
@@ -574,7 +577,7 @@ def test_many_that_are_silent_are_told_of_together_beside_what_is_judged_elsewhe
         silent = await scene.one.attestations.overdue(MemberId("one"), NOW, 10)
         assert {record.agent_id for record in silent} == {*ids, AGENT_ID}
         judged = [record for record in silent if record.agent_id != AGENT_ID]
-        telling = asyncio.create_task(scene.one.journal.overdue(silent))
+        telling = asyncio.create_task(scene.one.journal.overdue(silent, NOW))
         others = await asyncio.gather(
             *(scene.other.judge(record, 0, FAIL, scene.held_to) for record in reversed(judged))
         )
@@ -597,9 +600,9 @@ def test_of_silence_nothing_is_told_when_the_database_is_away_for_what_its_notic
         record = await scene.one.record()
         scene.one.agents.failures = 1
         with pytest.raises(DatabaseUnavailable):
-            await scene.one.journal.overdue([record])
+            await scene.one.journal.overdue([record], NOW)
         assert await scene.one.record() == record
-        assert await scene.one.journal.overdue([record]) == [Ruling.COUNTS]
+        assert await scene.one.journal.overdue([record], NOW) == [Ruling.COUNTS]
 
     play(url, act)
 

@@ -96,7 +96,7 @@ class Telling:
     def __init__(self, world: World) -> None:
         self.world = world
 
-    async def overdue(self, silent: Sequence[AgentRecord]) -> list[Ruling]:
+    async def overdue(self, silent: Sequence[AgentRecord], _heard_after: float) -> list[Ruling]:
         world = self.world
         world.time_s += world.write_s
         world.told.append(len(silent))
@@ -223,7 +223,7 @@ def test_silence_is_written_in_one_transaction() -> None:
     silent = [passing(number) for number in range(100)]
 
     async def act() -> None:
-        assert await desk.journal.overdue(silent) == [Ruling.COUNTS] * 100
+        assert await desk.journal.overdue(silent, EPOCH) == [Ruling.COUNTS] * 100
         assert desk.database.written == [[record.agent_id for record in silent]]
 
     desk.play(act)
@@ -237,9 +237,9 @@ def test_silence_that_could_not_be_written_is_not_written_later(where: str) -> N
         desk.agents.is_away = where == "for what is read"
         desk.database.is_away = where == "for what is written"
         with pytest.raises(DatabaseUnavailable):
-            await desk.journal.overdue([passing(1), passing(2)])
+            await desk.journal.overdue([passing(1), passing(2)], EPOCH)
         desk.agents.is_away = desk.database.is_away = False
-        assert await desk.journal.overdue([passing(3)]) == [Ruling.COUNTS]
+        assert await desk.journal.overdue([passing(3)], EPOCH) == [Ruling.COUNTS]
         assert desk.database.written == [[passing(3).agent_id]]
 
     desk.play(act)
@@ -258,7 +258,7 @@ def test_a_verdict_that_could_not_be_written_is_though_silence_beside_it_is_not(
     async def act() -> None:
         desk.database.is_away = True
         judging = asyncio.create_task(desk.journal.judged(judged))
-        silence = asyncio.create_task(desk.journal.overdue([passing(2)]))
+        silence = asyncio.create_task(desk.journal.overdue([passing(2)], EPOCH))
         await until(silence.done)
         assert isinstance(silence.exception(), DatabaseUnavailable)
         assert not judging.done()

@@ -43,7 +43,7 @@ from keylime_verifier.pushing.attestation_rows import (
 from keylime_verifier.pushing.known_agents import CallingAgent, KnownAgents, still_stands
 from keylime_verifier.pushing.session_store import SELECT_SESSIONS, session_of
 from keylime_verifier.pushing.sessions import PushSession
-from keylime_verifier.pushing.verdict_writes import AttestationEnd
+from keylime_verifier.pushing.verdict_writes import JUDGED_SOON, AttestationEnd
 
 _OVERDUE_AT_ONCE = 500
 _WRITINGS_APART_S = 0.012  # what comes faster is written together
@@ -66,11 +66,6 @@ _TAKE = sa.update(attestations).where(
     attestations.c.number == sa.bindparam("of_number"),
     attestations.c.stage == AWAITING,
 )
-_JUDGED_SOON = sa.exists().where(
-    attestations.c.agent_id == agents.c.agent_id,
-    attestations.c.evaluation == "pending",
-    attestations.c.evidence_at > sa.bindparam("judged_after"),
-)
 _OVERDUE = (
     SELECT_RECORDS.where(
         agents.c.is_pushing,
@@ -78,7 +73,7 @@ _OVERDUE = (
         agents.c.operational_state == int(PASSING),
         shards.c.owner == sa.bindparam("of_owner"),
         pushing.c.deadline < sa.bindparam("now"),
-        sa.not_(_JUDGED_SOON),
+        sa.not_(sa.exists().where(attestations.c.agent_id == agents.c.agent_id, JUDGED_SOON)),
     )
     .order_by(agents.c.agent_id)
     .limit(_OVERDUE_AT_ONCE)

@@ -145,13 +145,15 @@ class PushedVerdicts:
             record = await insisting(agent_id, partial(self._store.find, agent_id))
         return Ruling.RECALLED
 
-    async def overdue(self, silent: Sequence[AgentRecord]) -> list[Ruling]:
-        """Writes together that agents are silent, which each is told once.
+    async def overdue(self, silent: Sequence[AgentRecord], heard_after: float) -> list[Ruling]:
+        """Writes together that agents are silent, which each is told once; `heard_after` as in `Change`.
 
         Raises DatabaseUnavailable; then nothing is written later.
         """
         happening = Overdue()
-        changes = [await self._change(record, happening, None) for record in silent]
+        changes = [
+            replace(await self._change(record, happening, None), heard_after=heard_after) for record in silent
+        ]
         rulings = await self._written(changes)
         for change, ruling in zip(changes, rulings, strict=True):
             self._tell(change, happening, ruling)

@@ -94,7 +94,8 @@ class Silence:
         overdue = [one for one in silent if one.push is not None and is_overdue(one.push, now)]
         for first in range(0, len(overdue), _TOLD_AT_ONCE):
             began = self._elapsed()
-            await self._journal.overdue(overdue[first : first + _TOLD_AT_ONCE])
+            heard_after = now - self._rules.longest_pause_s
+            await self._journal.overdue(overdue[first : first + _TOLD_AT_ONCE], heard_after)
             if self._elapsed() - began > self._pause_s:
                 log.warning("the database takes long; agents that are silent are told of later")
                 self._watch.is_interrupted()

@@ -36,6 +36,12 @@ _MOVE = (
     .values(recalls=progress.c.recalls + 1)
 )
 _PUSH = sa.update(pushing).where(pushing.c.agent_id == sa.bindparam("of_agent"))
+JUDGED_SOON = sa.and_(
+    attestations.c.evaluation == "pending", attestations.c.evidence_at > sa.bindparam("judged_after")
+)
+_HEARD = sa.select(attestations.c.agent_id).where(
+    attestations.c.agent_id.in_(sa.bindparam("of_agents", expanding=True)), JUDGED_SOON
+)
 _OF_AGENT = attestations.c.agent_id == sa.bindparam("of_agent")
 _CONCLUDE = sa.update(attestations).where(
     _OF_AGENT,
@@ -67,7 +73,8 @@ class AttestationEnd:
 class Change:
     """What becomes of an agent: from what it was read as to what it is. `held_to` of a rejection alone.
 
-    Without a `conclusion` it is about silence.
+    Without a `conclusion` it is about silence, and counts unless evidence has come after `heard_after`, a
+    moment of the database's time, that waits for its verdict.
     """
 
     before: AgentRecord
@@ -77,6 +84,7 @@ class Change:
     revocation: StoredRevocation | None = None
     targets: Sequence[tuple[str, str]] = ()
     events: Sequence[Occurrence] = ()
+    heard_after: float = 0.0
 
 
 def rule_on_change(change: Change, found: StoredState | None) -> Ruling:
@@ -154,6 +162,7 @@ def _rule(connection: sa.Connection, changes: Sequence[Change]) -> list[Ruling]:
     silent = [one.before for one in changes if one.conclusion is None]
     owned = dict(zip((one.agent_id for one in silent), lock_claims(connection, silent), strict=True))
     stored = lock_agents(connection, [one.before for one in changes])
+    heard = _heard(connection, [one for one in changes if one.conclusion is None])
     rulings: list[Ruling] = []
     moved: set[str] = set()
     for change in changes:
@@ -165,12 +174,22 @@ def _rule(connection: sa.Connection, changes: Sequence[Change]) -> list[Ruling]:
             claim = owned[before.agent_id] if change.conclusion is None else before.claim
             found = replace(found, claim=claim, versions=versions)
         ruling = rule_on_change(change, found)
-        if ruling is Ruling.COUNTS and before.agent_id in moved:  # by another of these
+        has_come = change.conclusion is None and before.agent_id in heard
+        if ruling is Ruling.COUNTS and (has_come or before.agent_id in moved):  # by another of these
             ruling = Ruling.RECALLED
         if ruling is Ruling.COUNTS:
             moved.add(before.agent_id)
         rulings.append(ruling)
     return rulings
+
+
+def _heard(connection: sa.Connection, silent: Sequence[Change]) -> set[str]:
+    """Which agents have brought something since it was found that they are silent."""
+    if not silent:
+        return set()
+    after = min(one.heard_after for one in silent)
+    ids = [one.before.agent_id for one in silent]
+    return set(connection.scalars(_HEARD, {"of_agents": ids, "judged_after": after}))
 
 
 def _told(change: Change) -> Sequence[Occurrence]:
