@@ -31,8 +31,9 @@ from benchmarks.rig.pushers import Fleet as Machines
 from benchmarks.rig.pushers import LeanPushAgent, Pace, PusherProcess, agent_id_of
 from keylime.tpm.keys import SignatureScheme
 from tests.fakes.attesting_agent import policy_of
+from tests.fakes.eventual import eventually
 from tests.fakes.field_push_agent import FieldPushAgent, Refused
-from tests.fakes.running_verifier import eventually, install_certificates, verifier_authority
+from tests.fakes.running_verifier import install_certificates, verifier_authority
 from tests.fakes.software_ak import SoftwareAk
 from tests.fakes.tls_material import client_context
 

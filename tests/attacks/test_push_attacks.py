@@ -18,9 +18,10 @@ import pytest
 from keylime.hashes import HashAlgorithm
 from keylime.tpm.keys import SignatureScheme
 from tests.fakes.attesting_agent import policy_of
+from tests.fakes.eventual import eventually
 from tests.fakes.own_time import OwnTime
 from tests.fakes.pushing_machine import Answer, PushingMachine, b64, certification, name_of
-from tests.fakes.running_verifier import RunningVerifier, eventually, query_database, running_verifier
+from tests.fakes.running_verifier import RunningVerifier, query_database, running_verifier
 from tests.fakes.software_ak import SoftwareAk
 
 FAST = {"KEYLIME_VERIFIER_QUOTE_INTERVAL": "3600"}

@@ -29,9 +29,9 @@ from keylime_agent.payload import PayloadOptions, PayloadWorker, install_payload
 from keylime_agent.processes import child_environment
 from keylime_agent.revocation import RevocationHandler, incarnation
 from tests.fakes.attesting_agent import AttestingAgent
+from tests.fakes.eventual import eventually
 from tests.fakes.revocation_certificate import notifier_certificate
 from tests.fakes.running_verifier import (
-    eventually,
     revocation_key,
     revocation_key_pem,
     running_verifier,

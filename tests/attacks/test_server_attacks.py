@@ -26,10 +26,12 @@ from keylime_registrar.schema import SCHEMA
 from keylime_registrar.store import PendingLimits, Store
 from keylime_registrar.throttle import Allowance, Throttle
 from tests.fakes.attesting_agent import AttestingAgent
+from tests.fakes.client_session import client_session
+from tests.fakes.eventual import eventually
 from tests.fakes.loopback import served_by
 from tests.fakes.own_time import OwnTime
 from tests.fakes.running_registrar import registrar_authority, running_registrar
-from tests.fakes.running_verifier import enrolment, eventually, running_verifier, verifier_authority
+from tests.fakes.running_verifier import enrolment, running_verifier, verifier_authority
 from tests.fakes.software_identity import SoftwareIdentity
 from tests.fakes.tls_material import Authority, client_context, server_context
 
@@ -251,7 +253,7 @@ def test_n15_r20_who_floods_the_registrar_is_told_when_to_come_back(tmp_path: Pa
         registrations = Registrations(Store(database, PendingLimits()), rules, throttle, clocks)
         server = Server(Handlers(registrations).routes())
         url = f"http://127.0.0.1:{server.listen('127.0.0.1', 0)}"
-        async with aiohttp.ClientSession() as session:
+        async with client_session() as session:
             put = f"{url}/v2.5/agents/{AGENT}"
             # How much processor time each of them takes is the machine's business.
             seen = [await retry_after(session, put, {"auth_tag": "x"}) for _ in range(12)]

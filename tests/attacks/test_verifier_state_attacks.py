@@ -16,11 +16,11 @@ import pytest
 
 from keylime.http.server import Response
 from tests.fakes.attesting_agent import AttestingAgent, attestation_key, payload_key
+from tests.fakes.eventual import eventually
 from tests.fakes.running_verifier import (
     V_SHARE,
     RunningVerifier,
     enrolment,
-    eventually,
     query_database,
     revocation_key_pem,
     running_verifier,

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from keylime.hashes import HashAlgorithm
 from keylime.tpm.pcr import PcrValues
 from tests.fakes.attesting_agent import BANK, Machine
+from tests.fakes.client_session import client_session
 from tests.fakes.field_answers import (
     LogParameters,
     QuoteParameters,
@@ -95,12 +96,13 @@ class FieldPushAgent:
     _session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=self.tls))
+        self._opened = client_session(ssl=self.tls)
+        self._session = await self._opened.__aenter__()
         return self
 
     async def __aexit__(self, *_exc_info: object) -> None:
         if self._session is not None:
-            await self._session.close()
+            await self._opened.__aexit__(None, None, None)
 
     async def hang_up(self) -> None:
         """The next request goes over a new connection."""

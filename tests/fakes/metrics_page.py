@@ -3,8 +3,9 @@
 import socket
 from dataclasses import dataclass
 
-import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
+
+from tests.fakes.client_session import client_session
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Scraped:
 async def scrape(port: int, accept: str = "") -> Scraped:
     """What is served on a loopback port, over a connection of its own."""
     async with (
-        aiohttp.ClientSession(headers={"Connection": "close"}) as session,
+        client_session({"headers": {"Connection": "close"}}) as session,
         session.get(f"http://127.0.0.1:{port}/metrics", headers={"Accept": accept}) as response,
     ):
         assert response.status == 200

@@ -13,14 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-import aiohttp
-
 from keylime.hashes import HashAlgorithm
 from keylime.ima.runtime_policy import EMPTY_POLICY
 from keylime.tpm.keys import SignatureScheme
 from keylime.tpm.pcr import PcrValues
 from tests.fakes.attesting_agent import BANK, Machine, attestation_key, policy_of
-from tests.fakes.running_verifier import RunningVerifier, eventually, revocation_key_pem, verifier_authority
+from tests.fakes.client_session import client_session
+from tests.fakes.eventual import eventually
+from tests.fakes.running_verifier import RunningVerifier, revocation_key_pem, verifier_authority
 from tests.fakes.software_ak import SoftwareAk, tpm2b
 from tests.fakes.tls_material import client_context
 
@@ -154,8 +154,7 @@ class PushingMachine:
             sent["Authorization"] = f"Bearer {token}"
         data = document if isinstance(document, bytes) else json.dumps(document).encode()
         url = f"https://127.0.0.1:{self.verifier.port}{path}"
-        connector = aiohttp.TCPConnector(local_addr=(source, 0))
-        async with aiohttp.ClientSession(connector=connector) as session:
+        async with client_session(local_addr=(source, 0)) as session:
 
             async def ask() -> Answer:
                 async with session.request(

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-from tests.fakes.running_verifier import LIMIT_S, RunningVerifier
+from tests.fakes.client_session import client_session
+from tests.fakes.eventual import LIMIT_S
+from tests.fakes.running_verifier import RunningVerifier
 
 
 @dataclass
@@ -84,7 +86,7 @@ async def running_dashboard(verifier: RunningVerifier, *arguments: str) -> Async
         async with asyncio.timeout(LIMIT_S):
             first = (await process.stdout.readline()).decode()
         assert first.startswith("Dashboard: http://127."), (first, await _rest(process))
-        async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as client:
+        async with client_session({"cookie_jar": aiohttp.DummyCookieJar()}) as client:
             yield RunningDashboard(process, first.removeprefix("Dashboard: ").strip(), client)
         ended = True
     finally:

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from keylime_registrar.assembly import prepare, running
 from keylime_registrar.config import load_config
+from tests.fakes.client_session import client_session
 from tests.fakes.software_identity import SoftwareIdentity
 from tests.fakes.tls_material import SERVER_AUTH, Authority, client_context
 
@@ -115,5 +116,5 @@ async def running_registrar(
     authority = registrar_authority()
     administrators = client_context(authority, authority.issue("operator"))
     assert await prepare(config)
-    async with running(config) as registrar, aiohttp.ClientSession() as session:
+    async with running(config) as registrar, client_session() as session:
         yield RunningRegistrar(*registrar.ports, work_dir, session, administrators)

@@ -3,11 +3,9 @@
 import asyncio
 import base64
 import functools
-import inspect
 import io
 import sqlite3
 import ssl
-import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
@@ -22,10 +20,11 @@ from keylime_verifier.assembly.tables import prepare_database
 from keylime_verifier.assembly.verifier import Verifier, running
 from keylime_verifier.config import VerifierConfig, load_config
 from tests.fakes.attesting_agent import AttestingAgent, policy_of
+from tests.fakes.client_session import client_session
+from tests.fakes.eventual import eventually
 from tests.fakes.tls_material import SERVER_AUTH, Authority, Issued, client_context
 
 V_SHARE = bytes(range(32))
-LIMIT_S = 100.0  # for things that take milliseconds on an idle machine
 FAST = {
     "KEYLIME_VERIFIER_PORT": "0",
     "KEYLIME_VERIFIER_NUM_WORKERS": "1",
@@ -96,20 +95,6 @@ def enrolment(agent: AttestingAgent, **changes: object) -> dict[str, object]:
         **changes,
     }
     return {name: value for name, value in body.items() if value is not ...}
-
-
-async def eventually(question: Callable[[], Any], *, limit_s: float = LIMIT_S) -> Any:
-    """The first answer to `question`, asynchronous or not, that is true. Raises TimeoutError."""
-    deadline = time.monotonic() + limit_s
-    while True:
-        answer = question()
-        if inspect.isawaitable(answer):
-            answer = await answer
-        if answer:
-            return answer
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"still {answer!r} after {limit_s} s")
-        await asyncio.sleep(0.005)
 
 
 @dataclass(frozen=True)
@@ -251,5 +236,5 @@ async def running_verifier(
     config = verifier_config(work_dir, environ)
     administrators = client_context(verifier_authority(), verifier_authority().issue("operator"))
     await prepare_database(config)
-    async with running(config) as verifier, aiohttp.ClientSession() as session:
+    async with running(config) as verifier, client_session() as session:
         yield RunningVerifier(verifier.port, config, session, administrators, verifier)

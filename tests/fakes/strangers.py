@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 import aiohttp
 
+from tests.fakes.client_session import client_session
 from tests.fakes.software_ak import rsa_public
 from tests.fakes.software_identity import EK_ATTRIBUTES, SoftwareIdentity, b64
 
@@ -21,8 +22,7 @@ def prefix_address(number: int, host: int = 1) -> str:
 @asynccontextmanager
 async def calling_from(address: str) -> AsyncIterator[aiohttp.ClientSession]:
     """A client whose connections come from `address`."""
-    connector = aiohttp.TCPConnector(local_addr=(address, 0))
-    async with aiohttp.ClientSession(connector=connector) as session:
+    async with client_session(local_addr=(address, 0)) as session:
         yield session
 
 

@@ -13,11 +13,12 @@ import sqlalchemy as sa
 
 from keylime_verifier.agents.shards import shard_of
 from tests.fakes.attesting_agent import AttestingAgent
+from tests.fakes.client_session import client_session
 from tests.fakes.databases import engine_for
+from tests.fakes.eventual import eventually
 from tests.fakes.running_verifier import (
     FAST,
     RunningVerifier,
-    eventually,
     install_certificates,
     verifier_authority,
     verifier_config,
@@ -55,15 +56,16 @@ class Verifiers:
         self.processes = processes
         self._work_dir = work_dir
         self._engine = engine_for(url)
+        self._opened = client_session()
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession()
+        self._session = await self._opened.__aenter__()
         return self
 
     async def __aexit__(self, *_exc_info: object) -> None:
         if self._session is not None:
-            await self._session.close()
+            await self._opened.__aexit__(None, None, None)
         self._engine.dispose()
 
     async def api(self, process: VerifierProcess) -> RunningVerifier:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-import aiohttp
 import msgspec
 import pytest
 import trustme
@@ -54,7 +53,8 @@ from keylime.tpm.quote import parse_quote, verify_quote
 from tests.api_documents import DOCUMENTS
 from tests.captures import VM_DEBIAN12
 from tests.fakes.agent_process import AgentProcess, Registrar
-from tests.fakes.running_verifier import eventually
+from tests.fakes.client_session import client_session
+from tests.fakes.eventual import eventually
 from tests.fakes.swtpm import SoftwareTpm
 from tests.fakes.tls_material import (
     CLIENT_AUTH,
@@ -212,7 +212,7 @@ async def _check_description(here: Site, port: int) -> None:
     url, files = f"https://127.0.0.1:{port}", ("client.crt", "client.pem")
     trust = {"cert": tuple(str(here.work_dir / name) for name in files), "verify": False}
     async with (
-        aiohttp.ClientSession() as session,
+        client_session() as session,
         session.get(f"{url}/openapi.json", ssl=here.client) as answer,
     ):
         assert answer.status == 200
@@ -297,7 +297,7 @@ def test_n3_another_machines_certificate_opens_nothing_at_an_agent(
         context = client_context(services, identity)
         context.verify_mode = ssl.CERT_NONE
         async with (
-            aiohttp.ClientSession() as session,
+            client_session() as session,
             session.get(f"https://127.0.0.1:{port}/v2.5/keys/pubkey", ssl=context) as answer,
         ):
             return answer.status

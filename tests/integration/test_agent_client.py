@@ -12,8 +12,8 @@ from keylime.appraisal.challenge import Challenge
 from keylime.errors import PeerUnreachable
 from keylime.pki.tls import pinned_client_context
 from keylime_verifier.agent_client import AgentClient
+from tests.fakes.eventual import eventually
 from tests.fakes.loopback import LoopbackPort, served_by
-from tests.fakes.running_verifier import eventually
 
 CHALLENGE = Challenge("nonce", frozenset({10}), 0, wants_public_key=False)
 

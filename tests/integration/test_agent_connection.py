@@ -18,8 +18,8 @@ from keylime.errors import AnswerPutOff, PeerUnreachable, UnusableAnswer, WrongP
 from keylime.http.agent_connection import AgentConnection
 from keylime.messages.registrar import ActivateRequest
 from keylime.service.event_loop import new_event_loop
+from tests.fakes.eventual import eventually
 from tests.fakes.loopback import served_by
-from tests.fakes.running_verifier import eventually
 from tests.fakes.tls_material import Issued, self_signed
 
 IDENTITY = self_signed("agent")

@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 
 from tests.fakes.agent_process import AgentProcess, Registrar
+from tests.fakes.client_session import client_session
 from tests.fakes.notify_socket import NotifySocket
 from tests.fakes.swtpm import SoftwareTpm
 from tests.fakes.tls_material import Authority, client_context, plain_leaf
@@ -46,7 +47,7 @@ async def is_served(port: int, authority: Authority) -> bool:
     context.verify_mode = ssl.CERT_NONE
     try:
         async with (
-            aiohttp.ClientSession() as session,
+            client_session() as session,
             session.get(f"https://127.0.0.1:{port}/version", ssl=context) as answer,
         ):
             return answer.status == 200

@@ -7,14 +7,9 @@ from pathlib import Path
 import aiohttp
 
 from tests.fakes.attesting_agent import AttestingAgent, policy_of
+from tests.fakes.eventual import LIMIT_S, eventually
 from tests.fakes.running_dashboard import RunningDashboard, running_dashboard
-from tests.fakes.running_verifier import (
-    LIMIT_S,
-    RunningVerifier,
-    eventually,
-    running_verifier,
-    verifier_authority,
-)
+from tests.fakes.running_verifier import RunningVerifier, running_verifier, verifier_authority
 from tests.integration.test_administration_log import encoded
 
 MACHINE = "/machine/agent-1"

@@ -15,7 +15,6 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import msgspec
 import pytest
 
@@ -25,12 +24,9 @@ from keylime_verifier.verification.evidence_workers import EvidenceWorkers
 from keylime_verifier.verification.refusals import NotJudged
 from tests.fakes.attesting_agent import AttestingAgent
 from tests.fakes.child_process import ChildProcess, children_of
-from tests.fakes.running_verifier import (
-    eventually,
-    install_certificates,
-    running_verifier,
-    verifier_authority,
-)
+from tests.fakes.client_session import client_session
+from tests.fakes.eventual import eventually
+from tests.fakes.running_verifier import install_certificates, running_verifier, verifier_authority
 from tests.fakes.tls_material import client_context
 from tests.fakes.verifier_process import VerifierProcess
 from tests.unit.verifier.test_evidence_check import genuine
@@ -283,7 +279,7 @@ def test_n7_a_worker_ends_with_the_verifier_whatever_it_is_doing(
         process.start()
         port = await process.listening()
         context = client_context(verifier_authority())
-        async with aiohttp.ClientSession() as session:
+        async with client_session() as session:
             url = f"https://127.0.0.1:{port}/v2.5/verify/evidence"
             asked = asyncio.ensure_future(session.post(url, data=endless, ssl=context))
             (worker,) = await eventually(lambda: children(process.pid), limit_s=60)

@@ -36,8 +36,8 @@ from keylime.messages.registrar import ActivateRequest
 from keylime.nesting import MOST_BRACKETS
 from keylime.pki.roles import NODE
 from keylime.pki.server_names import NameCheck
+from tests.fakes.eventual import eventually
 from tests.fakes.loopback import served_by
-from tests.fakes.running_verifier import eventually
 from tests.fakes.tls_material import (
     CLIENT_AUTH,
     SERVER_AUTH,

@@ -22,7 +22,7 @@ from tornado.iostream import SSLIOStream
 
 from keylime.http.connections import ConnectionPhase
 from keylime.http.server import Request, Response, Role, Route, Server, ServerLimits
-from tests.fakes.running_verifier import eventually
+from tests.fakes.eventual import eventually
 from tests.fakes.tls_material import Authority, client_context, server_context
 
 REPOSITORY = Path(__file__).parents[2]

@@ -17,8 +17,9 @@ from keylime.errors import ConfigError, PolicyError, ServiceUnavailable
 from keylime.http.connections import ConnectionPhase
 from keylime.http.server import HttpError, Request, Response, Role, Route, Server, ServerLimits
 from keylime.log_lines import LineFormatter
+from tests.fakes.client_session import client_session
+from tests.fakes.eventual import eventually
 from tests.fakes.own_time import OwnTime
-from tests.fakes.running_verifier import eventually
 from tests.fakes.tls_material import Authority, client_context, server_context
 
 CA = Authority()
@@ -450,7 +451,7 @@ def test_an_object_with_many_members_is_the_same_answer_whatever_its_length(
     count: int, is_chunked: bool
 ) -> None:
     async def play() -> None:
-        async with serving(limits=ServerLimits()) as (_, port), aiohttp.ClientSession() as session:
+        async with serving(limits=ServerLimits()) as (_, port), client_session() as session:
             url = f"http://127.0.0.1:{port}/many?count={count}"
             texts = {f"{number}": {"text": "x" * 1000} for number in range(count)}
             expected = {"code": 200, "status": "Success", "results": texts}
@@ -472,7 +473,7 @@ def test_an_object_with_many_members_is_the_same_answer_whatever_its_length(
 
 def test_what_fails_early_is_an_error_and_what_fails_late_is_no_whole_answer() -> None:
     async def play() -> None:
-        async with serving(limits=ServerLimits()) as (_, port), aiohttp.ClientSession() as session:
+        async with serving(limits=ServerLimits()) as (_, port), client_session() as session:
             async with session.get(f"http://127.0.0.1:{port}/many?count=10&fails") as response:
                 assert response.status == 503
             async with session.get(f"http://127.0.0.1:{port}/many?count=20000&fails") as response:

@@ -45,8 +45,9 @@ from keylime_verifier.revocations.webhook import Webhook
 from keylime_verifier.revocations.webhook_url import parse_webhook_url
 from tests.evidence import policy_of
 from tests.fakes.attesting_agent import AttestingAgent
+from tests.fakes.eventual import eventually
 from tests.fakes.running_registrar import running_registrar
-from tests.fakes.running_verifier import RunningVerifier, eventually
+from tests.fakes.running_verifier import RunningVerifier
 from tests.fakes.software_ak import SoftwareAk
 from tests.fakes.software_identity import SoftwareIdentity, b64, certify, certify_attest, name_of
 from tests.fakes.tls_material import Authority

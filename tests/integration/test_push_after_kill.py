@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.eventual import eventually
 from tests.fakes.pushing_machine import Answer, PushingMachine
-from tests.fakes.running_verifier import eventually
 from tests.fakes.verifier_process import Verifiers, verifiers
 
 PATIENT = {"KEYLIME_VERIFIER_QUOTE_INTERVAL": "3600"}

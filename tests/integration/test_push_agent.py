@@ -18,8 +18,8 @@ from keylime.tpm.keys import SignatureScheme, parse_attestation_key
 from tests.captures import VM_DEBIAN12
 from tests.fakes.agent_process import PushAgentProcess, Registrar
 from tests.fakes.attesting_agent import Machine
+from tests.fakes.eventual import eventually
 from tests.fakes.field_push_agent import FieldPushAgent, Logs, Refused
-from tests.fakes.running_verifier import eventually
 from tests.fakes.scripted_push_verifier import Scripted, ScriptedPushVerifier
 from tests.fakes.software_ak import SoftwareAk
 from tests.fakes.swtpm import SoftwareTpm

@@ -9,9 +9,10 @@ import pytest
 
 from keylime.tpm.keys import SignatureScheme
 from tests.fakes.attesting_agent import AttestingAgent, Machine
+from tests.fakes.eventual import eventually
 from tests.fakes.field_answers import LogParameters
 from tests.fakes.field_push_agent import FieldPushAgent, Refused
-from tests.fakes.running_verifier import RunningVerifier, eventually, running_verifier, verifier_authority
+from tests.fakes.running_verifier import RunningVerifier, running_verifier, verifier_authority
 from tests.fakes.software_ak import SoftwareAk
 from tests.fakes.tls_material import client_context
 

@@ -6,9 +6,9 @@ import signal
 import socket
 from pathlib import Path
 
-import aiohttp
 import pytest
 
+from tests.fakes.client_session import client_session
 from tests.fakes.metrics_page import free_port, scrape
 from tests.fakes.running_registrar import RunningRegistrar, install_certificates, registrar_authority
 from tests.fakes.server_process import ServerProcess
@@ -31,13 +31,13 @@ async def enrol_all(
     """Registers and activates, each step over a connection of its own; the ids that are listed then."""
     context = client_context(registrar_authority(), registrar_authority().issue("operator"))
     port, tls_port = process.ports()
-    async with aiohttp.ClientSession(headers={"Connection": "close"}) as session:
+    async with client_session({"headers": {"Connection": "close"}}) as session:
         api = RunningRegistrar(port, tls_port, directory, session, context)
         await asyncio.gather(*(api.enrol(name, identity) for name, identity in identities.items()))
     seen = []
     for _ in range(8):
         # A session that ends drops its TLS connection; one that is asked to close waits for the other end.
-        async with aiohttp.ClientSession() as session:
+        async with client_session() as session:
             api = RunningRegistrar(port, tls_port, directory, session, context)
             seen.append(set((await api.admin("GET", "/v2.5/agents/")).results["uuids"]))
     assert all(ids == seen[0] for ids in seen), "every worker lists the same"

@@ -9,10 +9,10 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, closing
 from pathlib import Path
 
-import aiohttp
 import pytest
 
 from keylime.identifiers import AgentId
+from tests.fakes.client_session import client_session
 from tests.fakes.databases import DatabaseServer, rows_in
 from tests.fakes.running_registrar import (
     Answer,
@@ -60,8 +60,7 @@ def with_registrars(
             for process in processes:
                 ports = await asyncio.to_thread(process.ports)
                 # Each call is a connection of its own: with several workers, any of them may get it.
-                connector = aiohttp.TCPConnector(force_close=True)
-                session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
+                session = await stack.enter_async_context(client_session(force_close=True))
                 registrars.append(RunningRegistrar(ports[0], ports[1], directory, session, context))
             await act(registrars)
 

@@ -15,12 +15,13 @@ from keylime.http.server import Response
 from keylime.revocation.channel import RevocationSubscriber
 from keylime.revocation.publication import endpoint
 from tests.fakes.attesting_agent import AttestingAgent
+from tests.fakes.client_session import client_session
+from tests.fakes.eventual import eventually
 from tests.fakes.forked_programs import ForkedProcess, Order, start
 from tests.fakes.running_verifier import (
     FAST,
     TOLD,
     RunningVerifier,
-    eventually,
     install_certificates,
     query_database,
     verifier_authority,
@@ -49,7 +50,7 @@ async def verifier_process(
     process = start(order)
     administrators = client_context(verifier_authority(), verifier_authority().issue("operator"))
     try:
-        async with aiohttp.ClientSession() as session:
+        async with client_session() as session:
             port = int(options["KEYLIME_VERIFIER_PORT"])
             verifier = RunningVerifier(port, verifier_config(work_dir, environ), session, administrators)
 

@@ -31,7 +31,8 @@ from keylime.revocation.publisher import (
     source_of,
 )
 from keylime.revocation.zmtp import GREETING, command_frame, message_frame, property_of
-from tests.fakes.running_verifier import FAST, eventually, install_certificates
+from tests.fakes.eventual import eventually
+from tests.fakes.running_verifier import FAST, install_certificates
 from tests.fakes.server_process import ServerProcess
 
 T = TypeVar("T")

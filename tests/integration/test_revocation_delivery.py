@@ -23,13 +23,12 @@ from keylime_agent.actions import ActionOptions, ActionRunner
 from keylime_agent.revocation import RevocationHandler
 from keylime_agent.revocation_rules import Incarnation
 from tests.fakes.attesting_agent import AttestingAgent
+from tests.fakes.eventual import LIMIT_S, eventually
 from tests.fakes.forked_programs import Order, run
 from tests.fakes.revocation_certificate import notifier_certificate
 from tests.fakes.running_verifier import (
-    LIMIT_S,
     TOLD,
     RunningVerifier,
-    eventually,
     query_database,
     revocation_key,
     running_verifier,

@@ -11,11 +11,11 @@ import pytest
 from keylime.http.server import Response
 from keylime.revocation.message import is_cleared
 from tests.fakes.attesting_agent import AttestingAgent, file_digest, payload_key, policy_of
+from tests.fakes.eventual import eventually
 from tests.fakes.running_verifier import (
     V_SHARE,
     RunningVerifier,
     enrolment,
-    eventually,
     query_database,
     running_verifier,
     verifier_authority,

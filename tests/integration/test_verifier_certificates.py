@@ -10,8 +10,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from keylime.messages.verifier import OperationalState
 from tests.fakes.attesting_agent import AttestingAgent
+from tests.fakes.eventual import eventually
 from tests.fakes.loopback import served_by
-from tests.fakes.running_verifier import RunningVerifier, eventually, running_verifier, verifier_authority
+from tests.fakes.running_verifier import RunningVerifier, running_verifier, verifier_authority
 from tests.fakes.tls_material import Issued, client_context
 
 AGENT = "d111ec46-34d8-41af-ad56-d560bc97b2e8"

@@ -19,8 +19,10 @@ from keylime_verifier.api.event_streams import EventStreams
 from keylime_verifier.database.changes import ChangeFeed, Topic
 from keylime_verifier.database.history import History, new_token, write_events
 from tests.fakes.attesting_agent import AttestingAgent
+from tests.fakes.client_session import client_session
 from tests.fakes.databases import KINDS, SERVERS, DatabaseServer
-from tests.fakes.running_verifier import RunningVerifier, eventually, running_verifier, verifier_authority
+from tests.fakes.eventual import eventually
+from tests.fakes.running_verifier import RunningVerifier, running_verifier, verifier_authority
 from tests.fakes.statements import opened
 from tests.fakes.tls_material import client_context
 from tests.fakes.webhook_receiver import WebhookReceiver
@@ -145,7 +147,7 @@ def test_administrators_follow_a_verifier_until_it_ends(tmp_path: Path) -> None:
                     verifier.verifier.reload(_environ(tmp_path) | _elsewhere(receiver))
                     with pytest.raises(AssertionError, match="ended"):
                         await follower.until("deleted")
-                session = await last.enter_async_context(aiohttp.ClientSession())
+                session = await last.enter_async_context(client_session())
                 url = f"https://127.0.0.1:{verifier.port}/v2.6/events?agent_id=agent-1"
                 response = await last.enter_async_context(session.get(url, ssl=verifier.administrators))
                 await eventually(lambda: any('"type": "revocation"' in one.msg for one in receiver.received))

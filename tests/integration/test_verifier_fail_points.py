@@ -16,14 +16,8 @@ from sqlalchemy import event
 from sqlalchemy.engine.default import DefaultDialect
 
 from tests.fakes.attesting_agent import AttestingAgent
-from tests.fakes.running_verifier import (
-    NOT_TOLD,
-    TOLD,
-    RunningVerifier,
-    eventually,
-    running_verifier,
-    verifier_authority,
-)
+from tests.fakes.eventual import eventually
+from tests.fakes.running_verifier import NOT_TOLD, TOLD, RunningVerifier, running_verifier, verifier_authority
 
 INVALID_QUOTE = 9
 WRITES = [

@@ -14,9 +14,10 @@ from keylime.database.migrate import prepare_schema
 from keylime_verifier.database.changes import ChangeFeed, Topic
 from keylime_verifier.database.schema import SCHEMA
 from tests.fakes.attesting_agent import AttestingAgent
+from tests.fakes.eventual import eventually
 from tests.fakes.own_time import OwnTime
 from tests.fakes.postgresql import PostgresServer, running_postgresql
-from tests.fakes.running_verifier import eventually, verifier_authority
+from tests.fakes.running_verifier import verifier_authority
 from tests.fakes.statements import opened
 from tests.fakes.verifier_process import Verifiers, verifiers
 

@@ -16,11 +16,11 @@ import pytest
 from keylime.http.server import Response
 from keylime_verifier.agent_client import MAX_ANSWER
 from tests.fakes.attesting_agent import AttestingAgent, Raw, policy_of
+from tests.fakes.eventual import eventually
 from tests.fakes.loopback import served_by
 from tests.fakes.running_verifier import (
     RunningVerifier,
     database_of,
-    eventually,
     query_database,
     running_verifier,
     verifier_authority,

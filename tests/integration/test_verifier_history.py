@@ -29,7 +29,8 @@ from keylime_verifier.policies.named import RUNTIME_KIND, NamedPolicies
 from keylime_verifier.polling.fencing import Ruling
 from tests.fakes.attesting_agent import AttestingAgent, policy_of
 from tests.fakes.databases import KINDS, SERVERS, DatabaseServer
-from tests.fakes.running_verifier import RunningVerifier, enrolment, eventually
+from tests.fakes.eventual import eventually
+from tests.fakes.running_verifier import RunningVerifier, enrolment
 from tests.fakes.statements import execute, opened, rows_of
 from tests.fakes.tenant_program import tenant
 from tests.integration.test_administration_log import encoded

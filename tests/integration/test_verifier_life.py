@@ -14,11 +14,11 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from tests.fakes.attesting_agent import AttestingAgent
+from tests.fakes.eventual import eventually
 from tests.fakes.kept_connection import ask, certificate_of, connected
 from tests.fakes.notify_socket import NotifySocket
 from tests.fakes.running_verifier import (
     RunningVerifier,
-    eventually,
     install_certificates,
     running_verifier,
     verifier_authority,

@@ -21,8 +21,8 @@ from keylime_verifier.sharing.lineage_query import read_lineage
 from keylime_verifier.sharing.membership import Member, Membership
 from keylime_verifier.sharing.process_identity import ProcessIdentity
 from tests.fakes.databases import KINDS, SERVERS, DatabaseServer
+from tests.fakes.eventual import eventually
 from tests.fakes.postgresql import PostgresServer
-from tests.fakes.running_verifier import eventually
 from tests.fakes.statements import execute, opened, rows_of
 
 LEASE_S = 2.0

@@ -22,9 +22,9 @@ from keylime_verifier.polling.store import AgentStore
 from keylime_verifier.revocations.outbox import Outbox, insert_revocation
 from keylime_verifier.revocations.overview import read_overview
 from keylime_verifier.sharing.membership import Member, Membership
+from tests.fakes.eventual import eventually
 from tests.fakes.plain_enrolment import plain_enrolment
 from tests.fakes.postgresql import PostgresServer
-from tests.fakes.running_verifier import eventually
 from tests.fakes.statements import execute, opened, rows_of
 
 DUMP = Path(__file__).parents[1] / "data/databases/verifier-v0001.sql"

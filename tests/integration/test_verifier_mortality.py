@@ -14,8 +14,8 @@ from keylime.database.transactions import Database
 from keylime_verifier.agents.shards import SHARDS, MemberId, VerifierId
 from keylime_verifier.database.schema import SCHEMA, members, shards
 from keylime_verifier.sharing.mortality import Mortality
+from tests.fakes.eventual import eventually
 from tests.fakes.postgresql import PostgresServer, running_postgresql
-from tests.fakes.running_verifier import eventually
 from tests.fakes.statements import execute, opened
 
 LEASE_S = 100.0

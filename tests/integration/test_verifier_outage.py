@@ -13,8 +13,9 @@ import pytest
 
 from tests.fakes.attesting_agent import AttestingAgent
 from tests.fakes.databases import DatabaseServer
+from tests.fakes.eventual import eventually
 from tests.fakes.postgresql import PostgresServer
-from tests.fakes.running_verifier import eventually, verifier_authority
+from tests.fakes.running_verifier import verifier_authority
 from tests.fakes.stepping_clock import install_stepping_clock, step_clock
 from tests.fakes.verifier_process import Verifiers, verifiers
 

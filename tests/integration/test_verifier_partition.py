@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.attesting_agent import AttestingAgent
+from tests.fakes.eventual import eventually
 from tests.fakes.own_time import OwnTime
 from tests.fakes.postgresql import PostgresServer, running_postgresql
-from tests.fakes.running_verifier import eventually, verifier_authority
+from tests.fakes.running_verifier import verifier_authority
 from tests.fakes.two_machines import TwoMachines, two_machines
 from tests.fakes.verifier_process import VerifierProcess, Verifiers, sharing
 from tests.fakes.write_history import remember_writes, writes

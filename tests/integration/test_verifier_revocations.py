@@ -17,11 +17,11 @@ from keylime.messages.revocation import SignedRevocation
 from keylime.revocation.channel import RevocationSubscriber
 from keylime.revocation.publication import endpoint
 from tests.fakes.attesting_agent import AttestingAgent
+from tests.fakes.eventual import eventually
 from tests.fakes.running_verifier import (
     NOT_TOLD,
     TOLD,
     RunningVerifier,
-    eventually,
     query_database,
     revocation_key,
     running_verifier,

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.attesting_agent import AttestingAgent, attestation_key
-from tests.fakes.running_verifier import RunningVerifier, eventually, verifier_authority
+from tests.fakes.eventual import eventually
+from tests.fakes.running_verifier import RunningVerifier, verifier_authority
 from tests.fakes.verifier_process import VerifierProcess, verifiers
 
 _AGENTS = 8

@@ -13,13 +13,8 @@ import pytest
 from keylime.revocation.channel import RevocationSubscriber
 from keylime.revocation.publication import endpoint
 from tests.fakes.attesting_agent import AttestingAgent, policy_of
-from tests.fakes.running_verifier import (
-    RunningVerifier,
-    enrolment,
-    eventually,
-    running_verifier,
-    verifier_authority,
-)
+from tests.fakes.eventual import eventually
+from tests.fakes.running_verifier import RunningVerifier, enrolment, running_verifier, verifier_authority
 
 AGENT = "/v2.6/agents/agent-1"
 ENROLLED = (

@@ -15,12 +15,12 @@ import pytest
 
 from tests.fakes.attesting_agent import AttestingAgent
 from tests.fakes.databases import SERVERS, DatabaseServer, running_server
+from tests.fakes.eventual import eventually
 from tests.fakes.postgresql import PostgresServer, running_postgresql
 from tests.fakes.running_verifier import (
     Answer,
     RunningVerifier,
     enrolment,
-    eventually,
     install_certificates,
     verifier_authority,
 )

@@ -19,7 +19,8 @@ from keylime.revocation.channel import RevocationSubscriber
 from keylime.revocation.publication import endpoint
 from tests.fakes.attesting_agent import AttestingAgent, policy_of
 from tests.fakes.databases import DatabaseServer
-from tests.fakes.running_verifier import NOT_TOLD, RunningVerifier, eventually, verifier_authority
+from tests.fakes.eventual import eventually
+from tests.fakes.running_verifier import NOT_TOLD, RunningVerifier, verifier_authority
 from tests.fakes.tls_material import server_context
 from tests.fakes.verifier_process import VerifierProcess, Verifiers, verifiers
 from tests.fakes.webhook_receiver import WebhookReceiver

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol
 import pytest
 
 from tests.fakes.databases import DatabaseServer
-from tests.fakes.running_verifier import eventually
+from tests.fakes.eventual import eventually
 from tests.fakes.stepping_clock import step_clock
 from tests.truth.stage import LIMIT_S, Stage
 

@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 
 from keylime.messages.verifier import OperationalState
+from tests.fakes.client_session import client_session
 from tests.fakes.running_verifier import verifier_authority
 from tests.fakes.tls_material import client_context
 from tests.fakes.verifier_process import VerifierProcess
@@ -97,10 +98,9 @@ class Observer:
         tracing = aiohttp.TraceConfig()
         tracing.on_connection_create_end.append(self._connected)
         context = client_context(verifier_authority(), verifier_authority().issue("operator"))
-        connector = aiohttp.TCPConnector(limit=1, ssl=context)
         timeout = aiohttp.ClientTimeout(total=_PATIENCE_S)
-        async with aiohttp.ClientSession(
-            connector=connector, timeout=timeout, trace_configs=[tracing]
+        async with client_session(
+            {"timeout": timeout, "trace_configs": [tracing]}, limit=1, ssl=context
         ) as session:
             while True:
                 for agent_id in list(self._machines()):

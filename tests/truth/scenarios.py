@@ -11,8 +11,8 @@ from typing import Protocol
 
 import psycopg
 
+from tests.fakes.eventual import eventually
 from tests.fakes.postgresql import PostgresServer, running_postgresql
-from tests.fakes.running_verifier import eventually
 from tests.fakes.tcp_proxy import TcpProxy
 from tests.truth.faults import FaultKind
 from tests.truth.fleet import KnownMachine

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from keylime.messages.verifier import OperationalState
 from tests.fakes.databases import DatabaseServer
+from tests.fakes.eventual import eventually
 from tests.fakes.postgresql import PostgresServer
-from tests.fakes.running_verifier import NOT_TOLD, RunningVerifier, eventually, verifier_authority
+from tests.fakes.running_verifier import NOT_TOLD, RunningVerifier, verifier_authority
 from tests.fakes.stepping_clock import install_stepping_clock
 from tests.fakes.tcp_proxy import TcpProxy
 from tests.fakes.tls_material import server_context

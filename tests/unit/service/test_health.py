@@ -7,7 +7,7 @@ import pytest
 
 from keylime.service.background import SupervisedLoop, accompanied
 from keylime.service.health import Health
-from tests.fakes.running_verifier import eventually
+from tests.fakes.eventual import eventually
 
 
 class Clock:

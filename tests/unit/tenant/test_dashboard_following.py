@@ -12,9 +12,9 @@ from keylime_tenant.dashboard.handlers import status_of
 from keylime_tenant.errors import CommandFailed, PutOff
 from keylime_tenant.news import StreamBegun
 from keylime_tenant.standing import Standing
+from tests.fakes.eventual import eventually
 from tests.fakes.followed_verifier import BEGUN, ToldStreams
 from tests.fakes.followed_verifier import told as sent
-from tests.fakes.running_verifier import eventually
 
 NOW = 1_800_000_000
 

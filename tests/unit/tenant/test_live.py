@@ -9,8 +9,8 @@ from keylime.identifiers import AgentId
 from keylime_tenant.fleet_view import Fleet
 from keylime_tenant.live import LiveFleet
 from keylime_tenant.told_status import ToldStatus, told_status
+from tests.fakes.eventual import eventually
 from tests.fakes.followed_verifier import BEGUN, block, told
-from tests.fakes.running_verifier import eventually
 
 
 class Verifier:

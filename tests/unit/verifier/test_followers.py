@@ -13,7 +13,7 @@ from keylime.messages.history import HistoryEvent
 from keylime_verifier.following.follower import Follower
 from keylime_verifier.following.journal import EventLines
 from keylime_verifier.following.poster import event_message
-from tests.fakes.running_verifier import eventually
+from tests.fakes.eventual import eventually
 from tests.unit.verifier.test_event_streams import Told, event
 
 

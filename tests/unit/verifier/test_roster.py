@@ -18,7 +18,7 @@ from keylime_verifier.polling.store import AgentStore
 from keylime_verifier.revocations.notifier import Notifier
 from keylime_verifier.sharing import roster
 from keylime_verifier.sharing.roster import Roster
-from tests.fakes.running_verifier import eventually
+from tests.fakes.eventual import eventually
 from tests.unit.verifier.test_status import ENROLMENT
 
 
