@@ -93,7 +93,9 @@ class LiveFleet:
 
     async def _follow(self) -> None:
         """Ends where events are not told, or not to us; else goes on for ever."""
-        stream = news_of(self._verifier, self._open_stream, after=None, tell_trouble=self._lost)
+        stream = news_of(
+            self._verifier, self._open_stream, after=None, tell_trouble=self._lost, sleep=asyncio.sleep
+        )
         with contextlib.suppress(CommandFailed):
             async with contextlib.aclosing(stream):
                 async for news in stream:

@@ -3,7 +3,6 @@
 Whoever follows events does so by this one loop, which goes on after the last event that was seen.
 """
 
-import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import TYPE_CHECKING, Protocol, TypeAlias
@@ -55,8 +54,8 @@ async def news_of(
     agent_id: AgentId | None = None,
     after: int | None,
     tell_trouble: Callable[[str], None],
+    sleep: Callable[[float], Awaitable[None]],
     refused_again_s: float | None = None,
-    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> AsyncGenerator[News, None]:
     """What happens after the event with the id `after`, or from now on; for ever. No agent: to all of them.
 
