@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 _DEMONSTRATION = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from tests.demo.fence_client import NodeClient
 from tests.lab.rest import Identity
@@ -20,6 +20,7 @@ class Node:
     def variables(self):
         return None
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run in the background ignore it
 try:
     with NodeClient(Node(), Identity(Path(), Path())) as client:
         client.request("192.0.2.1", 8881, "GET", "/version")
