@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DataError, IntegrityError, OperationalError, SQLAlchemyError
 
 from keylime import patience
 from keylime.database.file import prepare_file
@@ -198,6 +198,14 @@ async def reading(engine: "AsyncEngine") -> "AsyncIterator[AsyncConnection]":
         finally:
             # Here it can be cancelled; what is left to do when the connection is closed cannot.
             await connection.rollback()
+
+
+def is_away(error: Exception | None) -> bool:
+    """Whether the database would serve nobody else either; it may also have refused the values of one row."""
+    if not isinstance(error, DatabaseUnavailable):
+        return False
+    is_refused = isinstance(error.__cause__, (DataError, IntegrityError))
+    return not is_refused or isinstance(error, OutcomeUnknown)
 
 
 @contextmanager

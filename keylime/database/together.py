@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from keylime import patience
-from keylime.database.engine import DatabaseUnavailable, OutcomeUnknown, PartlyDone
+from keylime.database.engine import DatabaseUnavailable, OutcomeUnknown, PartlyDone, is_away
 
 AskedT = TypeVar("AskedT")
 ResultT = TypeVar("ResultT")
@@ -30,7 +30,7 @@ class Together(Generic[AskedT, ResultT]):
     """What callers ask of a database, done by `work` for many of them in one transaction.
 
     `work` returns what came of each, in their order; an exception among these is for that caller alone. What
-    else it raises undoes all, and then each is tried by itself.
+    else it raises undoes all, and then each is tried by itself, unless the database is away for all of them.
     """
 
     def __init__(
@@ -116,23 +116,42 @@ class Together(Generic[AskedT, ResultT]):
 
     async def _do(self, some: Sequence[_Waiting[AskedT, ResultT]]) -> None:
         try:
-            results = await self._work([one.asked for one in some])
-        except DatabaseUnavailable as error:
-            for one in some:
-                _settle(one, _same(error))
-        except Exception as error:  # noqa: BLE001 - whoever asked says so
-            if len(some) == 1:
-                _settle(some[0], error)
-                return
-            for one in some:
-                await self._do([one])
+            error = await self._try(some)
+            if error is not None and len(some) > 1 and not is_away(error):
+                await self._do_each(some)
+            else:
+                _fail(some, error)
         except BaseException:  # the end of everything
             for one in some:
                 one.done.cancel()
             raise
-        else:
-            for one, result in zip(some, results, strict=True):
-                _settle(one, result)
+
+    async def _do_each(self, some: Sequence[_Waiting[AskedT, ResultT]]) -> None:
+        for place, one in enumerate(some):
+            if one.done.done():  # it waits no longer
+                continue
+            error = await self._try([one])
+            if is_away(error):  # each of the others would wait for it as long
+                _fail(some[place:], error)
+                return
+            _fail([one], error)
+
+    async def _try(self, some: Sequence[_Waiting[AskedT, ResultT]]) -> Exception | None:
+        """What has undone it; None when each knows what came of it."""
+        try:
+            results = await self._work([one.asked for one in some])
+        except Exception as error:  # noqa: BLE001 - whoever asked says so
+            return error
+        for one, result in zip(some, results, strict=True):
+            _settle(one, result)
+        return None
+
+
+def _fail(some: Sequence[_Waiting[AskedT, ResultT]], error: Exception | None) -> None:
+    if error is None:
+        return
+    for one in some:
+        _settle(one, _same(error) if isinstance(error, DatabaseUnavailable) else error)
 
 
 def _same(error: DatabaseUnavailable) -> DatabaseUnavailable:

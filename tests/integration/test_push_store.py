@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import msgspec
 import pytest
@@ -705,5 +706,26 @@ def test_many_agents_share_transactions_of_verifiers_that_meet(url: str) -> None
         failed, passing = OperationalState.INVALID_QUOTE, OperationalState.GET_QUOTE
         assert states == {one: (failed, 3) if one in ids[:8] else (passing, 4) for one in ids}
         assert await scene.rows("SELECT count(*) FROM revocations") == [(8,)]
+
+    play(url, act)
+
+
+def test_a_row_that_the_database_refuses_takes_no_other_with_it(url: str) -> None:
+    async def act(scene: Scene) -> None:
+        ids = [f"agent-{number}" for number in range(3)]
+        for agent_id in ids:
+            enrolment = replace(PUSHING, agent_id=AgentId(agent_id))
+            await scene.one.agents.add(enrolment, Secrets(None, ""), "2.6", {})
+        await scene.negotiated(0)  # the next transaction begins after it
+        refused, *others = (replace(offered(0, "generation"), agent_id=agent_id) for agent_id in ids)
+        refused = replace(refused, boot_time=cast(float, None))
+        written = (scene.one.attestations.negotiate(one) for one in (refused, *others))
+        results = await asyncio.gather(*written, return_exceptions=True)
+        assert isinstance(results[0], DatabaseUnavailable)
+        assert results[1:] == [True, True]
+        stored = await scene.rows(
+            "SELECT agent_id FROM push_attestations WHERE generation = 'generation' ORDER BY agent_id"
+        )
+        assert stored == [(agent_id,) for agent_id in ids[1:]]
 
     play(url, act)

@@ -2,12 +2,15 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from keylime import patience
-from keylime.database.engine import DatabaseUnavailable, OutcomeUnknown, PartlyDone
+from keylime.database.engine import DatabaseUnavailable, OutcomeUnknown, PartlyDone, database_errors
 from keylime.database.together import Together
+from keylime.database.transactions import open_database
 from keylime.errors import KeylimeError
 
 Group = list[int]
@@ -89,6 +92,72 @@ def test_a_database_that_is_away_is_away_for_each_of_them(kind: type[DatabaseUna
         assert script.groups == [[1, 2]], "nobody tries it again on his behalf"
 
     scene(act)
+
+
+def refused_row() -> DatabaseUnavailable:
+    """As a database speaks of a row that it does not take."""
+    with pytest.raises(DatabaseUnavailable) as raised, database_errors("do it"):
+        raise sa.exc.DataError("INSERT", None, ValueError("value too long"))
+    return raised.value
+
+
+def test_a_row_that_the_database_refuses_is_a_failure_of_its_caller_alone() -> None:
+    def fail(asked: Sequence[int]) -> None:
+        if 3 in asked:
+            raise refused_row()
+
+    async def act(script: Scripted) -> None:
+        script.fails = fail
+        script.may_go_on.set()
+        together: Together[int, int] = Together("do it", script.work, writes=True)
+        results = await asyncio.gather(*map(together.ask, (1, 3, 5)), return_exceptions=True)
+        assert (results[0], results[2]) == (10, 50)
+        assert type(results[1]) is DatabaseUnavailable
+        assert script.groups == [[1, 3, 5], [1], [3], [5]]
+
+    scene(act)
+
+
+def test_a_database_that_goes_away_while_each_is_tried_is_not_waited_for_by_each() -> None:
+    def fail(asked: Sequence[int]) -> None:
+        if len(asked) > 1:
+            raise refused_row()
+        if asked != [1]:
+            raise DatabaseUnavailable("database: cannot do it: no answer")
+
+    async def act(script: Scripted) -> None:
+        script.fails = fail
+        script.may_go_on.set()
+        together: Together[int, int] = Together("do it", script.work, writes=True)
+        results = await asyncio.gather(*map(together.ask, (1, 3, 5, 7)), return_exceptions=True)
+        assert results[0] == 10
+        assert [type(one) for one in results[1:]] == [DatabaseUnavailable] * 3
+        assert script.groups == [[1, 3, 5, 7], [1], [3]]
+
+    scene(act)
+
+
+def test_rows_of_one_transaction_that_sqlite_refuses_are_told_from_those_it_takes(tmp_path: Path) -> None:
+    number = sa.Column("number", sa.Integer, sa.CheckConstraint("number < 9"))
+    table = sa.Table("numbers", sa.MetaData(), number)
+
+    async def act() -> None:
+        database = open_database(sa.make_url(f"sqlite:///{tmp_path / 'data.sqlite'}"))
+        await database.write("make it", table.metadata.create_all)
+
+        async def insert(asked: Sequence[int]) -> list[int | Exception]:
+            rows = [{"number": one} for one in asked]
+            await database.write("count", lambda connection: connection.execute(sa.insert(table), rows))
+            return list(asked)
+
+        together: Together[int, int] = Together("count", insert, writes=True)
+        results = await asyncio.gather(*map(together.ask, (1, 9, 5)), return_exceptions=True)
+        stored = await database.read("look", lambda one: one.scalars(sa.select(number)).all())
+        await database.close()
+        assert (results[0], results[2], list(stored)) == (1, 5, [1, 5])
+        assert isinstance(results[1], DatabaseUnavailable)
+
+    asyncio.run(act())
 
 
 def test_who_gives_up_is_told_what_was_done_and_what_was_not_begun_never_is() -> None:

@@ -11,7 +11,7 @@ from sqlalchemy.engine import URL
 
 from keylime.appraisal.checkpoint import Checkpoint
 from keylime.appraisal.verdict import Rejected
-from keylime.database.engine import DatabaseUnavailable
+from keylime.database.engine import DatabaseUnavailable, database_errors
 from keylime.findings.finding import Finding
 from keylime.findings.severity import SeverityPolicy
 from keylime.identifiers import AgentId
@@ -155,6 +155,7 @@ class Writes:
 
     def __init__(self) -> None:
         self.is_away = False
+        self.refused: AgentId | None = None  # no row of this agent is taken
         self.attempts = 0
         self.written: list[list[AgentId]] = []
 
@@ -165,7 +166,11 @@ class Writes:
         if self.is_away:
             raise DatabaseUnavailable("away")
         changes: Sequence[Change] = cast(Any, work).keywords["changes"]
-        self.written.append([change.after.agent_id for change in changes])
+        ids = [change.after.agent_id for change in changes]
+        with database_errors(action):
+            if self.refused in ids:
+                raise sa.exc.IntegrityError("INSERT", None, ValueError("not such a value"))
+        self.written.append(ids)
         return cast(ResultT, [Ruling.COUNTS] * len(changes))
 
     async def read(self, action: str, work: Callable[[sa.Connection], ResultT]) -> ResultT:
@@ -245,19 +250,32 @@ def test_silence_that_could_not_be_written_is_not_written_later(where: str) -> N
     desk.play(act)
 
 
+def failing(number: int) -> Judged:
+    finding = Finding("ima.x", {"message": "bad"}, recoverable=True, explanation="bad")
+    verdict = Rejected((finding,), Checkpoint.fresh())
+    return Judged(record=passing(number), number=2, verdict=verdict, held_to=HeldVersions())
+
+
+def test_a_verdict_that_the_database_refuses_holds_no_other_up() -> None:
+    desk = Desk()
+    desk.database.refused = passing(2).agent_id
+
+    async def act() -> None:
+        judging = (desk.journal.judged(failing(number)) for number in (1, 2, 3))
+        first, refused, third = await asyncio.gather(*judging, return_exceptions=True)
+        assert (first, third) == (Ruling.COUNTS, Ruling.COUNTS)
+        assert isinstance(refused, DatabaseUnavailable)
+        assert desk.database.written == [[passing(1).agent_id], [passing(3).agent_id]]
+
+    desk.play(act)
+
+
 def test_a_verdict_that_could_not_be_written_is_though_silence_beside_it_is_not() -> None:
     desk = Desk()
-    finding = Finding("ima.x", {"message": "bad"}, recoverable=True, explanation="bad")
-    judged = Judged(
-        record=passing(1),
-        number=2,
-        verdict=Rejected((finding,), Checkpoint.fresh()),
-        held_to=HeldVersions(),
-    )
 
     async def act() -> None:
         desk.database.is_away = True
-        judging = asyncio.create_task(desk.journal.judged(judged))
+        judging = asyncio.create_task(desk.journal.judged(failing(1)))
         silence = asyncio.create_task(desk.journal.overdue([passing(2)], EPOCH))
         await until(silence.done)
         assert isinstance(silence.exception(), DatabaseUnavailable)

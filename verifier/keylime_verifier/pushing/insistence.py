@@ -5,7 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from keylime.database.engine import DatabaseUnavailable
+from keylime.database.engine import DatabaseUnavailable, is_away
 
 log = logging.getLogger("keylime.verifier")
 
@@ -16,12 +16,17 @@ ResultT = TypeVar("ResultT")
 
 
 async def insisting(agent_id: str, read: Callable[[], Awaitable[ResultT]]) -> ResultT:
-    """What `read` finds, or has written, as soon as the database answers; its absence alone is not raised."""
+    """What `read` finds, or has written, as soon as the database answers; its absence alone is not raised.
+
+    Raises DatabaseUnavailable if the database is there and refuses what it is to store.
+    """
     delay_s = FIRST_RETRY_S
     while True:
         try:
             return await read()
         except DatabaseUnavailable as error:
+            if not is_away(error):
+                raise
             level = logging.WARNING if delay_s == FIRST_RETRY_S else logging.DEBUG
             log.log(level, "agent %s: its evidence waits for its verdict: %s", agent_id, error)
             await asyncio.sleep(delay_s)

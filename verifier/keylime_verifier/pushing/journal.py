@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from keylime.appraisal.verdict import Accepted, Incomplete, Rejected, Verdict
-from keylime.database.engine import DatabaseUnavailable
+from keylime.database.engine import DatabaseUnavailable, is_away
 from keylime.database.transactions import Database
 from keylime.findings.finding import Finding
 from keylime.messages.push_attestation import Evaluation
@@ -295,9 +295,9 @@ class PushedVerdicts:
     async def _write_some(self, some: Sequence[_Waiting]) -> None:
         try:
             await self._write(some)
-        except DatabaseUnavailable:
-            raise
-        except Exception:
+        except Exception as error:
+            if is_away(error):
+                raise
             log.exception("verdicts could not be written together, each is written by itself")
             for one in some:
                 await self._write_alone(one)
@@ -314,9 +314,9 @@ class PushedVerdicts:
     async def _write_alone(self, one: _Waiting) -> None:
         try:
             await self._write([one])
-        except DatabaseUnavailable:
-            raise
-        except Exception as error:  # noqa: BLE001 - whoever waits for it says so
+        except Exception as error:
+            if is_away(error):
+                raise
             if not one.ruled.done():
                 one.ruled.set_exception(error)
 
