@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
 from keylime.database.transactions import Database
+from keylime.database.write_turn import Urgency
 
 ResultT = TypeVar("ResultT")
 
@@ -25,12 +26,12 @@ class TimedDatabase:
         return self._database.url
 
     async def write(
-        self, action: str, work: Callable[[sa.Connection], ResultT], *, can_wait: bool = False
+        self, action: str, work: Callable[[sa.Connection], ResultT], urgency: Urgency = Urgency.USUAL
     ) -> ResultT:
         """As that of the database."""
         began = time.perf_counter()
         try:
-            return await self._database.write(action, work, can_wait=can_wait)
+            return await self._database.write(action, work, urgency)
         finally:
             self._observe("write", time.perf_counter() - began)
 

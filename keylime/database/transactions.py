@@ -25,7 +25,7 @@ from keylime.database.engine import (
 )
 from keylime.database.limits import Attempt, limited, snapshot, transaction
 from keylime.database.servers import Sessions
-from keylime.database.write_turn import WriteTurn
+from keylime.database.write_turn import Urgency, WriteTurn
 
 if TYPE_CHECKING:  # loaded with the driver that needs it
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -49,11 +49,11 @@ class Database(Protocol):
         ...
 
     async def write(
-        self, action: str, work: Callable[[sa.Connection], ResultT], *, can_wait: bool = False
+        self, action: str, work: Callable[[sa.Connection], ResultT], urgency: Urgency = Urgency.USUAL
     ) -> ResultT:
         """The work's result, committed. On SQLite nobody else writes from its beginning to its end.
 
-        There, work that `can_wait` lets all other work of this process go first.
+        There, work of this process takes turns in the order of its `urgency`.
         """
         ...
 
@@ -91,9 +91,9 @@ class _SqliteDatabase:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="database")
 
     async def write(
-        self, action: str, work: Callable[[sa.Connection], ResultT], *, can_wait: bool = False
+        self, action: str, work: Callable[[sa.Connection], ResultT], urgency: Urgency = Urgency.USUAL
     ) -> ResultT:
-        async with limited(action) as progress, self._turn.taken(can_wait=can_wait):
+        async with limited(action) as progress, self._turn.taken(urgency):
             attempt = Attempt(progress)
             try:
                 self._demand_open(action)
@@ -141,7 +141,7 @@ class _ServerDatabase:
         return self._engine.url
 
     async def write(
-        self, action: str, work: Callable[[sa.Connection], ResultT], *, can_wait: bool = False
+        self, action: str, work: Callable[[sa.Connection], ResultT], urgency: Urgency = Urgency.USUAL
     ) -> ResultT:
         async with transaction(self._engine, action) as connection:
             return await connection.run_sync(work)

@@ -15,6 +15,7 @@ from keylime.database.engine import DatabaseUnavailable, PoolSize, database_erro
 from keylime.database.limits import Attempt, limited
 from keylime.database.mariadb.failures import is_worth_repeating
 from keylime.database.mariadb.sessions import Use
+from keylime.database.write_turn import Urgency
 
 ResultT = TypeVar("ResultT")
 P = ParamSpec("P")
@@ -33,7 +34,7 @@ class MariaDatabase:
         self._threads = ThreadPoolExecutor(size.kept + size.overflow, thread_name_prefix="database")
 
     async def write(
-        self, action: str, work: Callable[[sa.Connection], ResultT], *, can_wait: bool = False
+        self, action: str, work: Callable[[sa.Connection], ResultT], urgency: Urgency = Urgency.USUAL
     ) -> ResultT:
         async with limited(action) as progress:
             attempt = Attempt(progress)

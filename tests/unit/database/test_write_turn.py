@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 
-from keylime.database.write_turn import WriteTurn
+from keylime.database.write_turn import Urgency, WriteTurn
 
 
 class Scene:
@@ -14,14 +14,14 @@ class Scene:
         self.turn = WriteTurn(lambda: self.now)
         self.order: list[str] = []
 
-    async def write(self, name: str, *, can_wait: bool = False) -> None:
-        async with self.turn.taken(can_wait=can_wait):
+    async def write(self, name: str, urgency: Urgency = Urgency.USUAL) -> None:
+        async with self.turn.taken(urgency):
             self.order.append(name)
             await asyncio.sleep(0)
 
-    async def begun(self, name: str, *, can_wait: bool = False) -> "asyncio.Task[None]":
+    async def begun(self, name: str, urgency: Urgency = Urgency.USUAL) -> "asyncio.Task[None]":
         """A writer that has got in line."""
-        task = asyncio.create_task(self.write(name, can_wait=can_wait))
+        task = asyncio.create_task(self.write(name, urgency))
         await asyncio.sleep(0)
         return task
 
@@ -30,7 +30,7 @@ def test_what_can_wait_goes_after_what_cannot_and_else_the_order_of_arrival_coun
     async def act(scene: Scene) -> None:
         async with scene.turn.taken():
             writers = [
-                await scene.begun("passes", can_wait=True),
+                await scene.begun("passes", Urgency.CAN_WAIT),
                 await scene.begun("verdict"),
                 await scene.begun("agent"),
             ]
@@ -40,10 +40,22 @@ def test_what_can_wait_goes_after_what_cannot_and_else_the_order_of_arrival_coun
     asyncio.run(act(Scene()))
 
 
-def test_what_has_waited_for_a_second_goes_first() -> None:
+def test_what_goes_first_goes_before_all_that_wait_however_long_they_have() -> None:
     async def act(scene: Scene) -> None:
         async with scene.turn.taken():
-            writers = [await scene.begun("passes", can_wait=True), await scene.begun("verdict")]
+            writers = [await scene.begun("passes", Urgency.CAN_WAIT), await scene.begun("agent")]
+            scene.now += 1.1
+            writers.append(await scene.begun("failure", Urgency.FIRST))
+        await asyncio.gather(*writers)
+        assert scene.order == ["failure", "passes", "agent"]
+
+    asyncio.run(act(Scene()))
+
+
+def test_what_has_waited_for_a_second_goes_before_usual_work() -> None:
+    async def act(scene: Scene) -> None:
+        async with scene.turn.taken():
+            writers = [await scene.begun("passes", Urgency.CAN_WAIT), await scene.begun("verdict")]
             scene.now += 1.1
         await asyncio.gather(*writers)
         assert scene.order == ["passes", "verdict"]

@@ -10,8 +10,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
 from keylime.appraisal.checkpoint import Checkpoint
-from keylime.appraisal.verdict import Rejected
+from keylime.appraisal.verdict import Accepted, AcceptedQuote, Rejected
 from keylime.database.engine import DatabaseUnavailable, database_errors
+from keylime.database.write_turn import Urgency, WriteTurn
 from keylime.findings.finding import Finding
 from keylime.findings.severity import SeverityPolicy
 from keylime.identifiers import AgentId
@@ -44,7 +45,14 @@ ResultT = TypeVar("ResultT")
 
 def passing(number: int) -> AgentRecord:
     enrolment = replace(ENROLMENT, agent_id=AgentId(f"machine-{number:04}"), is_pushing=True)
-    progress = Progress(supported_version="2.6", operational_state=OperationalState.GET_QUOTE)
+    progress = Progress(
+        supported_version="2.6",
+        operational_state=OperationalState.GET_QUOTE,
+        attestation_count=1,
+        hash_alg="sha256",
+        enc_alg="ecc256",
+        sign_alg="ecdsa",
+    )
     return AgentRecord("first", enrolment, progress, push=PushState(1, int(EPOCH) - 10))
 
 
@@ -155,22 +163,25 @@ class Writes:
 
     def __init__(self) -> None:
         self.is_away = False
+        self.time_s = 0.0
+        self.turn = WriteTurn(lambda: self.time_s)
         self.refused: AgentId | None = None  # no row of this agent is taken
         self.attempts = 0
         self.written: list[list[AgentId]] = []
 
     async def write(
-        self, action: str, work: Callable[[sa.Connection], ResultT], *, can_wait: bool = False
+        self, action: str, work: Callable[[sa.Connection], ResultT], urgency: Urgency = Urgency.USUAL
     ) -> ResultT:
         self.attempts += 1
         if self.is_away:
             raise DatabaseUnavailable("away")
-        changes: Sequence[Change] = cast(Any, work).keywords["changes"]
-        ids = [change.after.agent_id for change in changes]
-        with database_errors(action):
-            if self.refused in ids:
-                raise sa.exc.IntegrityError("INSERT", None, ValueError("not such a value"))
-        self.written.append(ids)
+        async with self.turn.taken(urgency):
+            changes: Sequence[Change] = cast(Any, work).keywords["take"]()
+            ids = [change.after.agent_id for change in changes]
+            with database_errors(action):
+                if self.refused in ids:
+                    raise sa.exc.IntegrityError("INSERT", None, ValueError("not such a value"))
+            self.written.append(ids)
         return cast(ResultT, [Ruling.COUNTS] * len(changes))
 
     async def read(self, action: str, work: Callable[[sa.Connection], ResultT]) -> ResultT:
@@ -254,6 +265,36 @@ def failing(number: int) -> Judged:
     finding = Finding("ima.x", {"message": "bad"}, recoverable=True, explanation="bad")
     verdict = Rejected((finding,), Checkpoint.fresh())
     return Judged(record=passing(number), number=2, verdict=verdict, held_to=HeldVersions())
+
+
+def passed(number: int) -> Judged:
+    accepted = AcceptedQuote(hash_alg="sha256", encryption_alg="ecc256", signing_alg="ecdsa")
+    verdict = Accepted(Checkpoint.fresh(), accepted)
+    return Judged(record=passing(number), number=2, verdict=verdict, held_to=HeldVersions())
+
+
+def test_failures_go_before_passes_and_all_else_that_waits_to_be_written() -> None:
+    desk = Desk()
+    written = desk.database.written
+
+    async def somebody_else_writes() -> None:
+        async with desk.database.turn.taken():
+            written.append([])
+
+    async def act() -> None:
+        async with desk.database.turn.taken():
+            passes = [asyncio.create_task(desk.journal.judged(passed(number))) for number in (1, 2)]
+            await asyncio.sleep(0.01)
+            others: list[asyncio.Task[Any]] = [asyncio.create_task(somebody_else_writes())]
+            desk.database.time_s += 2.0  # for which the passes have waited
+            for number in (3, 4):  # the second comes when a transaction for the first one waits
+                others.append(asyncio.create_task(desk.journal.judged(failing(number))))
+                await asyncio.sleep(0.01)
+        await asyncio.gather(*passes, *others)
+        ids = [passing(number).agent_id for number in range(5)]
+        assert written == [ids[3:], ids[1:3], []]
+
+    desk.play(act)
 
 
 def test_a_verdict_that_the_database_refuses_holds_no_other_up() -> None:

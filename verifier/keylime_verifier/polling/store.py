@@ -15,6 +15,7 @@ from sqlalchemy.exc import IntegrityError
 
 from keylime.database.clock import database_time
 from keylime.database.transactions import Database
+from keylime.database.write_turn import Urgency
 from keylime.errors import KeylimeError
 from keylime.identifiers import AgentId
 from keylime.messages.verifier import OperationalState
@@ -391,7 +392,8 @@ class AgentStore:
         What an operator or another's verdict has overtaken is left out without a word.
         """
         work = partial(write_passes, records=records, learned=learned, events=events)
-        refused = await self._database.write("record attestations", work, can_wait=can_wait)
+        urgency = Urgency.CAN_WAIT if can_wait else Urgency.USUAL
+        refused = await self._database.write("record attestations", work, urgency)
         return [VerdictRefusal(record, Ruling.TAKEN_OVER) for record in refused]
 
     async def record_change(

@@ -1,13 +1,10 @@
 """Writes verdicts about agents that attest by themselves, and that they are silent.
 
-What comes while a transaction is under way is written by the next one, all together. Passes that change
-nothing but counters and positions are written a few times a second; everything else at once, and what waits
-with it. A verdict that the database does not take is tried again for as long as the process lives; silence is
-not, for whoever could not be heard meanwhile is not silent.
+Passes that change nothing but counters and positions are written a few times a second; everything else at
+once, before all that waits for its turn to be written.
 """
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -15,8 +12,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from keylime.appraisal.verdict import Accepted, Incomplete, Rejected, Verdict
-from keylime.database.engine import DatabaseUnavailable, is_away
 from keylime.database.transactions import Database
+from keylime.database.write_turn import Urgency
 from keylime.findings.finding import Finding
 from keylime.messages.push_attestation import Evaluation
 from keylime.messages.verifier import OperationalState
@@ -38,21 +35,19 @@ from keylime_verifier.polling.meter import Meter
 from keylime_verifier.polling.outcomes import events_of, log_outcome
 from keylime_verifier.polling.store import AgentStore
 from keylime_verifier.polling.unwritten import Unwritten
-from keylime_verifier.pushing.insistence import FIRST_RETRY_S, LONGEST_RETRY_S, insisting
+from keylime_verifier.pushing.change_writer import ChangeWriter
+from keylime_verifier.pushing.insistence import insisting
 from keylime_verifier.pushing.verdict_writes import (
     AttestationEnd,
     Change,
     end_attestation,
     is_plain,
-    write_changes,
 )
 from keylime_verifier.revocations.notices import CLEARED, signed_notice
 
 log = logging.getLogger("keylime.verifier")
 
-_AT_ONCE = 200
-_GATHERING_S = 0.25  # between two transactions that write plain passes alone
-_ENOUGH = 100  # of them are not waited with
+_GATHERING_S = 0.25  # between two transactions that write plain passes
 _ATTEMPTS = 20  # to work a verdict out on what others have written meanwhile
 
 
@@ -64,13 +59,6 @@ class Judged:
     number: int
     verdict: Verdict
     held_to: HeldVersions
-
-
-@dataclass(slots=True, eq=False)
-class _Waiting:
-    change: Change
-    ruled: "asyncio.Future[Ruling]"
-    is_plain: bool
 
 
 class PushedVerdicts:
@@ -105,10 +93,8 @@ class PushedVerdicts:
         self._meter = meter
         self._now = now
         self._on_written = on_written
-        self._waiting: list[_Waiting] = []
-        self._wake = asyncio.Event()
-        self._urgent = asyncio.Event()
-        self._written_at = -_GATHERING_S  # plain passes, by the loop's clock
+        self._urgent = ChangeWriter(database, Urgency.FIRST)
+        self._passes = ChangeWriter(database, Urgency.CAN_WAIT, apart_s=_GATHERING_S)
 
     async def judged(self, judged: Judged) -> Ruling:
         """Writes what comes of a verdict; when this returns, it is written, or does not count.
@@ -234,91 +220,17 @@ class PushedVerdicts:
         return signed_notice(record, notice, secrets.revocation_key, int(time.time()))
 
     async def _written(self, changes: Sequence[Change]) -> list[Ruling]:
-        loop = asyncio.get_running_loop()
-        waiting = [_Waiting(change, loop.create_future(), is_plain(change)) for change in changes]
-        self._waiting.extend(waiting)
-        if len(self._waiting) >= _ENOUGH or not all(one.is_plain for one in waiting):
-            self._urgent.set()
-        self._wake.set()
-        return await asyncio.gather(*(one.ruled for one in waiting))
+        """All plain, or none of them."""
+        writer = self._passes if all(map(is_plain, changes)) else self._urgent
+        return await writer.written(changes)
 
     def hurry(self) -> None:
         """What waits is written now."""
-        if self._waiting:
-            self._urgent.set()
+        self._passes.hurry()
 
     async def run(self) -> None:
         """Writes what waits, for ever."""
-        delay_s = FIRST_RETRY_S
-        while True:
-            await self._wake.wait()
-            await self._gather()
-            self._wake.clear()
-            try:
-                await self.flush()
-                delay_s = FIRST_RETRY_S
-            except DatabaseUnavailable as error:
-                log.error(
-                    "%s; %d verdicts about agents that attest by themselves wait", error, len(self._waiting)
-                )
-                self._wake.set()
-                await asyncio.sleep(delay_s)
-                delay_s = min(2 * delay_s, LONGEST_RETRY_S)
-
-    async def _gather(self) -> None:
-        """Waits until plain passes are to be written again, or something more urgent is."""
-        loop = asyncio.get_running_loop()
-        left_s = self._written_at + _GATHERING_S - loop.time()
-        if left_s > 0:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(left_s):
-                    await self._urgent.wait()
-        self._urgent.clear()
-        self._written_at = loop.time()
-
-    async def flush(self) -> None:
-        """Writes what waits now. Raises DatabaseUnavailable, and keeps verdicts then."""
-        while self._waiting:
-            try:
-                await self._write_some(self._waiting[:_AT_ONCE])
-            except DatabaseUnavailable as error:
-                self._give_up_silence(error)
-                raise
-            finally:
-                self._waiting = [one for one in self._waiting if not one.ruled.done()]
-
-    def _give_up_silence(self, error: DatabaseUnavailable) -> None:
-        for one in self._waiting:
-            if one.change.conclusion is None and not one.ruled.done():
-                one.ruled.set_exception(error)
-
-    async def _write_some(self, some: Sequence[_Waiting]) -> None:
-        try:
-            await self._write(some)
-        except Exception as error:
-            if is_away(error):
-                raise
-            log.exception("verdicts could not be written together, each is written by itself")
-            for one in some:
-                await self._write_alone(one)
-
-    async def _write(self, some: Sequence[_Waiting]) -> None:
-        changes = [one.change for one in some]
-        work = partial(write_changes, changes=changes)
-        can_wait = all(one.is_plain for one in some)
-        rulings = await self._database.write("record attestations", work, can_wait=can_wait)
-        for one, ruling in zip(some, rulings, strict=True):
-            if not one.ruled.done():
-                one.ruled.set_result(ruling)
-
-    async def _write_alone(self, one: _Waiting) -> None:
-        try:
-            await self._write([one])
-        except Exception as error:
-            if is_away(error):
-                raise
-            if not one.ruled.done():
-                one.ruled.set_exception(error)
+        await asyncio.gather(self._urgent.run(), self._passes.run())
 
 
 def _outcome(happening: Happening) -> Outcome:
