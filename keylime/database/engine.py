@@ -204,8 +204,14 @@ def is_away(error: Exception | None) -> bool:
     """Whether the database would serve nobody else either; it may also have refused the values of one row."""
     if not isinstance(error, DatabaseUnavailable):
         return False
-    is_refused = isinstance(error.__cause__, (DataError, IntegrityError))
+    cause = error.__cause__
+    is_refused = isinstance(cause, (DataError, IntegrityError)) and not _is_of_a_trigger(cause.orig)
     return not is_refused or isinstance(error, OutcomeUnknown)
+
+
+def _is_of_a_trigger(error: BaseException | None) -> bool:
+    """Of one that somebody has put there, which stands in the way of all; servers say that by themselves."""
+    return getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_CONSTRAINT_TRIGGER
 
 
 @contextmanager

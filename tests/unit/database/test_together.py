@@ -118,6 +118,29 @@ def test_a_row_that_the_database_refuses_is_a_failure_of_its_caller_alone() -> N
     scene(act)
 
 
+def test_what_a_trigger_refuses_is_no_matter_of_one_row() -> None:
+    async def act(script: Scripted) -> None:
+        engine = sa.create_engine("sqlite://")
+
+        def fail(_asked: Sequence[int]) -> None:
+            with database_errors("do it"), engine.begin() as connection:
+                connection.exec_driver_sql("CREATE TABLE numbers (number INTEGER)")
+                connection.exec_driver_sql(
+                    "CREATE TRIGGER no BEFORE INSERT ON numbers BEGIN SELECT RAISE(ABORT, 'not now'); END"
+                )
+                connection.exec_driver_sql("INSERT INTO numbers VALUES (1)")
+
+        script.fails = fail
+        script.may_go_on.set()
+        together: Together[int, int] = Together("do it", script.work, writes=True)
+        results = await asyncio.gather(*map(together.ask, (1, 2)), return_exceptions=True)
+        engine.dispose()
+        assert [type(one) for one in results] == [DatabaseUnavailable] * 2
+        assert script.groups == [[1, 2]]
+
+    scene(act)
+
+
 def test_a_database_that_goes_away_while_each_is_tried_is_not_waited_for_by_each() -> None:
     def fail(asked: Sequence[int]) -> None:
         if len(asked) > 1:
