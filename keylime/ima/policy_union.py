@@ -10,10 +10,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from keylime.errors import PolicyError
+from keylime.ima.digest_maps import DigestMap, united
 from keylime.ima.excludes import Excludes
 from keylime.ima.keyrings import Keyring
 from keylime.ima.measurement_list import BOOT_AGGREGATE
-from keylime.ima.runtime_policy import DigestMap, PolicyHash, RuntimePolicy, united
+from keylime.ima.runtime_policy import PolicyHash, RuntimePolicy
 
 MAX_PARTS = 8
 

@@ -14,10 +14,11 @@ from keylime.ima.boot_aggregate import BootAggregates
 from keylime.ima.checkpoint import ImaCheckpoint, LearnedKey, LearnedKeyring
 from keylime.ima.device_mapper import EVENT_NAMES, parse_event
 from keylime.ima.device_mapper_policy import DeviceMapperFault, DeviceMapperPolicy, DeviceMapperState
+from keylime.ima.digest_maps import DigestMap
 from keylime.ima.keyrings import ImaKey, Keyring, load_spki, recognise_key
 from keylime.ima.measurement_list import BOOT_AGGREGATE, Entry
 from keylime.ima.memo import EntryMemo, MemoView
-from keylime.ima.runtime_policy import DigestMap, RuntimePolicy
+from keylime.ima.runtime_policy import RuntimePolicy
 from keylime.ima.signatures import Misfit, check_signature, parse_file_signature
 
 MAX_FINDINGS = 1000

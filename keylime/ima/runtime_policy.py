@@ -6,19 +6,26 @@ use it.
 
 import hashlib
 import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NewType, TypeAlias
+from typing import Any, NewType
 
 from keylime.documents.strict_json import load_document
 from keylime.errors import PolicyError
 from keylime.findings.finding import policy_version
 from keylime.hashes import HashAlgorithm
 from keylime.ima.device_mapper_policy import DeviceMapperPolicy, parse_device_mapper_policy
+from keylime.ima.digest_maps import (
+    DigestMap,
+    digest_texts,
+    encode_digest_map,
+    kind_of,
+    only_in,
+    read_digest_map,
+    united,
+)
 from keylime.ima.excludes import Excludes, compile_excludes
 from keylime.ima.keyrings import Keyring, parse_keyring
-from keylime.ima.templates import DIGEST_SIZES
 from keylime.ima.unmatchable import name_warnings
 
 CURRENT_VERSION = 1
@@ -28,7 +35,6 @@ GENERATOR_COMPATIBLE = 2
 GENERATOR_LEGACY = 3  # converted from an allowlist, or made by the policy tool
 
 MAX_POLICY_BYTES = 64 << 20
-MAX_DIGESTS_PER_NAME = 10_000
 
 EMPTY_POLICY = (
     '{"meta": {"version": 1, "generator": 1}, "release": 0, "digests": {}, "excludes": [], "keyrings": {}, '
@@ -42,13 +48,8 @@ PolicyHash = NewType("PolicyHash", str)
 That of several policies that are united has the hash of each, with a plus sign between.
 """
 
-Allowed: TypeAlias = tuple[bytes, ...] | frozenset[bytes]
-DigestMap: TypeAlias = Mapping[str, Allowed]
-
-_DIGEST = re.compile(r"(?:([a-z0-9_-]+):)?([0-9a-f]{40,128})")
-_BARE_DIGEST = re.compile(r"[0-9a-f]{40,128}")  # one of those that nearly all names have alone
 _LOG_HASHES = ("sha1", "sha256", "sha384", "sha512")
-_MANY = 8  # digests of one name from which on a set beats a linear search
+_DIGEST_MEMBERS = frozenset({"digests", "keyrings", "ima-buf"})
 _RENAMED = {"exclude": "excludes", "keyring": "keyrings", "verification_keys": "verification-keys"}
 JUDGES_NOTHING = (
     "the runtime policy judges nothing: it has no digests, keyrings, ima-buf, ima.dm_policy or "
@@ -131,27 +132,45 @@ class RuntimePolicy:
 
     def to_document(self) -> dict[str, Any]:
         """The policy as the JSON document that operators write, digests and names sorted."""
+        return {
+            name: {key: list(texts) for key, texts in digest_texts(value).items()}
+            if name in _DIGEST_MEMBERS
+            else value
+            for name, value in self._members().items()
+        }
+
+    def to_json(self) -> str:
+        """The canonical text: one line of JSON."""
+        return b"".join(self.canonical_parts()).decode()
+
+    def canonical_parts(self) -> Iterator[bytes]:
+        """The canonical text in UTF-8, in parts: the whole may be large."""
+        before = "{"
+        for name, value in sorted(self._members().items()):
+            yield f'{before}"{name}":'.encode()
+            yield encode_digest_map(value) if name in _DIGEST_MEMBERS else _canonical(value)
+            before = ","
+        yield b"}"
+
+    def _members(self) -> dict[str, Any]:
+        """The document, but for the digests, which are as they are here."""
         meta: dict[str, Any] = {"version": self.meta.version, "generator": self.meta.generator}
         if self.meta.timestamp is not None:
             meta["timestamp"] = self.meta.timestamp
         return {
             "meta": meta,
             "release": self.release,
-            "digests": _texts(self.digests),
+            "digests": self.digests,
             "excludes": list(self.excludes.sources),
-            "keyrings": _texts(self.keyrings),
+            "keyrings": self.keyrings,
             "ima": {
                 "ignored_keyrings": list(self.ignored_keyrings),
                 "log_hash_alg": self.log_hash_alg.label,
                 "dm_policy": None if self.dm_policy is None else self.dm_policy.document,
             },
-            "ima-buf": _texts(self.ima_buf),
+            "ima-buf": self.ima_buf,
             "verification-keys": self.verification_keys.to_json(),
         }
-
-    def to_json(self) -> str:
-        """The canonical text: one line of JSON."""
-        return _canonical(self.to_document())
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,17 +219,17 @@ def compile_runtime_policy(document: object, *, is_stored: bool = False) -> Runt
     keyring = parse_keyring(root.text("verification-keys"), is_stored=is_stored)
     excludes = compile_excludes(root.texts("excludes"))
     dm_policy = ima.value("dm_policy")
-    digests = _digest_map(root, "digests")
+    digests = root.digests("digests")
     policy = _with_content_hash(
         meta=PolicyMeta(meta.number("version"), _generator(meta), meta.optional_text("timestamp")),
         release=root.number("release"),
         digests=digests,
         excludes=excludes,
-        keyrings=_digest_map(root, "keyrings"),
+        keyrings=root.digests("keyrings"),
         ignored_keyrings=tuple(ima.texts("ignored_keyrings")),
         log_hash_alg=_log_hash(ima),
         dm_policy=None if dm_policy is None else parse_device_mapper_policy(dm_policy),
-        ima_buf=_digest_map(root, "ima-buf"),
+        ima_buf=root.digests("ima-buf"),
         verification_keys=keyring,
         warnings=(
             *_misspelt(root),
@@ -271,8 +290,8 @@ def diff(old: RuntimePolicy, new: RuntimePolicy) -> PolicyDifference:
     }
     before, after = set(old.excludes.sources), set(new.excludes.sources)
     return PolicyDifference(
-        added={kind: more for kind in kinds if (more := _only_in(getattr(new, kind), getattr(old, kind)))},
-        removed={kind: less for kind in kinds if (less := _only_in(getattr(old, kind), getattr(new, kind)))},
+        added={kind: more for kind in kinds if (more := only_in(getattr(new, kind), getattr(old, kind)))},
+        removed={kind: less for kind in kinds if (less := only_in(getattr(old, kind), getattr(new, kind)))},
         excludes_added=tuple(sorted(after - before)),
         excludes_removed=tuple(sorted(before - after)),
         changed=tuple(name for name, (was, is_now) in others.items() if was != is_now),
@@ -284,7 +303,7 @@ class _Section:
 
     def __init__(self, value: object, path: str) -> None:
         if not isinstance(value, dict):
-            raise PolicyError(f"{path or 'the runtime policy'}: expected an object, got {_kind(value)}")
+            raise PolicyError(f"{path or 'the runtime policy'}: expected an object, got {kind_of(value)}")
         self.members: dict[str, object] = value
         self._path = path
 
@@ -302,25 +321,28 @@ class _Section:
     def number(self, name: str) -> int:
         value = self.value(name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise PolicyError(f"{self.path(name)}: expected an integer of 0 or more, got {_kind(value)}")
+            raise PolicyError(f"{self.path(name)}: expected an integer of 0 or more, got {kind_of(value)}")
         return value
 
     def text(self, name: str) -> str:
         value = self.value(name)
         if not isinstance(value, str):
-            raise PolicyError(f"{self.path(name)}: expected a text, got {_kind(value)}")
+            raise PolicyError(f"{self.path(name)}: expected a text, got {kind_of(value)}")
         return value
 
     def optional_text(self, name: str) -> str | None:
         return self.text(name) if name in self.members else None
 
+    def digests(self, name: str) -> DigestMap:
+        return read_digest_map(self.section(name).members, self.path(name))
+
     def texts(self, name: str) -> list[str]:
         value = self.value(name)
         if not isinstance(value, list):
-            raise PolicyError(f"{self.path(name)}: expected a list of texts, got {_kind(value)}")
+            raise PolicyError(f"{self.path(name)}: expected a list of texts, got {kind_of(value)}")
         for index, item in enumerate(value):
             if not isinstance(item, str):
-                raise PolicyError(f"{self.path(name)}[{index}]: expected a text, got {_kind(item)}")
+                raise PolicyError(f"{self.path(name)}[{index}]: expected a text, got {kind_of(item)}")
         return value
 
 
@@ -333,12 +355,14 @@ def _with_content_hash(**parts: Any) -> RuntimePolicy:
     unhashed = RuntimePolicy(**parts, content_hash=PolicyHash(""))
     if not unhashed.demands_ima:
         parts["warnings"] = (*parts["warnings"], JUDGES_NOTHING)
-    content_hash = PolicyHash(hashlib.sha256(unhashed.to_json().encode()).hexdigest())
-    return RuntimePolicy(**parts, content_hash=content_hash)
+    content_hash = hashlib.sha256()
+    for part in unhashed.canonical_parts():
+        content_hash.update(part)
+    return RuntimePolicy(**parts, content_hash=PolicyHash(content_hash.hexdigest()))
 
 
-def _canonical(document: object) -> str:
-    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+def _canonical(document: object) -> bytes:
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def _generator(meta: _Section) -> int:
@@ -355,67 +379,6 @@ def _log_hash(ima: _Section) -> HashAlgorithm:
     return HashAlgorithm.from_label(label)
 
 
-def _digest_map(root: _Section, name: str) -> DigestMap:
-    return {key: _digests(values, name, key) for key, values in root.section(name).members.items()}
-
-
-def _digests(values: object, where: str, key: str) -> Allowed:
-    if isinstance(values, list) and len(values) == 1:
-        (value,) = values
-        # As below in the end, for a policy with a hundred thousand of them.
-        if isinstance(value, str) and _BARE_DIGEST.fullmatch(value) and len(value) % 2 == 0:
-            return (bytes.fromhex(value),)
-    if not isinstance(values, list) or not values:
-        raise PolicyError(f"{where}[{key!r}]: expected a list of at least one digest, got {_kind(values)}")
-    if len(values) > MAX_DIGESTS_PER_NAME:
-        raise PolicyError(f"{where}[{key!r}]: {len(values)} digests, at most {MAX_DIGESTS_PER_NAME}")
-    return _allowed([_digest(value, where, key, index) for index, value in enumerate(values)])
-
-
-def _allowed(digests: Sequence[bytes]) -> Allowed:
-    if len(digests) == 1:
-        return (digests[0],)
-    unique = frozenset(digests)
-    return unique if len(unique) > _MANY else tuple(sorted(unique))
-
-
-def _digest(value: object, where: str, key: str, index: int) -> bytes:
-    match = _DIGEST.fullmatch(value) if isinstance(value, str) else None
-    if match is None:
-        raise PolicyError(
-            f"{where}[{key!r}][{index}]: {repr(value[:40]) if isinstance(value, str) else _kind(value)} "
-            "is not a digest of 40 to 128 lower-case hex digits"
-        )
-    try:
-        digest = bytes.fromhex(match[2])
-    except ValueError as error:
-        raise PolicyError(f"{where}[{key!r}][{index}]: {value!r} has an odd number of hex digits") from error
-    if match[1] is not None and DIGEST_SIZES.get(match[1]) != len(digest):
-        raise PolicyError(f"{where}[{key!r}][{index}]: {value!r} is not a digest of {match[1]!r}")
-    return digest
-
-
-def _texts(digests: DigestMap) -> dict[str, list[str]]:
-    return {name: sorted(map(bytes.hex, allowed)) for name, allowed in digests.items()}
-
-
-def united(first: DigestMap, second: DigestMap) -> DigestMap:
-    """What either allows."""
-    merged = dict(first)
-    for name, allowed in second.items():
-        merged[name] = _allowed([*merged.get(name, ()), *allowed])
-    return merged
-
-
-def _only_in(digests: DigestMap, others: DigestMap) -> dict[str, tuple[str, ...]]:
-    only = {}
-    for name in sorted(digests):
-        missing = set(digests[name]) - set(others.get(name, ()))
-        if missing:
-            only[name] = tuple(sorted(digest.hex() for digest in missing))
-    return only
-
-
 def _dm_document(policy: RuntimePolicy) -> object:
     return None if policy.dm_policy is None else policy.dm_policy.document
 
@@ -426,8 +389,3 @@ def _misspelt(root: _Section) -> list[str]:
         for key, right in _RENAMED.items()
         if key in root.members
     ]
-
-
-def _kind(value: object) -> str:
-    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")

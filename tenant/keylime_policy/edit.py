@@ -14,8 +14,8 @@ from keylime.errors import ConfigError
 from keylime.findings.finding import printable
 from keylime.ima.allowlist import numbered_excludes
 from keylime.ima.amendments import SECTIONS, amendment
+from keylime.ima.digest_maps import DigestMap
 from keylime.ima.runtime_policy import (
-    DigestMap,
     PolicyDifference,
     compile_runtime_policy,
     diff,

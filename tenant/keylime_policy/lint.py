@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from keylime.documents.patterns import parse_pattern
 from keylime.documents.places import Place
+from keylime.ima.digest_maps import DigestMap
 from keylime.ima.measurement_list import BOOT_AGGREGATE
-from keylime.ima.runtime_policy import DigestMap, RuntimePolicy
+from keylime.ima.runtime_policy import RuntimePolicy
 from keylime.ima.unmatchable import name_doubt
 
 # Where what runs is kept: whoever excludes one of these lets programs, libraries or modules be anything.

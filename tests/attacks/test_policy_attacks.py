@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from keylime.documents.dsse import sign_policy
-from keylime.ima.runtime_policy import MAX_DIGESTS_PER_NAME
+from keylime.ima.digest_maps import MAX_DIGESTS_PER_NAME
 from tests.fakes.attesting_agent import AttestingAgent, policy_of
 from tests.fakes.running_verifier import RunningVerifier, enrolment, running_verifier, verifier_authority
 from tests.unit.documents.test_dsse import KEY

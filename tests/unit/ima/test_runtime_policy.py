@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from keylime.errors import PolicyError
 from keylime.hashes import HashAlgorithm
+from keylime.ima.digest_maps import MAX_DIGESTS_PER_NAME
 from keylime.ima.keyrings import keyring_of
 from keylime.ima.runtime_policy import (
     EMPTY_POLICY,
-    MAX_DIGESTS_PER_NAME,
     diff,
     merge,
     parse_runtime_policy,
