@@ -27,6 +27,7 @@ from keylime.ima.digest_maps import (
 from keylime.ima.excludes import Excludes, compile_excludes
 from keylime.ima.keyrings import Keyring, parse_keyring
 from keylime.ima.unmatchable import name_warnings
+from keylime.ima.usual_policy import load_usual_policy
 
 CURRENT_VERSION = 1
 GENERATOR_UNKNOWN = 0
@@ -199,10 +200,11 @@ def parse_runtime_policy(
     Raises PolicyError, which names the field. One that `is_stored` was accepted long ago, perhaps by looser
     rules, and is read as it was then.
     """
-    size = len(text) if isinstance(text, bytes) else len(text.encode("utf-8", "surrogatepass"))
-    if size > max_bytes:
-        raise PolicyError(f"the runtime policy has {size} bytes: at most {max_bytes} are accepted")
-    return compile_runtime_policy(load_document(text, "the runtime policy"), is_stored=is_stored)
+    encoded = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+    if len(encoded) > max_bytes:
+        raise PolicyError(f"the runtime policy has {len(encoded)} bytes: at most {max_bytes} are accepted")
+    document = load_usual_policy(encoded) or load_document(text, "the runtime policy")
+    return compile_runtime_policy(document, is_stored=is_stored)
 
 
 def compile_runtime_policy(document: object, *, is_stored: bool = False) -> RuntimePolicy:
