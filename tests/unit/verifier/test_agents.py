@@ -1,16 +1,18 @@
 """What a status is made of while an agent's row is read: it never shows less than was shown before."""
 
 import asyncio
-from collections.abc import Callable, Collection
+import base64
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import cast
 
 from keylime.identifiers import AgentId
-from keylime.messages.verifier import OperationalState
+from keylime.ima.runtime_policy import EMPTY_POLICY, RuntimePolicy
+from keylime.messages.verifier import AddAgentRequest, OperationalState, UpdateAgentRequest
 from keylime_verifier.agents.events import Actor
 from keylime_verifier.agents.policy_categories import TextHash
 from keylime_verifier.agents.records import AgentRecord, RowVersion
-from keylime_verifier.agents.shards import MemberId, ShardClaim
+from keylime_verifier.agents.shards import MemberId, ShardClaim, VerifierId
 from keylime_verifier.api.enrolment import EnrolmentRules
 from keylime_verifier.api.operations import Agents
 from keylime_verifier.policies.references import References
@@ -18,6 +20,7 @@ from keylime_verifier.policies.store import PolicyStore
 from keylime_verifier.polling.recorder import Recorder
 from keylime_verifier.polling.store import AgentStore
 from keylime_verifier.sharing.roster import Roster
+from tests.fakes.attesting_agent import attestation_key
 from tests.unit.verifier.test_status import CADENCE, ENROLMENT, NOW, PASSED
 
 PASSING = AgentRecord("i", ENROLMENT, PASSED)
@@ -99,14 +102,14 @@ class World:
             self.row, self.known, self.pending = REJECTED, None, None
 
 
-def agents_in(world: World) -> Agents:
+def agents_in(world: World, rules: EnrolmentRules | None = None) -> Agents:
     return Agents(
         cast(AgentStore, world),
         cast(PolicyStore, world),
         cast(References, world),
         cast(Roster, world),
         cast(Recorder, world),
-        cast(EnrolmentRules, None),
+        cast(EnrolmentRules, rules),
         CADENCE,
         lambda: NOW,
     )
@@ -240,3 +243,59 @@ def test_before_an_operators_act_nothing_is_written_but_what_waits_of_its_agent(
         "drop",
         "adopt",
     ]
+
+
+class Stored(Acted):
+    """Where agents are added and updated, with policies that come along."""
+
+    def know(self, compiled: Mapping[TextHash, RuntimePolicy]) -> None:
+        self.done.append(f"{len(compiled)} known")
+
+    async def add(self, *_what: object, by: Actor | None) -> AgentRecord:
+        self.done.append("stored")
+        return self.row
+
+    async def update(self, *_what: object, by: Actor | None, changes: object) -> AgentRecord:
+        return await self.add(by=by)
+
+
+def test_a_policy_that_comes_along_is_known_before_anybody_finds_the_agent_that_is_held_to_it() -> None:
+    world = Stored()
+    ak_tpm = base64.b64encode(attestation_key().tpm2b_public).decode()
+    policy = base64.b64encode(EMPTY_POLICY.encode()).decode()
+    enrolment = replace(ENROLMENT, ak_tpm=ak_tpm, mtls_cert=None, measured_boot_policy=None, runtime_parts=())
+    world.row = replace(PASSING, enrolment=enrolment)
+    agents = agents_in(
+        world,
+        EnrolmentRules(
+            verifier_id=VerifierId("v"),
+            verifier_ip="127.0.0.1",
+            verifier_port=8881,
+            require_mtls=False,
+            require_policy_signatures=False,
+            compile_boot_policy=lambda _text: None,
+        ),
+    )
+    request = AddAgentRequest(
+        tpm_policy="{}",
+        metadata="{}",
+        ima_sign_verification_keys="",
+        revocation_key="",
+        accept_tpm_hash_algs=["sha256"],
+        accept_tpm_encryption_algs=["ecc"],
+        accept_tpm_signing_algs=["ecdsa"],
+        ak_tpm=ak_tpm,
+        cloudagent_ip="127.0.0.1",
+        cloudagent_port=9002,
+        mb_policy=None,
+        mb_policy_name=None,
+        runtime_policy=policy,
+    )
+
+    async def act() -> None:
+        await agents.add(PASSING.agent_id, request, by=None)
+        await agents.update(PASSING.agent_id, UpdateAgentRequest(runtime_policy=policy), by=None)
+
+    asyncio.run(act())
+    waiting = f"write what waits of {PASSING.agent_id}"
+    assert world.done == ["1 known", "stored", "adopt", "1 known", waiting, "stored", "drop", "adopt"]

@@ -87,12 +87,12 @@ class Agents:
         new = await asyncio.to_thread(check_request, agent_id, request, self._rules)
         await self._check_names(new)
         remark = await self._check_parts(new.enrolment, ())
+        self._references.know(new.compiled)  # before anybody finds the agent, who would compile it again
         try:
             secrets = new.secrets or Secrets(None, "")
             record = await self._store.add(new.enrolment, secrets, new.version, new.new_policies, by=by)
         except AgentExists as error:
             raise InTheWay(await self._what_exists(agent_id)) from error
-        self._references.know(new.compiled)
         self._roster.adopt(record)
         return _NO_DEMAND if await self._judges_nothing(record) else remark
 
@@ -121,6 +121,7 @@ class Agents:
         )
         await self._check_names(new)
         remark = await self._check_parts(new.enrolment, old.enrolment.runtime_parts)
+        self._references.know(new.compiled)
         await self._write_counters(agent_id)
         try:
             record = await self._store.update(
@@ -136,7 +137,6 @@ class Agents:
             raise InTheWay(_policy_in_the_way(agent_id)) from error
         if record is None:
             raise InTheWay(f"Agent {agent_id} was changed or deleted meanwhile. Look, and try again.")
-        self._references.know(new.compiled)
         self._roster.drop(agent_id)
         self._roster.adopt(record)
         after = await self._versions(record.enrolment)
