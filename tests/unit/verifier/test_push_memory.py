@@ -2,17 +2,21 @@
 
 import asyncio
 import secrets
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
-from typing import cast
+from typing import TypeVar, cast
 
+import msgspec
 import pytest
 
 from keylime.database.engine import DatabaseUnavailable, OutcomeUnknown
 from keylime.errors import KeylimeError, MalformedMessage, PolicyError
 from keylime.identifiers import AgentId
+from keylime.messages.push_evidence import LogCapabilities, LogParameters, ReceivedLog
 from keylime_verifier.agents.pushing import AttestationLimits
 from keylime_verifier.agents.records import AgentRecord, Progress
+from keylime_verifier.pushing.attestation_rows import EVALUATING, Attestation
 from keylime_verifier.pushing.attestation_store import AttestationStore, Outdated
 from keylime_verifier.pushing.attestations import Attestations, PushRefused
 from keylime_verifier.pushing.judging import Judging
@@ -21,6 +25,7 @@ from keylime_verifier.pushing.known_agents import CallingAgent, KnownAgents
 from keylime_verifier.pushing.sessions import ACTIVE, PENDING, SECRET_SIZE, PushSession, key_hash, make_token
 from tests.unit.verifier.test_status import ENROLMENT
 
+ValueT = TypeVar("ValueT")
 SESSION = "01234567-89ab-4cde-8f01-23456789abcd"
 TOKEN, STORED = make_token(SESSION, secrets.token_urlsafe(SECRET_SIZE), bytes(16))
 RECORD = AgentRecord("first", replace(ENROLMENT, is_pushing=True), Progress(supported_version="2.6"))
@@ -126,3 +131,86 @@ def test_a_stranger_crowds_nobody_out() -> None:
     other = replace(RECORD, enrolment=replace(RECORD.enrolment, agent_id=AgentId("other")))
     known.seen(CallingAgent(None, other, 1, None))
     assert (len(known), known.get(AGENT_ID)) == (1, REMEMBERED)
+
+
+ITEM = ReceivedLog(
+    evidence_type="ima_log",
+    capabilities=LogCapabilities(
+        entry_count=3, supports_partial_access=True, appendable=True, formats=["text/plain"]
+    ),
+    chosen_parameters=LogParameters(starting_offset=1, format="text/plain"),
+)
+AWAITED = Attestation(
+    agent_id=AGENT_ID,
+    number=1,
+    generation="first",
+    boot_time=1.0,
+    received_at=2.0,
+    expires_at=3.0,
+    items=(ITEM,),
+)
+
+
+def test_what_was_asked_for_is_remembered_until_it_has_come() -> None:
+    known = KnownAgents()
+    known.seen(REMEMBERED)
+    known.negotiated(AWAITED)
+    awaiting = replace(REMEMBERED, next_number=2, latest=AWAITED)
+    assert known.get(AGENT_ID) == awaiting
+    known.judged(RECORD, None)
+    assert known.get(AGENT_ID) == awaiting
+    size = known.size
+    known.received(replace(AWAITED, stage=EVALUATING))
+    assert known.get(AGENT_ID) == replace(awaiting, latest=replace(AWAITED, stage=EVALUATING, items=()))
+    assert known.size < size
+    known.seen(awaiting)
+    assert (known.get(AGENT_ID), known.size) == (awaiting, size)
+
+
+def calling(number: int, metadata: str = "") -> CallingAgent:
+    agent_id = AgentId(f"agent-{number}")
+    enrolment = replace(RECORD.enrolment, agent_id=agent_id, meta_data=metadata)
+    session = replace(PROVEN, agent_id=agent_id)
+    return CallingAgent(session, replace(RECORD, enrolment=enrolment), 1, None)
+
+
+def test_those_that_came_last_are_remembered_as_long_as_there_is_room() -> None:
+    known = KnownAgents(most_bytes=100_000)
+    for number in range(100):
+        known.seen(calling(number))
+    assert 10 < len(known) < 50
+    assert known.size <= 100_000
+    assert known.get(AgentId("agent-99")) is not None
+    assert known.get(AgentId("agent-0")) is None
+    remembered, before = len(known), known.size
+    known.seen(calling(99, metadata="x" * 10_000))
+    assert (len(known), known.size) < (remembered, before + 20_000)
+    for number in range(100):
+        known.forget(AgentId(f"agent-{number}"))
+    assert (len(known), known.size) == (0, 0)
+
+
+def test_who_takes_the_room_of_many_is_not_remembered() -> None:
+    known = KnownAgents()
+    for number in range(100):
+        known.seen(calling(number))
+    known.seen(calling(5, metadata="x" * 1_000_000))
+    assert (len(known), known.get(AgentId("agent-5"))) == (99, None)
+
+
+def anew(value: ValueT) -> ValueT:
+    """The same, as it is read from a database: it shares nothing with others."""
+    return msgspec.json.decode(msgspec.json.encode(value), type=type(value))
+
+
+def test_all_that_may_be_remembered_takes_less_than_is_told() -> None:
+    known = KnownAgents()
+    tracemalloc.start()
+    try:
+        for number in range(500):
+            agent = calling(number)
+            known.seen(replace(agent, session=anew(agent.session), record=anew(agent.record)))
+            known.negotiated(replace(AWAITED, agent_id=f"agent-{number}"))
+        assert tracemalloc.get_traced_memory()[0] < known.size < 500 * 7000
+    finally:
+        tracemalloc.stop()

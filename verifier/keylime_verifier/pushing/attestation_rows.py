@@ -81,6 +81,11 @@ def encode_items(items: Sequence[Received]) -> str:
     return msgspec.json.encode([_without_log(item) for item in items]).decode()
 
 
+def decode_items(text: str) -> tuple[Received, ...]:
+    """Items that were stored."""
+    return tuple(received_items(parse_body(text.encode(), list[msgspec.Raw])))
+
+
 def _without_log(item: Received) -> Received:
     if isinstance(item, ReceivedLog) and isinstance(item.data, LogData) and item.evidence_type != IMA_LOG:
         return replace(item, data=LogData(entry_count=item.capabilities.entry_count))
@@ -102,7 +107,7 @@ def attestation_of(row: Any) -> Attestation:
         evidence_at=row.evidence_at,
         completed_at=row.completed_at,
         is_kept=row.is_kept,
-        items=tuple(received_items(parse_body(row.items.encode(), list[msgspec.Raw]))),
+        items=decode_items(row.items),
     )
 
 

@@ -6,15 +6,22 @@ What is remembered is no truth. Whoever writes on its account looks in the same 
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 
+import msgspec
+
 from keylime.identifiers import AgentId
 from keylime_verifier.agents.policy_categories import PolicyHashes
 from keylime_verifier.agents.records import AgentRecord
-from keylime_verifier.pushing.attestation_rows import COMPLETE, Attestation
+from keylime_verifier.pushing.attestation_rows import COMPLETE, Attestation, decode_items, encode_items
 from keylime_verifier.pushing.sessions import ACTIVE, PushSession
 from keylime_verifier.pushing.verdict_writes import AttestationEnd
 
 MOST_KNOWN = 10_000
-"""Agents, those that came last: some ten kilobytes of each."""
+"""Agents, those that came last."""
+MOST_BYTES = 64 * 2**20
+"""What they may take together; some five kilobytes each."""
+_MOST_OF_ONE = 2**18
+_SMALLEST = 1500  # an agent without its record and what it is asked for
+_A_POLICY = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,55 +76,107 @@ def _is_same_token(remembered: PushSession | None, found: PushSession | None) ->
     return replace(found, token_expires_at=ends) == remembered
 
 
-class KnownAgents:
-    """By their ids; those that have not come for longest make room."""
+@dataclass(frozen=True, slots=True)
+class _Known:
+    found: CallingAgent  # its latest attestation has no items
+    items: str  # those, as they are stored, which is a fraction of what they take when they are read
+    record_size: int  # bytes
 
-    def __init__(self, most: int = MOST_KNOWN) -> None:
+    @property
+    def size(self) -> int:
+        """About how many bytes it takes."""
+        return _SMALLEST + _A_POLICY * len(self.found.policies) + self.record_size + len(self.items)
+
+
+class KnownAgents:
+    """By their ids; those that have not come for longest make room. Whoever takes a lot is not remembered."""
+
+    def __init__(self, most: int = MOST_KNOWN, most_bytes: int = MOST_BYTES) -> None:
         self._most = most
-        self._known: OrderedDict[AgentId, CallingAgent] = OrderedDict()
+        self._most_bytes = most_bytes
+        self._known: OrderedDict[AgentId, _Known] = OrderedDict()
+        self._bytes = 0
 
     def __len__(self) -> int:
         return len(self._known)
 
+    @property
+    def size(self) -> int:
+        """About how many bytes all of it takes."""
+        return self._bytes
+
     def get(self, agent_id: AgentId) -> CallingAgent | None:
         """What is remembered of an agent."""
-        return self._known.get(agent_id)
+        known = self._known.get(agent_id)
+        if known is None:
+            return None
+        latest = known.found.latest
+        if latest is None or not known.items:
+            return known.found
+        return replace(known.found, latest=replace(latest, items=decode_items(known.items)))
 
     def seen(self, found: CallingAgent) -> None:
         """What was read of an agent that showed a session of its own; others say nothing of who will call."""
-        session = found.session
+        session, latest = found.session, found.latest
         if found.record is None or session is None or session.state != ACTIVE:
             return
         if session.agent_id != found.record.agent_id:
             return
-        self._known[found.record.agent_id] = found
-        self._known.move_to_end(found.record.agent_id)
-        while len(self._known) > self._most:
-            self._known.popitem(last=False)
+        if latest is None or not latest.items:
+            self._keep(found.record, found, "")
+        else:
+            self._keep(found.record, *_without_items(found, latest))
+
+    def _keep(self, record: AgentRecord, found: CallingAgent, items: str) -> None:
+        agent_id = record.agent_id
+        before = self._known.get(agent_id)
+        if before is not None and before.found.record is record:
+            record_size = before.record_size
+        else:
+            record_size = 2 * len(msgspec.json.encode(record))
+        self.forget(agent_id)
+        known = _Known(found, items, record_size)
+        if known.size > _MOST_OF_ONE:
+            return
+        self._known[agent_id] = known
+        self._bytes += known.size
+        while len(self._known) > self._most or self._bytes > self._most_bytes:
+            self._bytes -= self._known.popitem(last=False)[1].size
 
     def forget(self, agent_id: AgentId) -> None:
         """What was remembered of an agent is not so."""
-        self._known.pop(agent_id, None)
+        known = self._known.pop(agent_id, None)
+        if known is not None:
+            self._bytes -= known.size
 
     def negotiated(self, attestation: Attestation) -> None:
         """An attestation was stored that awaits its evidence."""
-        if known := self._known.get(AgentId(attestation.agent_id)):
-            self.seen(replace(known, next_number=attestation.number + 1, latest=attestation))
+        known = self._known.get(AgentId(attestation.agent_id))
+        if known is not None and known.found.record is not None:
+            found = replace(known.found, next_number=attestation.number + 1)
+            self._keep(known.found.record, *_without_items(found, attestation))
 
     def received(self, attestation: Attestation) -> None:
         """Its evidence was."""
-        if known := self._known.get(AgentId(attestation.agent_id)):
-            self.seen(replace(known, latest=replace(attestation, items=())))
+        known = self._known.get(AgentId(attestation.agent_id))
+        if known is not None and known.found.record is not None:
+            latest = replace(attestation, items=())
+            self._keep(known.found.record, replace(known.found, latest=latest), "")
 
     def judged(self, record: AgentRecord, end: AttestationEnd | None) -> None:
         """And what came of that, or of silence: `record` is stored now."""
         known = self._known.get(record.agent_id)
         if known is None:
             return
-        latest, session = known.latest, known.session
+        latest, session = known.found.latest, known.found.session
         if end is not None and latest is not None and latest.number == end.number:
             latest = replace(latest, stage=COMPLETE, evaluation=end.evaluation, completed_at=end.at)
         until = None if end is None else end.token_until
         if until is not None and session is not None and (session.token_expires_at or until) < until:
             session = replace(session, token_expires_at=until)
-        self._known[record.agent_id] = replace(known, record=record, latest=latest, session=session)
+        found = replace(known.found, record=record, latest=latest, session=session)
+        self._keep(record, found, known.items)
+
+
+def _without_items(found: CallingAgent, latest: Attestation) -> tuple[CallingAgent, str]:
+    return replace(found, latest=replace(latest, items=())), encode_items(latest.items)
