@@ -1,6 +1,8 @@
 """What a policy lists in vain is named, and nothing else is."""
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from keylime.ima.unmatchable import name_warnings
 from tests.captures import Stage, stages
@@ -30,6 +32,21 @@ def test_a_name_that_no_kernel_measures_is_named_with_the_reason(name: str, reas
 def test_of_many_names_the_first_ones_are_shown() -> None:
     (warning,) = name_warnings([f"bin/{number}" for number in range(100)], "digests")
     assert "'bin/0', 'bin/1', 'bin/2' and 97 more" in warning
+
+
+NAMES = st.text(st.sampled_from([*"/. a\n\r\0é", "\ud800"]), max_size=6)
+
+
+@given(st.lists(NAMES.map(lambda name: f"/{name}") | NAMES, max_size=6))
+@example(["/a", ""])
+@example(["", "/a"])
+@example(["/a", "boot_aggregate"])
+@example(["/a", "boot_aggregate/"])
+@example(["/a\n/b", "/c d"])
+@example([f"bin/{number}" for number in range(1001)])
+def test_all_at_once_are_doubted_as_one_by_one(names: list[str]) -> None:
+    has_all_looked_at = "/a\nb"  # and gives no doubt itself
+    assert list(name_warnings(names, "x")) == list(name_warnings([*names, has_all_looked_at], "x"))
 
 
 @pytest.mark.parametrize("name", ["boot_aggregate", "/.hidden", "/a/...", "/a/.b", "/a/b.", "/memfd:x"])
