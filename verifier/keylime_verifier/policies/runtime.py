@@ -1,11 +1,10 @@
 """Runtime policies as they arrive: base64 of a policy or of a signed envelope, checked before being kept."""
 
-import base64
-import binascii
 from dataclasses import dataclass
 
 import msgspec
 
+from keylime.base64_text import decode_base64
 from keylime.documents.dsse import open_envelope
 from keylime.errors import CredentialError, MalformedMessage, PolicyError
 from keylime.ima.policy_union import covers
@@ -74,6 +73,6 @@ class _Released(msgspec.Struct):
 
 def _decoded(text: str, field: str) -> str:
     try:
-        return base64.b64decode(text, validate=True).decode()
-    except (binascii.Error, ValueError) as error:
+        return decode_base64(text).decode()
+    except ValueError as error:
         raise MalformedMessage(f"{field} is not base64 of UTF-8 text") from error
