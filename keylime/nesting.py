@@ -14,6 +14,7 @@ MOST_BRACKETS = 1_000_000
 
 _BRACKETS = (b"[", b"]", b"{", b"}")
 _AT_ONCE = 1 << 20  # bytes
+_LONG = 64 << 10  # bytes
 _NEITHER_BRACKET_NOR_QUOTE = bytes(byte for byte in range(256) if byte not in b'[]{}"')
 # What a bracket adds to the depth, as a signed byte.
 _STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
@@ -25,7 +26,7 @@ def is_too_deep(text: str | bytes | bytearray) -> bool:
     Of what is no JSON, all that a parser reads before it finds that out is looked at.
     """
     encoded = text.encode(errors="surrogatepass") if isinstance(text, str) else text
-    if encoded.count(b"[") + encoded.count(b"{") <= MAX_DEPTH:
+    if _opens_few(encoded):
         return False
     steps = memoryview(_brackets(encoded).translate(_STEPS)).cast("b")
     return max(itertools.accumulate(steps), default=0) > MAX_DEPTH
@@ -41,6 +42,21 @@ def has_too_many(encoded: bytes | bytearray) -> bool:
         if found > MOST_BRACKETS:
             return True
     return False
+
+
+def _opens_few(encoded: bytes | bytearray) -> bool:
+    if len(encoded) < _LONG:
+        return encoded.count(b"[") + encoded.count(b"{") <= MAX_DEPTH
+    # The next one is found a dozen times as fast as all are counted.
+    few = MAX_DEPTH
+    for bracket in (b"[", b"{"):
+        at = encoded.find(bracket)
+        while at >= 0:
+            few -= 1
+            if few < 0:
+                return False
+            at = encoded.find(bracket, at + 1)
+    return True
 
 
 def _brackets(encoded: bytes | bytearray) -> bytes | bytearray:

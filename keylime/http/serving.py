@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import io
 import logging
 import re
 import time
@@ -109,7 +110,7 @@ class Exchange(HTTPMessageDelegate):
         self._request_id = ""
         self._verdict: Admission | Response = Response(400, empty=True)
         self._max_body = 0
-        self._body = bytearray()
+        self._body = io.BytesIO()
         self._reservation: Reservation | None = None
         self._cut_short: asyncio.Future[None] | None = None  # done when the answer to half a request is out
         self._linger: asyncio.TimerHandle | None = None
@@ -140,7 +141,7 @@ class Exchange(HTTPMessageDelegate):
         """Collects a piece of the body, or drops it when the answer is already known."""
         if self._cut_short is not None:
             return
-        if len(self._body) + len(chunk) > self._max_body:
+        if self._body.tell() + len(chunk) > self._max_body:
             self._answer_early(Response(413))
             return
         try:
@@ -149,7 +150,7 @@ class Exchange(HTTPMessageDelegate):
         except NoRoom as error:
             self._answer_early(error.response())
             return
-        self._body += chunk
+        self._body.write(chunk)
 
     def finish(self) -> None:
         """The request is complete."""
@@ -217,7 +218,7 @@ class Exchange(HTTPMessageDelegate):
     async def _serve(self, admission: Admission) -> None:
         request_id.handle(self._request_id)
         # Not kept here: the handler may be done with it long before its answer is there.
-        body, self._body = bytes(self._body), bytearray()
+        body, self._body = self._body.getvalue(), io.BytesIO()
         request = admission.request(self._headers, body)
         del body
         responding = respond(admission.route, request)
@@ -258,7 +259,7 @@ class Exchange(HTTPMessageDelegate):
             self._linger = self._loop.call_later(self._host.limits.linger_s, self._hang_up)
 
     def _let_body_go(self) -> None:
-        self._body = bytearray()
+        self._body = io.BytesIO()
         if self._reservation is not None:
             self._reservation.release()
 

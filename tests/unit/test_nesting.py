@@ -45,6 +45,15 @@ def test_the_bound_is_exact(opening: str, closing: str) -> None:
     assert is_too_deep(bytearray(nested(opening, closing, most + 1).encode()))
 
 
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}"), ('[{"a":', "}]")])
+def test_the_bound_is_as_exact_in_a_long_text(opening: str, closing: str) -> None:
+    most, long = MAX_DEPTH // depth(opening), " " * 100_000
+
+    assert not is_too_deep(long + nested(opening, closing, most) + long)
+    assert is_too_deep(long + nested(opening, closing, most + 1) + long)
+    assert not is_too_deep("[" + ",".join([nested(opening, closing, most - 1)] * 3) + long + "]")
+
+
 def test_what_is_never_closed_is_as_deep() -> None:
     assert is_too_deep("[" * (MAX_DEPTH + 1))
 
