@@ -200,11 +200,14 @@ def parse_runtime_policy(
     Raises PolicyError, which names the field. One that `is_stored` was accepted long ago, perhaps by looser
     rules, and is read as it was then.
     """
+    return compile_runtime_policy(_load(text, max_bytes), is_stored=is_stored)
+
+
+def _load(text: str | bytes, max_bytes: int) -> object:
     encoded = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
     if len(encoded) > max_bytes:
         raise PolicyError(f"the runtime policy has {len(encoded)} bytes: at most {max_bytes} are accepted")
-    document = load_usual_policy(encoded) or load_document(text, "the runtime policy")
-    return compile_runtime_policy(document, is_stored=is_stored)
+    return load_usual_policy(encoded) or load_document(text, "the runtime policy")
 
 
 def compile_runtime_policy(document: object, *, is_stored: bool = False) -> RuntimePolicy:

@@ -56,5 +56,5 @@ def size_of(policy: RuntimePolicy) -> int:
     """About how many bytes a compiled policy takes."""
     maps = (policy.digests, policy.keyrings, policy.ima_buf)
     names = sum(map(len, maps))
-    digests = sum(len(allowed) for one in maps for allowed in one.values())
+    digests = sum(sum(map(len, one.values())) for one in maps)
     return _NAME * names + _DIGEST * (digests - names)
