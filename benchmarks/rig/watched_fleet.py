@@ -118,12 +118,15 @@ class Operator:
         return bool(answer["results"]["attestation_status"] == "PASS")
 
     async def show(self, machine: MachineIdentity) -> float:
-        """Seconds until the status of an agent is here. Raises RuntimeError unless it passes."""
+        """Seconds until the status of an agent is here. Raises RuntimeError for one that does not pass.
+
+        One that passed longer ago than `quote_interval` allows is pending: that is overload, no failure.
+        """
         started = time.perf_counter()
         async with self._session.get(self._url + machine.agent_id, ssl=self._tls) as response:
             answer = await response.json()
         took_s = time.perf_counter() - started
-        if answer["results"]["attestation_status"] != "PASS":
+        if response.status != 200 or answer["results"]["attestation_status"] not in ("PASS", "PENDING"):
             raise RuntimeError(f"{machine.agent_id} does not pass: {answer}")
         return took_s
 

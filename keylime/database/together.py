@@ -17,12 +17,14 @@ AskedT = TypeVar("AskedT")
 ResultT = TypeVar("ResultT")
 
 _AT_ONCE = 100
+_SHARE_OF_PATIENCE = 0.9
 
 
 @dataclass(slots=True, eq=False)
 class _Waiting(Generic[AskedT, ResultT]):
     asked: AskedT
     done: "asyncio.Future[ResultT]"
+    until: float  # by the loop's clock
     has_begun: bool = False
 
 
@@ -41,16 +43,20 @@ class Together(Generic[AskedT, ResultT]):
         writes: bool = False,
         apart_s: float = 0.0,
         at_once: int = _AT_ONCE,
+        limit_s: float = patience.CALLERS_S,
     ) -> None:
         """`action` completes the sentence "cannot ..." of DatabaseUnavailable.
 
-        No transaction begins sooner than `apart_s` after the one before.
+        No transaction begins sooner than `apart_s` after the one before, and each wait in one takes `limit_s`
+        at most; in one that writes, a little less than the most impatient of its callers has left, so that
+        all of them hear whether it was done.
         """
         self._action = action
         self._work = work
         self._writes = writes
         self._apart_s = apart_s
         self._at_once = at_once
+        self._limit_s = limit_s
         self._next_at = 0.0  # by the loop's clock
         self._waiting: list[_Waiting[AskedT, ResultT]] = []
         self._under_way: asyncio.Task[None] | None = None
@@ -62,7 +68,8 @@ class Together(Generic[AskedT, ResultT]):
         """
         waits = patience.current()
         limit_s = waits.left_s
-        waiting: _Waiting[AskedT, ResultT] = _Waiting(asked, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        waiting: _Waiting[AskedT, ResultT] = _Waiting(asked, loop.create_future(), loop.time() + limit_s)
         self._waiting.append(waiting)
         if self._under_way is None:
             # In a context of its own: it works for others as well.
@@ -93,13 +100,18 @@ class Together(Generic[AskedT, ResultT]):
 
     async def _work_on(self) -> None:
         try:
-            with patience.for_long_work(patience.CALLERS_S):
-                while self._waiting:
-                    await self._turn()
-                    if some := self._next():
-                        await self._do(some)
+            while self._waiting:
+                await self._turn()
+                if some := self._next():
+                    await self._do(some)
         finally:
             self._under_way = None
+
+    def _limit_of(self, some: Sequence[_Waiting[AskedT, ResultT]]) -> float:
+        if not self._writes:
+            return self._limit_s
+        left_s = min(one.until for one in some) - asyncio.get_running_loop().time()
+        return min(self._limit_s, max(_SHARE_OF_PATIENCE * left_s, 0.0))
 
     async def _turn(self) -> None:
         loop = asyncio.get_running_loop()
@@ -139,7 +151,8 @@ class Together(Generic[AskedT, ResultT]):
     async def _try(self, some: Sequence[_Waiting[AskedT, ResultT]]) -> Exception | None:
         """What has undone it; None when each knows what came of it."""
         try:
-            results = await self._work([one.asked for one in some])
+            with patience.for_long_work(self._limit_of(some)):
+                results = await self._work([one.asked for one in some])
         except Exception as error:  # noqa: BLE001 - whoever asked says so
             return error
         for one, result in zip(some, results, strict=True):

@@ -215,14 +215,37 @@ def test_a_read_that_is_given_up_did_nothing() -> None:
     scene(act)
 
 
-def test_a_write_counts_as_one_of_its_caller_and_has_the_patience_of_callers() -> None:
+def test_a_write_counts_as_one_of_its_caller_and_ends_before_its_patience() -> None:
     async def act(script: Scripted) -> None:
         script.may_go_on.set()
         together: Together[int, int] = Together("do it", script.work, writes=True)
         with patience.for_a_caller(1.0):
             await together.ask(1)
             assert patience.current().has_changed
-        assert script.patience == [patience.CALLERS_S]
+        assert 0.5 < script.patience[0] <= 0.9
+        with patience.for_long_work(100.0):
+            await together.ask(2)
+        assert script.patience[1] == patience.CALLERS_S
+
+    scene(act)
+
+
+def test_a_write_ends_before_the_least_patience_and_a_read_does_not_have_to() -> None:
+    async def act(script: Scripted) -> None:
+        script.may_go_on.set()
+        for together, most_s in (
+            (Together("do it", script.work, writes=True), 0.9),
+            (Together("look", script.work), patience.CALLERS_S),
+        ):
+            script.patience.clear()
+
+            async def patient(limit_s: float, together: Together[int, int] = together) -> int:
+                with patience.for_a_caller(limit_s):
+                    return await together.ask(1)
+
+            await asyncio.gather(patient(2.5), patient(1.0), patient(2.0))
+            (limit_s,) = script.patience
+            assert most_s - 0.4 < limit_s <= most_s
 
     scene(act)
 

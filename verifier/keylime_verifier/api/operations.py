@@ -40,9 +40,10 @@ from keylime_verifier.api.enrolment import (
 from keylime_verifier.policies.demands import judges_nothing
 from keylime_verifier.policies.references import References
 from keylime_verifier.policies.store import PolicyStore
+from keylime_verifier.polling.additions import AgentExists
 from keylime_verifier.polling.recorder import Recorder
 from keylime_verifier.polling.rows import UnreadableRecord
-from keylime_verifier.polling.store import AgentExists, AgentStore
+from keylime_verifier.polling.store import AgentStore
 from keylime_verifier.sharing.roster import Roster
 
 _NO_DEMAND = f"attested, {NOTHING_JUDGED}: no policy makes a demand of the agent"

@@ -37,6 +37,7 @@ log = logging.getLogger("keylime.verifier")
 
 _BATCH_INTERVAL_S = 1.0
 _PASSES_AT_ONCE = 250  # in one transaction, which takes some milliseconds on SQLite
+_PATIENT_S = 1.0  # in sum: many parts that each let all others go first would be late
 _FIRST_RETRY_S = 0.2
 _LONGEST_RETRY_S = 5.0
 _WRITTEN_AT_ONCE = 8  # of the verdicts that wait; as many are tried to see whether the database is back
@@ -266,10 +267,11 @@ class Recorder:
             sorted(self._waiting.values(), key=lambda one: (one.held_to is None, one.tried_at))
         )
         async with self._batching:
-            gathered = list(self._routine)
+            gathered, began = list(self._routine), time.monotonic()
             for first in range(0, len(gathered), _PASSES_AT_ONCE):
                 # Between two of them verdicts are written, and other processes get the database.
-                await self._write_passes(gathered[first : first + _PASSES_AT_ONCE], can_wait=True)
+                can_wait = time.monotonic() - began < _PATIENT_S
+                await self._write_passes(gathered[first : first + _PASSES_AT_ONCE], can_wait=can_wait)
             self._all_written_at = time.monotonic()
             self.lateness.passes_written(others_wait=bool(self._routine))
 

@@ -13,10 +13,11 @@ import sqlalchemy as sa
 from sqlalchemy import RowMapping
 from sqlalchemy.exc import IntegrityError
 
+from keylime import patience
 from keylime.database.clock import database_time
+from keylime.database.together import Together
 from keylime.database.transactions import Database
 from keylime.database.write_turn import Urgency
-from keylime.errors import KeylimeError
 from keylime.identifiers import AgentId
 from keylime.messages.verifier import OperationalState
 from keylime.revocation.message import is_cleared
@@ -35,7 +36,7 @@ from keylime_verifier.agents.records import (
     Secrets,
     StoredRevocation,
 )
-from keylime_verifier.agents.shards import MemberId, ShardClaim, VerifierId, shard_of
+from keylime_verifier.agents.shards import MemberId, VerifierId
 from keylime_verifier.database.changes import Topic, publish
 from keylime_verifier.database.history import act_of, write_events
 from keylime_verifier.database.schema import (
@@ -48,6 +49,7 @@ from keylime_verifier.database.schema import (
     shards,
 )
 from keylime_verifier.policies.store import delete_policy, put_policy, used_by
+from keylime_verifier.polling.additions import Addition, AgentExists, write_additions
 from keylime_verifier.polling.fencing import (
     Ruling,
     VerdictRefusal,
@@ -59,13 +61,22 @@ from keylime_verifier.polling.rows import (
     record_of,
     verdict_columns,
 )
-from keylime_verifier.polling.verdict_writes import move_agent, update_agent, write_passes, write_verdict
-from keylime_verifier.revocations.backlog import add_recipient, remove_recipient
+from keylime_verifier.polling.verdict_writes import (
+    StateChange,
+    move_agent,
+    update_agent,
+    write_passes,
+    write_states,
+    write_verdict,
+)
+from keylime_verifier.revocations.backlog import remove_recipient
 
 log = logging.getLogger(__name__)
 
 
 _LISTED_AT_ONCE = 5_000
+_WRITTEN_AT_ONCE = 32
+_SHARES_UP_TO = 64 << 10  # characters of policies: with more of them an agent has a transaction of its own
 
 # An agent without its other row is one that cannot be read, not one that is not there.
 _CLAIMED = agents.outerjoin(progress, progress.c.agent_id == agents.c.agent_id).outerjoin(
@@ -106,15 +117,22 @@ _VERSIONS = (
 )
 
 
-class AgentExists(KeylimeError):
-    """An agent with this id is there already."""
-
-
 class AgentStore:
     """The agents of all verifiers that share this database."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._additions: Together[Addition, AgentRecord] = Together(
+            "add an agent", self._add_some, writes=True, at_once=_WRITTEN_AT_ONCE
+        )
+        self._states: Together[StateChange, Ruling] = Together(
+            "record a verdict",
+            self._write_states,
+            writes=True,
+            at_once=_WRITTEN_AT_ONCE,
+            limit_s=patience.OWN_WORK_S,
+        )
+        self._by_itself: set[AgentId] = set()  # of whom something was not taken together with others
 
     async def find(self, agent_id: AgentId) -> AgentRecord | None:
         """The record of one agent, or None. Raises UnreadableRecord."""
@@ -245,38 +263,19 @@ class AgentStore:
         `new_policies` maps (kind, name) to the policy's text. `by`, here and below, is whose act the history
         tells of.
         """
-        event = act_of(by, EventKind.ENROLLED, enrolment.agent_id, **details_of(enrolment))
-        record = AgentRecord(_new_generation(), enrolment, Progress(supported_version=version))
-        values = {
-            **enrolment_columns(enrolment),
-            **verdict_columns(record.progress),
-            "v": secrets.v,
-            "revocation_key": secrets.revocation_key,
-        }
-        position = {
-            "agent_id": enrolment.agent_id,
-            "incarnation": record.generation,
-            "recalls": record.recalls,
-            **position_columns(record.progress),
-        }
+        addition = Addition(
+            AgentRecord(_new_generation(), enrolment, Progress(supported_version=version)),
+            secrets,
+            new_policies,
+            act_of(by, EventKind.ENROLLED, enrolment.agent_id, **details_of(enrolment)),
+        )
+        if addition.size > _SHARES_UP_TO:
+            (record,) = await self._add_some([addition])
+            return record
+        return await self._additions.ask(addition)
 
-        def work(connection: sa.Connection) -> AgentRecord:
-            publish(connection, Topic.AGENTS)
-            try:
-                for (kind, name), text in new_policies.items():
-                    put_policy(connection, kind, name, text)
-                connection.execute(sa.insert(agents).values(values))
-                connection.execute(sa.insert(progress).values(position))
-                if enrolment.is_pushing:
-                    _begin_pushing(connection, enrolment.agent_id)
-                else:
-                    add_recipient(connection, enrolment.agent_id)
-            except IntegrityError as error:
-                raise AgentExists(enrolment.agent_id) from error
-            write_events(connection, [event])
-            return replace(record, claim=_claim_of(connection, enrolment))
-
-        return await self._database.write("add an agent", work)
+    async def _add_some(self, additions: Sequence[Addition]) -> Sequence[AgentRecord]:
+        return await self._database.write("add an agent", partial(write_additions, additions=additions))
 
     async def update(
         self,
@@ -410,7 +409,14 @@ class AgentStore:
         A rejection comes with the policies that the agent was `held_to`, and does not have to be the owner's.
         Who owns the agent's shard judges again what somebody else has rejected, or could not judge.
         `targets` are (channel, target) pairs, see `insert_revocation`; the history tells the `events`.
+        What neither rejects nor revokes shares a transaction with others, unless that has failed before.
         """
+        agent_id = record.agent_id
+        if held_to is None and revocation is None and agent_id not in self._by_itself:
+            self._by_itself.add(agent_id)
+            ruling = await self._states.ask(StateChange(record, events))
+            self._by_itself.discard(agent_id)
+            return ruling
         work = partial(
             write_verdict,
             record=record,
@@ -419,11 +425,12 @@ class AgentStore:
             held_to=held_to,
             events=events,
         )
-        return await self._database.write("record a verdict", work)
+        ruling = await self._database.write("record a verdict", work)
+        self._by_itself.discard(agent_id)
+        return ruling
 
-
-def _begin_pushing(connection: sa.Connection, agent_id: str) -> None:
-    connection.execute(sa.insert(pushing).values(agent_id=agent_id, next_number=0))
+    async def _write_states(self, changes: Sequence[StateChange]) -> Sequence[Ruling]:
+        return await self._database.write("record a verdict", partial(write_states, changes=changes))
 
 
 def _stop_waiting(connection: sa.Connection, agent_id: str) -> None:
@@ -479,14 +486,6 @@ def _replace_policies(
                 delete_policy(connection, kind, old.agent_id)
     for (brought, name), text in new_policies.items():
         put_policy(connection, brought, name, text)
-
-
-def _claim_of(connection: sa.Connection, enrolment: Enrolment) -> ShardClaim:
-    query = sa.select(shards.c.owner, shards.c.epoch).where(
-        shards.c.verifier_id == enrolment.verifier_id, shards.c.shard == shard_of(enrolment.agent_id)
-    )
-    row = connection.execute(query).first()
-    return ShardClaim() if row is None else ShardClaim(row.owner, row.epoch)
 
 
 def _new_generation() -> str:

@@ -1,12 +1,13 @@
 """What the transactions do that write what came of rounds: passes by the thousand, and changes of state."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 
 from keylime.appraisal.checkpoint import encode_checkpoint
 from keylime.database.many import update_many
+from keylime.errors import KeylimeError
 from keylime.identifiers import AgentId
 from keylime_verifier.agents.events import Occurrence
 from keylime_verifier.agents.records import (
@@ -21,6 +22,7 @@ from keylime_verifier.polling.fencing import (
     Ruling,
     is_current,
     lock_agent,
+    lock_agents,
     lock_claims,
     rule_on_pass,
     rule_on_rejection,
@@ -82,6 +84,47 @@ def write_passes(
     )
     write_events(connection, [one for record in changed for one in events.get(record.agent_id, ())])
     return refused
+
+
+@dataclass(frozen=True, slots=True)
+class StateChange:
+    """A change of state that is no rejection and revokes nothing, and what the history tells of it."""
+
+    record: AgentRecord
+    events: Sequence[Occurrence]
+
+
+class TakenOver(KeylimeError):
+    """Some of several agents belong to another verifier, which locks their rows in an order of its own."""
+
+
+def write_states(connection: sa.Connection, changes: Sequence[StateChange]) -> list[Ruling]:
+    """Writes changes of state that count, as `write_verdict` does, and what became of each.
+
+    Raises TakenOver when they are several and some agents are another verifier's.
+    """
+    records = [change.record for change in changes]
+    claims = lock_claims(connection, records)
+    lost = [record for record, claim in zip(records, claims, strict=True) if claim != record.claim]
+    if lost and len(changes) > 1:
+        raise TakenOver(", ".join(record.agent_id for record in lost))
+    if lost:
+        publish(connection, Topic.AGENTS)  # before the agents' rows, as operators' acts do
+    found = lock_agents(connection, records)
+    rulings = [
+        rule_on_pass(record, replace(stored, claim=claim) if (stored := found.get(record.agent_id)) else None)
+        for record, claim in zip(records, claims, strict=True)
+    ]
+    _recall(connection, [record for record in lost if record.agent_id in found])
+    counting = sorted(
+        (change for change, ruling in zip(changes, rulings, strict=True) if ruling is Ruling.COUNTS),
+        key=lambda change: change.record.agent_id,
+    )
+    for table, columns_of in ((agents, verdict_columns), (progress, position_columns)):
+        rows = [{"_agent_id": one.record.agent_id} | columns_of(one.record.progress) for one in counting]
+        update_many(connection, table, {"_agent_id": table.c.agent_id}, rows)
+    write_events(connection, [event for change in counting for event in change.events])
+    return rulings
 
 
 def write_verdict(

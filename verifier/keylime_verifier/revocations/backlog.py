@@ -64,9 +64,10 @@ class Recipient:
         return bisect_right(used, self.through)
 
 
-def add_recipient(connection: sa.Connection, agent_id: AgentId) -> None:
-    """Lets a new agent be told what is revoked from here on."""
-    connection.execute(sa.insert(recipients).values(agent_id=agent_id, through=COUNT, since=COUNT))
+def add_recipients(connection: sa.Connection, ids: Collection[AgentId]) -> None:
+    """Lets new agents, which are stored already, be told what is revoked from here on."""
+    new = sa.select(agents.c.agent_id, COUNT, COUNT).where(agents.c.agent_id.in_(ids))
+    connection.execute(sa.insert(recipients).from_select(["agent_id", "through", "since"], new))
 
 
 def remove_recipient(connection: sa.Connection, agent_id: AgentId) -> None:
