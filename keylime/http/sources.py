@@ -4,6 +4,7 @@ An address alone is no source: who rents one IPv4 address often has its neighbou
 address has the 2^64 beside it.
 """
 
+import functools
 import ipaddress
 import re
 
@@ -13,6 +14,7 @@ _ZONE = re.compile(r"%.*", re.DOTALL)
 _NO_ADDRESS = ("unknown",)
 
 
+@functools.lru_cache(maxsize=1024)  # a request asks several times, and so do those that follow
 def source_prefixes(address: str) -> tuple[str, ...]:
     """The prefixes that `address` is counted under, narrowest first: /32 and /24 of IPv4, /64 of IPv6.
 
