@@ -9,7 +9,6 @@ import base64
 import binascii
 import hashlib
 import re
-import textwrap
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -52,7 +51,8 @@ class AgentCertificate:
     @property
     def pem(self) -> str:
         """The certificate as PEM with a final newline."""
-        lines = textwrap.wrap(base64.b64encode(self.der).decode("ascii"), _LINE)
+        text = base64.b64encode(self.der).decode("ascii")
+        lines = (text[start : start + _LINE] for start in range(0, len(text), _LINE))
         return "\n".join(("-----BEGIN CERTIFICATE-----", *lines, "-----END CERTIFICATE-----", ""))
 
     @property

@@ -247,17 +247,21 @@ def _promote(connection: sa.Connection, agent_id: AgentId, pending_id: int, now:
     else:
         connection.execute(_REPLACE_ACTIVE, {"_agent_id": agent_id, **values})
     attempts.forget(connection, agent_id)
-    key = tls_key_of(registration)
-    is_new = active is not None and tls_key_of(active.registration) not in (None, key)
+    key, former_key = tls_key_of(registration), None
+    changed: tuple[str, ...] = ()
+    if active is not None:
+        is_same = active.registration.mtls_cert == registration.mtls_cert
+        former_key = key if is_same else tls_key_of(active.registration)
+        changed = _changed(active.registration, registration)
+        changed = changed if former_key == key else (*changed, "mtls_key")
+    is_new = former_key not in (None, key)
     same_tpm = _ids_of_ek(connection, ek_hash, agent_id)
-    changed = () if active is None else _changed(active.registration, registration)
     return Activation(Proven(pending_id), regcount, same_tpm, key if is_new else None, changed, registration)
 
 
 def _changed(before: Registration, after: Registration) -> tuple[str, ...]:
     """What of a registration that others trust is another one: addresses and counts are not."""
-    names = tuple(name for name in _TRUSTED if getattr(before, name) != getattr(after, name))
-    return (*names, "mtls_key") if tls_key_of(before) != tls_key_of(after) else names
+    return tuple(name for name in _TRUSTED if getattr(before, name) != getattr(after, name))
 
 
 def _told(activation: Activation, origin: Origin, named: Entry) -> Entry | None:
