@@ -29,10 +29,7 @@ _OF_OTHER_DATABASES = {
             "keylime_verifier.main",
             {*_OF_OTHER_DATABASES, "aiohttp", "alembic", "rich", "tpm2_pytss", "yaml", "zmq"},
         ),
-        (
-            "keylime_registrar.main",
-            {*_OF_OTHER_DATABASES, "aiohttp", "alembic", "rich", "tpm2_pytss", "yaml", "zmq"},
-        ),
+        ("keylime_registrar.main", {*_OF_OTHER_DATABASES, "aiohttp", "alembic", "rich", "yaml", "zmq"}),
         ("keylime_agent.main", {"alembic", "psycopg", "pymysql", "rich", "sqlalchemy"}),
         ("keylime_tenant.program", {"aiohttp", "asyncio", "cryptography", "msgspec", "rich", "ssl", "yaml"}),
     ],

@@ -4,39 +4,19 @@ import hmac
 import re
 
 import pytest
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.asymmetric.padding import MGF1, OAEP
-from cryptography.hazmat.primitives.ciphers import Cipher
-from cryptography.hazmat.primitives.ciphers.algorithms import AES
-from cryptography.hazmat.primitives.ciphers.modes import CBC
-from cryptography.hazmat.primitives.hmac import HMAC
-from cryptography.hazmat.primitives.kdf.concatkdf import ConcatKDFHash
-from cryptography.hazmat.primitives.kdf.kbkdf import KBKDFHMAC, CounterLocation, Mode
 from hypothesis import given
 from hypothesis import strategies as st
 
 from keylime.errors import MalformedEvidence
-from keylime.hashes import HashAlgorithm
 from keylime.nonce import random_text
 from keylime.tpm.credential import activation_tag, parse_credential_blob
-from keylime.tpm.keys import EndorsementKey, parse_endorsement_key
+from keylime.tpm.keys import parse_endorsement_key
 from keylime.tpm.sealing import make_credential
 from tests.captures import Capture, captures
 
 CAPTURE = captures()[0]
 AK_NAME = CAPTURE.ak_name("rsassa")
 HEADER = bytes.fromhex("badcc0de 00000001")
-LIBRARY: dict[HashAlgorithm, hashes.HashAlgorithm] = {
-    HashAlgorithm.SHA256: hashes.SHA256(),
-    HashAlgorithm.SHA384: hashes.SHA384(),
-    HashAlgorithm.SHA512: hashes.SHA512(),
-}
-KEYS = [
-    rsa.generate_private_key(65537, 2048),
-    *(ec.generate_private_key(curve) for curve in (ec.SECP256R1(), ec.SECP384R1(), ec.SECP521R1())),
-]
 
 
 @pytest.mark.parametrize(("kind", "size", "secret_size"), [("rsa", 336, 256), ("ecc", 148, 68)])
@@ -47,53 +27,6 @@ def test_a_credential_has_the_documented_layout(kind: str, size: int, secret_siz
     id_object, encrypted_secret = parse_credential_blob(blob)
     assert (len(id_object), len(encrypted_secret)) == (68, secret_size)
     assert blob == HEADER + b"\x00\x44" + id_object + secret_size.to_bytes(2, "big") + encrypted_secret
-
-
-def opened(blob: bytes, key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey, ek: EndorsementKey) -> bytes:
-    """The secret, by derivations and modes of the library; ValueError or InvalidSignature without one."""
-    id_object, secret = parse_credential_blob(blob)
-    algorithm = LIBRARY[ek.name_alg]
-    if isinstance(key, rsa.RSAPrivateKey):
-        seed = key.decrypt(secret, OAEP(MGF1(algorithm), algorithm, b"IDENTITY\0"))
-    else:
-        size = (len(secret) - 4) // 2
-        x, y = secret[2 : 2 + size], secret[4 + size :]
-        assert secret == size.to_bytes(2) + x + size.to_bytes(2) + y
-        point = ec.EllipticCurvePublicKey.from_encoded_point(key.curve, b"\4" + x + y)
-        own = key.public_key().public_numbers().x.to_bytes(size)
-        parties = b"IDENTITY\0" + x + own
-        seed = ConcatKDFHash(algorithm, ek.name_alg.size, parties).derive(key.exchange(ec.ECDH(), point))
-
-    def derived(label: bytes, context: bytes, size: int) -> bytes:
-        place = CounterLocation.BeforeFixed
-        return KBKDFHMAC(algorithm, Mode.CounterMode, size, 4, 4, place, label, context, None).derive(seed)
-
-    integrity, encrypted = id_object[2 : 2 + ek.name_alg.size], id_object[2 + ek.name_alg.size :]
-    check = HMAC(derived(b"INTEGRITY", b"", ek.name_alg.size), algorithm)
-    check.update(encrypted + AK_NAME)
-    check.verify(integrity)
-    key_of_secret = AES(derived(b"STORAGE", AK_NAME, ek.symmetric_bits // 8))
-    stream, block = b"", bytes(16)
-    for start in range(0, len(encrypted), 16):
-        stream += Cipher(key_of_secret, CBC(block)).encryptor().update(bytes(16))
-        block = encrypted[start : start + 16]
-    sized = bytes(one ^ other for one, other in zip(encrypted, stream, strict=False))
-    assert int.from_bytes(sized[:2]) == len(sized) - 2
-    return sized[2:]
-
-
-@pytest.mark.parametrize("name_alg", LIBRARY, ids=lambda algorithm: algorithm.label)
-@pytest.mark.parametrize("bits", [128, 192, 256])
-@pytest.mark.parametrize("key", KEYS, ids=lambda key: f"{type(key).__name__}-{key.key_size}")
-def test_an_ek_of_any_kind_opens_what_is_sealed_for_it(
-    key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey, bits: int, name_alg: HashAlgorithm
-) -> None:
-    ek = EndorsementKey(key.public_key(), name_alg, b"", bits, b"")
-    for size in (1, 14, 15, 30, name_alg.size):
-        secret = random_text(size).encode()
-        assert opened(make_credential(ek, AK_NAME, secret), key, ek) == secret
-    with pytest.raises(InvalidSignature):
-        opened(make_credential(ek, AK_NAME[:-1], b"secret"), key, ek)
 
 
 def test_every_credential_is_sealed_afresh() -> None:
