@@ -50,10 +50,14 @@ def quote_finding(event: str, message: str, *, error: str | None = None) -> Find
 
 @dataclass(frozen=True, slots=True)
 class AgentAnswer:
-    """An agent's answer: `ima_list` is beside the other fields, because it stays as it was sent."""
+    """An agent's answer: `ima_list` is beside the other fields, because it stays as it was sent.
+
+    `quote` is that of `reply` if whoever received it has parsed it already.
+    """
 
     reply: QuoteReply
     ima_list: ListText | None
+    quote: Quote | None = None
 
     @classmethod
     def from_wire(cls, results: msgspec.Raw) -> Self:
@@ -76,7 +80,7 @@ def parse_evidence(answer: AgentAnswer) -> Evidence | Finding:
     except ValueError as error:
         return quote_finding("invalid_hash_alg", str(error))
     try:
-        quote = parse_quote(reply.quote)
+        quote = answer.quote or parse_quote(reply.quote)
     except MalformedEvidence as error:
         return quote_finding("quote_validation", "Quote data validation", error=str(error))
     try:

@@ -17,7 +17,8 @@ from keylime.tpm.signature import Signature, SignatureInvalid, parse_signature, 
 from keylime.tpm.structures import Attest, ClockInfo, QuoteInfo, parse_attest
 
 _PREFIX = "r"  # the other letters of the format's history are not in use
-_MAX_TEXT = 8192  # twice what the largest parts (RSA-4096, 24 SHA-512 PCRs) take
+MAX_TEXT = 8192
+"""Characters of a quote: twice what the largest parts (RSA-4096, 24 SHA-512 PCRs) take."""
 
 
 class QuoteRejected(KeylimeError):
@@ -46,8 +47,8 @@ class VerifiedQuote:
 
 def parse_quote(text: str) -> Quote:
     """The wire form `r<attest>:<signature>:<pcrs>`, each part in base64. Raises MalformedEvidence."""
-    if len(text) > _MAX_TEXT:
-        raise MalformedEvidence(f"quote has {len(text)} characters, at most {_MAX_TEXT} expected")
+    if len(text) > MAX_TEXT:
+        raise MalformedEvidence(f"quote has {len(text)} characters, at most {MAX_TEXT} expected")
     if not text.startswith(_PREFIX):
         raise MalformedEvidence(f"quote starts with {text[:1]!r}, expected {_PREFIX!r}")
     parts = text[len(_PREFIX) :].split(":")

@@ -34,7 +34,8 @@ from keylime.messages.push_evidence import (
     unread_items,
 )
 from keylime.tpm.pcr import DATA_PCR, PcrValues, parse_pcr_blob
-from keylime.tpm.quote import encode_quote
+from keylime.tpm.quote import MAX_TEXT, Quote, encode_quote
+from keylime.tpm.signature import parse_signature
 from keylime.tpm.structures import Attest, parse_attest
 from keylime_verifier.pushing.negotiation import EVIDENCE
 from keylime_verifier.pushing.problems import Problem, Unacceptable, malformed, problem
@@ -48,6 +49,7 @@ class Collected:
 
     items: tuple[Received, ...]
     quote: str
+    parsed_quote: Quote | None  # None of one that the appraisal will refuse
     bank: str
     challenge: bytes
     asked: frozenset[int]
@@ -84,6 +86,7 @@ def read_evidence(attributes: Mapping[str, msgspec.Raw], asked: Sequence[Receive
     return Collected(
         items=tuple(shown),
         quote=quote.text,
+        parsed_quote=quote.parsed,
         bank=quote.bank,
         challenge=quote.challenge,
         asked=quote.asked,
@@ -127,6 +130,7 @@ def _other_items() -> Problem:
 @dataclass(frozen=True, slots=True)
 class _Quote:
     text: str
+    parsed: Quote | None
     bank: str
     challenge: bytes
     asked: frozenset[int]
@@ -151,14 +155,26 @@ def _read_quote(data: QuoteData, wanted: ReceivedQuote, path: str) -> _Quote:
         attest = parse_attest(parts["message"])
     except MalformedEvidence as error:
         raise Unacceptable(problem(f"{path}/message", f"cannot be used: {error}")) from error
+    text = encode_quote(parts["message"], parts["signature"], parts["subject_data"])
     return _Quote(
-        encode_quote(parts["message"], parts["signature"], parts["subject_data"]),
+        text,
+        _parsed(text, attest, values, parts),
         parameters.hash_algorithm,
         base64.b64decode(parameters.challenge),
         asked,
         frozenset(values.values),
         replace(data, meta=_meta(values, attest)),
     )
+
+
+def _parsed(text: str, attest: Attest, values: PcrValues, parts: Mapping[str, bytes]) -> Quote | None:
+    if len(text) > MAX_TEXT:
+        return None
+    try:
+        signature = parse_signature(parts["signature"])
+    except MalformedEvidence:
+        return None
+    return Quote(attest, parts["message"], signature, values)
 
 
 def _binary(text: str, path: str) -> bytes:
@@ -239,7 +255,7 @@ def answer_of(collected: Collected, reference: Reference, boottime: int) -> Agen
         mb_measurement_list=collected.boot_log,
         os_measurement_list=collected.os_log,
     )
-    return AgentAnswer(reply, collected.ima_list)
+    return AgentAnswer(reply, collected.ima_list, collected.parsed_quote)
 
 
 def challenge_of(collected: Collected) -> Challenge:
