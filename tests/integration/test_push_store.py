@@ -729,3 +729,41 @@ def test_a_row_that_the_database_refuses_takes_no_other_with_it(url: str) -> Non
         assert stored == [(agent_id,) for agent_id in ids[1:]]
 
     play(url, act)
+
+
+def test_of_what_shares_a_transaction_each_counts_once_for_its_agent(url: str) -> None:
+    async def act(scene: Scene) -> None:
+        store = scene.one.attestations
+        found: list[CallingAgent] = []
+        for number in range(3):
+            agent_id = AgentId(f"agent-{number}")
+            await scene.one.agents.add(replace(PUSHING, agent_id=agent_id), Secrets(None, ""), "2.6", {})
+            proven = session(number, agent_id)
+            await scene.one.sessions.begin(proven, NOW)
+            assert await scene.one.sessions.prove(proven, TOKEN, "hash", NOW + 180, PUSHING.ak_tpm)
+            found.append(await store.look(agent_id, proven.session_id))
+        await scene.negotiated(0)  # the next transaction begins after it
+
+        async def negotiate(known: CallingAgent) -> bool:
+            assert known.record is not None
+            attestation = replace(offered(0, known.record.generation), agent_id=known.record.agent_id)
+            return await store.negotiate(attestation, known, supersedes=False)
+
+        results = await asyncio.gather(*map(negotiate, [*found, found[1]]), return_exceptions=True)
+        assert results[:3] == [True, True, True]
+        assert isinstance(results[3], Outdated)
+        await scene.negotiated(1)
+
+        async def receive(known: CallingAgent) -> Attestation | None:
+            assert known.record is not None
+            assert known.session is not None
+            remembered = await store.look(known.record.agent_id, known.session.session_id)
+            assert remembered.latest is not None
+            return await store.receive(remembered.latest, [SHOWN], NOW, remembered=remembered)
+
+        received = await asyncio.gather(*map(receive, found))
+        assert all(one is not None for one in received)
+        stages = await scene.rows("SELECT stage FROM push_attestations WHERE agent_id LIKE 'agent-%'")
+        assert stages == [("evaluating_evidence",)] * 3
+
+    play(url, act)

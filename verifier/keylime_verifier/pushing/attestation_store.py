@@ -4,7 +4,7 @@ Transactions for several agents write table by table, and each table in the orde
 them wait for each other.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -79,56 +79,66 @@ _OVERDUE = (
     .limit(_OVERDUE_AT_ONCE)
 )
 
-# All that may have changed of what is known: a row of narrow tables, found by their keys.
+# All that may have changed of what is known of some agents: rows of narrow tables, found by their keys.
 _RUNTIME_POLICY, _BOOT_POLICY = policies.alias("runtime_policy"), policies.alias("boot_policy")
 _STANDING_NAMES = [one.name for one in fields(Attestation) if one.name not in ("agent_id", "items")]
-_NOW = (
-    sa.select(
-        *SELECT_SESSIONS.selected_columns,
-        progress.c.incarnation,
-        progress.c.recalls,
-        shards.c.owner,
-        shards.c.epoch,
-        pushing.c.next_number,
-        pushing.c.judged,
-        pushing.c.deadline,
-        _RUNTIME_POLICY.c.content_hash,
-        _BOOT_POLICY.c.content_hash,
-        *(attestations.c[name] for name in _STANDING_NAMES),
+_NOW = sa.select(
+    *SELECT_SESSIONS.selected_columns,
+    progress.c.incarnation,
+    progress.c.recalls,
+    shards.c.owner,
+    shards.c.epoch,
+    pushing.c.next_number,
+    pushing.c.judged,
+    pushing.c.deadline,
+    _RUNTIME_POLICY.c.content_hash,
+    _BOOT_POLICY.c.content_hash,
+    *(attestations.c[name] for name in _STANDING_NAMES),
+).select_from(
+    agents.join(progress, progress.c.agent_id == agents.c.agent_id)
+    .join(pushing, pushing.c.agent_id == agents.c.agent_id)
+    .join(sessions, sessions.c.agent_id == agents.c.agent_id)
+    .outerjoin(
+        shards, sa.and_(shards.c.verifier_id == agents.c.verifier_id, shards.c.shard == agents.c.shard)
     )
-    .select_from(
-        agents.join(progress, progress.c.agent_id == agents.c.agent_id)
-        .join(pushing, pushing.c.agent_id == agents.c.agent_id)
-        .join(
-            sessions,
-            sa.and_(
-                sessions.c.agent_id == agents.c.agent_id,
-                sessions.c.session_id == sa.bindparam("of_session"),
-            ),
-        )
-        .outerjoin(
-            shards, sa.and_(shards.c.verifier_id == agents.c.verifier_id, shards.c.shard == agents.c.shard)
-        )
-        .outerjoin(
-            _RUNTIME_POLICY,
-            sa.and_(_RUNTIME_POLICY.c.kind == RUNTIME, _RUNTIME_POLICY.c.name == agents.c.runtime_policy),
-        )
-        .outerjoin(
-            _BOOT_POLICY,
-            sa.and_(
-                _BOOT_POLICY.c.kind == MEASURED_BOOT, _BOOT_POLICY.c.name == agents.c.measured_boot_policy
-            ),
-        )
-        .outerjoin(
-            attestations,
-            sa.and_(
-                attestations.c.agent_id == agents.c.agent_id,
-                attestations.c.number == pushing.c.next_number - 1,
-            ),
-        )
+    .outerjoin(
+        _RUNTIME_POLICY,
+        sa.and_(_RUNTIME_POLICY.c.kind == RUNTIME, _RUNTIME_POLICY.c.name == agents.c.runtime_policy),
     )
-    .where(agents.c.agent_id == sa.bindparam("of_agent"))
+    .outerjoin(
+        _BOOT_POLICY,
+        sa.and_(_BOOT_POLICY.c.kind == MEASURED_BOOT, _BOOT_POLICY.c.name == agents.c.measured_boot_policy),
+    )
+    .outerjoin(
+        attestations,
+        sa.and_(
+            attestations.c.agent_id == agents.c.agent_id,
+            attestations.c.number == pushing.c.next_number - 1,
+        ),
+    )
 )
+
+
+def _now_of(size: int) -> tuple[sa.Select[Any], list[str], list[str]]:
+    """The statement that finds so many agents by themselves and their sessions, and the names of those."""
+    of_agents, of_sessions = (
+        [f"of_{what}_{place}" for place in range(size)] for what in ("agent", "session")
+    )
+    given = [[sa.bindparam(name, type_=sa.String()) for name in names] for names in (of_agents, of_sessions)]
+    of_one = size == 1
+    statement = _NOW.where(
+        *(
+            column == values[0] if of_one else column.in_(values)
+            for column, values in zip((agents.c.agent_id, sessions.c.session_id), given, strict=True)
+        )
+    )
+    return statement, of_agents, of_sessions
+
+
+_MOST_NOW = 128
+# Of some sizes: what is put together for any number of values costs as much as to execute it.
+_NOW_OF = {size: _now_of(size) for size in (1, 2, 4, 8, 16, 32, 64, _MOST_NOW)}
+_ID_IN_SESSION, _AGENT_IN_SESSION = 0, 1
 _OF_SESSION = len(fields(PushSession))
 _OF_AGENT_NOW = _OF_SESSION + 9
 
@@ -159,6 +169,30 @@ class _Writing:
     def is_new(self) -> bool:
         """Whether it is to be stored, and not to be changed."""
         return self.attestation.stage == AWAITING
+
+    @property
+    def look(self) -> _Look | None:
+        """By what it is found out whether that still stands."""
+        if self.remembered is None:
+            return None
+        session = self.remembered.session
+        session_id = "" if session is None else session.session_id
+        return _Look(AgentId(self.attestation.agent_id), session_id, self.remembered)
+
+    @property
+    def change(self) -> dict[str, Any]:
+        """The parameters of `_COUNT` or `_TAKE`."""
+        attestation = self.attestation
+        if self.is_new:
+            return {"of_agent": attestation.agent_id, "number": attestation.number}
+        return {
+            "of_agent": attestation.agent_id,
+            "of_number": attestation.number,
+            "stage": attestation.stage,
+            "evidence_at": attestation.evidence_at,
+            "completed_at": attestation.completed_at,
+            "items": encode_items(attestation.items),
+        }
 
     @property
     def place(self) -> tuple[str, int]:
@@ -309,13 +343,35 @@ def _calling(connection: sa.Connection, asked: _Look) -> CallingAgent | Exceptio
         return error
 
 
-def _as_remembered(connection: sa.Connection, asked: _Look) -> CallingAgent | None:
-    """What is found of an agent whose record is as it is remembered; None where all must be read."""
+def _rows_now(connection: sa.Connection, asked: Sequence[_Look]) -> dict[tuple[str, str], sa.Row[Any]]:
+    """Rows of `_NOW`, by agent and session, of those that are there."""
+    found: dict[tuple[str, str], sa.Row[Any]] = {}
+    for first in range(0, len(asked), _MOST_NOW):
+        some = asked[first : first + _MOST_NOW]
+        statement, of_agents, of_sessions = _NOW_OF[1 << (len(some) - 1).bit_length()]
+        all_of_them = [*some, *([some[-1]] * (len(of_agents) - len(some)))]
+        parameters = {
+            **dict(zip(of_agents, (one.agent_id for one in all_of_them), strict=True)),
+            **dict(zip(of_sessions, (one.session_id for one in all_of_them), strict=True)),
+        }
+        for row in connection.execute(statement, parameters):
+            found[row[_AGENT_IN_SESSION], row[_ID_IN_SESSION]] = row
+    return found
+
+
+def _as_remembered(
+    connection: sa.Connection, asked: _Look, row: sa.Row[Any] | None = None
+) -> CallingAgent | None:
+    """What is found of an agent whose record is as it is remembered; None where all must be read.
+
+    `row` is that of `_NOW`, if it has been read already.
+    """
     remembered = asked.remembered
     if remembered is None or remembered.record is None:
         return None
     record = remembered.record
-    row = connection.execute(_NOW, {"of_agent": asked.agent_id, "of_session": asked.session_id}).first()
+    if row is None:
+        row = _rows_now(connection, [asked]).get((asked.agent_id, asked.session_id))
     if row is None:
         return None
     incarnation, recalls, owner, epoch, next_number, judged, deadline, runtime, boot = row[
@@ -373,51 +429,59 @@ def _read_anew(connection: sa.Connection, asked: _Look) -> CallingAgent:
 
 def _write_all(connection: sa.Connection, asked: Sequence[_Writing]) -> list[bool | Exception]:
     """What came of each: whether it was done, or came too late, or from what is not so."""
+    order = sorted(asked, key=lambda one: one.place)
+    parts = [[one for one in order if one.is_new], [one for one in order if not one.is_new]]
+    rows: Mapping[tuple[str, str], sa.Row[Any]] = {}
+    if len({one.attestation.agent_id for one in asked}) == len(asked):
+        rows = _rows_now(connection, [one.look for one in asked if one.look is not None])
+        apart = [[part] for part in parts]
+    else:  # of one agent each must see what came of the one before
+        apart = [[[one] for one in part] for part in parts]
     results: dict[int, bool | Exception] = {}
-    order = sorted(range(len(asked)), key=lambda number: asked[number].place)
-    new: list[_Writing] = []
-    for number in order:
-        one = asked[number]
-        if one.is_new:
-            results[number] = _is_outdated(connection, one) or _is_counted(connection, one.attestation)
-            if results[number] is True:
-                new.append(one)
+    for part in apart[0]:
+        results.update(_write_part(connection, _COUNT, part, rows))
+    new = [one for one in parts[0] if results[id(one)] is True]
     superseding = [{"of_agent": one.attestation.agent_id} for one in new if one.supersedes]
     if superseding:
         connection.execute(_SUPERSEDED, superseding)
     if new:
         connection.execute(_NEW, [one.attestation.columns for one in new])
-    for number in order:
-        one = asked[number]
-        if not one.is_new:
-            results[number] = _is_outdated(connection, one) or _is_taken(connection, one.attestation)
-    return [results[number] for number in range(len(asked))]
+    for part in apart[1]:
+        results.update(_write_part(connection, _TAKE, part, rows))
+    return [results[id(one)] for one in asked]
 
 
-def _is_outdated(connection: sa.Connection, one: _Writing) -> Outdated | None:
-    remembered = one.remembered
-    if remembered is None:
+def _write_part(
+    connection: sa.Connection,
+    statement: sa.Update,
+    part: Sequence[_Writing],
+    rows: Mapping[tuple[str, str], sa.Row[Any]],
+) -> Iterator[tuple[int, bool | Exception]]:
+    """What came of each, by its identity, where `statement` changes one row for each that is not outdated."""
+    sure: list[_Writing] = []
+    for one in part:
+        outdated = _outdated(connection, one, rows)
+        if outdated is not None:
+            yield id(one), outdated
+        elif one.remembered is not None and connection.dialect.name == "sqlite":
+            sure.append(one)
+        else:
+            yield id(one), connection.execute(statement, one.change).rowcount == 1
+    if sure:
+        # Nobody else writes meanwhile: what was found to be so just now is still.
+        changed = connection.execute(statement, [one.change for one in sure]).rowcount
+        if changed != len(sure):
+            raise RuntimeError(f"{changed} attestations of {len(sure)} were as they had been found")
+        yield from ((id(one), True) for one in sure)
+
+
+def _outdated(
+    connection: sa.Connection, one: _Writing, rows: Mapping[tuple[str, str], sa.Row[Any]]
+) -> Outdated | None:
+    look = one.look
+    if look is None or look.remembered is None:
         return None
-    session_id = "" if remembered.session is None else remembered.session.session_id
-    look = _Look(AgentId(one.attestation.agent_id), session_id, remembered)
-    found = _as_remembered(connection, look)
-    if found is not None and still_stands(remembered, found):
+    found = _as_remembered(connection, look, rows.get((look.agent_id, look.session_id)))
+    if found is not None and still_stands(look.remembered, found):
         return None
     return Outdated("the agent has changed since")
-
-
-def _is_counted(connection: sa.Connection, attestation: Attestation) -> bool:
-    place = {"of_agent": attestation.agent_id, "number": attestation.number}
-    return connection.execute(_COUNT, place).rowcount == 1
-
-
-def _is_taken(connection: sa.Connection, attestation: Attestation) -> bool:
-    values: dict[str, Any] = {
-        "of_agent": attestation.agent_id,
-        "of_number": attestation.number,
-        "stage": attestation.stage,
-        "evidence_at": attestation.evidence_at,
-        "completed_at": attestation.completed_at,
-        "items": encode_items(attestation.items),
-    }
-    return connection.execute(_TAKE, values).rowcount == 1
