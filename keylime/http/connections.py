@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from cryptography import x509
-from tornado.http1connection import HTTP1ConnectionParameters
 from tornado.iostream import SSLIOStream
 
 from keylime.errors import CredentialError
@@ -40,14 +39,17 @@ class Connection:
         self,
         stream: AnsweringStream,
         address: str,
-        params: HTTP1ConnectionParameters,
         is_admin: AdminRule,
         table: "ConnectionTable",
     ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._head_by: float | None = (
+            None  # by the loop's clock; None while a request is received or answered
+        )
+        self._watch: asyncio.TimerHandle | None = None
         self.stream = stream
         self.address = address
         self.prefixes = source_prefixes(address)
-        self.params = params  # its own copy: the header time-out changes after the first request
         self.phase = ConnectionPhase.IDLE
         self.is_retired = False  # its next answer is the last one
         self._is_admin = is_admin
@@ -78,10 +80,42 @@ class Connection:
         """Whether the peer has shown an administrator's certificate; False before the handshake is over."""
         return self._caller is not None and self._caller.role is Role.ADMIN
 
-    def idle(self) -> None:
-        """Notes that a request is over."""
+    def idle(self, next_within_s: float) -> None:
+        """Notes that a request is over; the head of the next one must be there in so many seconds."""
         self.phase = ConnectionPhase.IDLE
         self._table.touch(self)
+        self.await_head(next_within_s)
+
+    def await_head(self, within_s: float) -> None:
+        """Closes the connection unless the head of a request is there in time, which `head_is_there` says."""
+        if self.stream.closed():
+            return
+        self._head_by = self._loop.time() + within_s
+        # One timer for all requests, which looks how much time is left: it is not made for each of them.
+        if self._watch is None:
+            self._watch = self._loop.call_at(self._head_by, self._look)
+        elif self._watch.when() > self._head_by:
+            self._watch.cancel()
+            self._watch = self._loop.call_at(self._head_by, self._look)
+
+    def head_is_there(self) -> None:
+        """A request has begun."""
+        self._head_by = None
+
+    def ended(self) -> None:
+        """Nobody waits for anything of it any more."""
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+
+    def _look(self) -> None:
+        self._watch = None
+        if self._head_by is None or self.stream.closed():
+            return
+        if self._loop.time() >= self._head_by:
+            self.close()
+        else:
+            self._watch = self._loop.call_at(self._head_by, self._look)
 
     def close(self) -> None:
         """Drops the connection; whoever waits on it is told by the stream."""

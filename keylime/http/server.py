@@ -174,6 +174,7 @@ class Server(HTTPServerConnectionDelegate):
         """A connection has ended (called by tornado)."""
         if isinstance(server_conn, HTTP1ServerConnection) and isinstance(server_conn.context, Connection):
             self.connections.remove(server_conn.context)
+            server_conn.context.ended()
 
 
 class _Listener:
@@ -203,22 +204,19 @@ class _Listener:
         params = HTTP1ConnectionParameters(
             chunk_size=_CHUNK_SIZE,
             max_header_size=limits.max_header,
-            header_timeout=limits.header_timeout_s,
             max_body_size=_UNLIMITED,  # the exchange counts, because it can answer 413
-            body_timeout=limits.body_timeout_s,
         )
         stream.max_head, stream.linger_s = limits.max_header, limits.linger_s
-        connection = Connection(
-            stream, str(address[0]), params, self._server.is_admin, self._server.connections
-        )
+        connection = Connection(stream, str(address[0]), self._server.is_admin, self._server.connections)
         if not self._server.connections.add(connection):
             stream.close()
         elif isinstance(stream, AnsweringTlsStream):
-            task = asyncio.get_running_loop().create_task(self._serve_after_handshake(stream, connection))
+            serving = self._serve_after_handshake(stream, connection, params)
+            task = asyncio.get_running_loop().create_task(serving)
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         else:
-            self._serve(connection)
+            self._serve(connection, params)
 
     def _open(self, accepted: socket.socket) -> AnsweringStream | None:
         try:
@@ -232,17 +230,20 @@ class _Listener:
             accepted.close()
             return None
 
-    async def _serve_after_handshake(self, stream: AnsweringTlsStream, connection: Connection) -> None:
+    async def _serve_after_handshake(
+        self, stream: AnsweringTlsStream, connection: Connection, params: HTTP1ConnectionParameters
+    ) -> None:
         if await self._handshake(stream, connection.address):
             connection.caller()
             self._server.connections.recognise(connection)
-            self._serve(connection)
+            self._serve(connection, params)
         else:
             stream.close()
             self._server.connections.remove(connection)
 
-    def _serve(self, connection: Connection) -> None:
-        HTTP1ServerConnection(connection.stream, connection.params, connection).start_serving(self._server)
+    def _serve(self, connection: Connection, params: HTTP1ConnectionParameters) -> None:
+        connection.await_head(self._server.limits.header_timeout_s)
+        HTTP1ServerConnection(connection.stream, params, connection).start_serving(self._server)
 
     async def _handshake(self, stream: AnsweringTlsStream, address: str) -> bool:
         tls = self.tls

@@ -114,6 +114,7 @@ class Exchange(HTTPMessageDelegate):
         self._reservation: Reservation | None = None
         self._cut_short: asyncio.Future[None] | None = None  # done when the answer to half a request is out
         self._linger: asyncio.TimerHandle | None = None
+        self._body_limit: asyncio.TimerHandle | None = None
 
     # What tornado calls, in this order.
 
@@ -123,7 +124,7 @@ class Exchange(HTTPMessageDelegate):
         """Decides about the request before any of its body is read; the body waits for its room."""
         self._connection.phase = ConnectionPhase.RECEIVING
         self._connection.stream.is_in_body = True
-        self._connection.params.header_timeout = self._host.limits.idle_timeout_s
+        self._connection.head_is_there()
         self._host.exchanges.add(self)
         body_follows = _check_framing(headers)
         if not isinstance(start_line, RequestStartLine):
@@ -154,6 +155,7 @@ class Exchange(HTTPMessageDelegate):
 
     def finish(self) -> None:
         """The request is complete."""
+        self._body_is_there()
         if self._cut_short is not None:
             self._hang_up()
         elif isinstance(self._verdict, Response):
@@ -202,13 +204,30 @@ class Exchange(HTTPMessageDelegate):
         size = int(self._headers.get("Content-Length", "0"))
         reservation = bodies.reserve(self._connection.prefixes, size, self._lose_room)
         self._reservation = reservation
-        return None if reservation.is_held else self._wait_for_room(reservation)
+        if not reservation.is_held:
+            return self._wait_for_room(reservation)
+        self._limit_body()
+        return None
 
     async def _wait_for_room(self, reservation: Reservation) -> None:
         try:
             await reservation.wait(self._host.limits.body_wait_s)
         except NoRoom as error:
             self._answer_early(error.response())
+        else:
+            self._limit_body()
+
+    def _limit_body(self) -> None:
+        """From now on the body has its time, if it is not there already."""
+        length = self._headers.get("Content-Length")
+        if length is None or not self._connection.stream.has_arrived(int(length)):
+            limit_s = self._host.limits.body_timeout_s
+            self._body_limit = self._loop.call_later(limit_s, self._connection.close)
+
+    def _body_is_there(self) -> None:
+        if self._body_limit is not None:
+            self._body_limit.cancel()
+            self._body_limit = None
 
     def _lose_room(self, error: NoRoom) -> None:
         """Another one needs the room more than this body, which comes slowly or has many beside it."""
@@ -349,11 +368,12 @@ class Exchange(HTTPMessageDelegate):
     def _end(self) -> None:
         if self._linger is not None:
             self._linger.cancel()
+        self._body_is_there()
         self._let_body_go()
         self._host.exchanges.discard(self)
         self._connection.phase = ConnectionPhase.IDLE
         self._connection.stream.is_in_body = False
-        self._connection.idle()
+        self._connection.idle(self._host.limits.idle_timeout_s)
         if not self.over.done():
             self.over.set_result(None)
 

@@ -30,6 +30,10 @@ class AnsweringStream(IOStream):
     _is_over = False
     _dropped = 0
 
+    def has_arrived(self, size: int) -> bool:
+        """Whether so many bytes can be read without waiting."""
+        return self._read_buffer_size >= size
+
     def end_with_this_answer(self) -> None:
         """Drops what else comes in and what else would be written; whoever calls this closes soon.
 
