@@ -1,6 +1,7 @@
 """Agents that are added, and verdicts that are reached, at the same time: written in one transaction."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
+from keylime.appraisal.verdict import Accepted
 from keylime.database.engine import DatabaseUnavailable
 from keylime.database.migrate import prepare_schema
 from keylime.database.transactions import Database
@@ -22,9 +24,11 @@ from keylime_verifier.agents.shards import SHARDS, MemberId, ShardClaim
 from keylime_verifier.database.schema import SCHEMA
 from keylime_verifier.polling.additions import AgentExists
 from keylime_verifier.polling.fencing import Ruling
+from keylime_verifier.polling.recorder import Recorder
 from keylime_verifier.polling.store import AgentStore
 from tests.fakes.databases import KINDS, SERVERS, DatabaseServer
 from tests.fakes.statements import execute, opened, rows_of
+from tests.unit.verifier.test_poller import QUOTE, SEVERITIES
 from tests.unit.verifier.test_status import ENROLMENT
 
 ResultT = TypeVar("ResultT")
@@ -228,5 +232,20 @@ def test_verdicts_that_were_not_taken_together_are_tried_one_by_one(url: str) ->
         scene.database.written.clear()
         await scene.conclude(records)
         assert scene.database.written == ["record a verdict"], "after that together again"
+
+    play(url, act)
+
+
+def test_a_pass_that_cannot_be_stored_holds_up_no_other(url: str) -> None:
+    async def act(scene: Scene) -> None:
+        records = await scene.add_all()
+        recorder = Recorder(scene.store, SEVERITIES, lambda: [], lambda: None, now=time.time)
+        for record, count in zip(records, (1, 1, 1 << 70, 1, 1), strict=True):
+            passed = replace(record, progress=replace(record.progress, attestation_count=count))
+            await recorder.write(record, passed, Accepted(record.progress.checkpoint, QUOTE), None)
+        await recorder.flush()
+        counts = {name: state[1] for name, state in (await scene.states()).items()}
+        assert counts == {name: int(name != IDS[2]) for name in IDS}
+        assert recorder.unwritten(AgentId(IDS[2])) is not None
 
     play(url, act)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import msgspec
 import pytest
+from sqlalchemy.exc import DataError
 
 from keylime.appraisal.verdict import Accepted, Rejected
 from keylime.database.engine import DatabaseUnavailable
@@ -38,6 +39,7 @@ class NotedWrites(AgentStore):
         self.failing = 0
         self.gate: asyncio.Event | None = None
         self.refused: set[AgentId] = set()
+        self.unstorable: set[AgentId] = set()
         self.written: list[tuple[str, tuple[AgentId, ...]]] = []
         self.counts: dict[AgentId, list[int]] = {}
         self.learned: list[AgentId] = []
@@ -54,6 +56,8 @@ class NotedWrites(AgentStore):
     ) -> list[VerdictRefusal]:
         if self.gate is not None:
             await self.gate.wait()
+        if self.unstorable.intersection(record.agent_id for record in records):
+            raise DatabaseUnavailable("a value is out of range") from DataError("", {}, ValueError())
         self._note("passes", records)
         self.patient.append(can_wait)
         self.learned.extend(learned)
@@ -298,5 +302,45 @@ def test_many_passes_let_others_go_first_for_a_while_in_sum(monkeypatch: pytest.
         desk.store.gate.set()
         await flushing
         assert desk.store.patient == [True, False, False]
+
+    asyncio.run(act())
+
+
+def test_what_a_database_refuses_of_one_agent_holds_up_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
+    async def act() -> None:
+        desk = Desk()
+        names = [AgentId(f"agent-{number}") for number in range(9)]
+        bad = names[3]
+        desk.store.unstorable = {bad}
+        for count in (1, 2):
+            for name in names:
+                await desk.passes(name, count)
+            await desk.recorder.flush()
+        assert desk.store.counts == {name: [1, 2] for name in names if name != bad}
+        assert desk.store.written[-1] == ("passes", tuple(name for name in names if name != bad)), "in one"
+        assert [name for name in names if desk.recorder.unwritten(name)] == [bad]
+        assert [record.message for record in caplog.records if record.levelname == "ERROR"] == [
+            f"agent {bad}: the database refuses to store its passes: a value is out of range"
+        ]
+        desk.store.unstorable.clear()
+        await desk.passes(bad, 3)
+        await desk.recorder.flush()
+        assert desk.store.counts[bad] == [3]
+        assert desk.recorder.unwritten(bad) is None
+
+    asyncio.run(act())
+
+
+def test_a_defect_in_storing_passes_is_no_end_of_it() -> None:
+    async def act() -> None:
+        desk = Desk()
+        desk.store.learned = None  # type: ignore[assignment]
+        await desk.passes(THEIRS)
+        await desk.recorder.flush()
+        assert desk.recorder.unwritten(THEIRS) is not None
+        desk.store.learned = []
+        await desk.passes(THEIRS, 2)
+        await desk.recorder.flush()
+        assert (desk.store.counts[THEIRS][-1], desk.recorder.unwritten(THEIRS)) == (2, None)
 
     asyncio.run(act())

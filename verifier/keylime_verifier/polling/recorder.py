@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from keylime.appraisal.verdict import Accepted, Rejected
-from keylime.database.engine import DatabaseUnavailable
+from keylime.database.engine import DatabaseUnavailable, is_away
 from keylime.database.readiness import remedy_of
 from keylime.findings.severity import SeverityPolicy
 from keylime.identifiers import AgentId
@@ -119,6 +119,7 @@ class Recorder:
         self._under_way: dict[AgentId, AgentRecord] = {}  # routine passes that are being written
         self._learned: set[AgentId] = set()  # those with something new in what lasts of the checkpoint
         self._noted: dict[AgentId, list[Occurrence]] = {}  # what the history is to tell of routine passes
+        self._refused: dict[AgentId, AgentRecord] = {}  # by the database, for what is in them
         self._all_written_at = time.monotonic()
         self._said_at: float | None = None  # that the database is away
         self._batching = asyncio.Lock()  # held while all that was gathered is written
@@ -225,9 +226,11 @@ class Recorder:
         return None if waiting is None else waiting.after
 
     def unwritten(self, agent_id: AgentId) -> AgentRecord | None:
-        """As `waiting_verdict`, or of passes that have waited for too long; None when nothing does."""
+        """As `waiting_verdict`, or of passes that are refused, or wait for too long; None for others."""
         if (after := self.waiting_verdict(agent_id)) is not None:
             return after
+        if (refused := self._refused.get(agent_id)) is not None:
+            return refused
         if time.monotonic() - self._all_written_at < _OVERDUE_S:
             return None
         return self._routine.get(agent_id) or self._under_way.get(agent_id)
@@ -268,10 +271,15 @@ class Recorder:
         )
         async with self._batching:
             gathered, began = list(self._routine), time.monotonic()
-            for first in range(0, len(gathered), _PASSES_AT_ONCE):
+            usual = [agent_id for agent_id in gathered if agent_id not in self._refused]
+            parts = [
+                usual[first : first + _PASSES_AT_ONCE] for first in range(0, len(usual), _PASSES_AT_ONCE)
+            ]
+            alone = [[agent_id] for agent_id in gathered if agent_id in self._refused]
+            for part in parts + alone:
                 # Between two of them verdicts are written, and other processes get the database.
                 can_wait = time.monotonic() - began < _PATIENT_S
-                await self._write_passes(gathered[first : first + _PASSES_AT_ONCE], can_wait=can_wait)
+                await self._write_passes(part, can_wait=can_wait)
             self._all_written_at = time.monotonic()
             self.lateness.passes_written(others_wait=bool(self._routine))
 
@@ -289,11 +297,41 @@ class Recorder:
         Raises DatabaseUnavailable.
         """
         async with self._flushing:
-            refused = await self._take_passes(agent_ids, can_wait=can_wait)
+            refused = await self._take_what_can_be(agent_ids, can_wait=can_wait)
         for refusal in refused:
             _log_refusal(refusal, "pass", is_rejection=False)
         if refused:
             self._tell_of_refusals(refused)
+
+    async def _take_what_can_be(
+        self, agent_ids: Sequence[AgentId], *, can_wait: bool
+    ) -> list[VerdictRefusal]:
+        """As `_take_passes`; what the database refuses to store of one agent holds up nobody else.
+
+        Raises DatabaseUnavailable if it is away.
+        """
+        try:
+            overtaken = await self._take_passes(agent_ids, can_wait=can_wait)
+        except Exception as error:
+            if is_away(error):
+                raise
+            if len(agent_ids) == 1:
+                self._set_aside(agent_ids[0], error)
+                return []
+            middle = len(agent_ids) // 2
+            first = await self._take_what_can_be(agent_ids[:middle], can_wait=can_wait)
+            return first + await self._take_what_can_be(agent_ids[middle:], can_wait=can_wait)
+        for agent_id in agent_ids:
+            self._refused.pop(agent_id, None)
+        return overtaken
+
+    def _set_aside(self, agent_id: AgentId, error: Exception) -> None:
+        """Its later passes are tried by themselves, and it is shown as pending until one is taken."""
+        refused = self._routine.pop(agent_id)
+        self._noted.pop(agent_id, None)
+        if agent_id not in self._refused:
+            log.error("agent %s: the database refuses to store its passes: %s", agent_id, error)
+        self._refused[agent_id] = refused
 
     async def _take_passes(self, agent_ids: Sequence[AgentId], *, can_wait: bool) -> list[VerdictRefusal]:
         """Which passes do not count. Those that are not taken are kept."""
@@ -345,6 +383,7 @@ class Recorder:
         try:
             async with self._flushing:  # a batch under way may hold an older record, which must not come last
                 self._routine.pop(after.agent_id, None)
+                self._refused.pop(after.agent_id, None)
                 self._learned.discard(after.agent_id)  # what a verdict writes has all of it
                 waiting.events = [*self._noted.pop(after.agent_id, ()), *waiting.events]
             targets = self._targets()
