@@ -222,7 +222,7 @@ def test_a_write_counts_as_one_of_its_caller_and_ends_before_its_patience() -> N
         with patience.for_a_caller(1.0):
             await together.ask(1)
             assert patience.current().has_changed
-        assert 0.5 < script.patience[0] <= 0.9
+        assert script.patience[0] <= 0.9
         with patience.for_long_work(100.0):
             await together.ask(2)
         assert script.patience[1] == patience.CALLERS_S
@@ -235,7 +235,7 @@ def test_a_write_ends_before_the_least_patience_and_a_read_does_not_have_to() ->
         script.may_go_on.set()
         for together, most_s in (
             (Together("do it", script.work, writes=True), 0.9),
-            (Together("look", script.work), patience.CALLERS_S),
+            (Together("look", script.work), None),
         ):
             script.patience.clear()
 
@@ -245,7 +245,7 @@ def test_a_write_ends_before_the_least_patience_and_a_read_does_not_have_to() ->
 
             await asyncio.gather(patient(2.5), patient(1.0), patient(2.0))
             (limit_s,) = script.patience
-            assert most_s - 0.4 < limit_s <= most_s
+            assert limit_s == patience.CALLERS_S if most_s is None else limit_s <= most_s
 
     scene(act)
 
