@@ -5,7 +5,7 @@ import itertools
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -531,6 +531,27 @@ def test_a_verdict_outlives_the_turn_that_reached_it(caplog: pytest.LogCaptureFi
     stage.fail.times = 0
     asyncio.run(stage.recorder.flush())
     assert not stage.recorder.waits(AGENT)
+
+
+def test_that_polling_stops_is_said_also_when_others_see_first_what_was_written(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = Stage(FailPoint("change", DatabaseUnavailable("locked"), times=0))
+    take = stage.store.record_change
+
+    async def seen_by_others(*args: Any, **kwargs: Any) -> Ruling:
+        ruling = await take(*args, **kwargs)
+        stage.poller.drop(AGENT)
+        return ruling
+
+    async def act() -> None:
+        await until(lambda: stage.count >= 2)
+        monkeypatch.setattr(stage.store, "record_change", seen_by_others)
+        stage.machine.reset_count = 0
+        await until(lambda: f"Agent {AGENT} failed, stopping polling: Invalid Quote" in caplog.text)
+
+    stage.play(act)
+    assert len(stage.store.revocations) == 1
 
 
 def test_a_stop_waits_for_a_verdict_that_is_being_written() -> None:

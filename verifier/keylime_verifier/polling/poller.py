@@ -421,13 +421,8 @@ class Poller:
                 before[0].progress.supported_version,
                 version,
             )
-        record = self._recorder.judged(
-            agent.record,
-            polling,
-            outcome,
-            version=version,
-            goes_on=not any(isinstance(command, StopPolling) for command in commands),
-        )
+        goes_on = not any(isinstance(command, StopPolling) for command in commands)
+        record = self._recorder.judged(agent.record, polling, outcome, version=version, goes_on=goes_on)
         # Before it is written: while a database is away, nobody must see a pass that is no longer true. What
         # is not written yet is shown as pending (`Recorder.unwritten`).
         agent.record, agent.polling = record, polling
@@ -438,7 +433,14 @@ class Poller:
         except BaseException:
             agent.record, agent.polling = before
             raise
-        if agent.is_dropped:
+        if ruling is Ruling.COUNTS and not goes_on:
+            log.warning(
+                "Agent %s failed, stopping polling: %s (%s)",
+                record.agent_id,
+                polling.state.text,
+                polling.last_event_id,
+            )
+        if agent.is_dropped:  # perhaps by whoever has seen what was written before this did
             return
         if ruling is not Ruling.COUNTS:  # an operator was faster, or another verifier
             self.drop(record.agent_id)
@@ -459,12 +461,6 @@ class Poller:
             case PollAfter() | ProvideV():
                 self._schedule(agent, command)
             case StopPolling():
-                log.warning(
-                    "Agent %s failed, stopping polling: %s (%s)",
-                    agent.record.agent_id,
-                    agent.polling.state.text,
-                    agent.polling.last_event_id,
-                )
                 self.drop(agent.record.agent_id)
             case Notify():
                 pass  # written with the verdict, delivered from the outbox
