@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DataError, IntegrityError, OperationalError, SQLAlchemyError
 
 from keylime import patience
 from keylime.database.file import prepare_file
@@ -289,20 +289,18 @@ def _is_busy(error: BaseException | None) -> bool:
 
 
 def _begin_sqlite(is_closing: Callable[[], bool], connection: sa.Connection) -> None:
-    # Not by way of SQLAlchemy, which takes longer for this statement than for all else that a transaction is.
-    execute = connection.connection.cursor().execute
-    is_read_only = connection.get_execution_options().get(_READ_ONLY, False)
-    statement = "BEGIN" if is_read_only else "BEGIN IMMEDIATE"
+    if connection.get_execution_options().get(_READ_ONLY, False):
+        connection.exec_driver_sql("BEGIN")
+        return
     # A transaction that reads first and writes later would be refused the lock at once, time-out or not.
     # SQLite itself would wait to the end, whoever wants to stop meanwhile; so it waits in steps.
     # A step before whoever waits for this gives up: then it is known that nothing was done.
     deadline = time.monotonic() + max(patience.current().left_s - 2 * _STEP_S, 0.0)
     while True:
         try:
-            execute(statement)
-        except sqlite3.Error as error:
-            may_wait = not is_read_only and _is_busy(error)
-            if not may_wait or is_closing() or time.monotonic() > deadline:
-                raise DBAPIError.instance(statement, None, error, sqlite3.Error) from error
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        except OperationalError as error:
+            if not _is_busy(error.orig) or is_closing() or time.monotonic() > deadline:
+                raise
         else:
             return
