@@ -124,7 +124,9 @@ def test_what_a_restored_backup_has_forgotten_is_judged_again_at_once(
         restore(site, agent, backup)
         await eventually(lambda: len(agent.questions) > asked, limit_s=2 * LEASE_S + 12)
         await until_all_are_rejected(site, agents[:1])
-        assert any("another history than before" in process.text for process in site.processes)
+        await eventually(
+            lambda: any("another history than before" in process.text for process in site.processes)
+        )
 
     play(act, tmp_path, server.new_database(), {}, {}, agents=3)
 
