@@ -11,11 +11,11 @@ from keylime.errors import KeylimeError
 from keylime_verifier.agents.events import Occurrence
 from keylime_verifier.agents.policy_categories import PolicyKey
 from keylime_verifier.agents.records import AgentRecord, Secrets
-from keylime_verifier.agents.shards import ShardClaim
 from keylime_verifier.database.changes import Topic, publish
 from keylime_verifier.database.history import write_events
-from keylime_verifier.database.schema import agents, progress, pushing, shards
+from keylime_verifier.database.schema import agents, progress, pushing
 from keylime_verifier.policies.store import put_policy
+from keylime_verifier.polling.fencing import read_claims
 from keylime_verifier.polling.rows import enrolment_columns, position_columns, verdict_columns
 from keylime_verifier.revocations.backlog import add_recipients
 
@@ -48,11 +48,8 @@ def write_additions(connection: sa.Connection, additions: Sequence[Addition]) ->
         raise AgentExists(", ".join(one.record.agent_id for one in additions)) from error
     write_events(connection, [one.event for one in additions])
     records = [one.record for one in additions]
-    claims = _claims(connection, records)
-    return [
-        replace(record, claim=claims.get((record.enrolment.verifier_id, record.shard), ShardClaim()))
-        for record in records
-    ]
+    claims = read_claims(connection, records)
+    return [replace(record, claim=claim) for record, claim in zip(records, claims, strict=True)]
 
 
 def _insert(connection: sa.Connection, additions: Sequence[Addition]) -> None:
@@ -61,15 +58,13 @@ def _insert(connection: sa.Connection, additions: Sequence[Addition]) -> None:
             put_policy(connection, kind, name, text)
     insert_many(connection, sa.insert(agents), [_agent_row(one) for one in additions])
     insert_many(connection, sa.insert(progress), [_progress_row(one.record) for one in additions])
-    ids = [one.record.agent_id for one in additions if not one.record.enrolment.is_pushing]
-    if ids:
-        add_recipients(connection, ids)
-    attests_itself = [one.record.agent_id for one in additions if one.record.enrolment.is_pushing]
+    by_themselves = [one.record.agent_id for one in additions if one.record.enrolment.is_pushing]
     insert_many(
-        connection,
-        sa.insert(pushing),
-        [{"agent_id": agent_id, "next_number": 0} for agent_id in attests_itself],
+        connection, sa.insert(pushing), [{"agent_id": one, "next_number": 0} for one in by_themselves]
     )
+    polled = [one.record.agent_id for one in additions if not one.record.enrolment.is_pushing]
+    if polled:
+        add_recipients(connection, polled)
 
 
 def _agent_row(addition: Addition) -> dict[str, object]:
@@ -89,16 +84,3 @@ def _progress_row(record: AgentRecord) -> dict[str, object]:
         "recalls": record.recalls,
         **position_columns(record.progress),
     }
-
-
-def _claims(connection: sa.Connection, records: Sequence[AgentRecord]) -> dict[tuple[str, int], ShardClaim]:
-    """Who owns the shards of agents."""
-    claims: dict[tuple[str, int], ShardClaim] = {}
-    for verifier_id in {record.enrolment.verifier_id for record in records}:
-        concerned = {record.shard for record in records if record.enrolment.verifier_id == verifier_id}
-        query = sa.select(shards.c.shard, shards.c.owner, shards.c.epoch).where(
-            shards.c.verifier_id == verifier_id, shards.c.shard.in_(concerned)
-        )
-        for row in connection.execute(query):
-            claims[verifier_id, row.shard] = ShardClaim(row.owner, row.epoch)
-    return claims

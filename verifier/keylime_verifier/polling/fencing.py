@@ -11,6 +11,7 @@ check and the write. (On SQLite the transaction is the only one that writes.)
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -36,6 +37,7 @@ _LOCKED = (
     .order_by(agents.c.agent_id)
     .with_for_update()
 )
+_OWNERS = sa.select(shards.c.shard, shards.c.owner, shards.c.epoch).order_by(shards.c.shard)
 
 
 class Ruling(Enum):
@@ -113,14 +115,22 @@ def was_told(record: AgentRecord, found: StoredState) -> bool:
 
 def lock_claims(connection: sa.Connection, records: Collection[AgentRecord]) -> list[ShardClaim]:
     """Who owns the shard of each record; nobody else can until the transaction ends."""
+    return _claims(connection, records, _OWNERS.with_for_update(read=True))
+
+
+def read_claims(connection: sa.Connection, records: Collection[AgentRecord]) -> list[ShardClaim]:
+    """Who owns the shard of each record now."""
+    return _claims(connection, records, _OWNERS)
+
+
+def _claims(
+    connection: sa.Connection, records: Collection[AgentRecord], owners: sa.Select[Any]
+) -> list[ShardClaim]:
     claims: dict[tuple[VerifierId, int], ShardClaim] = {}
     for verifier_id in sorted({record.enrolment.verifier_id for record in records}):
         concerned = {record.shard for record in records if record.enrolment.verifier_id == verifier_id}
         rows = connection.execute(
-            sa.select(shards.c.shard, shards.c.owner, shards.c.epoch)
-            .where(shards.c.verifier_id == verifier_id, shards.c.shard.in_(concerned))
-            .order_by(shards.c.shard)
-            .with_for_update(read=True)
+            owners.where(shards.c.verifier_id == verifier_id, shards.c.shard.in_(concerned))
         )
         claims |= {(verifier_id, row.shard): ShardClaim(row.owner, row.epoch) for row in rows}
     return [claims.get((record.enrolment.verifier_id, record.shard), ShardClaim()) for record in records]
