@@ -166,6 +166,7 @@ class Writes:
         self.time_s = 0.0
         self.turn = WriteTurn(lambda: self.time_s)
         self.refused: AgentId | None = None  # no row of this agent is taken
+        self.defects = 0  # that come, before anything is
         self.attempts = 0
         self.written: list[list[AgentId]] = []
 
@@ -175,6 +176,9 @@ class Writes:
         self.attempts += 1
         if self.is_away:
             raise DatabaseUnavailable("away")
+        if self.defects:
+            self.defects -= 1
+            raise RuntimeError("a defect")
         async with self.turn.taken(urgency):
             changes: Sequence[Change] = cast(Any, work).keywords["take"]()
             ids = [change.after.agent_id for change in changes]
@@ -326,3 +330,23 @@ def test_a_verdict_that_could_not_be_written_is_though_silence_beside_it_is_not(
         assert desk.database.written == [[passing(1).agent_id]]
 
     desk.play(act)
+
+
+def test_a_defect_ends_all_writing_and_what_waits_is_written_when_that_begins_again() -> None:
+    desk = Desk()
+    desk.database.defects = 1
+
+    async def act() -> None:
+        waiting = [asyncio.create_task(desk.journal.judged(judged)) for judged in (failing(1), passed(2))]
+        await asyncio.sleep(0)
+        before = asyncio.all_tasks()
+        with pytest.raises(ExceptionGroup):
+            await desk.journal.run()
+        assert not asyncio.all_tasks() - before, "nobody goes on beside the one that begins again"
+        again = asyncio.create_task(desk.journal.run())
+        assert await asyncio.gather(*waiting) == [Ruling.COUNTS] * 2
+        again.cancel()
+        await asyncio.gather(again, return_exceptions=True)
+        assert sorted(desk.database.written) == [[passing(1).agent_id], [passing(2).agent_id]]
+
+    asyncio.run(act())

@@ -104,7 +104,7 @@ class ChangeWriter:
         try:
             await self._write(take, some)
         except Exception as error:
-            if is_away(error):
+            if is_away(error) or not some:  # nothing was at fault that waits
                 raise
             log.exception("verdicts could not be written together, each is written by itself")
             for one in list(some):

@@ -229,8 +229,10 @@ class PushedVerdicts:
         self._passes.hurry()
 
     async def run(self) -> None:
-        """Writes what waits, for ever."""
-        await asyncio.gather(self._urgent.run(), self._passes.run())
+        """Writes what waits, for ever; a defect of one way of writing ends both."""
+        async with asyncio.TaskGroup() as writing:
+            writing.create_task(self._urgent.run())
+            writing.create_task(self._passes.run())
 
 
 def _outcome(happening: Happening) -> Outcome:
