@@ -29,7 +29,7 @@ help:
 	@echo 'make demo    run registrar, verifier and two agents with software TPMs, and watch one fall from grace'
 	@echo 'make demo-fence  only its second part: a hacked machine loses its SSH keys and is fenced off (needs root)'
 	@echo 'make test    run the tests'
-	@echo 'make test-thorough  the same with fuzzing, a year of certificates and all faults of PostgreSQL'
+	@echo 'make test-thorough  the same with fuzzing and a year of certificates'
 	@echo 'make test-databases  what make test does on PostgreSQL alone, on MariaDB as well (some minutes)'
 	@echo 'make test-time  a year of certificates: running daemons 335, 364 and 366 days on, and a day late'
 	@echo 'make unit    run the unit tests alone: the fast loop, about a minute'

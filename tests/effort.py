@@ -1,5 +1,5 @@
-"""How hard the tests try: all that they know (`make test-thorough`); that without fuzzing, a year of
-certificates and some faults of PostgreSQL (`make test`); or what the fast loop has time for (`make unit`).
+"""How hard the tests try: all that they know (`make test-thorough`); that without fuzzing and a year of
+certificates (`make test`); or what the fast loop has time for (`make unit`).
 """
 
 import os

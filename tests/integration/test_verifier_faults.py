@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.effort import IS_THOROUGH
 from tests.fakes.databases import KINDS, SERVERS, DatabaseServer
 from tests.fakes.mariadb import running_mariadb
 from tests.fakes.postgresql import running_postgresql
@@ -94,9 +93,6 @@ ON_POSTGRESQL = [
     Scenario("a restart of everything", (Terminate(), During(Stopped(), 0.1), Start(), TurnBad())),
     Scenario("a standby takes over", (Promoted((TurnBad(), UntilFound())), TurnBad()), says=OTHER_HISTORY),
 ]
-# The others take as long as all other tests of verifiers.
-_ALWAYS = ("stopped for more than two leases", "a locked table", "a crash of the database", "dead lines")
-TRIED_ON_POSTGRESQL = [one for one in ON_POSTGRESQL if IS_THOROUGH or one.name in _ALWAYS]
 # Its clock and its standbys are no test's to set.
 ON_MARIADB = [
     *(one for one in ON_POSTGRESQL if "clock" not in one.name and "standby" not in one.name),
@@ -207,7 +203,7 @@ def two_on_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]
         yield running
 
 
-@pytest.mark.parametrize("scenario", TRIED_ON_POSTGRESQL, ids=lambda one: one.name.replace(" ", "-"))
+@pytest.mark.parametrize("scenario", ON_POSTGRESQL, ids=lambda one: one.name.replace(" ", "-"))
 @pytest.mark.timeout(600)
 def test_promises_hold_on_postgresql(three_on_postgresql: Running, scenario: Scenario) -> None:
     three_on_postgresql.play(scenario)
