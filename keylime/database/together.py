@@ -18,6 +18,7 @@ ResultT = TypeVar("ResultT")
 
 _AT_ONCE = 100
 _SHARE_OF_PATIENCE = 0.9
+_ALIKE = 3.0  # times the least patience: whoever has more shares no write with whoever has that
 
 
 @dataclass(slots=True, eq=False)
@@ -49,7 +50,7 @@ class Together(Generic[AskedT, ResultT]):
 
         No transaction begins sooner than `apart_s` after the one before, and each wait in one takes `limit_s`
         at most; in one that writes, a little less than the most impatient of its callers has left, so that
-        all of them hear whether it was done.
+        all of them hear whether it was done. Whoever has hardly any left shares it with nobody who has more.
         """
         self._action = action
         self._work = work
@@ -88,7 +89,7 @@ class Together(Generic[AskedT, ResultT]):
             raise self._nothing_done(reason, waits) from error
         except DatabaseUnavailable as error:
             if type(error) is DatabaseUnavailable:
-                raise self._nothing_done(str(error), waits) from error
+                raise self._nothing_done(str(error), waits) from error.__cause__
             raise
         if self._writes:
             waits.has_changed = True
@@ -119,12 +120,21 @@ class Together(Generic[AskedT, ResultT]):
             await asyncio.sleep(left_s)
         self._next_at = loop.time() + self._apart_s
 
-    def _next(self) -> list[_Waiting[AskedT, ResultT]]:
+    def _next(self) -> Sequence[_Waiting[AskedT, ResultT]]:
         here = [one for one in self._waiting if not one.done.done()]
-        some, self._waiting = here[: self._at_once], here[self._at_once :]
+        some = self._alike(here)[: self._at_once]
         for one in some:
             one.has_begun = True
+        self._waiting = [one for one in here if not one.has_begun]
         return some
+
+    def _alike(self, here: Sequence[_Waiting[AskedT, ResultT]]) -> Sequence[_Waiting[AskedT, ResultT]]:
+        """Those that may share a transaction with the most impatient one."""
+        if not self._writes or not here:
+            return here
+        now = asyncio.get_running_loop().time()
+        until = now + _ALIKE * max(min(one.until for one in here) - now, 0.0)
+        return [one for one in here if one.until <= until]
 
     async def _do(self, some: Sequence[_Waiting[AskedT, ResultT]]) -> None:
         try:

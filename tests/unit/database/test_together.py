@@ -8,7 +8,13 @@ import pytest
 import sqlalchemy as sa
 
 from keylime import patience
-from keylime.database.engine import DatabaseUnavailable, OutcomeUnknown, PartlyDone, database_errors
+from keylime.database.engine import (
+    DatabaseUnavailable,
+    OutcomeUnknown,
+    PartlyDone,
+    database_errors,
+    is_away,
+)
 from keylime.database.together import Together
 from keylime.database.transactions import open_database
 from keylime.errors import KeylimeError
@@ -114,6 +120,26 @@ def test_a_row_that_the_database_refuses_is_a_failure_of_its_caller_alone() -> N
         assert (results[0], results[2]) == (10, 50)
         assert type(results[1]) is DatabaseUnavailable
         assert script.groups == [[1, 3, 5], [1], [3], [5]]
+
+    scene(act)
+
+
+def test_what_a_database_refuses_is_told_from_its_absence_by_the_caller_too() -> None:
+    async def act(script: Scripted) -> None:
+        def fail(_asked: Sequence[int]) -> None:
+            raise refused_row()
+
+        script.fails = fail
+        script.may_go_on.set()
+        together: Together[int, int] = Together("do it", script.work, writes=True)
+        for has_changed, kind in ((False, DatabaseUnavailable), (True, PartlyDone)):
+            with patience.for_a_caller():
+                patience.current().has_changed = has_changed
+                with pytest.raises(DatabaseUnavailable) as raised:
+                    await together.ask(1)
+            assert type(raised.value) is kind
+            assert isinstance(raised.value.__cause__, sa.exc.DataError)
+            assert not is_away(raised.value)
 
     scene(act)
 
@@ -246,6 +272,32 @@ def test_a_write_ends_before_the_least_patience_and_a_read_does_not_have_to() ->
             await asyncio.gather(patient(2.5), patient(1.0), patient(2.0))
             (limit_s,) = script.patience
             assert limit_s == patience.CALLERS_S if most_s is None else limit_s <= most_s
+
+    scene(act)
+
+
+def test_who_has_hardly_any_patience_left_takes_none_from_the_others() -> None:
+    async def act(script: Scripted) -> None:
+        async def slow(asked: Sequence[int]) -> list[int | Exception]:
+            script.groups.append(list(asked))
+            try:
+                async with asyncio.timeout(patience.current().left_s):
+                    await asyncio.sleep(0.3)
+            except TimeoutError as error:
+                raise DatabaseUnavailable("database: cannot do it: no answer") from error
+            return list(asked)
+
+        together: Together[int, int] = Together("do it", slow, writes=True)
+
+        async def ask(number: int, limit_s: float) -> int:
+            with patience.for_a_caller(limit_s):
+                return await together.ask(number)
+
+        asking = (ask(1, 3.0), ask(2, 0.1), ask(3, 2.0), ask(4, 0.2))
+        results = await asyncio.gather(*asking, return_exceptions=True)
+        assert list(results[0::2]) == [1, 3]
+        assert [type(one) for one in results[1::2]] == [DatabaseUnavailable] * 2, "nothing was done"
+        assert script.groups == [[2, 4], [1, 3]]
 
     scene(act)
 
