@@ -214,13 +214,14 @@ class Desk:
         self.database = Writes()
         self.agents = Secretless()
         self.meter = Meter()
+        self.on_revocation: Callable[[], None] = lambda: None
         self.journal = PushedVerdicts(
             self.database,
             self.agents,
             RULES,
             token_s=None,
             targets=lambda: [("agent", "*")],
-            on_revocation=lambda: None,
+            on_revocation=lambda: self.on_revocation(),
             lateness=Unwritten(),
             meter=self.meter,
             now=lambda: EPOCH,
@@ -311,6 +312,23 @@ def test_a_verdict_that_the_database_refuses_holds_no_other_up() -> None:
         assert (first, third) == (Ruling.COUNTS, Ruling.COUNTS)
         assert isinstance(refused, DatabaseUnavailable)
         assert desk.database.written == [[passing(1).agent_id], [passing(3).agent_id]]
+
+    desk.play(act)
+
+
+def test_silence_that_the_database_refuses_is_that_of_one_agent(caplog: pytest.LogCaptureFixture) -> None:
+    desk = Desk()
+    desk.database.refused = passing(2).agent_id
+    woken: list[None] = []
+    desk.on_revocation = lambda: woken.append(None)
+
+    async def act() -> None:
+        rulings = await desk.journal.overdue([passing(number) for number in (1, 2, 3)], EPOCH)
+        assert rulings == [Ruling.COUNTS] * 2
+        assert desk.database.written == [[passing(1).agent_id], [passing(3).agent_id]]
+        assert len(woken) == 2, "those that are written are told of"
+        (line,) = [one.message for one in caplog.records if "silent" in one.message]
+        assert line.startswith(f"agent {passing(2).agent_id}: ")
 
     desk.play(act)
 

@@ -45,15 +45,18 @@ class ChangeWriter:
         self._is_hurried = asyncio.Event()
         self._written_at = -apart_s  # by the loop's clock
 
-    async def written(self, changes: Sequence[Change]) -> list[Ruling]:
-        """Whether each counts, and is written then. Raises DatabaseUnavailable about silence."""
+    async def written(self, changes: Sequence[Change]) -> list[Ruling | BaseException]:
+        """Whether each counts, and is written then, or why it could not be: the database refuses it.
+
+        Of silence that may also be that the database is away.
+        """
         loop = asyncio.get_running_loop()
         waiting = [_Waiting(change, loop.create_future()) for change in changes]
         self._waiting.extend(waiting)
         self._some_wait.set()
         if len(self._waiting) >= _ENOUGH:
             self._is_hurried.set()
-        return await asyncio.gather(*(one.ruled for one in waiting))
+        return await asyncio.gather(*(one.ruled for one in waiting), return_exceptions=True)
 
     def hurry(self) -> None:
         """What waits is written now."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from keylime.appraisal.verdict import Accepted, Incomplete, Rejected, Verdict
+from keylime.database.engine import is_away
 from keylime.database.transactions import Database
 from keylime.database.write_turn import Urgency
 from keylime.findings.finding import Finding
@@ -134,22 +135,34 @@ class PushedVerdicts:
     async def overdue(self, silent: Sequence[AgentRecord], heard_after: float) -> list[Ruling]:
         """Writes together that agents are silent, which each is told once; `heard_after` as in `Change`.
 
-        Raises DatabaseUnavailable; then nothing is written later.
+        What the database refuses to store of one is logged, and holds up no other. Raises DatabaseUnavailable
+        if it is away; then nothing is written later.
         """
         happening = Overdue()
         changes = [
             replace(await self._change(record, happening, None), heard_after=heard_after) for record in silent
         ]
-        rulings = await self._written(changes)
-        for change, ruling in zip(changes, rulings, strict=True):
-            self._tell(change, happening, ruling)
+        rulings: list[Ruling] = []
+        away: BaseException | None = None
+        for change, result in zip(changes, await self._written(changes), strict=True):
+            if isinstance(result, Ruling):
+                self._tell(change, happening, result)
+                rulings.append(result)
+            elif isinstance(result, Exception) and not is_away(result):
+                log.error("agent %s: that it is silent cannot be stored: %s", change.before.agent_id, result)
+            else:
+                away = result
+        if away is not None:
+            raise away
         return rulings
 
     async def _apply(self, before: AgentRecord, judged: Judged) -> Ruling:
         change = await self._change(before, judged.verdict, judged)
-        (ruling,) = await self._written([change])
-        self._tell(change, judged.verdict, ruling)
-        return ruling
+        (result,) = await self._written([change])
+        if isinstance(result, BaseException):
+            raise result
+        self._tell(change, judged.verdict, result)
+        return result
 
     async def _change(self, before: AgentRecord, happening: Happening, judged: Judged | None) -> Change:
         now = self._now()
@@ -219,7 +232,7 @@ class PushedVerdicts:
             return None
         return signed_notice(record, notice, secrets.revocation_key, int(time.time()))
 
-    async def _written(self, changes: Sequence[Change]) -> list[Ruling]:
+    async def _written(self, changes: Sequence[Change]) -> list[Ruling | BaseException]:
         """All plain, or none of them."""
         writer = self._passes if all(map(is_plain, changes)) else self._urgent
         return await writer.written(changes)
