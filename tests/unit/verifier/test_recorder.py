@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 import pytest
@@ -40,6 +41,7 @@ class NotedWrites(AgentStore):
         self.gate: asyncio.Event | None = None
         self.refused: set[AgentId] = set()
         self.unstorable: set[AgentId] = set()
+        self.away_at: set[AgentId] = set()  # it is not there any more when these are written by themselves
         self.written: list[tuple[str, tuple[AgentId, ...]]] = []
         self.counts: dict[AgentId, list[int]] = {}
         self.learned: list[AgentId] = []
@@ -56,6 +58,8 @@ class NotedWrites(AgentStore):
     ) -> list[VerdictRefusal]:
         if self.gate is not None:
             await self.gate.wait()
+        if self.away_at.intersection(record.agent_id for record in records):
+            raise DatabaseUnavailable("no answer")
         if self.unstorable.intersection(record.agent_id for record in records):
             raise DatabaseUnavailable("a value is out of range") from DataError("", {}, ValueError())
         self._note("passes", records)
@@ -326,6 +330,44 @@ def test_what_a_database_refuses_of_one_agent_holds_up_nobody_else(caplog: pytes
         await desk.recorder.flush()
         assert desk.store.counts[bad] == [3]
         assert desk.recorder.unwritten(bad) is None
+
+    asyncio.run(act())
+
+
+def test_that_others_poll_an_agent_is_told_though_the_database_goes_away_meanwhile() -> None:
+    async def act() -> None:
+        desk = Desk()
+        other = AgentId("other")
+        desk.store.refused = {MINE}
+        desk.store.unstorable = {THEIRS}
+        for name in (MINE, other, THEIRS):
+            await desk.passes(name)
+        write = desk.store.record_passes
+
+        async def until_one_is_refused(records: Sequence[AgentRecord], *args: Any, **more: Any) -> Any:
+            try:
+                return await write(records, *args, **more)
+            finally:
+                desk.store.away_at = {other}
+
+        desk.store.record_passes = until_one_is_refused  # type: ignore[method-assign]
+        with pytest.raises(DatabaseUnavailable):
+            await desk.recorder.flush()
+        assert desk.refusals == [MINE]
+
+    asyncio.run(act())
+
+
+def test_a_refused_pass_is_not_shown_when_others_poll_the_agent() -> None:
+    async def act() -> None:
+        desk = Desk()
+        desk.store.unstorable = {MINE, THEIRS}
+        for name in (MINE, THEIRS):
+            await desk.passes(name)
+        await desk.recorder.flush()
+        desk.recorder.forget_refused(others_than={MINE})
+        assert desk.recorder.unwritten(MINE) is not None
+        assert desk.recorder.unwritten(THEIRS) is None
 
     asyncio.run(act())
 

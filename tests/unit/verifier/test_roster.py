@@ -3,7 +3,7 @@
 import asyncio
 import functools
 import itertools
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Container, Sequence
 from types import SimpleNamespace
 from typing import cast
 
@@ -65,9 +65,13 @@ class Waiting:
 
     def __init__(self) -> None:
         self.agents: set[AgentId] = set()
+        self.polled: Container[AgentId] = ()
 
     def waits(self, agent_id: AgentId) -> bool:
         return agent_id in self.agents
+
+    def forget_refused(self, *, others_than: Container[AgentId]) -> None:
+        self.polled = others_than
 
 
 class Stage:
@@ -127,6 +131,7 @@ def test_an_agent_whose_verdict_waits_is_not_asked_for_another_one() -> None:
         stage.recorder.agents = {record.agent_id}
         await stage.roster.reconcile()
         assert stage.poller.adopted == []
+        assert record.agent_id in stage.recorder.polled
         stage.recorder.agents = set()
         stage.roster.settled(record.agent_id)
         await eventually(lambda: stage.poller.adopted == [record])

@@ -7,7 +7,7 @@ is shown as pending meanwhile, and is the first to be written when the database 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -235,6 +235,11 @@ class Recorder:
             return None
         return self._routine.get(agent_id) or self._under_way.get(agent_id)
 
+    def forget_refused(self, *, others_than: Container[AgentId]) -> None:
+        """Forgets what was refused of other agents than these: nobody here has them pass any more."""
+        for agent_id in [one for one in self._refused if one not in others_than]:
+            del self._refused[agent_id]
+
     def is_settling(self, agent_id: AgentId) -> bool:
         """Whether a verdict about an agent is just being written, as it is unless something is wrong."""
         waiting = self._waiting.get(agent_id)
@@ -296,34 +301,37 @@ class Recorder:
 
         Raises DatabaseUnavailable.
         """
-        async with self._flushing:
-            refused = await self._take_what_can_be(agent_ids, can_wait=can_wait)
-        for refusal in refused:
-            _log_refusal(refusal, "pass", is_rejection=False)
-        if refused:
-            self._tell_of_refusals(refused)
+        overtaken: list[VerdictRefusal] = []
+        try:
+            async with self._flushing:
+                await self._take_what_can_be(agent_ids, overtaken, can_wait=can_wait)
+        finally:  # a part may be written when the database goes away
+            for refusal in overtaken:
+                _log_refusal(refusal, "pass", is_rejection=False)
+            if overtaken:
+                self._tell_of_refusals(overtaken)
 
     async def _take_what_can_be(
-        self, agent_ids: Sequence[AgentId], *, can_wait: bool
-    ) -> list[VerdictRefusal]:
+        self, agent_ids: Sequence[AgentId], overtaken: list[VerdictRefusal], *, can_wait: bool
+    ) -> None:
         """As `_take_passes`; what the database refuses to store of one agent holds up nobody else.
 
-        Raises DatabaseUnavailable if it is away.
+        Adds passes that do not count to `overtaken`. Raises DatabaseUnavailable if the database is away.
         """
         try:
-            overtaken = await self._take_passes(agent_ids, can_wait=can_wait)
+            overtaken += await self._take_passes(agent_ids, can_wait=can_wait)
         except Exception as error:
             if is_away(error):
                 raise
             if len(agent_ids) == 1:
                 self._set_aside(agent_ids[0], error)
-                return []
+                return
             middle = len(agent_ids) // 2
-            first = await self._take_what_can_be(agent_ids[:middle], can_wait=can_wait)
-            return first + await self._take_what_can_be(agent_ids[middle:], can_wait=can_wait)
-        for agent_id in agent_ids:
-            self._refused.pop(agent_id, None)
-        return overtaken
+            await self._take_what_can_be(agent_ids[:middle], overtaken, can_wait=can_wait)
+            await self._take_what_can_be(agent_ids[middle:], overtaken, can_wait=can_wait)
+        else:
+            for agent_id in agent_ids:
+                self._refused.pop(agent_id, None)
 
     def _set_aside(self, agent_id: AgentId, error: Exception) -> None:
         """Its later passes are tried by themselves, and it is shown as pending until one is taken."""

@@ -145,6 +145,7 @@ class Roster:
             for agent_id, policies in plan.hold.items():
                 self._poller.hold_to(agent_id, policies)
             self._put_off = plan.put_off
+            self._recorder.forget_refused(others_than=versions)
             await self._adopt(plan.adopt, versions)
 
     @contextlib.asynccontextmanager
