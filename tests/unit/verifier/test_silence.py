@@ -156,6 +156,10 @@ def test_after_an_outage_everybody_gets_the_time_to_be_heard() -> None:
     assert world.told == [3]
 
 
+NOTHING = asyncio.Event()
+NOTHING.set()
+
+
 class Writes:
     """A database that notes the changes it is to write, or is away."""
 
@@ -167,6 +171,7 @@ class Writes:
         self.turn = WriteTurn(lambda: self.time_s)
         self.refused: AgentId | None = None  # no row of this agent is taken
         self.defects = 0  # that come, before anything is
+        self.held_up: dict[Urgency, asyncio.Event] = {}  # until then
         self.attempts = 0
         self.written: list[list[AgentId]] = []
 
@@ -179,6 +184,7 @@ class Writes:
         if self.defects:
             self.defects -= 1
             raise RuntimeError("a defect")
+        await self.held_up.get(urgency, NOTHING).wait()
         async with self.turn.taken(urgency):
             changes: Sequence[Change] = cast(Any, work).keywords["take"]()
             ids = [change.after.agent_id for change in changes]
@@ -210,7 +216,7 @@ class Secretless(AgentStore):
 class Desk:
     """A journal over noted writes."""
 
-    def __init__(self) -> None:
+    def __init__(self, rules: PushRules = RULES) -> None:
         self.database = Writes()
         self.agents = Secretless()
         self.meter = Meter()
@@ -218,7 +224,7 @@ class Desk:
         self.journal = PushedVerdicts(
             self.database,
             self.agents,
-            RULES,
+            rules,
             token_s=None,
             targets=lambda: [("agent", "*")],
             on_revocation=lambda: self.on_revocation(),
@@ -329,6 +335,25 @@ def test_silence_that_the_database_refuses_is_that_of_one_agent(caplog: pytest.L
         assert len(woken) == 2, "those that are written are told of"
         (line,) = [one.message for one in caplog.records if "silent" in one.message]
         assert line.startswith(f"agent {passing(2).agent_id}: ")
+
+    desk.play(act)
+
+
+def test_nobody_is_told_of_as_silent_while_passes_cannot_be_written() -> None:
+    desk = Desk(replace(RULES, cadence=replace(RULES.cadence, quote_interval_s=0.2)))
+    passes = desk.database.held_up[Urgency.CAN_WAIT] = asyncio.Event()  # somebody locks a row of one of them
+
+    async def act() -> None:
+        judging = asyncio.create_task(desk.journal.judged(passed(1)))
+        await asyncio.sleep(0.1)
+        assert await desk.journal.overdue([passing(2)], EPOCH) == [Ruling.COUNTS], "no longer than usual"
+        await asyncio.sleep(0.5)
+        with pytest.raises(DatabaseUnavailable, match="passes"):
+            await desk.journal.overdue([passing(1)], EPOCH)
+        passes.set()
+        assert await judging is Ruling.COUNTS
+        assert await desk.journal.overdue([passing(3)], EPOCH) == [Ruling.COUNTS]
+        assert desk.database.written == [[passing(number).agent_id] for number in (2, 1, 3)]
 
     desk.play(act)
 

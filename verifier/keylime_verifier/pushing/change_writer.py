@@ -30,6 +30,7 @@ _ENOUGH = 100  # is not waited with
 class _Waiting:
     change: Change
     ruled: "asyncio.Future[Ruling]"
+    since: float  # by the loop's clock
 
 
 class ChangeWriter:
@@ -51,12 +52,18 @@ class ChangeWriter:
         Of silence that may also be that the database is away.
         """
         loop = asyncio.get_running_loop()
-        waiting = [_Waiting(change, loop.create_future()) for change in changes]
+        waiting = [_Waiting(change, loop.create_future(), loop.time()) for change in changes]
         self._waiting.extend(waiting)
         self._some_wait.set()
         if len(self._waiting) >= _ENOUGH:
             self._is_hurried.set()
         return await asyncio.gather(*(one.ruled for one in waiting), return_exceptions=True)
+
+    @property
+    def waits_s(self) -> float:
+        """For how long the first of what waits has done so; 0 if nothing does."""
+        since = next((one.since for one in self._waiting if not one.ruled.done()), None)
+        return 0.0 if since is None else asyncio.get_running_loop().time() - since
 
     def hurry(self) -> None:
         """What waits is written now."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from keylime.appraisal.verdict import Accepted, Incomplete, Rejected, Verdict
-from keylime.database.engine import is_away
+from keylime.database.engine import DatabaseUnavailable, is_away
 from keylime.database.transactions import Database
 from keylime.database.write_turn import Urgency
 from keylime.findings.finding import Finding
@@ -136,8 +136,10 @@ class PushedVerdicts:
         """Writes together that agents are silent, which each is told once; `heard_after` as in `Change`.
 
         What the database refuses to store of one is logged, and holds up no other. Raises DatabaseUnavailable
-        if it is away; then nothing is written later.
+        if it is away, or takes no passes, those of the silent ones perhaps; then nothing is written later.
         """
+        if (waits_s := self._passes.waits_s) > self._rules.longest_pause_s / 2:
+            raise DatabaseUnavailable(f"passes have waited for {waits_s:.0f} s to be written")
         happening = Overdue()
         changes = [
             replace(await self._change(record, happening, None), heard_after=heard_after) for record in silent
