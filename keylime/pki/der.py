@@ -25,6 +25,7 @@ from keylime.pki.asn1 import (
     Pass,
     headers_in,
 )
+from keylime.pki.asn1_times import GENERALIZED_TIME, UTC_TIME, strict_time
 
 MAX_CERTIFICATE_SIZE = 8 * 1024  # bytes; of an EK with all that vendors write into it, 2 KiB
 MAX_STORED_CERTIFICATE_SIZE = 64 * 1024
@@ -302,6 +303,8 @@ def _encode_primitive(tag: int, content: bytes, extension: bytes) -> bytes:
         content = b"\xff" if any(content) else b"\x00"
     elif tag == BIT_STRING:
         content = _clean_bit_string(content)
+    elif tag in (UTC_TIME, GENERALIZED_TIME):
+        tag, content = strict_time(tag, content)
     elif tag == 0x82 and extension == _AUTHORITY_KEY_IDENTIFIER:  # authorityCertSerialNumber
         content = _unsigned(content)
     elif tag in (_UTF8_STRING, _PRINTABLE_STRING, _IA5_STRING) and not _is_text_of(tag, content):

@@ -27,6 +27,7 @@ from keylime.pki.name_constraints import violated_constraint
 from keylime.pki.weak_keys import key_weaknesses
 
 _ExtensionT = TypeVar("_ExtensionT", bound=x509.ExtensionType)
+ComparableName: TypeAlias = tuple[frozenset[tuple[str, str | bytes]], ...]
 
 MAX_CHAIN = 8  # certificates, the EK's included
 
@@ -57,12 +58,27 @@ class TrustStore:
     `unreadable` has a sentence about each file that could not be used: its certificates vouch for nobody.
     """
 
-    by_subject: Mapping[bytes, tuple[TolerantCertificate, ...]]
+    by_subject: Mapping[ComparableName, tuple[TolerantCertificate, ...]]
     unreadable: tuple[str, ...] = ()
 
     def issuers_of(self, certificate: x509.Certificate) -> tuple[TolerantCertificate, ...]:
         """Those whose subject is the issuer of `certificate`."""
-        return self.by_subject.get(certificate.issuer.public_bytes(), ())
+        return self.by_subject.get(comparable_name(certificate.issuer), ())
+
+
+def comparable_name(name: x509.Name) -> ComparableName:
+    """What is equal for equal names, by RFC 5280, 7.1: kinds of text, capitals and extra blanks do not count.
+
+    Whether the bearer of a name has issued something is for its key to tell.
+    """
+    return tuple(
+        frozenset((attribute.oid.dotted_string, _comparable_text(attribute.value)) for attribute in relative)
+        for relative in name.rdns
+    )
+
+
+def _comparable_text(value: str | bytes) -> str | bytes:
+    return " ".join(value.casefold().split()) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +105,9 @@ class MissingIssuer:
 
 def trust_store(certificates: Iterable[TolerantCertificate], unreadable: Iterable[str] = ()) -> TrustStore:
     """A store of `certificates`."""
-    by_subject: dict[bytes, tuple[TolerantCertificate, ...]] = {}
+    by_subject: dict[ComparableName, tuple[TolerantCertificate, ...]] = {}
     for item in certificates:
-        subject = item.certificate.subject.public_bytes()
+        subject = comparable_name(item.certificate.subject)
         by_subject[subject] = (*by_subject.get(subject, ()), item)
     return TrustStore(by_subject, tuple(unreadable))
 

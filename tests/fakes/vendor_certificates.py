@@ -56,6 +56,7 @@ class Parts:
     version: bytes = b"\xa0\x03\x02\x01\x02"
     extensions: tuple[bytes, ...] = ()
     algorithm: bytes = _SIGNED_WITH
+    validity: bytes = _VALIDITY
 
 
 def ca_certificate(parts: Parts) -> bytes:
@@ -70,7 +71,7 @@ def ek_certificate(parts: Parts) -> bytes:
 
 
 def _signed(parts: Parts, key: ec.EllipticCurvePublicKey, extensions: Sequence[bytes]) -> bytes:
-    content = parts.version + parts.serial + parts.algorithm + parts.issuer + _VALIDITY + parts.subject
+    content = parts.version + parts.serial + parts.algorithm + parts.issuer + parts.validity + parts.subject
     content += key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     if extensions:
         content += encoded(0xA3, encoded(0x30, b"".join(extensions)))

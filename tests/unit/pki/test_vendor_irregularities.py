@@ -63,6 +63,60 @@ def test_certificates_as_vendors_make_them_are_trusted_and_marked(case: str, tmp
     assert any("not strict DER" in warning for warning in found.warnings)
 
 
+UTC_TIME, GENERALIZED_TIME = 0x17, 0x18
+
+
+@pytest.mark.parametrize(
+    ("tag", "text", "time"),
+    [
+        (UTC_TIME, b"2701010000Z", datetime(2027, 1, 1, tzinfo=UTC)),
+        (UTC_TIME, b"9912312359Z", datetime(1999, 12, 31, 23, 59, tzinfo=UTC)),
+        (UTC_TIME, b"270101013000+0130", datetime(2027, 1, 1, tzinfo=UTC)),
+        (UTC_TIME, b"2612311600-0800", datetime(2027, 1, 1, tzinfo=UTC)),
+        (GENERALIZED_TIME, b"20270101000000.5Z", datetime(2027, 1, 1, tzinfo=UTC)),
+        (GENERALIZED_TIME, b"202701010000Z", datetime(2027, 1, 1, tzinfo=UTC)),
+        (GENERALIZED_TIME, b"20270101000000", datetime(2027, 1, 1, tzinfo=UTC)),
+        (GENERALIZED_TIME, b"99991231235959.9-0100", datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)),
+    ],
+)
+def test_times_of_ber_are_read_in_utc(tag: int, text: bytes, time: datetime) -> None:
+    end = encoded(GENERALIZED_TIME, b"99991231235959Z")
+    begins = Parts(subject=PLAIN.subject, validity=encoded(0x30, encoded(tag, text) + end))
+    item = read_certificate(ek_certificate(begins))
+    assert item.normalised
+    assert item.certificate.not_valid_before_utc == time
+    assert verdict(Parts(), begins).trusted == (time <= NOW)
+
+
+@pytest.mark.parametrize("text", [b"", b"Z", b"27010100Z", b"270101", b"271301000000Z", b"270101000000+9900"])
+def test_what_is_no_time_is_no_certificate(text: bytes) -> None:
+    validity = encoded(0x30, encoded(UTC_TIME, text) + encoded(GENERALIZED_TIME, b"99991231235959Z"))
+    with pytest.raises(MalformedEvidence, match="not a certificate"):
+        read_certificate(ek_certificate(Parts(validity=validity)))
+
+
+PRINTABLE, T61, BMP = 0x13, 0x14, 0x1E
+
+
+@pytest.mark.parametrize(
+    ("subject", "issuer"),
+    [
+        (common_name(b"A Vendor"), common_name(b"A Vendor", PRINTABLE)),
+        (common_name(b"A Vendor", PRINTABLE), common_name(b"A Vendor", T61)),
+        (common_name(b"A Vendor"), common_name("A Vendor".encode("utf-16-be"), BMP)),
+        (common_name(b"A Vendor"), common_name(b"a vendor", PRINTABLE)),
+        (common_name(b"A  Vendor "), common_name(b"A Vendor")),
+    ],
+)
+def test_an_issuer_may_be_named_with_other_kinds_of_text_capitals_and_blanks(
+    subject: bytes, issuer: bytes
+) -> None:
+    ek = Parts(subject=common_name(b"ek"), issuer=issuer)
+    found = verdict(Parts(subject=subject, issuer=subject), ek)
+    assert found.trusted, found.reason
+    assert not verdict(Parts(subject=common_name(b"A Vendor 2")), ek).trusted
+
+
 @pytest.mark.parametrize("order", list(itertools.permutations(ATTRIBUTES)))
 def test_the_attributes_of_a_relative_name_come_in_any_order(order: tuple[bytes, ...]) -> None:
     issuer, other = name(order), name(ATTRIBUTES)
