@@ -1,7 +1,8 @@
 """Reads a firmware event log (`binary_bios_measurements`), crypto-agile or SHA-1 only.
 
 The whole log is read or refused: a record that does not fit, a bank named twice or a digest of the wrong
-size leaves nothing to trust in what follows. Whether the log is *true* is decided by its replay (`replay`).
+size leaves nothing to trust in what follows. Only what fills up the area behind the last record is no part of
+it. Whether the log is *true* is decided by its replay (`replay`).
 """
 
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from keylime.tpm.pcr import PCR_COUNT
 MAX_LOG_SIZE = 4 * 1024 * 1024
 MAX_EVENTS = 32_768
 
+_EVENT_HEAD = 12  # bytes of PCR, type and number of digests; no event has only zeros or only ones in them
 _SPEC_ID_SIGNATURE = b"Spec ID Event03\0"
 _MAX_BANKS = 16
 
@@ -100,9 +102,9 @@ def parse_event_log(data: bytes) -> EventLog:
     reader = EventReader(data)
     first = _read_sha1_event(reader, 0)
     if first.type_code == EventType.NO_ACTION and first.data.startswith(_SPEC_ID_SIGNATURE):
-        log = _read_crypto_agile(first, reader)
+        log = _read_crypto_agile(first, reader, _filler_start(data))
     else:
-        log = _read_sha1_only(first, reader)
+        log = _read_sha1_only(first, reader, _filler_start(data))
     if _is_cc_log(log):
         raise MalformedEvidence(_CC_LOG)
     _check_startup_locality(log)
@@ -118,7 +120,7 @@ def _is_cc_log(log: EventLog) -> bool:
     return bool(registers) and registers <= _RTMRS and log.algorithms == (HashAlgorithm.SHA384,)
 
 
-def _read_crypto_agile(header: Event, reader: EventReader) -> EventLog:
+def _read_crypto_agile(header: Event, reader: EventReader, filler: int) -> EventLog:
     spec_id = _parse_spec_id(header.data)
     if header.pcr == _FIRST_RTMR and [*dict(spec_id.digest_sizes)] == [HashAlgorithm.SHA384]:
         raise MalformedEvidence(_CC_LOG)
@@ -126,7 +128,7 @@ def _read_crypto_agile(header: Event, reader: EventReader) -> EventLog:
         raise MalformedEvidence("event 0: the header must name PCR 0 and a digest of zeros")
     sizes = dict(spec_id.digest_sizes)
     events = [header]
-    while reader.remaining:
+    while not _is_over(reader, filler):
         events.append(_read_event(reader, _next_number(events), sizes))
     known = [HashAlgorithm(number) for number in sizes if number in _KNOWN_BANKS]
     extended = [event for event in events if event.is_extended]
@@ -134,11 +136,21 @@ def _read_crypto_agile(header: Event, reader: EventReader) -> EventLog:
     return EventLog(tuple(events), whole, spec_id)
 
 
-def _read_sha1_only(first: Event, reader: EventReader) -> EventLog:
+def _read_sha1_only(first: Event, reader: EventReader, filler: int) -> EventLog:
     events = [first]
-    while reader.remaining:
+    while not _is_over(reader, filler):
         events.append(_read_sha1_event(reader, _next_number(events)))
     return EventLog(tuple(events), (HashAlgorithm.SHA1,), None)
+
+
+def _filler_start(data: bytes) -> int:
+    """Where the run of zeros, or of ones, begins that `data` end with: the last event may reach into it."""
+    return min(len(data.rstrip(b"\0")), len(data.rstrip(b"\xff")))
+
+
+def _is_over(reader: EventReader, filler: int) -> bool:
+    """Whether no event follows: nothing does, or only what fills up the area that firmware writes into."""
+    return not reader.remaining or (reader.offset >= filler and reader.remaining >= _EVENT_HEAD)
 
 
 def _next_number(events: list[Event]) -> int:

@@ -138,6 +138,23 @@ def test_a_malformed_log_is_refused_with_its_reason(log: bytes, reason: str) -> 
         parse_event_log(log)
 
 
+@pytest.mark.parametrize("padding", [bytes(12), bytes(456), b"\xff" * 12, b"\xff" * 511, bytes(65_536)])
+def test_what_fills_up_the_log_area_behind_the_last_event_is_passed_over(padding: bytes) -> None:
+    log = capture("direct-efistub").boot_log
+    assert parse_event_log(log + padding) == parse_event_log(log)
+    old = b"".join(item.encode_sha1() for item in take_apart(log))
+    assert parse_event_log(old + padding) == parse_event_log(old)
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [bytes(11), b"\xff" * 11, bytes(456) + b"\1", b"\xff" * 99 + b"\0", bytes(20) + b"\xff" * 20],
+)
+def test_what_is_not_filled_up_alike_is_refused(rest: bytes) -> None:
+    with pytest.raises(MalformedEvidence, match=r"announced|digests, the header|no PCR"):
+        parse_event_log(capture("direct-efistub").boot_log + rest)
+
+
 def test_a_log_with_too_many_events_is_refused() -> None:
     tiny = record(0, EventType.SEPARATOR, b"", banks=[HashAlgorithm.SHA1])
     with pytest.raises(MalformedEvidence, match=f"more than {MAX_EVENTS} events"):
