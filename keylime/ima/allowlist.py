@@ -7,6 +7,7 @@ from typing import Any
 from keylime.documents.strict_json import load_document
 from keylime.errors import PolicyError
 from keylime.ima.keyrings import Keyring
+from keylime.ima.names import list_text
 from keylime.ima.runtime_policy import (
     CURRENT_VERSION,
     EMPTY_POLICY,
@@ -15,11 +16,14 @@ from keylime.ima.runtime_policy import (
     compile_runtime_policy,
     refuse_both_spellings,
 )
+from keylime.ima.templates import DIGEST_SIZES
 
 _KEYRING_PREFIX = "%keyring:"
 _DIGEST = re.compile(r"([a-z0-9_-]+:)?[0-9a-f]{40,128}")
 # As sha256sum writes it: an asterisk marks binary mode, a backslash that the name is escaped.
 _LINE = re.compile(r"(?P<escaped>\\?)(?P<digest>\S+)( \*|\s+)(?P<path>\S.*)")
+_LISTED = re.compile(rb"\\?([a-z0-9_-]+:)?[0-9a-f]+( \*|\s+)\S")
+_HEX_DIGITS = frozenset(2 * size for size in DIGEST_SIZES.values())
 _ESCAPE = re.compile(r"\\([\\nr])")
 _UNESCAPED = {"\\": "\\", "n": "\n", "r": "\r"}
 _COPIED = ("release", "excludes", "keyrings", "ima", "ima-buf", "verification-keys")
@@ -38,6 +42,27 @@ def convert_allowlist(
         document = _convert_flat(text)
     document["meta"] = {"version": CURRENT_VERSION, "generator": GENERATOR_LEGACY}
     return _finish(document, excludes, keys, timestamp)
+
+
+def listed_text(content: bytes) -> str:
+    """The text of a list: names in an allowlist that are not UTF-8 are those of measurement lists.
+
+    Raises UnicodeDecodeError for anything else that is not UTF-8.
+    """
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        if not all(_LISTED.match(line) or _is_utf8(line) for line in content.split(b"\n")):
+            raise
+        return list_text(content)
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def upgrade_runtime_policy(
@@ -78,12 +103,22 @@ def numbered_excludes(text: str) -> list[tuple[int, str]]:
 def _convert_flat(text: str) -> dict[str, Any]:
     document = _empty()
     for number, line in enumerate(text.split("\n"), 1):
+        if "\0" in line:
+            raise PolicyError(
+                f"allowlist line {number}: has a NUL byte, as `sha256sum -z` ends lines: "
+                "make the list without -z"
+            )
         match = _LINE.fullmatch(line.lstrip().rstrip("\r"))
         if match is None:
             continue  # empty, or a digest without a path, which can allow nothing
         digest, path = match["digest"], match["path"]
         if not _DIGEST.fullmatch(digest):
             raise PolicyError(f"allowlist line {number}: {digest[:80]!r} is not a digest in lower-case hex")
+        digits = len(digest.rpartition(":")[2])
+        if digits not in _HEX_DIGITS:
+            raise PolicyError(
+                f"allowlist line {number}: a digest of {digits} hex digits is of no known algorithm"
+            )
         section = "digests"
         if path.startswith(_KEYRING_PREFIX):
             section, path = "keyrings", path.removeprefix(_KEYRING_PREFIX)

@@ -93,15 +93,19 @@ class PolicyDraft:
     keys: dict[bytes, ImaKey] = field(default_factory=dict)  # by fingerprint
 
     def add_document(self, document: Mapping[str, Any]) -> None:
-        """Adds the rules of a checked policy document; its origin and date do not count."""
+        """Adds the rules of a checked policy document; its origin and date do not count.
+
+        Of rules that there is one of, those that are there already stay.
+        """
         self.release = max(self.release, document["release"])
         _merge(self.digests, document["digests"])
         _merge(self.keyrings, document["keyrings"])
         _merge(self.buffers, document["ima-buf"])
         self.excludes.update(document["excludes"])
         self.ignored_keyrings.update(document["ima"]["ignored_keyrings"])
-        self.log_hash_alg = HashAlgorithm.from_label(document["ima"]["log_hash_alg"])
-        self.dm_policy = document["ima"]["dm_policy"]
+        if self.log_hash_alg is HashAlgorithm.SHA1:  # which every list has that says nothing
+            self.log_hash_alg = HashAlgorithm.from_label(document["ima"]["log_hash_alg"])
+        self.dm_policy = self.dm_policy or document["ima"]["dm_policy"]
         self.add_keys(parse_keyring(document["verification-keys"]).keys)
 
     def add_keys(self, keys: Iterable[ImaKey]) -> None:
@@ -236,8 +240,7 @@ def _add_allowlist(draft: PolicyDraft, sources: RuntimeSources, claims: list[Alg
     text = read_text("--allowlist", path)
     with blaming("--allowlist", path):
         document = json.loads(convert_allowlist(text))
-    _merge(draft.digests, document["digests"])
-    _merge(draft.keyrings, document["keyrings"])
+    draft.add_document(document)
     _add_claim(claims, claim_of_digests(f"--allowlist {path}", document["digests"]))
 
 

@@ -5,9 +5,11 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from keylime.documents.encodings import not_utf8
 from keylime.documents.places import line_of, place_in_message
 from keylime.documents.strict_json import BYTE_ORDER_MARK
 from keylime.errors import ConfigError, KeylimeError
+from keylime.ima.allowlist import listed_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,14 +24,12 @@ class SourceFile:
     def text(self) -> str:
         """The content as UTF-8, without a byte order mark in front. Raises ConfigError.
 
-        In front of JSON it is refused, as a verifier does.
+        In front of JSON it is refused, as a verifier does. Names in allowlists may be no UTF-8.
         """
         try:
-            text = self.content.decode()
+            text = listed_text(self.content)
         except UnicodeDecodeError as error:
-            raise ConfigError(
-                f"{self.option} {self.path}: not UTF-8 text: {error.reason} at byte {error.start}"
-            ) from error
+            raise ConfigError(f"{self.option} {self.path}: {not_utf8(error)}") from error
         marked, text = text.startswith(BYTE_ORDER_MARK), text.removeprefix(BYTE_ORDER_MARK)
         if marked and text.lstrip().startswith("{"):
             raise ConfigError(

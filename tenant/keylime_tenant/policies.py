@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from msgspec import UNSET, UnsetType
 
 from keylime.documents.dsse import is_envelope, verify_envelope
+from keylime.documents.encodings import not_utf8
 from keylime.documents.strict_json import BYTE_ORDER_MARK, load_document
 from keylime.errors import ConfigError, CredentialError, PolicyError
-from keylime.ima.allowlist import convert_allowlist, read_excludes
+from keylime.ima.allowlist import convert_allowlist, listed_text, read_excludes
 from keylime.ima.excludes import compile_excludes
 from keylime.ima.keyrings import keyring_of
 from keylime.ima.runtime_policy import parse_runtime_policy
@@ -185,7 +186,7 @@ def reference_state(documents: PolicyDocuments) -> str | None:
     try:
         text = documents.reference_state.decode()
     except UnicodeDecodeError as error:
-        raise PolicyError(f"not UTF-8 text: {error.reason} at byte {error.start}") from error
+        raise PolicyError(not_utf8(error)) from error
     if not isinstance(load_document(text, "the reference state"), dict):
         raise PolicyError("expected a JSON object")
     return text
@@ -230,10 +231,9 @@ def _demand_unused(policy: TpmPolicy, reserved: Iterable[int], owner: str) -> No
 def _utf8(flag: str, source: str | None, content: bytes) -> str:
     """The text of a list, without the mark that some editors put in front."""
     try:
-        return content.decode().removeprefix(BYTE_ORDER_MARK)
+        return listed_text(content).removeprefix(BYTE_ORDER_MARK)
     except UnicodeDecodeError as error:
-        reason = f"not UTF-8 text: {error.reason} at byte {error.start}"
-        raise ConfigError(f"{flag} {source}: {reason}") from error
+        raise ConfigError(f"{flag} {source}: {not_utf8(error)}") from error
 
 
 def _base64(content: bytes) -> str:

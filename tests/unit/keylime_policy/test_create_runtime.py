@@ -165,6 +165,9 @@ def test_the_old_form_lists_boot_aggregate_first() -> None:
     [
         ("--allowlist", "allowlist", "xy  /a\n", "line 1: 'xy' is not a digest"),
         ("--allowlist", "allowlist", f"{'ab' * 22}  /a\n", "44 hex digits"),
+        ("--allowlist", "allowlist", f"{DIGEST}  /a\n{'ab' * 30}  /b\n", "line 2: .*60 hex digits"),
+        ("--allowlist", "allowlist", f"{DIGEST}  /a\0{DIGEST}  /b\0", "line 1: .*NUL.*sha256sum -z"),
+        ("--allowlist", "allowlist", f"\n{DIGEST}  /a\0\n", "line 2: .*NUL"),
         ("--excludelist", "excludes", "/a\n[\n", "line 2: '\\['"),
         ("--base-policy", "base_policy", '{"meta": {}}', "missing"),
         ("--ima-measurement-list", "ima_list", "10 x\n", "line 1"),
@@ -174,6 +177,39 @@ def test_a_bad_source_is_named(tmp_path: Path, option: str, field: str, text: st
     path = written(tmp_path / "source", text)
     with pytest.raises(ConfigError, match=f"{option} {path}.*{reason}"):
         create(**{field: path})
+
+
+def test_all_rules_of_an_allowlist_in_json_are_taken_in(tmp_path: Path) -> None:
+    old = {
+        "hashes": {"/a": [DIGEST]},
+        "excludes": ["/srv/.*"],
+        "keyrings": {".ima": [DIGEST]},
+        "ima": {"ignored_keyrings": [".machine"], "log_hash_alg": "sha256"},
+        "ima-buf": {"dm_table_load": [DIGEST]},
+        "release": 3,
+    }
+    excludes = written(tmp_path / "ex", "/var/.*\n")
+    made = create(allowlist=written(tmp_path / "al", json.dumps(old)), excludes=excludes)
+    assert made["excludes"] == ["/srv/.*", "/var/.*"]
+    assert made["ima"] == {**old["ima"], "dm_policy": None}  # type: ignore[dict-item]
+    assert (made["digests"], made["keyrings"]) == (old["hashes"], old["keyrings"])
+    assert (made["ima-buf"], made["release"]) == (old["ima-buf"], 3)
+
+
+def test_lines_of_an_allowlist_leave_the_rules_of_the_base_alone(tmp_path: Path) -> None:
+    base = create(ima_list=LIST)
+    base["ima"]["log_hash_alg"] = "sha256"
+    made = create(
+        base_policy=written(tmp_path / "base", json.dumps(base)),
+        allowlist=written(tmp_path / "al", f"{DIGEST}  /a\n"),
+    )
+    assert made["ima"] == base["ima"]
+
+
+def test_a_listed_name_that_is_not_utf8_is_the_one_that_a_kernel_measures(tmp_path: Path) -> None:
+    path = tmp_path / "al"
+    path.write_bytes(f"{DIGEST}  /usr/bin/caf\xe9 1\n".encode("latin-1") + f"{DIGEST}  /é\n".encode())
+    assert list(create(allowlist=path)["digests"]) == [r"/usr/bin/caf\351_1", "/é"]
 
 
 def test_sources_of_different_algorithms_are_refused(tmp_path: Path) -> None:

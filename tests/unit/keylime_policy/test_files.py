@@ -36,6 +36,22 @@ def test_a_byte_order_mark_is_no_part_of_lists_and_refused_in_front_of_json(tmp_
         read_text("POLICY", path)
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"/a$\n/b$\n/caf\xe9$\n", "invalid continuation byte in line 3, at byte 12"),
+        ("/a$\n".encode("utf-16"), "it is UTF-16, .* at byte 0"),
+        (b"\xfe\xff\0/", "it is UTF-16, .* at byte 0"),
+    ],
+)
+def test_text_of_another_encoding_is_named_with_line_and_remedy(
+    tmp_path: Path, content: bytes, reason: str
+) -> None:
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"/file: not UTF-8 text: save it as UTF-8; {reason}$"):
+        read_text("--excludelist", tmp_path / "file")
+
+
 @pytest.mark.parametrize("path", [None, "-", "/dev/stdout"])
 def test_stdout_is_the_default(path: str | None, capsys: pytest.CaptureFixture[str]) -> None:
     write_output("-o", path, "text")
