@@ -226,9 +226,16 @@ def database_errors(action: str) -> Iterator[None]:
     except (SQLAlchemyError, OSError) as error:
         if _cancellations() > cancellations:  # which must not get lost because the connection fails as well
             raise asyncio.CancelledError from error
-        # The driver's own words: SQLAlchemy's would add the statement and its parameters.
-        reason = " ".join(str(getattr(error, "orig", None) or type(error).__name__).split())
-        raise DatabaseUnavailable(f"database: cannot {action}: {reason}") from error
+        raise DatabaseUnavailable(f"database: cannot {action}: {_reason_of(error)}") from error
+
+
+def _reason_of(error: SQLAlchemyError | OSError) -> str:
+    # The driver's own words: SQLAlchemy's would add the statement and its parameters.
+    reason = getattr(error, "orig", None) or type(error).__name__
+    if isinstance(error, (DataError, IntegrityError)):
+        # PostgreSQL adds all values of the row, which may be secrets.
+        reason = getattr(getattr(reason, "diag", None), "message_primary", None) or reason
+    return " ".join(str(reason).split())
 
 
 def _cancellations() -> int:

@@ -802,6 +802,23 @@ def test_a_commit_that_the_database_refuses_was_not_done(postgres: str) -> None:
     on_server(postgres, act)
 
 
+def test_s2_the_row_that_a_server_refuses_is_not_shown(postgres: str) -> None:
+    table = sa.Table(
+        "refusing", sa.MetaData(), sa.Column("key", sa.Text), sa.Column("number", sa.Integer, nullable=False)
+    )
+
+    async def act(database: Database) -> None:
+        await database.write("make it", table.metadata.create_all)
+        row = {"key": "canary", "number": None}
+        with pytest.raises(DatabaseUnavailable) as refused:
+            await database.write("count", lambda one: one.execute(sa.insert(table), row))
+        text = str(refused.value)
+        assert 'cannot count: null value in column "number"' in text
+        assert "canary" not in text
+
+    on(postgres, act)
+
+
 def test_connections_that_died_in_the_pool_cost_one_wait_and_not_one_each(postgres: str) -> None:
     async def scenario() -> None:
         url = sa.make_url(postgres)
