@@ -1,5 +1,6 @@
 """Which hash the digests of a new policy are made with: all sources of one policy must agree."""
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -75,12 +76,35 @@ def claim_of_list(source: str, entries: Sequence[Entry]) -> AlgorithmClaim | Non
 
 
 def template_hash_of_list(source: str, entries: Sequence[Entry]) -> HashAlgorithm:
-    """Which algorithm the template hashes are of, by their length. Raises ConfigError for a mixture."""
+    """Which algorithm the template hashes are of, by their length.
+
+    Raises ConfigError for a mixture, and where an entry shows them to be of another kind.
+    """
     sizes = {len(entry.template_hash) for entry in entries}
     if len(sizes) != 1:
         raise ConfigError(f"{source}: its entries have template hashes of different algorithms")
     (size,) = sizes
-    return next(algorithm for algorithm in HashAlgorithm if algorithm.size == size)
+    algorithm = next(algorithm for algorithm in HashAlgorithm if algorithm.size == size)
+    first = next((entry for entry in entries if not entry.is_violation), None)
+    if first is not None and (kind := _strange_hash(first, algorithm)):
+        raise ConfigError(
+            f"{source}: has template hashes of {kind}, which policies cannot name; "
+            "give ascii_runtime_measurements, and have agents send that list"
+        )
+    return algorithm
+
+
+def _strange_hash(entry: Entry, expected: HashAlgorithm) -> str | None:
+    """What a template hash is that has the length of `expected`, and is neither of that nor unknown."""
+    digest, data = entry.template_hash, entry.template_data
+    if digest == expected.digest(data):
+        return None
+    if digest == HashAlgorithm.SHA1.digest(data).ljust(expected.size, b"\0"):
+        return f"SHA-1 filled up with zeros (this kernel had no {expected.label} when it measured)"
+    with contextlib.suppress(ValueError):  # not every crypto library has it
+        if digest == HashAlgorithm.SM3_256.digest(data):
+            return "SM3"
+    return None
 
 
 def _labels(algorithms: Iterable[HashAlgorithm]) -> str:

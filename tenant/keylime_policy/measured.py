@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from keylime.documents.strict_json import BYTE_ORDER_MARK
 from keylime.errors import ConfigError, MalformedEvidence, UnsuitableKey
 from keylime.ima.keyrings import recognise_key
 from keylime.ima.measurement_list import Entry, parse_binary_list, parse_line, split_lines
@@ -10,15 +11,18 @@ from keylime.ima.names import list_text
 from keylime.tpm.pcr import IMA_PCR, PCR_COUNT
 
 LIVE_LIST = "/sys/kernel/security/ima/ascii_runtime_measurements"
+_BYTE_ORDER_MARK = BYTE_ORDER_MARK.encode()
+_BLANKS = b" \t\r\n"
 _TEMPLATE_HASH_SIZES = (20, 32, 48, 64)
 
 
 def ascii_list(content: bytes) -> bytes:
     """An IMA list in the ASCII form that agents send, whichever form `content` has.
 
-    ASCII is taken as it is, right or wrong. Raises MalformedEvidence for a binary list that is none.
+    ASCII is taken as it is, right or wrong, but for what editors and web pages put around it. Raises
+    MalformedEvidence for a binary list that is none.
     """
-    text = content
+    text = _bare_lines(content)
     if _is_binary(content):
         text = b"".join(entry.to_line() + b"\n" for entry in _binary_entries(content))
     return list_text(text).encode()
@@ -29,13 +33,25 @@ def list_entries(content: bytes) -> list[Entry]:
     if _is_binary(content):
         return _binary_entries(content)
     entries = []
-    for number, line in enumerate(split_lines(content), 1):
+    lines = _bare_lines(content)
+    skipped = content[: content.find(lines)].count(b"\n")
+    for number, line in enumerate(split_lines(lines), skipped + 1):
         if line:
             try:
                 entries.append(parse_line(line))
             except MalformedEvidence as error:
                 raise MalformedEvidence(f"line {number}: {error}") from error
     return entries
+
+
+def _bare_lines(content: bytes) -> bytes:
+    """The lines of an ASCII list, without a byte order mark and the blank lines around them."""
+    text = content.removeprefix(_BYTE_ORDER_MARK)
+    if not text.strip(_BLANKS):
+        return b""
+    begin = text.rfind(b"\n", 0, len(text) - len(text.lstrip(_BLANKS))) + 1
+    end = text.find(b"\n", len(text.rstrip(_BLANKS)))
+    return text[begin:] if end < 0 else text[begin : end + 1]
 
 
 def _is_binary(content: bytes) -> bool:

@@ -1,5 +1,8 @@
 """Which algorithm a policy's digests have when several sources speak."""
 
+import hashlib
+
+import msgspec
 import pytest
 
 from keylime.errors import ConfigError
@@ -58,6 +61,19 @@ def test_an_ima_list_speaks_by_its_boot_aggregate(stage: Stage) -> None:
     assert {a.label for a in claim.candidates} == {stage.expected["boot_aggregate"]["algorithm"]}
     assert claim_of_list("list", entries[1:]) is None
     assert claim_of_list("list", []) is None
+
+
+@pytest.mark.parametrize(("algorithm", "size"), [("sha1", 48), ("sha1", 64), ("sha1", 32), ("sm3", 32)])
+def test_template_hashes_that_no_policy_can_name_are_refused_with_the_remedy(
+    algorithm: str, size: int
+) -> None:
+    first = parse_line(b"10 " + b"0" * 40 + b" ima-ng sha256:" + b"ab" * 32 + b" boot_aggregate")
+    hashed = hashlib.new(algorithm, first.template_data).digest().ljust(size, b"\0")
+    violation = parse_line(violation_line("/a", hash_size=size))
+    entry = msgspec.structs.replace(first, template_hash=hashed)
+    for entries in ([entry], [violation, entry]):
+        with pytest.raises(ConfigError, match=r"^list: .*; give ascii_runtime_measurements"):
+            template_hash_of_list("list", entries)
 
 
 def test_a_list_of_two_kinds_of_template_hash_is_refused() -> None:

@@ -40,6 +40,20 @@ def test_a_line_that_is_no_entry_is_named_by_its_number() -> None:
         )
 
 
+@pytest.mark.parametrize("before", [b"\xef\xbb\xbf", b"\n", b" \r\n\t\n", b"\xef\xbb\xbf\r\n"])
+@pytest.mark.parametrize("after", [b"", b"  \n", b"\r\n \t\r\n", b" "])
+def test_what_an_editor_puts_around_a_list_is_no_part_of_it(before: bytes, after: bytes) -> None:
+    text = capture("direct-efistub").stage("s1-clean").ascii_list
+    assert text.endswith(b" \n")  # the empty last field of an entry
+    assert ascii_list(before + text + after) == text
+    assert list_entries(before + text + after) == list_entries(text)
+
+
+@pytest.mark.parametrize("text", [b"", b"\n", b" ", b"\xef\xbb\xbf", b" \n\n "])
+def test_blanks_alone_are_an_empty_list(text: bytes) -> None:
+    assert (ascii_list(text).strip(), list_entries(text)) == (b"", [])
+
+
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_list_or_a_declared_error(data: bytes) -> None:
     for content in (data, b"\x0a\0\0\0" + data):
