@@ -710,6 +710,38 @@ def test_many_agents_share_transactions_of_verifiers_that_meet(url: str) -> None
     play(url, act)
 
 
+def test_verifiers_that_ask_and_hear_the_same_agents_crosswise_do_not_wait_for_each_other(url: str) -> None:
+    async def act(scene: Scene) -> None:
+        ids = [AgentId("first"), AgentId("second")]
+        for agent_id in ids:
+            await scene.one.agents.add(replace(PUSHING, agent_id=agent_id), Secrets(None, ""), "2.6", {})
+        generations = [one.generation for one in await scene.one.agents.load(ids)]
+        stores = [verifier.attestations for verifier in scene.both]
+
+        async def negotiate(number: int) -> list[Attestation]:
+            given = [
+                replace(offered(number, generation), agent_id=agent_id)
+                for agent_id, generation in zip(ids, generations, strict=True)
+            ]
+            calls = (store.negotiate(one) for store, one in zip(stores, given, strict=True))
+            assert await asyncio.gather(*calls) == [True, True]
+            return given
+
+        for number in range(0, 10, 2):
+            # What comes right after these is written together by each of the two.
+            first, second = await negotiate(number)
+            next_first, next_second = (replace(one, number=number + 1) for one in (first, second))
+            results = await asyncio.gather(
+                stores[0].negotiate(next_second),
+                stores[0].receive(first, [SHOWN], NOW),
+                stores[1].negotiate(next_first),
+                stores[1].receive(second, [SHOWN], NOW),
+            )
+            assert all(results[0::2])
+
+    play(url, act)
+
+
 def test_a_row_that_the_database_refuses_takes_no_other_with_it(url: str) -> None:
     async def act(scene: Scene) -> None:
         ids = [f"agent-{number}" for number in range(3)]

@@ -4,6 +4,7 @@ Transactions for several agents write table by table, and each table in the orde
 them wait for each other.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -430,25 +431,35 @@ def _read_anew(connection: sa.Connection, asked: _Look) -> CallingAgent:
 def _write_all(connection: sa.Connection, asked: Sequence[_Writing]) -> list[bool | Exception]:
     """What came of each: whether it was done, or came too late, or from what is not so."""
     order = sorted(asked, key=lambda one: one.place)
-    parts = [[one for one in order if one.is_new], [one for one in order if not one.is_new]]
+    new = [one for one in order if one.is_new]
     rows: Mapping[tuple[str, str], sa.Row[Any]] = {}
-    if len({one.attestation.agent_id for one in asked}) == len(asked):
+    is_one_of_each = len({one.attestation.agent_id for one in asked}) == len(asked)
+    if is_one_of_each:
         rows = _rows_now(connection, [one.look for one in asked if one.look is not None])
-        apart = [[part] for part in parts]
-    else:  # of one agent each must see what came of the one before
-        apart = [[[one] for one in part] for part in parts]
+
+    def write(statement: sa.Update, some: Sequence[_Writing]) -> None:
+        # Of one agent each must see what came of the one before.
+        for part in [some] if is_one_of_each else [[one] for one in some]:
+            results.update(_write_part(connection, statement, part, rows))
+
     results: dict[int, bool | Exception] = {}
-    for part in apart[0]:
-        results.update(_write_part(connection, _COUNT, part, rows))
-    new = [one for one in parts[0] if results[id(one)] is True]
+    write(_COUNT, new)
+    if connection.dialect.name == "sqlite":  # where nobody else writes, all of a kind is written at once
+        order = [*new, *(one for one in order if not one.is_new)]
+    for is_new, some in itertools.groupby(order, lambda one: one.is_new):
+        if is_new:
+            _store_new(connection, [one for one in some if results[id(one)] is True])
+        else:
+            write(_TAKE, list(some))
+    return [results[id(one)] for one in asked]
+
+
+def _store_new(connection: sa.Connection, new: Sequence[_Writing]) -> None:
     superseding = [{"of_agent": one.attestation.agent_id} for one in new if one.supersedes]
     if superseding:
         connection.execute(_SUPERSEDED, superseding)
     if new:
         connection.execute(_NEW, [one.attestation.columns for one in new])
-    for part in apart[1]:
-        results.update(_write_part(connection, _TAKE, part, rows))
-    return [results[id(one)] for one in asked]
 
 
 def _write_part(
