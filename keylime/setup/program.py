@@ -170,14 +170,12 @@ def _authority(arguments: argparse.Namespace, verifier: str, host: Host) -> x509
     port = 8881
     _, authority = presented_authority(verifier, port)
     shown = fingerprint(authority)
-    if host.trusted() == authority:
-        return authority
-    if arguments.fingerprint is not None:
-        if not same_fingerprint(arguments.fingerprint, shown):
-            raise ConfigError(
-                f"--fingerprint is not that of the authority at {verifier}:{port}, which is {shown}: compare "
-                "with what `keylime-setup control` prints there; if they differ, somebody is in between"
-            )
+    if arguments.fingerprint is not None and not same_fingerprint(arguments.fingerprint, shown):
+        raise ConfigError(
+            f"--fingerprint is not that of the authority at {verifier}:{port}, which is {shown}: compare "
+            "with what `keylime-setup control` prints there; if they differ, somebody is in between"
+        )
+    if arguments.fingerprint is not None or host.trusted() == authority:
         return authority
     print(f"Fingerprint (SHA-256) of the authority at {verifier}:{port}:\n  {shown}")
     answer = _ask("Is it what `keylime-setup control` printed there? (yes/no) ", "--fingerprint or --ca")

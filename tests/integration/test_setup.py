@@ -145,6 +145,13 @@ def test_an_authority_that_nobody_vouches_for_changes_nothing(
     assert list(host.etc.iterdir()) == []
 
 
+def test_a_fingerprint_counts_also_where_the_authority_is_trusted_already(address: str, host: Host) -> None:
+    with tls_server(address, 8881), listening(address, 8890):
+        set_up_node(node_arguments(address, fingerprint=fingerprint(AUTHORITY)), host)
+        with pytest.raises(ConfigError, match=f"--fingerprint is not .*{fingerprint(AUTHORITY)}"):
+            set_up_node(node_arguments(address, fingerprint="AB" * 32), host)
+
+
 def test_another_authority_is_never_replaced(address: str, host: Host) -> None:
     host.authority_file.parent.mkdir()
     other = trustme.CA().cert_pem.bytes()
