@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def _run_program(arguments: argparse.Namespace, request: ImportRequest | None) -> None:
-    if request is None and config_report(arguments, _CONFIGURATION, lambda: load_config(os.environ).warnings):
+    if request is None and config_report(arguments, _CONFIGURATION, _check_config):
         return
     config = configured("verifier", load_config, log)
     if request is not None:
@@ -72,6 +72,13 @@ def _run_program(arguments: argparse.Namespace, request: ImportRequest | None) -
         print(run(prepare_database(config, migrate=True)))
     else:
         _start(config, ServiceManager.from_environment(os.environ))
+
+
+def _check_config() -> tuple[str, ...]:
+    """The warnings about a configuration that can be used. Raises ConfigError."""
+    config = load_config(os.environ)
+    boot_policies(config)
+    return config.warnings
 
 
 def _parse_arguments() -> tuple[argparse.Namespace, ImportRequest | None]:

@@ -65,6 +65,15 @@ def test_a_bad_one_is_one_line_that_names_the_option(daemon: str, asked: Asked) 
     assert re.fullmatch(rf"keylime_{daemon}: error: .*line 2: \[{daemon}\] port = 'many': .*\n", err)
 
 
+@pytest.mark.parametrize(
+    "text", ["measured_boot_policy_name = exmaple", "measured_boot_imports = no_such_module"]
+)
+def test_a_boot_policy_that_is_not_there_is_no_good_configuration(text: str, asked: Asked) -> None:
+    status, out, err = asked("verifier", f"[verifier]\n{text}\n", "--check-config")
+    assert (status, out) == (1, "")
+    assert re.fullmatch(rf"keylime_verifier: error: .*{text.split()[0]}.*{text.split()[2]}.*\n", err)
+
+
 @pytest.mark.parametrize("daemon", DAEMONS)
 def test_programs_can_ask_as_well(daemon: str, asked: Asked) -> None:
     status, out, _ = asked(daemon, f"[{daemon}]\nport = many\n", "--check-config", "--json")
