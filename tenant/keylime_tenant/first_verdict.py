@@ -34,6 +34,8 @@ def first_verdict(status: ToldStatus, passes_before: int = 0) -> FirstVerdict:
 def failure(agent_id: AgentId, status: ToldStatus) -> CommandFailed:
     """The error for an agent that failed, with the reasons that its verifier gives."""
     reasons = "; ".join(line.strip() for line in remarks(status))
+    # The state of an agent that attests by itself is that of the protocol for polled ones: always Get Quote.
+    told = status.attestation_status if status.attests_by_itself else status.state_text
     return CommandFailed(
-        f"agent {agent_id} failed its attestation ({status.state_text}): {reasons or 'no reason is told'}"
+        f"agent {agent_id} failed its attestation ({told}): {reasons or 'no reason is told'}"
     )

@@ -173,7 +173,10 @@ def findings_of(event: HistoryEvent) -> list[FindingSummary]:
 
 def _enrolment(details: Mapping[str, Any]) -> Iterator[str]:
     was = details.get("was", {})
-    yield f"at {printable(str(details.get('ip')))} port {details.get('port')}"
+    if details.get("ip"):
+        yield f"at {printable(str(details['ip']))} port {details.get('port')}"
+    else:
+        yield "attests by itself"
     for name, words in (("runtime_policy", "runtime policy"), ("mb_policy", "measured boot policy")):
         now, before = details.get(name), was.get(name)
         if was and now != before:

@@ -621,6 +621,15 @@ def test_update_gives_a_new_certificate_to_an_agent_that_was_rejected(
     assert revoked(lab) == ({first} if is_renewed else set())
 
 
+def test_a_payload_that_cannot_be_read_takes_no_certificate_back(lab: Lab) -> None:
+    receiving(lab)
+    succeeded(lab.run("-u", AGENT, "--cert", "default"))
+    lab.verifier.agents[AGENT]["operational_state"] = 9
+    told = failed(lab.run("-c", "update", "-u", AGENT, "--cert", "default", "--include", "nowhere"))
+    assert "--include: No such file or directory: nowhere" in told
+    assert revoked(lab) == set()
+
+
 def test_delete_revokes_no_certificate_but_the_agents(lab: Lab) -> None:
     """Serial numbers are an authority's own: the same one may be another machine's in another CA."""
     receiving(lab)

@@ -77,6 +77,15 @@ def test_where_the_exit_status_is_asked_for_it_ends_with_the_failure() -> None:
     assert [row["attestation_status"] for row in following.shown] == ["PASS", "FAIL"]
 
 
+def test_the_failure_of_an_agent_that_attests_by_itself_is_not_called_get_quote() -> None:
+    following = FollowingSession(
+        ToldStreams([BEGUN, told(8)]),
+        statuses=[status(), status(FINDING, operational_state=3, attestation_mode="push")],
+        exit_code=True,
+    )
+    assert followed(following, follow_status).startswith("agent agent-1 failed its attestation (FAIL): ")
+
+
 def test_a_history_ends_with_the_deletion() -> None:
     following = FollowingSession(
         ToldStreams([BEGUN, told(8), told(9, "deleted"), told(10)]), histories=[kept(event(7, "enrolled"))]
