@@ -19,9 +19,9 @@ _LONG = ("test_verifier_faults.py", "test_verifier_waits.py", "test_verifiers_sh
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """With `-n logical` one for each processor; with `-n auto` two, since half of the time programs wait."""
-    per_processor = 1 if config.option.numprocesses == "logical" else 2
-    return per_processor * len(os.sched_getaffinity(0))
+    """With `-n logical` one for each processor; with `-n auto` five for two, since programs often wait."""
+    processors = len(os.sched_getaffinity(0))
+    return processors if config.option.numprocesses == "logical" else -(-5 * processors // 2)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
