@@ -293,7 +293,7 @@ def test_who_has_hardly_any_patience_left_takes_none_from_the_others() -> None:
             with patience.for_a_caller(limit_s):
                 return await together.ask(number)
 
-        asking = (ask(1, 3.0), ask(2, 0.1), ask(3, 2.0), ask(4, 0.2))
+        asking = (ask(1, 90.0), ask(2, 0.1), ask(3, 60.0), ask(4, 0.2))
         results = await asyncio.gather(*asking, return_exceptions=True)
         assert list(results[0::2]) == [1, 3]
         assert [type(one) for one in results[1::2]] == [DatabaseUnavailable] * 2, "nothing was done"

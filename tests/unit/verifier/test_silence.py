@@ -30,6 +30,7 @@ from keylime_verifier.pushing.journal import Judged, PushedVerdicts
 from keylime_verifier.pushing.session_store import SessionStore
 from keylime_verifier.pushing.silence import Silence
 from keylime_verifier.pushing.verdict_writes import Change
+from tests.fakes.eventual import eventually
 from tests.unit.verifier.test_poller import until
 from tests.unit.verifier.test_status import ENROLMENT
 
@@ -216,7 +217,7 @@ class Secretless(AgentStore):
 class Desk:
     """A journal over noted writes."""
 
-    def __init__(self, rules: PushRules = RULES) -> None:
+    def __init__(self) -> None:
         self.database = Writes()
         self.agents = Secretless()
         self.meter = Meter()
@@ -224,7 +225,7 @@ class Desk:
         self.journal = PushedVerdicts(
             self.database,
             self.agents,
-            rules,
+            RULES,
             token_s=None,
             targets=lambda: [("agent", "*")],
             on_revocation=lambda: self.on_revocation(),
@@ -340,16 +341,19 @@ def test_silence_that_the_database_refuses_is_that_of_one_agent(caplog: pytest.L
 
 
 def test_nobody_is_told_of_as_silent_while_passes_cannot_be_written() -> None:
-    desk = Desk(replace(RULES, cadence=replace(RULES.cadence, quote_interval_s=0.2)))
+    desk = Desk()
     passes = desk.database.held_up[Urgency.CAN_WAIT] = asyncio.Event()  # somebody locks a row of one of them
 
     async def act() -> None:
+        loop = asyncio.get_running_loop()
         judging = asyncio.create_task(desk.journal.judged(passed(1)))
-        await asyncio.sleep(0.1)
+        await eventually(lambda: desk.database.attempts == 1)
         assert await desk.journal.overdue([passing(2)], EPOCH) == [Ruling.COUNTS], "no longer than usual"
-        await asyncio.sleep(0.5)
+        late_s = loop.time() + RULES.longest_pause_s / 2 + 1
+        loop.time = lambda: late_s  # type: ignore[method-assign]
         with pytest.raises(DatabaseUnavailable, match="passes"):
             await desk.journal.overdue([passing(1)], EPOCH)
+        del loop.time
         passes.set()
         assert await judging is Ruling.COUNTS
         assert await desk.journal.overdue([passing(3)], EPOCH) == [Ruling.COUNTS]
