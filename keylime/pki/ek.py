@@ -66,6 +66,11 @@ class TrustStore:
         return self.by_subject.get(comparable_name(certificate.issuer), ())
 
 
+def names_issuer(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    """Whether `certificate` says that `issuer` has issued it."""
+    return comparable_name(certificate.issuer) == comparable_name(issuer.subject)
+
+
 def comparable_name(name: x509.Name) -> ComparableName:
     """What is equal for equal names, by RFC 5280, 7.1: kinds of text, capitals and extra blanks do not count.
 

@@ -18,7 +18,7 @@ from keylime.errors import CredentialError, KeylimeError, MalformedEvidence, Uns
 from keylime.identifiers import AgentId
 from keylime.pki.agent_certificate import PinnedKey, read_agent_tls
 from keylime.pki.der import TolerantCertificate
-from keylime.pki.ek import is_signed_by
+from keylime.pki.ek import is_signed_by, names_issuer
 from keylime.tpm.credential import activation_tag
 from keylime.tpm.keys import (
     AttestationKey,
@@ -264,4 +264,4 @@ def _demand_issuer(
 
 
 def _is_issued_by(certificate: TolerantCertificate, issuer: TolerantCertificate) -> bool:
-    return certificate.certificate.issuer == issuer.certificate.subject and is_signed_by(certificate, issuer)
+    return names_issuer(certificate.certificate, issuer.certificate) and is_signed_by(certificate, issuer)

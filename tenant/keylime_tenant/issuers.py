@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 
 from keylime.errors import ConfigError, MalformedEvidence, PeerUnreachable
 from keylime.pki.der import OPERATORS, PARSER_ERRORS, TolerantCertificate, read_certificate
-from keylime.pki.ek import MAX_CHAIN, is_signed_by, issuer_addresses
+from keylime.pki.ek import MAX_CHAIN, is_signed_by, issuer_addresses, names_issuer
 from keylime_tenant.ca.vendor_certificates import VendorCertificate, ca_certificate, certificates_in
 from keylime_tenant.errors import AgentRejected, CommandFailed
 
@@ -107,7 +107,7 @@ async def _published(
 
 def _issuer_among(links: Sequence[Link], certificate: TolerantCertificate) -> Link | None:
     for link in links:
-        if link.item.certificate.subject == certificate.certificate.issuer and is_signed_by(
+        if names_issuer(certificate.certificate, link.item.certificate) and is_signed_by(
             certificate, read_certificate(link.item.encoded, OPERATORS)
         ):
             return link
@@ -143,4 +143,4 @@ def _pkcs7(data: bytes) -> list[bytes]:
 
 
 def _is_self_issued(certificate: x509.Certificate) -> bool:
-    return certificate.subject == certificate.issuer
+    return names_issuer(certificate, certificate)

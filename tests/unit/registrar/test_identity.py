@@ -1,13 +1,16 @@
 """Which registrations get a challenge, and which are refused, broken link by broken link."""
 
+import copy
 import dataclasses
 import functools
 import hashlib
 from typing import Any
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 
 from keylime.hashes import HashAlgorithm
 from keylime.identifiers import AgentId
@@ -166,6 +169,16 @@ def test_an_id_in_the_form_of_an_ek_hash_must_be_the_hash_of_this_ek() -> None:
 @pytest.mark.parametrize("qualifying", [hashlib.sha256(AGENT.encode()).digest(), AGENT.encode()])
 def test_a_device_identity_bound_to_the_ak_is_accepted_with_either_qualification(qualifying: bytes) -> None:
     judge(with_device_identity(), certification(qualifying=qualifying), IdentityDemand.IAK_IDEVID)
+
+
+def test_a_devices_maker_may_be_named_with_other_capitals_and_blanks() -> None:
+    vendor = copy.copy(VENDOR)
+    vendor.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "tpm  VENDOR")])
+    named = {
+        field: certificate_of(key, vendor)
+        for field, key in zip(("iak_cert", "idevid_cert"), device_keys(0), strict=True)
+    }
+    judge(with_device_identity(**named), certification(), IdentityDemand.IAK_IDEVID)
 
 
 REFUSED_CERTIFICATIONS = {

@@ -275,6 +275,15 @@ def test_a_chain_without_an_end_ends(tmp_path: Path) -> None:
     assert len(chain.links) == 7
 
 
+def test_an_issuer_may_be_named_with_other_capitals_and_blanks() -> None:
+    root = issue("A Maker")
+    named_otherwise = Holder(root.key, issue("a  MAKER").certificate)
+    ek = issue("EK", named_otherwise, "http://maker.example/root.crt", ca=False)
+    pages = {"http://maker.example/root.crt": root.der}
+    chain = asyncio.run(find_issuers(read_certificate(ek.der), downloads(pages)))
+    assert [link.item.encoded for link in chain.links] == [root.der]
+
+
 @pytest.mark.parametrize("encoding", [Encoding.DER, Encoding.PEM])
 def test_bundles_are_pkcs7_too(encoding: Encoding) -> None:
     both = [maker().root.certificate, maker().sub.certificate]
