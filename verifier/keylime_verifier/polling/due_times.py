@@ -1,17 +1,25 @@
 """When an agent is asked next: drifting apart, in ticks, and at a rate those that were given up. Pure."""
 
-# Of the interval: agents that are due at almost the same time are asked together. To wake up for each of them
-# costs more CPU, most of it for caches that have gone cold.
-_TICK = 0.01
+import math
+
 _JITTER = 0.05  # of the delay: agents added together drift apart
+# Agents that are due at almost the same time are asked together: to wake up for each of them costs more CPU,
+# most of it for caches that have gone cold. So many at most, as others wait for the loop meanwhile; and no
+# agent is moved in time by more than what it drifts anyway.
+_TOGETHER = 16
+_WIDEST_TICK = 0.05  # of the interval
 # Questions in a second to agents that were given up, of all together: up to 1500 are asked every 15 s,
 # of 10,000 each every 100 s. A question that nobody answers is a TCP connection and no more.
 _SILENT_RATE = 100.0
 
 
-def tick_s(interval_s: float) -> float:
-    """The grid that due times fall on, for agents that are asked every `interval_s`."""
-    return max(_TICK * interval_s, 1e-6)
+def tick_s(interval_s: float, agents: int) -> float:
+    """The grid that due times of so many agents fall on, which are asked every `interval_s`.
+
+    A finer grid has all times of a wider one: as agents come and go, those of either are asked together.
+    """
+    halvings = max(math.ceil(math.log2(max(agents * _WIDEST_TICK / _TOGETHER, 1.0))), 0)
+    return max(_WIDEST_TICK * interval_s / (1 << halvings), 1e-6)
 
 
 def due_at(now: float, delay_s: float, tick_s: float, chance: float) -> float:

@@ -107,7 +107,6 @@ class Poller:
         self._read_v = read_v
         self._recorder = recorder
         self._cadence = cadence
-        self._tick_s = tick_s(cadence.quote_interval_s)
         self._severities = severities
         self._slots = asyncio.Semaphore(max_concurrent)
         # Each of those that were given up may take a time-out: a fleet of them delays nobody else.
@@ -238,7 +237,8 @@ class Poller:
     def _schedule(self, agent: PolledAgent, action: PollAfter | ProvideV) -> None:
         # Spreads load; no secret depends on it.
         chance = random.uniform(-1, 1)  # noqa: S311
-        at = due_at(asyncio.get_running_loop().time(), action.delay_s, self._tick_s, chance)
+        tick = tick_s(self._cadence.quote_interval_s, len(self._agents))
+        at = due_at(asyncio.get_running_loop().time(), action.delay_s, tick, chance)
         if agent.polling.state is OperationalState.FAILED:
             at = self._last_silent_at = given_up_due_at(at, self._last_silent_at, len(self._agents))
         due = _Due(at, next(self._order), agent, action)
