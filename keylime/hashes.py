@@ -3,7 +3,6 @@
 import enum
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import Self
 
 
 class HashAlgorithm(enum.IntEnum):
@@ -16,12 +15,12 @@ class HashAlgorithm(enum.IntEnum):
     SM3_256 = 0x0012
 
     @classmethod
-    def from_label(cls, label: str) -> Self:
+    def from_label(cls, label: str) -> "HashAlgorithm":
         """The algorithm named `label` ("sha256", as on the wire). Raises ValueError."""
-        number = _NUMBERS.get(label)
-        if number is None:
+        algorithm = _BY_LABEL.get(label)
+        if algorithm is None:
             raise ValueError(f"unknown hash algorithm {label!r}")
-        return cls(number)
+        return algorithm
 
     @property
     def label(self) -> str:
@@ -50,7 +49,7 @@ _SIZES = {
     HashAlgorithm.SM3_256: 32,
 }
 _LABELS = {algorithm: algorithm.name.lower() for algorithm in HashAlgorithm}
-_NUMBERS = {label: int(algorithm) for algorithm, label in _LABELS.items()}
+_BY_LABEL = {label: algorithm for algorithm, label in _LABELS.items()}
 # As functions, and not by name: each PCR is extended thousands of times.
 _HASHES: Mapping[HashAlgorithm, Callable[[bytes], "hashlib._Hash"]] = {
     HashAlgorithm.SHA1: hashlib.sha1,

@@ -1,14 +1,13 @@
 """What to ask an agent in the next round: follows from the policies and from what is already proven."""
 
-from dataclasses import dataclass
+import msgspec
 
 from keylime.appraisal.checkpoint import Checkpoint
 from keylime.appraisal.reference import Reference
 from keylime.tpm.pcr import DATA_PCR
 
 
-@dataclass(frozen=True, slots=True)
-class Challenge:
+class Challenge(msgspec.Struct, frozen=True):
     """One integrity challenge. `pcrs` is exactly what must be quoted, the data PCR included.
 
     The TPM signs the text of `nonce`; agents that attest by themselves are given bytes, the `raw_nonce`.

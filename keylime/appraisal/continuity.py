@@ -1,7 +1,8 @@
 """Whether a quote goes on from the boot that the last accepted one came from (TPM 2.0 Part 1, 36.3-36.7)."""
 
 import enum
-from dataclasses import dataclass
+
+import msgspec
 
 from keylime.appraisal.checkpoint import BootSession
 from keylime.appraisal.evidence import quote_finding
@@ -21,8 +22,7 @@ class Continuity(enum.Enum):
     RESUMED = "resumed"  # resumed from suspend, or another boot time within one boot
 
 
-@dataclass(frozen=True, slots=True)
-class ContinuityResult:
+class ContinuityResult(msgspec.Struct, frozen=True):
     """The relation, and what speaks against the quote or is worth a log line."""
 
     continuity: Continuity

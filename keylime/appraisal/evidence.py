@@ -3,7 +3,6 @@
 import base64
 import binascii
 import hashlib
-from dataclasses import dataclass
 from typing import Self
 
 import msgspec
@@ -16,16 +15,14 @@ from keylime.messages.agent import QuoteReply, parse_quote_reply
 from keylime.tpm.quote import Quote, parse_quote
 
 
-@dataclass(frozen=True, slots=True)
-class RawBootLog:
+class RawBootLog(msgspec.Struct, frozen=True):
     """A log of a boot as it was sent, by the firmware or the operating system; the hex SHA-256 of it."""
 
     content: bytes
     digest: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
+class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     """A well-formed answer; nothing in it is believed yet."""
 
     quote: Quote
@@ -48,8 +45,7 @@ def quote_finding(event: str, message: str, *, error: str | None = None) -> Find
     return Finding(f"qoute_validation.{event}", context, recoverable=False, explanation=explanation)
 
 
-@dataclass(frozen=True, slots=True)
-class AgentAnswer:
+class AgentAnswer(msgspec.Struct, frozen=True):
     """An agent's answer: `ima_list` is beside the other fields, because it stays as it was sent.
 
     `quote` is that of `reply` if whoever received it has parsed it already.

@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import msgspec
+
 from keylime.appraisal.checkpoint import Checkpoint
 from keylime.findings.finding import Finding
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AcceptedQuote:
+class AcceptedQuote(msgspec.Struct, frozen=True, kw_only=True):
     """The facts of an accepted quote that an agent's status shows."""
 
     hash_alg: str
@@ -19,8 +20,7 @@ class AcceptedQuote:
     ima_excluded: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
+class Accepted(msgspec.Struct, frozen=True):
     """Every check passed; `checkpoint` is what is proven now, `notes` are for the log."""
 
     checkpoint: Checkpoint

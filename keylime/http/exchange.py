@@ -31,8 +31,7 @@ class Role(enum.Enum):
     AGENT_OR_ADMIN = enum.auto()
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(msgspec.Struct, frozen=True):
     """Who asks: `name` is an administrator's common name, `address` the peer's IP address.
 
     `certificate` is what a log calls an administrator: the certificate's subject and serial number.
@@ -52,8 +51,7 @@ class Caller:
         return source_prefixes(self.address)
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """A routed, authorised request; `parameters` are the path's, percent-decoded, agent ids checked."""
 
     method: str

@@ -9,7 +9,6 @@ find where they reach the quote, and once more, as far as needed, to judge what 
 
 from array import array
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
 
 import msgspec
 
@@ -37,8 +36,7 @@ MAX_NOISE = 1000  # lines that no kernel writes: where there are so many of them
 _JUDGED_SLICE = 100  # entries judged between two yields: each may need a signature check
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImaResult:
+class ImaResult(msgspec.Struct, frozen=True, kw_only=True):
     """What one round showed about the measurement list.
 
     `findings` speak against the machine; `failures` is their number when it exceeds what is kept. With

@@ -1,13 +1,12 @@
 """boot_aggregate: the first entry of every list, a hash of the boot PCRs that ties the list to its boot."""
 
-from dataclasses import dataclass
+import msgspec
 
 from keylime.errors import MalformedEvidence
 from keylime.ima.measurement_list import BOOT_AGGREGATE, Entry
 
 
-@dataclass(frozen=True, slots=True)
-class BootAggregates:
+class BootAggregates(msgspec.Struct, frozen=True):
     """What is known of the boot at hand: hex `digests` that its boot_aggregate may have.
 
     `algorithms` are the digest algorithms (as IMA names them) of which the right value must be among them;

@@ -7,6 +7,8 @@ nothing but the line itself, the policy and the tenant's keys.
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
+import msgspec
+
 from keylime.hashes import HashAlgorithm
 from keylime.ima.replay import ExtendMode
 
@@ -15,8 +17,7 @@ MAX_LINE_BYTES = 1024  # longer lines are computed again every time, so that the
 LINE_OVERHEAD = 200  # bytes that a remembered line costs beside its own
 
 
-@dataclass(frozen=True, slots=True)
-class ViewKey:
+class ViewKey(msgspec.Struct, frozen=True):
     """What a verdict about a line depends on: policy content, tenant's keys, and what is extended how."""
 
     policy: str

@@ -29,6 +29,8 @@ class _RawEnvelope(msgspec.Struct, frozen=True):
 
 def parse_envelope(body: bytes | bytearray, *, is_trusted: bool = False) -> Envelope:
     """The envelope in `body`, whose results may be as long as they are. Raises MalformedMessage."""
+    if len(body) <= MAX_STATUS:  # and so is each of its fields
+        return parse_body(body, Envelope, is_trusted=is_trusted)
     raw = parse_body(body, _RawEnvelope, is_trusted=is_trusted)
     for name in ("code", "status"):
         size = len(memoryview(getattr(raw, name)))

@@ -34,8 +34,10 @@ class SignatureScheme(enum.IntEnum):
     @property
     def label(self) -> str:
         """The name on the wire and in configuration: "rsassa", "rsapss", "ecdsa"."""
-        return self.name.lower()
+        return _SCHEME_LABELS[self]
 
+
+_SCHEME_LABELS = {scheme: scheme.name.lower() for scheme in SignatureScheme}
 
 RSA_SCHEMES = frozenset({SignatureScheme.RSASSA, SignatureScheme.RSAPSS})
 

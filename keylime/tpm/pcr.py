@@ -7,8 +7,8 @@ its canonical form is accepted, so that one set of values has one encoding.
 import functools
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Self
+
+import msgspec
 
 from keylime.errors import MalformedEvidence
 from keylime.hashes import HashAlgorithm
@@ -36,8 +36,7 @@ _COUNT = struct.Struct("<I")
 _HEADER_SIZE = _SELECTIONS_SIZE + _COUNT.size
 
 
-@dataclass(frozen=True, slots=True)
-class PcrSelection:
+class PcrSelection(msgspec.Struct, frozen=True):
     """Some PCRs of one bank. Raises ValueError for an index that is not 0 to 23."""
 
     bank: HashAlgorithm
@@ -47,10 +46,10 @@ class PcrSelection:
         if not self.indices <= ALL_PCRS:
             raise ValueError(f"PCR indices are 0 to {PCR_COUNT - 1}, not {sorted(self.indices - ALL_PCRS)}")
 
-    @classmethod
-    def from_mask(cls, bank: HashAlgorithm, mask: int) -> Self:
+    @staticmethod
+    def from_mask(bank: HashAlgorithm, mask: int) -> "PcrSelection":
         """The PCRs whose bits are set in `mask`, bit 0 for PCR 0. Raises ValueError above 24 bits."""
-        return cls(bank, _indices(mask))
+        return _selected(bank, mask)
 
     @property
     def mask(self) -> int:
@@ -67,8 +66,7 @@ class PcrSelection:
         return f"{self.bank.label}:{','.join(str(index) for index in sorted(self.indices)) or 'none'}"
 
 
-@dataclass(frozen=True, slots=True)
-class PcrValues:
+class PcrValues(msgspec.Struct, frozen=True):
     """Values of some PCRs of one bank. Raises ValueError for a wrong index or a value of the wrong length."""
 
     bank: HashAlgorithm
@@ -184,10 +182,10 @@ def _layout(selection: PcrSelection) -> tuple[Sequence[int], Sequence[bytes]]:
 
 
 @functools.lru_cache(maxsize=_CACHED)
-def _indices(mask: int) -> frozenset[int]:
+def _selected(bank: HashAlgorithm, mask: int) -> PcrSelection:
     if not 0 <= mask < 1 << PCR_COUNT:
         raise ValueError(f"a PCR mask has {PCR_COUNT} bits, not {mask:#x}")
-    return frozenset(index for index in range(PCR_COUNT) if mask >> index & 1)
+    return PcrSelection(bank, frozenset(index for index in range(PCR_COUNT) if mask >> index & 1))
 
 
 def _parse_selection(data: bytes) -> PcrSelection:

@@ -7,7 +7,8 @@ the values should be, and whether clock and algorithms are acceptable, is the ap
 import base64
 import binascii
 import hmac
-from dataclasses import dataclass
+
+import msgspec
 
 from keylime.errors import KeylimeError, MalformedEvidence
 from keylime.hashes import HashAlgorithm
@@ -25,8 +26,7 @@ class QuoteRejected(KeylimeError):
     """A quote that does not attest what was asked; the text says which check failed. Becomes a finding."""
 
 
-@dataclass(frozen=True, slots=True)
-class Quote:
+class Quote(msgspec.Struct, frozen=True):
     """A quote as an agent sent it: well-formed, but nothing in it is proven."""
 
     attest: Attest
@@ -35,8 +35,7 @@ class Quote:
     pcrs: PcrValues
 
 
-@dataclass(frozen=True, slots=True)
-class VerifiedQuote:
+class VerifiedQuote(msgspec.Struct, frozen=True):
     """What the TPM of an AK vouched for. Only `verify_quote` makes it."""
 
     pcrs: PcrValues
@@ -109,10 +108,10 @@ def _check_selection(attested: QuoteInfo, pcrs: PcrValues, asked: PcrSelection) 
 
 def _decode_base64(name: str, text: str) -> bytes:
     try:
-        data = base64.b64decode(text, validate=True)
+        data = binascii.a2b_base64(text, strict_mode=True)
     except (binascii.Error, ValueError):  # ValueError: characters outside ASCII
         raise MalformedEvidence(f"{name} part of the quote is not base64") from None
     # The decoder lets stray bits before the padding pass; one value must have one text.
-    if base64.b64encode(data).decode() != text:
+    if binascii.b2a_base64(data, newline=False).decode() != text:
         raise MalformedEvidence(f"{name} part of the quote is not canonical base64")
     return data

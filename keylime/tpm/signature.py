@@ -3,9 +3,9 @@
 Pure. Understood are the schemes that attestation keys may have here: RSASSA, RSAPSS and ECDSA.
 """
 
-from dataclasses import dataclass
 from typing import TypeAlias
 
+import msgspec
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
@@ -17,6 +17,7 @@ from keylime.tpm.keys import RSA_SCHEMES, AttestationKey, SignatureScheme, coord
 from keylime.tpm.pcr import parse_bank
 from keylime.tpm.structures import StructureReader
 
+_SCHEMES = {int(scheme): scheme for scheme in SignatureScheme}
 _MAX_RSA_SIZE = 512  # bytes of a 4096-bit modulus
 _MAX_COORDINATE_SIZE = 66  # bytes of a P-521 number
 
@@ -33,15 +34,13 @@ class SignatureInvalid(KeylimeError):
     """A signature that the key did not make, or not in its own way. Becomes a finding, never trust."""
 
 
-@dataclass(frozen=True, slots=True)
-class RsaValue:
+class RsaValue(msgspec.Struct, frozen=True):
     """The number of an RSA signature, big-endian, as long as the modulus."""
 
     signature: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class EcdsaValue:
+class EcdsaValue(msgspec.Struct, frozen=True):
     """The numbers of an ECDSA signature, big-endian; the TPM may or may not pad them to the curve's size."""
 
     r: bytes
@@ -51,8 +50,7 @@ class EcdsaValue:
 SignatureValue: TypeAlias = RsaValue | EcdsaValue
 
 
-@dataclass(frozen=True, slots=True)
-class Signature:
+class Signature(msgspec.Struct, frozen=True):
     """TPMT_SIGNATURE, well-formed but not yet verified."""
 
     scheme: SignatureScheme
@@ -63,7 +61,10 @@ class Signature:
 def parse_signature(data: bytes) -> Signature:
     """`data` as TPMT_SIGNATURE of scheme RSASSA, RSAPSS or ECDSA. Raises MalformedEvidence."""
     reader = StructureReader(data, "TPMT_SIGNATURE")
-    scheme = _verifiable_scheme(reader.u16())
+    number = reader.u16()
+    scheme = _SCHEMES.get(number)
+    if scheme is None:
+        raise MalformedEvidence(f"signature scheme {number:#06x} is not rsassa, rsapss or ecdsa")
     algorithm = parse_bank(reader.u16())
     value: SignatureValue
     if scheme in RSA_SCHEMES:
@@ -101,13 +102,6 @@ def verify_signature(key: AttestationKey, signature: Signature, message: bytes) 
         raise SignatureInvalid(
             f"{signature.scheme.label} with {signature.hash_algorithm.label} cannot be verified here"
         ) from None
-
-
-def _verifiable_scheme(number: int) -> SignatureScheme:
-    try:
-        return SignatureScheme(number)
-    except ValueError:
-        raise MalformedEvidence(f"signature scheme {number:#06x} is not rsassa, rsapss or ecdsa") from None
 
 
 def _verify_rsa(public_key: rsa.RSAPublicKey, signature: Signature, value: RsaValue, message: bytes) -> None:

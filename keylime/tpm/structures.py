@@ -6,8 +6,9 @@ MalformedEvidence. Claimed lengths are compared with what is there before anythi
 
 import enum
 import struct
-from dataclasses import dataclass
 from typing import TypeAlias
+
+import msgspec
 
 from keylime.errors import MalformedEvidence
 from keylime.tpm.pcr import BITMAP_SIZE, PcrSelection, parse_bank
@@ -20,6 +21,8 @@ MAX_NAME_SIZE = 66  # hash algorithm and a SHA-512 digest
 MAX_DATA_SIZE = 66  # TPM2B_DATA holds up to a TPMT_HA
 MAX_DIGEST_SIZE = 64
 
+_U16, _U32 = struct.Struct(">H"), struct.Struct(">I")
+_MAGIC_AND_TYPE = struct.Struct(">IH")
 _CLOCK_AND_FIRMWARE = struct.Struct(">QIIBQ")  # TPMS_CLOCK_INFO, firmwareVersion
 _SELECTION = struct.Struct(">HB3s")  # TPMS_PCR_SELECTION with a three-byte bitmap
 
@@ -49,30 +52,39 @@ class StructureReader:
         start = self._offset
         end = start + count
         if end > len(self._data):
-            raise MalformedEvidence(
-                f"{self._what} is cut short: {count} bytes expected at offset {start}, {self.remaining} left"
-            )
+            raise self._cut_short(count)
         self._offset = end
         return self._data[start:end]
 
     def u16(self) -> int:
         """The next two bytes as a big-endian number."""
-        return int.from_bytes(self.take(2), "big")
+        (number,) = self.unpack(_U16)
+        return number
 
     def u32(self) -> int:
         """The next four bytes as a big-endian number."""
-        return int.from_bytes(self.take(4), "big")
+        (number,) = self.unpack(_U32)
+        return number
 
     def unpack(self, layout: struct.Struct) -> tuple[int, ...]:
         """The next fields as `layout` says, which should hold numbers only."""
-        return layout.unpack(self.take(layout.size))
+        start = self._offset
+        end = start + layout.size
+        if end > len(self._data):
+            raise self._cut_short(layout.size)
+        self._offset = end
+        return layout.unpack_from(self._data, start)
 
     def sized(self, limit: int) -> bytes:
         """The content of the next TPM2B: two bytes of length, then at most `limit` bytes."""
-        size = self.u16()
+        (size,) = self.unpack(_U16)
         if size > limit:
             raise MalformedEvidence(f"{self._what} has a field of {size} bytes, at most {limit} expected")
         return self.take(size)
+
+    def _cut_short(self, count: int) -> MalformedEvidence:
+        expected = f"{count} bytes expected at offset {self._offset}"
+        return MalformedEvidence(f"{self._what} is cut short: {expected}, {self.remaining} left")
 
     def finish(self) -> None:
         """Raises MalformedEvidence unless every byte was read."""
@@ -87,8 +99,10 @@ class AttestationType(enum.IntEnum):
     QUOTE = 0x8018
 
 
-@dataclass(frozen=True, slots=True)
-class ClockInfo:
+_TYPES = {int(kind): kind for kind in AttestationType}
+
+
+class ClockInfo(msgspec.Struct, frozen=True):
     """TPMS_CLOCK_INFO: when, by the TPM's own reckoning, a structure was signed."""
 
     clock: int  # milliseconds that the TPM was powered, over all its life
@@ -97,16 +111,14 @@ class ClockInfo:
     safe: bool  # False when the clock may have run back, after a loss of power
 
 
-@dataclass(frozen=True, slots=True)
-class QuoteInfo:
+class QuoteInfo(msgspec.Struct, frozen=True):
     """TPMS_QUOTE_INFO: what TPM2_Quote attests."""
 
     selections: tuple[PcrSelection, ...]
     pcr_digest: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class CertifyInfo:
+class CertifyInfo(msgspec.Struct, frozen=True):
     """TPMS_CERTIFY_INFO: what TPM2_Certify attests."""
 
     name: bytes
@@ -116,8 +128,7 @@ class CertifyInfo:
 Attested: TypeAlias = QuoteInfo | CertifyInfo
 
 
-@dataclass(frozen=True, slots=True)
-class Attest:
+class Attest(msgspec.Struct, frozen=True):
     """TPMS_ATTEST: what the TPM signs."""
 
     type: AttestationType
@@ -134,9 +145,12 @@ def parse_attest(data: bytes) -> Attest:
     A magic that is not TPM_GENERATED is refused here: such data were not made inside a TPM.
     """
     reader = StructureReader(data, "TPMS_ATTEST")
-    if (magic := reader.u32()) != TPM_GENERATED:
+    magic, number = reader.unpack(_MAGIC_AND_TYPE)
+    if magic != TPM_GENERATED:
         raise MalformedEvidence(f"TPMS_ATTEST has magic {magic:#010x}, expected TPM_GENERATED")
-    kind = _attestation_type(reader.u16())
+    kind = _TYPES.get(number)
+    if kind is None:
+        raise MalformedEvidence(f"TPMS_ATTEST has type {number:#06x}, expected a quote or certification")
     qualified_signer = reader.sized(MAX_NAME_SIZE)
     extra_data = reader.sized(MAX_DATA_SIZE)
     clock, reset_count, restart_count, safe, firmware_version = reader.unpack(_CLOCK_AND_FIRMWARE)
@@ -152,15 +166,6 @@ def parse_attest(data: bytes) -> Attest:
         firmware_version=firmware_version,
         attested=attested,
     )
-
-
-def _attestation_type(number: int) -> AttestationType:
-    try:
-        return AttestationType(number)
-    except ValueError:
-        raise MalformedEvidence(
-            f"TPMS_ATTEST has type {number:#06x}, expected a quote or certification"
-        ) from None
 
 
 def _parse_quote_info(reader: StructureReader) -> QuoteInfo:

@@ -3,12 +3,13 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from keylime.appraisal.checkpoint import BootSession, Checkpoint
 from keylime.appraisal.verdict import Accepted, AcceptedQuote, Incomplete, Rejected, Verdict

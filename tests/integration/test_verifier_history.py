@@ -5,7 +5,6 @@ import base64
 import contextlib
 import json
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from msgspec import structs
+from msgspec.structs import replace
 
 from keylime.database.migrate import prepare_schema
 from keylime.database.transactions import Database

@@ -121,9 +121,9 @@ def reply_of(reply: QuoteReply, parts: dict[str, bytes]) -> QuoteReply:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda r, c, k: (r, replace(c, nonce=c.nonce[:-1] + "!"), k),
-        lambda r, c, k: (r, replace(c, nonce=""), k),
-        lambda r, c, k: (r, replace(c, pcrs=c.pcrs | {20}), k),
+        lambda r, c, k: (r, msgspec.structs.replace(c, nonce=c.nonce[:-1] + "!"), k),
+        lambda r, c, k: (r, msgspec.structs.replace(c, nonce=""), k),
+        lambda r, c, k: (r, msgspec.structs.replace(c, pcrs=c.pcrs | {20}), k),
         lambda r, c, k: (r, c, replace(k, attestation_key=parse_attestation_key(OTHER_AK.tpm2b_public))),
         lambda r, c, k: (r, c, replace(k, runtime_policy=parse_runtime_policy(no_digests()))),
         lambda r, c, k: (r, c, replace(k, measured_boot=policy({"a": 1}, "reject-all"))),

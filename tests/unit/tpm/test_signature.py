@@ -1,6 +1,7 @@
 import dataclasses
 import struct
 
+import msgspec
 import pytest
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
@@ -165,6 +166,6 @@ def test_a_number_longer_than_the_curve_is_refused(p521: SoftwareAk, longer: str
     signature = parse_signature(p521.sign(MESSAGE))
     assert isinstance(signature.value, EcdsaValue)
     number = b"\0" + getattr(signature.value, longer)
-    value = dataclasses.replace(signature.value, **{longer: number})
+    value = msgspec.structs.replace(signature.value, **{longer: number})
     with pytest.raises(SignatureInvalid, match="longer than the curve's 66 bytes"):
-        verify_signature(key_of(p521), dataclasses.replace(signature, value=value), MESSAGE)
+        verify_signature(key_of(p521), msgspec.structs.replace(signature, value=value), MESSAGE)

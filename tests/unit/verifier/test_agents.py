@@ -3,8 +3,9 @@
 import asyncio
 import base64
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
 from typing import cast
+
+from msgspec.structs import replace
 
 from keylime.identifiers import AgentId
 from keylime.ima.runtime_policy import EMPTY_POLICY, RuntimePolicy

@@ -1,9 +1,9 @@
 """Evidence that was collected, as the appraisal gets it: a quote is parsed once, and judged as its text."""
 
-from dataclasses import replace
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from keylime.appraisal.evidence import Evidence, parse_evidence
 from keylime.findings.finding import Finding

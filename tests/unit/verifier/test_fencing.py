@@ -1,8 +1,9 @@
 """Which verdicts count, given what the transaction that writes them finds."""
 
-from dataclasses import replace
+import dataclasses
 
 import pytest
+from msgspec.structs import replace
 
 from keylime.messages.verifier import OperationalState
 from keylime_verifier.agents.policy_categories import TextHash
@@ -53,7 +54,10 @@ def test_a_pass_counts_for_the_owner_in_its_epoch_only(found: StoredState | None
         (replace(FOUND, state=OperationalState.FAILED, severity_level=6, is_polled=False), Ruling.COUNTS),
         (None, Ruling.DELETED),
         (replace(FOUND, generation="j"), Ruling.ENROLLED_ANEW),
-        (replace(FOUND, versions=replace(HELD_TO, runtime=TextHash("newer"))), Ruling.POLICIES_REPLACED),
+        (
+            replace(FOUND, versions=dataclasses.replace(HELD_TO, runtime=TextHash("newer"))),
+            Ruling.POLICIES_REPLACED,
+        ),
         (replace(FOUND, versions=HeldVersions(HELD_TO.runtime, None)), Ruling.POLICIES_REPLACED),
     ],
 )

@@ -1,10 +1,10 @@
 """References of agents that attest by themselves are kept exactly as long as they are what would be built."""
 
 import asyncio
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from keylime.errors import PolicyError
 from keylime.identifiers import AgentId

@@ -1,8 +1,9 @@
 """The polling state machine against docs/reference/rest-api.md, 5 and the decisions that change it."""
 
-from dataclasses import replace
+import dataclasses
 
 import pytest
+from msgspec.structs import replace
 
 from keylime.appraisal.checkpoint import Checkpoint
 from keylime.appraisal.verdict import Accepted, AcceptedQuote, Incomplete, Rejected
@@ -30,7 +31,7 @@ from keylime_verifier.agents.lifecycle import (
 )
 
 CADENCE = Cadence(quote_interval_s=2, retry_interval_s=3, max_retries=2, exponential_backoff=True)
-FINAL_SILENCE = replace(CADENCE, resume_after_silence=False)
+FINAL_SILENCE = dataclasses.replace(CADENCE, resume_after_silence=False)
 ASKED_ON = PollAfter(15, renew_key=True)
 LABELS = ("info", "warning", "emergency")
 EMERGENCY_ONLY = SeverityPolicy(LABELS, [{"event_id": ".*", "severity_label": "emergency"}])
@@ -309,9 +310,9 @@ def test_v_that_was_owed_before_a_silence_follows_the_pass_after_it() -> None:
 
 
 def test_the_pause_before_a_retry_grows_to_a_minute_and_not_further() -> None:
-    cadence = replace(CADENCE, max_retries=10**9)
+    cadence = dataclasses.replace(CADENCE, max_retries=10**9)
     assert [cadence.retry_delay_s(attempt) for attempt in (3, 4, 1000)] == [27, 60, 60]
-    assert replace(cadence, retry_interval_s=90).retry_delay_s(2) == 90
+    assert dataclasses.replace(cadence, retry_interval_s=90).retry_delay_s(2) == 90
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,10 @@ import asyncio
 import itertools
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, cast
 
 import pytest
+from msgspec.structs import replace
 
 from keylime.appraisal.challenge import Challenge
 from keylime.appraisal.evidence import AgentAnswer

@@ -1,8 +1,9 @@
 """The bookkeeping after each outcome, and which of it may be written a second later."""
 
-from dataclasses import replace
+import dataclasses
 
 import pytest
+from msgspec.structs import replace
 
 from keylime.appraisal.checkpoint import BootSession, Checkpoint
 from keylime.appraisal.verdict import Accepted, AcceptedQuote, Incomplete, Rejected
@@ -99,7 +100,7 @@ def test_no_verdict_is_no_pass() -> None:
 
 
 def test_a_thousand_findings_are_stored_in_part() -> None:
-    many = tuple(replace(MILD, explanation=str(number)) for number in range(1000))
+    many = tuple(dataclasses.replace(MILD, explanation=str(number)) for number in range(1000))
     assert len(after(PASSING, Rejected(many, PROVEN)).last_findings) == 50
 
 

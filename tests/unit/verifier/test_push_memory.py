@@ -4,11 +4,11 @@ import asyncio
 import secrets
 import tracemalloc
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TypeVar, cast
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from keylime.database.engine import DatabaseUnavailable, OutcomeUnknown
 from keylime.errors import KeylimeError, MalformedMessage, PolicyError

@@ -1,8 +1,7 @@
 """How agents stand that attest by themselves: every edge, and what is shown of it at any time."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from keylime.appraisal.checkpoint import Checkpoint
 from keylime.appraisal.verdict import Accepted, AcceptedQuote, Incomplete, Rejected

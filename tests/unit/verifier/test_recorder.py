@@ -3,11 +3,11 @@
 import asyncio
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 from sqlalchemy.exc import DataError
 
 from keylime.appraisal.verdict import Accepted, Rejected

@@ -5,8 +5,9 @@ import base64
 import gc
 import json
 import weakref
-from dataclasses import replace
 from typing import cast
+
+from msgspec.structs import replace
 
 from keylime.ima.runtime_policy import EMPTY_POLICY, PolicyHash, RuntimePolicy, parse_runtime_policy
 from keylime_verifier.agents.policy_categories import TextHash

@@ -1,8 +1,7 @@
 """What an agent's status says of trust, from its state and the age of its last pass."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from keylime.appraisal.checkpoint import BootSession, Checkpoint
 from keylime.identifiers import AgentId
@@ -204,7 +203,7 @@ def test_l7_a_status_says_in_words_whether_anything_is_judged(
 def test_l7_an_agent_is_unjudged_when_no_policy_makes_a_demand(
     changes: dict[str, str], runtime_policy: bool, expected: bool
 ) -> None:
-    enrolment = replace(ENROLMENT, **changes)  # type: ignore[arg-type]
+    enrolment = replace(ENROLMENT, **changes)
     assert judges_nothing(enrolment, runtime_policy=runtime_policy) is expected
 
 

@@ -5,9 +5,13 @@ polled on after a recoverable failure is asked as after any other retry, and the
 back. So it does with an agent that was given up as silent: only what evidence shows is final.
 """
 
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeAlias, assert_never
+
+import msgspec
+from msgspec.structs import replace
 
 from keylime.appraisal.verdict import Accepted, Incomplete, Rejected
 from keylime.findings.finding import Finding
@@ -52,8 +56,7 @@ class Cadence:
         return abs(self.retry_interval_s)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Polling:
+class Polling(msgspec.Struct, frozen=True, kw_only=True):
     """One agent as the state machine sees it.
 
     `attempts` counts silent rounds in a row, `setbacks` those that ended in a recoverable rejection or in a
@@ -138,8 +141,7 @@ Outcome: TypeAlias = Accepted | Rejected | Incomplete | Silence | Refused | VDel
 # What the daemon must do
 
 
-@dataclass(frozen=True, slots=True)
-class PollAfter:
+class PollAfter(msgspec.Struct, frozen=True):
     """Ask for the next quote after `delay_s`; `renew_key` asks for the public key as well."""
 
     delay_s: float
@@ -331,7 +333,7 @@ def _failed(polling: Polling, finding: Finding, severities: SeverityPolicy) -> P
         v_owed_to=None,
         severity_rank=severities.severity_of(finding).rank,
         last_event_id=finding.event_id,
-        failure=replace(finding, hint=_remedy(polling.agent, finding)),
+        failure=dataclasses.replace(finding, hint=_remedy(polling.agent, finding)),
     )
 
 

@@ -1,10 +1,12 @@
 """An agent's stored progress after an outcome: pure bookkeeping, with the time given as a value."""
 
-from dataclasses import fields, replace
+import dataclasses
 from datetime import UTC, datetime
 from itertools import islice
 from operator import attrgetter
 from typing import Any
+
+from msgspec.structs import replace
 
 from keylime.appraisal.verdict import Accepted, Incomplete, Rejected
 from keylime.findings.explain import joined, summarise_finding
@@ -27,7 +29,7 @@ from keylime_verifier.agents.records import AgentRecord, Progress
 MAX_STORED_FINDINGS = 50
 _SILENCE = "internal.verifier."
 _ROUTINE = {"attestation_count", "last_received_quote", "last_successful_attestation", "checkpoint"}
-_VERDICT = attrgetter(*(one.name for one in fields(Progress) if one.name not in _ROUTINE))
+_VERDICT = attrgetter(*(name for name in Progress.__struct_fields__ if name not in _ROUTINE))
 
 
 def polling_of(record: AgentRecord) -> Polling:
@@ -117,7 +119,9 @@ def _causes(
     failure = polling.failure
     if since is not None:
         moment = datetime.fromtimestamp(since, UTC).isoformat(timespec="seconds")
-        failure = replace(failure, explanation=f"{failure.explanation}; unreachable since {moment}")
+        failure = dataclasses.replace(
+            failure, explanation=f"{failure.explanation}; unreachable since {moment}"
+        )
     rejections = [found for found in before.last_findings if not found.event_id.startswith(_SILENCE)]
     return (*summarise((failure,), severities), *rejections)[:MAX_STORED_FINDINGS]
 

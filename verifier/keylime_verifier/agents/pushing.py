@@ -5,10 +5,12 @@ lasts until an operator acts, whatever follows it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TypeAlias, assert_never
+
+from msgspec.structs import replace
 
 from keylime.appraisal.verdict import Accepted, Incomplete, Rejected, Verdict
 from keylime.findings.finding import Finding

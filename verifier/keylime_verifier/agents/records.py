@@ -1,8 +1,11 @@
 """What the verifier keeps about an agent, as typed values between the database and the rest."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple, Self
+
+import msgspec
+from msgspec.structs import replace
 
 from keylime.appraisal.checkpoint import Checkpoint
 from keylime.identifiers import AgentId
@@ -24,8 +27,7 @@ class PolicyPart:
         return self.until is None or now < self.until
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Enrolment:
+class Enrolment(msgspec.Struct, frozen=True, kw_only=True):
     """What an operator gave when the agent was added. Does not change while the agent is there.
 
     Texts are kept as they came (checked at the edge); `v` and `revocation_key` are not here: they are read
@@ -63,8 +65,7 @@ class Enrolment:
         return any(part.name == name for part in self.parts)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """What polling has learned and decided; times are seconds since the epoch, 0 for never."""
 
     operational_state: OperationalState = OperationalState.START
@@ -81,11 +82,10 @@ class Progress:
     enc_alg: str = ""
     sign_alg: str = ""
     v_delivered_to: str | None = None
-    checkpoint: Checkpoint = field(default_factory=Checkpoint.fresh)
+    checkpoint: Checkpoint = msgspec.field(default_factory=Checkpoint.fresh)
 
 
-@dataclass(frozen=True, slots=True)
-class PushState:
+class PushState(msgspec.Struct, frozen=True):
     """How far the attestations of an agent have come that attests by itself.
 
     `judged` is the number of the last one with a verdict; `deadline`, in seconds since the epoch, is when the
@@ -104,8 +104,7 @@ class RowVersion(NamedTuple):
     recalls: int  # how often others had it judged again
 
 
-@dataclass(frozen=True, slots=True)
-class AgentRecord:
+class AgentRecord(msgspec.Struct, frozen=True):
     """One agent. `generation` names the time since an operator's last act; writes of another are refused.
 
     `claim` is what its shard was under when it was read; passes under another one are refused as well, and
@@ -115,7 +114,7 @@ class AgentRecord:
     generation: str
     enrolment: Enrolment
     progress: Progress
-    claim: ShardClaim = field(default_factory=ShardClaim)
+    claim: ShardClaim = msgspec.field(default_factory=ShardClaim)
     recalls: int = 0
     push: PushState | None = None  # of an agent that attests by itself
 

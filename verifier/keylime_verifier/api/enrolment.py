@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import msgspec
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from msgspec import UNSET, UnsetType
@@ -190,7 +191,7 @@ def check_update(
     uses_ima = bool(whole.ima_sign_verification_keys) or (
         demands_ima if keeps_runtime else bool(whole.runtime_policy or whole.runtime_policy_name)
     )
-    changed = replace(
+    changed = msgspec.structs.replace(
         new.enrolment,
         tpm_policy=_with_mask(new.enrolment, used_logs=request.tpm_policy is UNSET, uses_ima=uses_ima),
         has_v=enrolment.has_v if payload is None else True,

@@ -1,9 +1,10 @@
 """What the transaction does that writes new agents: many at once, where many are added."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import sqlalchemy as sa
+from msgspec.structs import replace
 from sqlalchemy.exc import IntegrityError
 
 from keylime.database.many import insert_many

@@ -9,11 +9,13 @@ check and the write. (On SQLite the transaction is the only one that writes.)
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
+from msgspec.structs import replace
 
 from keylime.database.clock import database_time
 from keylime.messages.verifier import OperationalState
@@ -60,8 +62,7 @@ class VerdictRefusal:
     ruling: Ruling
 
 
-@dataclass(frozen=True, slots=True)
-class StoredState:
+class StoredState(msgspec.Struct, frozen=True):
     """What a writer finds of an agent, and who owns its shard. `versions` matter for rejections only."""
 
     generation: str
@@ -70,7 +71,7 @@ class StoredState:
     severity_level: int | None
     is_polled: bool
     claim: ShardClaim
-    versions: HeldVersions = field(default_factory=HeldVersions)
+    versions: HeldVersions = msgspec.field(default_factory=HeldVersions)
 
 
 def rule_on_pass(record: AgentRecord, found: StoredState | None) -> Ruling:

@@ -8,8 +8,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
+
+from msgspec.structs import replace
 
 from keylime.appraisal.verdict import Accepted, Rejected
 from keylime.database.engine import DatabaseUnavailable, is_away

@@ -1,15 +1,16 @@
 """Agents in the verifier's database: each method is one transaction; rows come out as typed records."""
 
 import base64
+import dataclasses
 import logging
 import uuid
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import msgspec
 import sqlalchemy as sa
+from msgspec.structs import replace
 from sqlalchemy import RowMapping
 from sqlalchemy.exc import IntegrityError
 
@@ -205,7 +206,7 @@ class AgentStore:
             hashes, now = await self._database.read("read the versions of policies", _hashes_and_time)
             for agent_id, row in several.items():
                 held_to = HeldVersions.of_parts(_parts_of(row.runtime_parts), hashes, row.boot, now)
-                found[agent_id] = replace(found[agent_id], policies=held_to)
+                found[agent_id] = dataclasses.replace(found[agent_id], policies=held_to)
         return found
 
     async def load_polled(self, owner: MemberId, wanted: Sequence[AgentId]) -> list[AgentRecord]:

@@ -1,9 +1,11 @@
 """What the transactions do that write what came of rounds: passes by the thousand, and changes of state."""
 
+import dataclasses
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import sqlalchemy as sa
+from msgspec.structs import replace
 
 from keylime.appraisal.checkpoint import encode_checkpoint
 from keylime.database.many import update_many
@@ -169,7 +171,7 @@ def write_verdict(
 
 
 def _with_revocation(event: Occurrence, revocation: StoredRevocation) -> Occurrence:
-    return replace(event, details={**event.details, "revocation": revocation.revocation_id})
+    return dataclasses.replace(event, details={**event.details, "revocation": revocation.revocation_id})
 
 
 def update_agent(connection: sa.Connection, agent_id: AgentId, values: Mapping[str, object]) -> None:

@@ -1,7 +1,6 @@
 """Attestations of agents that attest by themselves, as they are stored and as they are shown. Pure."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -38,8 +37,7 @@ MAX_ITEMS_SIZE = 60_000
 """Bytes of the items of an attestation: what a text column holds on every database."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attestation:
+class Attestation(msgspec.Struct, frozen=True, kw_only=True):
     """One attestation. Times are epoch seconds; `generation` is the agent's when it was negotiated."""
 
     agent_id: str

@@ -6,10 +6,11 @@ them wait for each other.
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
+from msgspec.structs import replace
 
 from keylime.database.together import Together
 from keylime.database.transactions import Database
@@ -82,7 +83,7 @@ _OVERDUE = (
 
 # All that may have changed of what is known of some agents: rows of narrow tables, found by their keys.
 _RUNTIME_POLICY, _BOOT_POLICY = policies.alias("runtime_policy"), policies.alias("boot_policy")
-_STANDING_NAMES = [one.name for one in fields(Attestation) if one.name not in ("agent_id", "items")]
+_STANDING_NAMES = [name for name in Attestation.__struct_fields__ if name not in ("agent_id", "items")]
 _NOW = sa.select(
     *SELECT_SESSIONS.selected_columns,
     progress.c.incarnation,
@@ -140,7 +141,7 @@ _MOST_NOW = 128
 # Of some sizes: what is put together for any number of values costs as much as to execute it.
 _NOW_OF = {size: _now_of(size) for size in (1, 2, 4, 8, 16, 32, 64, _MOST_NOW)}
 _ID_IN_SESSION, _AGENT_IN_SESSION = 0, 1
-_OF_SESSION = len(fields(PushSession))
+_OF_SESSION = len(PushSession.__struct_fields__)
 _OF_AGENT_NOW = _OF_SESSION + 9
 
 
@@ -148,15 +149,13 @@ class Outdated(KeylimeError):
     """What was remembered of an agent is not so any more; nothing was written."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Look:
+class _Look(msgspec.Struct, frozen=True):
     agent_id: AgentId
     session_id: str
     remembered: CallingAgent | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Writing:
+class _Writing(msgspec.Struct, frozen=True):
     """An attestation as it is to be: new, or with the evidence that the one there awaits.
 
     It counts only if `remembered`, of which it was made, still stands; None if it was read just before.

@@ -5,7 +5,6 @@ Here is decided only whether evidence is there. Whether it is true, the appraisa
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import msgspec
 from msgspec.structs import replace
@@ -43,8 +42,7 @@ from keylime_verifier.pushing.problems import Problem, Unacceptable, malformed, 
 _MOST_PART = 4096  # characters of each part of a quote: twice what the largest takes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Collected:
+class Collected(msgspec.Struct, frozen=True, kw_only=True):
     """What came. `items` show it without the lines of the IMA list; `size` is that of the logs in bytes."""
 
     items: tuple[Received, ...]
@@ -127,8 +125,7 @@ def _other_items() -> Problem:
     return problem(EVIDENCE, "must contain the items that were requested, in their order")
 
 
-@dataclass(frozen=True, slots=True)
-class _Quote:
+class _Quote(msgspec.Struct, frozen=True):
     text: str
     parsed: Quote | None
     bank: str
@@ -217,8 +214,7 @@ def _read_boot_log(item: UnreadLog, path: str) -> str:
         raise Unacceptable(problem(f"{path}/entries", str(error))) from error
 
 
-@dataclass(frozen=True, slots=True)
-class _ImaList:
+class _ImaList(msgspec.Struct, frozen=True):
     text: ListText
     entry: int
     lines: int

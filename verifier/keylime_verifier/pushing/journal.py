@@ -8,8 +8,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
+
+import msgspec
+from msgspec.structs import replace
 
 from keylime.appraisal.verdict import Accepted, Incomplete, Rejected, Verdict
 from keylime.database.engine import DatabaseUnavailable, is_away
@@ -52,8 +54,7 @@ _GATHERING_S = 0.25  # between two transactions that write plain passes
 _ATTEMPTS = 20  # to work a verdict out on what others have written meanwhile
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
+class Judged(msgspec.Struct, frozen=True, kw_only=True):
     """A verdict about evidence, the agent as it was judged, and by which versions of its policies."""
 
     record: AgentRecord

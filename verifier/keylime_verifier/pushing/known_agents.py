@@ -4,9 +4,9 @@ What is remembered is no truth. Whoever writes on its account looks in the same 
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass, field, replace
 
 import msgspec
+from msgspec.structs import replace
 
 from keylime.identifiers import AgentId
 from keylime_verifier.agents.policy_categories import PolicyHashes
@@ -24,8 +24,7 @@ _SMALLEST = 1500  # an agent without its record and what it is asked for
 _A_POLICY = 300
 
 
-@dataclass(frozen=True, slots=True)
-class CallingAgent:
+class CallingAgent(msgspec.Struct, frozen=True):
     """What is known of an agent that calls: its session, its record, its latest attestation.
 
     `next_number` is None of an agent that is not there, or does not attest by itself. The latest attestation
@@ -36,7 +35,7 @@ class CallingAgent:
     record: AgentRecord | None
     next_number: int | None
     latest: Attestation | None
-    policies: PolicyHashes = field(default_factory=dict)  # which the agent is held to
+    policies: PolicyHashes = msgspec.field(default_factory=dict)  # which the agent is held to
 
 
 def still_stands(remembered: CallingAgent, found: CallingAgent) -> bool:
@@ -76,8 +75,7 @@ def _is_same_token(remembered: PushSession | None, found: PushSession | None) ->
     return replace(found, token_expires_at=ends) == remembered
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
+class _Known(msgspec.Struct, frozen=True):
     found: CallingAgent  # its latest attestation has no items
     items: str  # those, as they are stored, which is a fraction of what they take when they are read
     record_size: int  # bytes

@@ -4,8 +4,10 @@ import logging
 import secrets
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum, auto
+
+from msgspec.structs import replace
 
 from keylime.errors import KeylimeError
 from keylime.identifiers import AgentId

@@ -1,7 +1,7 @@
 """Sessions in the database: any process, of any verifier, goes on with what another one has begun."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -26,7 +26,7 @@ MOST_UNPROVEN = 20_000
 
 _ROOM = 64  # so much of it is made at a time: a part like this of all
 _EXPIRED_KEPT_S = 3600.0  # for so long a token is called expired and not unknown
-_COLUMNS = [sessions.c[field.name] for field in fields(PushSession)]
+_COLUMNS = [sessions.c[name] for name in PushSession.__struct_fields__]
 SELECT_SESSIONS = sa.select(*_COLUMNS)
 _UNPROVEN = sessions.c.state != ACTIVE
 _LENGTHEN = (

@@ -10,6 +10,8 @@ import uuid
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+import msgspec
+
 from keylime.appraisal.reference import canonical_algorithm
 from keylime.errors import KeylimeError, MalformedEvidence, MalformedMessage, UnsuitableKey
 from keylime.messages.push_document import decode_binary
@@ -57,8 +59,7 @@ class SessionLimits:
         return max(self.challenge_s, self.address_window_s, self.agent_window_s)
 
 
-@dataclass(frozen=True, slots=True)
-class PushSession:
+class PushSession(msgspec.Struct, frozen=True):
     """A session as it is stored; times are seconds since the epoch."""
 
     session_id: str
@@ -77,8 +78,7 @@ class PushSession:
         return f"Session({self.session_id}, {self.agent_id}, {self.state})"
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(msgspec.Struct, frozen=True):
     """What an agent shows: the session's id, and with it a secret that only the agent knows."""
 
     session_id: str

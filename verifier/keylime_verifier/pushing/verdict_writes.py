@@ -5,10 +5,12 @@ what is there then. Evidence is true whoever judges it, so that no owner of a sh
 owner of the shard to tell.
 """
 
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
+import msgspec
 import sqlalchemy as sa
+from msgspec.structs import replace
 
 from keylime.messages.push_attestation import Evaluation, FailureReason
 from keylime_verifier.agents.events import Occurrence
@@ -57,8 +59,7 @@ _FORGET = sa.delete(attestations).where(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttestationEnd:
+class AttestationEnd(msgspec.Struct, frozen=True, kw_only=True):
     """How an attestation ended. `token_until` is how long the agent's token holds then, if that changes."""
 
     number: int
@@ -69,8 +70,7 @@ class AttestationEnd:
     token_until: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class Change(msgspec.Struct, frozen=True, kw_only=True):
     """What becomes of an agent: from what it was read as to what it is. `held_to` of a rejection alone.
 
     Without a `conclusion` it is about silence, and counts unless evidence has come after `heard_after`, a
@@ -196,7 +196,10 @@ def _told(change: Change) -> Sequence[Occurrence]:
     if change.revocation is None:
         return change.events
     revocation_id = change.revocation.revocation_id
-    return [replace(one, details={**one.details, "revocation": revocation_id}) for one in change.events]
+    return [
+        dataclasses.replace(one, details={**one.details, "revocation": revocation_id})
+        for one in change.events
+    ]
 
 
 def _is_verdict(change: Change) -> bool:

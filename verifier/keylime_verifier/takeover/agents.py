@@ -9,10 +9,11 @@ import base64
 import binascii
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from msgspec.structs import replace
 
 from keylime.errors import CredentialError, KeylimeError, PolicyError
 from keylime.identifiers import AgentId, parse_agent_id
