@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Self
 
 ORDINARY_ANSWER = 256 << 10  # bytes: some 1500 lines
@@ -52,18 +52,7 @@ class AnswerReservation:
         await self._budget.wait(self, size)
 
 
-class _JudgingOfOrdinary:
-    """What surrounds the judging of nearly all answers; generators would take as long as some of it."""
-
-    async def __aenter__(self) -> None:
-        pass
-
-    async def __aexit__(self, kind: type[BaseException] | None, *_exc_info: object) -> None:
-        if kind is None:
-            await asyncio.sleep(0)
-
-
-_JUDGING_OF_ORDINARY = _JudgingOfOrdinary()
+_JUDGING_OF_ORDINARY = nullcontext()  # of nearly all answers
 
 
 class AnswerBudget:

@@ -12,7 +12,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Collection
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from keylime.appraisal.appraise import appraise_stepwise
 from keylime.appraisal.challenge import make_challenge
@@ -59,6 +59,7 @@ from keylime_verifier.agents.records import AgentRecord, Enrolment, HeldVersions
 from keylime_verifier.polling.answer_budget import AnswerBudget, AnswerReservation
 from keylime_verifier.polling.due_times import due_at, given_up_due_at, tick_s
 from keylime_verifier.polling.fencing import Ruling
+from keylime_verifier.polling.judging_turns import judged_in_turn
 from keylime_verifier.polling.meter import Meter
 from keylime_verifier.polling.pace import Pace, lag_remark
 from keylime_verifier.polling.polled_agent import PolledAgent
@@ -73,12 +74,13 @@ ReadV = Callable[[AgentId], Awaitable[bytes | None]]
 _TELL_S = 60.0
 
 
-@dataclass(order=True, slots=True)
-class _Due:
+class _Due(NamedTuple):
+    """Of two that are due at the same time the one comes first that was scheduled first."""
+
     at: float
     order: int
-    agent: PolledAgent = field(compare=False)
-    action: PollAfter | ProvideV = field(compare=False)
+    agent: PolledAgent
+    action: PollAfter | ProvideV
 
 
 class Poller:
@@ -381,18 +383,13 @@ class Poller:
             return Rejected((finding,), checkpoint.restarted())
         self._meter.asked(time.perf_counter() - asked_at)
         steps = appraise_stepwise(answer, challenge, reference, checkpoint, self._memo)
-        took_s = 0.0
-        while True:
+        verdict, took_s = None, 0.0
+        while verdict is None:
             await self._pace.room(agent)
-            async with self._budget.judging(place):
-                began = time.perf_counter()
-                try:
-                    next(steps)
-                except StopIteration as end:
-                    self._meter.appraised(took_s + time.perf_counter() - began)
-                    verdict: Verdict = end.value
-                    return verdict
-                took_s += time.perf_counter() - began
+            verdict, more_s = await judged_in_turn(steps, self._budget, place)
+            took_s += more_s
+        self._meter.appraised(took_s)
+        return verdict
 
     async def _provide_v(self, agent: PolledAgent, public_key: str) -> Outcome:
         share = await self._read_v(agent.record.agent_id)

@@ -5,10 +5,11 @@ The same appraisal as for agents that are polled; here it is only put together.
 
 import asyncio
 import logging
-import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+
+import msgspec
 
 from keylime import patience
 from keylime.appraisal.appraise import appraise_stepwise
@@ -22,6 +23,7 @@ from keylime_verifier.agents.policy_categories import PolicyHashes
 from keylime_verifier.agents.records import AgentRecord
 from keylime_verifier.polling.answer_budget import AnswerBudget, AnswerReservation
 from keylime_verifier.polling.fencing import Ruling
+from keylime_verifier.polling.judging_turns import judged_in_turn
 from keylime_verifier.polling.meter import Meter
 from keylime_verifier.pushing.collected import Collected, answer_of, challenge_of
 from keylime_verifier.pushing.insistence import insisting
@@ -33,11 +35,9 @@ log = logging.getLogger("keylime.verifier")
 
 MOST_AT_ONCE = 500
 """Pieces of evidence that wait for their verdict."""
-_TURN_S = 0.002  # after which others have theirs
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReceivedEvidence:
+class ReceivedEvidence(msgspec.Struct, frozen=True, kw_only=True):
     """Evidence that was received: for which attestation of an agent, of which boot.
 
     The record and its policies are as they were read with the request that brought it; whoever writes the
@@ -158,17 +158,10 @@ class Judging:
             return Incomplete("its IMA list has been judged otherwise since it was asked", checkpoint)
         answer = answer_of(collected, reference, boottime_in(checkpoint, evidence.boot_time))
         steps = appraise_stepwise(answer, challenge_of(collected), reference, checkpoint, self._memo)
-        while True:
-            async with self._budget.judging(place):
-                until = time.perf_counter() + _TURN_S
-                try:
-                    next(steps)
-                    # Each turn of the loop costs as much as a short list.
-                    while not place.is_long and time.perf_counter() < until:
-                        next(steps)
-                except StopIteration as end:
-                    verdict: Verdict = end.value
-                    return verdict
+        verdict = None
+        while verdict is None:
+            verdict, _ = await judged_in_turn(steps, self._budget, place)
+        return verdict
 
 
 @dataclass(frozen=True, slots=True)
