@@ -22,6 +22,7 @@ from keylime.ima.templates import (
     parse_digest,
     parse_hex,
     show_fields,
+    template_named,
     unpack_fields,
 )
 
@@ -61,18 +62,18 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     @property
     def mode(self) -> str:
         """The word for the template in failure summaries: "ImaNg"."""
-        return TEMPLATES[self.template].mode
+        return template_named(self.template).mode
 
     def to_line(self) -> bytes:
         """The line of the ASCII list, without its newline."""
-        template = TEMPLATES[self.template]
+        template = template_named(self.template)
         fields = show_fields(template, unpack_fields(template, self.template_data))
         return b"%2d %s %s %s" % (self.pcr, self.template_hash.hex().encode(), self.template.encode(), fields)
 
     def to_record(self) -> bytes:
         """The record of the binary list."""
         head = self.pcr.to_bytes(4, "little") + self.template_hash + _sized(self.template.encode())
-        if self.template != "ima":
+        if template_named(self.template).has_lengths:
             return head + _sized(self.template_data)
         return head + self.digest + _sized(name_bytes(self.name.encode()))
 
@@ -173,7 +174,7 @@ def parse_line_by_fields(line: bytes) -> Entry:
         raise failures[0]
     if entries[0].is_violation:  # which has no hash that would tell
         return _read_line(line.removesuffix(b"\r"))
-    return next(filter(_is_hash_right, entries), entries[0])
+    return next(filter(is_hash_right, entries), entries[0])
 
 
 def _readings(line: bytes) -> list[bytes]:
@@ -186,7 +187,8 @@ def _readings(line: bytes) -> list[bytes]:
     return readings
 
 
-def _is_hash_right(entry: Entry) -> bool:
+def is_hash_right(entry: Entry) -> bool:
+    """Whether the template hash is that of the fields, by the algorithm that it has the length of."""
     return _TEMPLATE_HASHES[len(entry.template_hash)].digest(entry.template_data) == entry.template_hash
 
 
@@ -203,9 +205,7 @@ def _read_line(line: bytes) -> Entry:
         raise MalformedEvidence(
             f"IMA line: {pcr[:20].decode('latin-1')!a} is not a PCR from 10 to {_MAX_PCR}"
         )
-    template = TEMPLATES.get(name.decode("latin-1"))
-    if template is None:
-        raise MalformedEvidence(f"IMA template {name[:40].decode('latin-1')!a} is not supported")
+    template = template_named(name.decode("latin-1"))
     template_hash = parse_hex(column)
     if len(template_hash) not in _TEMPLATE_HASHES:
         raise MalformedEvidence(
@@ -245,6 +245,9 @@ def _entry(pcr: int, template_hash: bytes, template: Template, data: bytes) -> E
     values = dict(zip(template.fields, unpack_fields(template, data), strict=True))
     digest_field, name_field = template.fields[:2]
     digest = _digest(digest_field, values[digest_field])
+    buffer = values.get(Field.BUFFER)
+    if template.is_free and not buffer:
+        buffer = None  # of a file: all entries have the fields of the format
     return Entry(
         pcr,
         template_hash,
@@ -254,7 +257,7 @@ def _entry(pcr: int, template_hash: bytes, template: Template, data: bytes) -> E
         digest.value,
         name_text(values[name_field].removesuffix(b"\0")),
         values.get(Field.SIGNATURE),
-        values.get(Field.BUFFER),
+        buffer,
         digest.kind,
     )
 
@@ -270,12 +273,15 @@ def _record(data: bytes, start: int, hash_size: int) -> tuple[Entry, int]:
     pcr, offset = int.from_bytes(_take(data, start, 4), "little"), start + 4
     template_hash, offset = _take(data, offset, hash_size), offset + hash_size
     name, offset = _take_sized(data, offset)
-    template = TEMPLATES.get(name.decode("latin-1"))
-    if template is None or pcr > _MAX_PCR:
+    if pcr > _MAX_PCR:
         raise MalformedEvidence(
             f"IMA record at byte {start}: template {name[:40].decode('latin-1')!a}, PCR {pcr}"
         )
-    if template.name == "ima":
+    try:
+        template = template_named(name.decode("latin-1"))
+    except MalformedEvidence as error:
+        raise MalformedEvidence(f"IMA record at byte {start}: {error}") from error
+    if not template.has_lengths:
         digest, offset = _take(data, offset, 20), offset + 20
         path, offset = _take_sized(data, offset)
         if b"\0" in path:  # it would be lost in the padding

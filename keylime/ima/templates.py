@@ -8,6 +8,7 @@ import binascii
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from keylime.errors import MalformedEvidence
 
@@ -59,10 +60,13 @@ class Field(enum.Enum):
     MODE = "imode"
 
 
-_DIGEST_FIELDS = (Field.DIGEST, Field.DIGEST_NG, Field.DIGEST_NGV2, Field.DIGEST_MODSIG)
+_FILE_DIGEST_FIELDS = (Field.DIGEST, Field.DIGEST_NG, Field.DIGEST_NGV2)
+_DIGEST_FIELDS = (*_FILE_DIGEST_FIELDS, Field.DIGEST_MODSIG)
+_NAME_FIELDS = (Field.NAME, Field.NAME_NG)
 # Fields that may be empty. Editors and web pages take the blank before an empty last field away.
 _OPTIONAL_FIELDS = (Field.SIGNATURE, Field.BUFFER, Field.DIGEST_MODSIG, Field.MODSIG)
 _INTEGER_SIZES = {Field.UID: 4, Field.GID: 4, Field.MODE: 2}
+_MOST_FIELDS = 15  # of a format, to the kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,17 @@ class Template:
     @property
     def has_name_last(self) -> bool:
         """Whether the name is the last field, so that blanks in it are unambiguous."""
-        return self.fields[-1] in (Field.NAME, Field.NAME_NG)
+        return self.fields[-1] in _NAME_FIELDS
+
+    @property
+    def is_free(self) -> bool:
+        """Whether it is a format that somebody chose, and that the list names in full."""
+        return "|" in self.name
+
+    @property
+    def has_lengths(self) -> bool:
+        """Whether each field comes with its length, as in every template but the oldest."""
+        return self.name != "ima"
 
 
 _NG = (Field.DIGEST_NG, Field.NAME_NG)
@@ -107,6 +121,40 @@ TEMPLATES = {
         ),
     )
 }
+
+
+_REMEDY = (
+    "boot the machine with ima_template=ima-sig (or ima-ng, ima-sigv2, ima-ngv2) on the kernel command line, "
+    "instead of another ima_template= or ima_template_fmt="
+)
+
+
+@lru_cache(maxsize=64)
+def template_named(name: str) -> Template:
+    """The template that an entry names: one of the kernel's, or the fields that ima_template_fmt= asks for.
+
+    Nothing vouches for the name that a list gives. So a free format begins like all templates of the kernel,
+    with the digest and the name: whatever follows, none can show a field as the digest or the name of a file
+    that is another one in the others. Raises MalformedEvidence with the remedy.
+    """
+    template = TEMPLATES.get(name)
+    if template is not None:
+        return template
+    try:
+        fields = tuple(Field(part) for part in name.split("|"))
+    except ValueError:
+        raise MalformedEvidence(f"IMA template {_shown(name.encode())} is not supported: {_REMEDY}") from None
+    if not (
+        2 <= len(fields) <= _MOST_FIELDS
+        and fields[0] in _FILE_DIGEST_FIELDS
+        and fields[1] in _NAME_FIELDS
+        and len(set(fields)) == len(fields)
+    ):
+        raise MalformedEvidence(
+            f"IMA template format {_shown(name.encode())} is not supported, because it does not begin with "
+            f"the digest and the name of the file (such as d-ng|n-ng), or has a field twice: {_REMEDY}"
+        )
+    return Template(name, "ImaFormat", fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,12 +214,12 @@ def pack_fields(template: Template, text: bytes) -> bytes:
     Optional fields that are absent at the end are empty: the template data are the same.
     """
     count = len(template.fields)
-    parts = text.split(b" ", 1) if template.has_name_last else text.split(b" ")
+    parts = text.split(b" ", count - 1) if template.has_name_last else text.split(b" ")
     absent = template.fields[len(parts) :]
     if len(parts) > count or not set(_OPTIONAL_FIELDS).issuperset(absent):
         raise MalformedEvidence(f"IMA template {template.name} has {count} fields, not {len(parts)}")
     parts.extend(b"" for _ in absent)
-    return b"".join(_pack(field, part) for field, part in zip(template.fields, parts, strict=True))
+    return _packed(template, parts)
 
 
 def show_fields(template: Template, values: Sequence[bytes]) -> bytes:
@@ -187,11 +235,11 @@ def unpack_fields(template: Template, data: bytes) -> tuple[bytes, ...]:
     values = []
     offset = 0
     for field in template.fields:
-        if field is Field.DIGEST:
+        if field is Field.DIGEST and not template.has_lengths:
             # The only fields without a length: the digest is what is left before the 256-byte name.
             size = len(data) - LEGACY_NAME_SIZE
             value, offset = data[:size], size
-        elif field is Field.NAME:
+        elif field is Field.NAME and not template.has_lengths:
             value = data[offset:].rstrip(b"\0")
         else:
             size = int.from_bytes(data[offset : offset + 4], "little")
@@ -199,23 +247,32 @@ def unpack_fields(template: Template, data: bytes) -> tuple[bytes, ...]:
             offset += 4 + size
         values.append(value)
     # Whatever is short, left over or has no printed form does not come out as it went in.
-    packed = b"".join(
-        _pack(field, _show(field, value)) for field, value in zip(template.fields, values, strict=True)
-    )
-    if packed != data:
+    printed = [_show(field, value) for field, value in zip(template.fields, values, strict=True)]
+    if _packed(template, printed) != data:
         raise MalformedEvidence(
             f"template data of {len(data)} bytes do not have the layout of {template.name}"
         )
     return tuple(values)
 
 
+def _packed(template: Template, parts: Sequence[bytes]) -> bytes:
+    """The template data of fields as they are printed."""
+    if template.has_lengths:
+        return b"".join(_pack(field, part) for field, part in zip(template.fields, parts, strict=True))
+    digest = parse_digest(Field.DIGEST, parts[0])
+    name = _name(parts[1], LEGACY_NAME_SIZE - 1)
+    return digest.value + name.ljust(LEGACY_NAME_SIZE, b"\0")
+
+
 def _pack(field: Field, text: bytes) -> bytes:
+    if field is Field.DIGEST:
+        return _sized(parse_digest(field, text).value)
     if field is Field.DIGEST_MODSIG and not text:
         return _sized(b"")  # no appended signature
     if field in _DIGEST_FIELDS:
         return pack_digest(field, parse_digest(field, text))
     if field is Field.NAME:
-        return _name(text, LEGACY_NAME_SIZE - 1).ljust(LEGACY_NAME_SIZE, b"\0")
+        return _sized(_name(text, LEGACY_NAME_SIZE - 1) + b"\0")
     if field is Field.NAME_NG:
         return _sized(_name(text) + b"\0")
     if field is Field.XATTR_NAMES:
@@ -233,9 +290,7 @@ def _show(field: Field, value: bytes) -> bytes:
             return b""  # no appended signature; any other digest field is refused when it is packed
         label, _, digest = value.partition(b":\0")
         return label + b":" + digest.hex().encode()
-    if field is Field.NAME:
-        return value
-    if field in (Field.NAME_NG, Field.XATTR_NAMES):
+    if field in (*_NAME_FIELDS, Field.XATTR_NAMES):
         return value.removesuffix(b"\0")
     if field in _INTEGER_SIZES:
         if len(value) > _INTEGER_SIZES[field]:  # Python refuses to print some thousand digits

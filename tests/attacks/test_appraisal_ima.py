@@ -575,7 +575,7 @@ def test_i22_an_entry_cannot_escape_by_naming_another_pcr() -> None:
         assert events(verdict)[0] in ("ima.validation.ima_pcr", "ima.parser.entry")
 
 
-@pytest.mark.parametrize("template", ["ima-ngx", "d-ng|n-ng", "IMA-NG", ""])
+@pytest.mark.parametrize("template", ["ima-ngx", "sig|d-ng|n-ng", "d-ng|sig|n-ng", "IMA-NG", ""])
 def test_i23_an_unknown_template_fails_by_name(template: str) -> None:
     watch = captured()
     watch.machine.ima_list = text_of(
@@ -589,6 +589,9 @@ def test_i23_a_template_with_missing_or_more_fields_fails() -> None:
         LINES[30].rsplit(b" ", 2)[0],
         LINES[30] + b" 00",
         LINES[30].replace(b"ima-sig", b"ima-ng"),
+        LINES[30].replace(b"ima-sig", b"d-ng|n-ng"),
+        LINES[30].replace(b"ima-sig", b"d-ng|n-ng|iuid"),
+        LINES[30].replace(b"ima-sig", b"d-ngv2|n-ng|sig"),
     ):
         watch = captured()
         watch.machine.ima_list = text_of([*LINES[:30], altered, *LINES[31:]])

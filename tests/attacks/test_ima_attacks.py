@@ -339,7 +339,7 @@ def test_i22_an_entry_cannot_escape_by_naming_another_pcr() -> None:
     assert events(result) == ["ima.validation.ima_pcr"]
 
 
-@pytest.mark.parametrize("template", ["ima-ngx", "d-ng|n-ng", "IMA-NG", "ima-ng\x00", ""])
+@pytest.mark.parametrize("template", ["ima-ngx", "d-ng|sig|n-ng", "sig|n-ng", "IMA-NG", "ima-ng\x00", ""])
 def test_i23_unknown_templates_fail_by_name(template: str) -> None:
     altered = LINES[30].replace(b"ima-sig", template.encode())
     result = verifier_of().appraise(text_of([*LINES[:30], altered, *LINES[31:]]), QUOTED)
@@ -352,6 +352,9 @@ def test_i23_templates_with_missing_or_more_fields_fail() -> None:
         LINES[30].rsplit(b" ", 2)[0],
         LINES[30] + b" 00",
         LINES[30].replace(b"ima-sig", b"ima-ng"),
+        LINES[30].replace(b"ima-sig", b"d-ng|n-ng"),
+        LINES[30].replace(b"ima-sig", b"d-ng|n-ng|iuid"),
+        LINES[30].replace(b"ima-sig", b"d-ngv2|n-ng|sig"),
     ):
         assert not passes(verifier_of().appraise(text_of([*LINES[:30], altered, *LINES[31:]]), QUOTED))
 

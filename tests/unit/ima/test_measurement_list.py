@@ -17,7 +17,7 @@ from keylime.ima.measurement_list import (
     split_lines,
     violation_line,
 )
-from keylime.ima.templates import FileDigest
+from keylime.ima.templates import FileDigest, pack_fields, template_named
 from tests.captures import Stage, stages
 from tests.ima_rounds import line_of
 
@@ -42,6 +42,27 @@ def test_template_hashes_of_captured_entries_are_those_of_their_fields(stage: St
             assert HashAlgorithm.SHA1.digest(entry.template_data) == entry.template_hash
 
 
+@pytest.mark.parametrize("name", ["d-ng|n-ng", "d|n", "d|n-ng|sig", "d-ngv2|n-ng|sig|iuid"])
+def test_a_list_in_a_format_of_ones_own_means_the_same_in_both_forms(name: str) -> None:
+    digest = {"d": "", "d-ng": "sha1:", "d-ngv2": "ima:sha1:"}[name.split("|")[0]] + "ab" * 20
+    rest = "".join({"sig": " 0302", "iuid": " 1000"}.get(part, "") for part in name.split("|"))
+    fields = f"{digest} /a_b{rest}".encode()
+    data = pack_fields(template_named(name), fields)
+    line = b"10 %s %s %s" % (HashAlgorithm.SHA1.digest(data).hex().encode(), name.encode(), fields)
+    entry = parse_line(line)
+    assert (entry.name, entry.digest, entry.template_data) == ("/a_b", b"\xab" * 20, data)
+    assert entry.signature == (b"\x03\x02" if "sig" in name else None)
+    assert entry.mode == "ImaFormat"
+    assert entry.to_line() == line
+    assert parse_binary_list(entry.to_record()) == [entry]
+
+
+def test_a_buffer_in_a_format_of_ones_own_is_that_of_an_entry_that_has_one() -> None:
+    start = b"10 " + b"00" * 20 + b" d-ng|n-ng|buf " + DIGEST.encode() + b" kernel_version "
+    assert parse_line(start + b"362e31").buffer == b"6.1"
+    assert parse_line(start).buffer is None
+
+
 @dataclass(frozen=True)
 class Odd:
     line: bytes
@@ -64,7 +85,8 @@ class Odd:
         Odd(b"10 " + b"00" * 19 + b" ima-ng " + DIGEST.encode() + b" /x", "template hash of 19 bytes"),
         Odd(b"10  ima-ng " + DIGEST.encode() + b" /x y", "template hash of 0 bytes"),
         Odd(b"10 " + b"00" * 20 + b" ima-sig2 " + DIGEST.encode() + b" /x", "ima-sig2"),
-        Odd(b"10 " + b"00" * 20 + b" d-ng|n-ng " + DIGEST.encode() + b" /x", "d-ng|n-ng"),
+        Odd(b"10 " + b"00" * 20 + b" sig|d-ng|n-ng  " + DIGEST.encode() + b" /x", "sig|d-ng|n-ng"),
+        Odd(b"10 " + b"00" * 20 + b" d-ng|n-ng " + DIGEST.encode(), "2 fields, not 1"),
         Odd(b"10 " + b"00" * 20 + b" ima-ng " + DIGEST.encode() + b" /x\0y", "NUL"),
         Odd(b"10 " + b"00" * 20 + b" ima-sig " + DIGEST.encode() + b" /x 0302AB", "lower-case hex"),
     ],

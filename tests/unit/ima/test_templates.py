@@ -14,6 +14,7 @@ from keylime.ima.templates import (
     pack_fields,
     parse_digest,
     show_fields,
+    template_named,
     unpack_fields,
 )
 
@@ -114,6 +115,60 @@ def test_an_empty_name_still_has_its_terminator() -> None:
     assert pack_fields(TEMPLATES["ima-ng"], b"sha1:" + b"ab" * 20 + b" ").endswith(b"\1\0\0\0\0")
 
 
+DIGEST = bytes(range(20))
+SIZED_NAME = b"\x03\0\0\0/x\0"
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "data"),
+    [
+        ("d-ng|n-ng", "sha1:{} /x", b"\x1a\0\0\0sha1:\0" + DIGEST + SIZED_NAME),
+        ("d|n", "{} /x", b"\x14\0\0\0" + DIGEST + SIZED_NAME),  # with lengths, unlike template ima
+        ("d|n-ng|sig", "{} /x 0302", b"\x14\0\0\0" + DIGEST + SIZED_NAME + b"\2\0\0\0\3\2"),
+        (
+            "d-ngv2|n-ng|sig|iuid",
+            "verity:sha1:{} /x  4294967295",
+            b"\x21\0\0\0verity:sha1:\0" + DIGEST + SIZED_NAME + bytes(4) + b"\4\0\0\0" + b"\xff" * 4,
+        ),
+        (
+            "d-ng|n-ng|imode|n",
+            "sha1:{} /x 33261 /x",
+            b"\x1a\0\0\0sha1:\0" + DIGEST + SIZED_NAME + b"\2\0\0\0\xed\x81" + SIZED_NAME,
+        ),
+    ],
+)
+def test_a_format_of_ones_own_has_the_fields_that_it_names(name: str, fields: str, data: bytes) -> None:
+    template, text = template_named(name), fields.format(DIGEST.hex()).encode()
+    assert template.name == name
+    assert pack_fields(template, text) == data
+    assert unpacked(template, data) == text
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sig|d-ng|n-ng",
+        "n-ng|d-ng",
+        "d-modsig|n-ng",
+        "d-ng|sig|n-ng",
+        "d-ng",
+        "n-ng|sig",
+        "d-ng|n-ng|sig|sig",
+        "d-ng||n-ng",
+        "d-ng|n-ng|",
+        "d-ng|n-ng|evil",
+        "ima-new",
+        "",
+        "d-ng|n-ng" * 10_000,
+    ],
+)
+def test_a_format_that_could_show_one_file_as_another_is_refused_with_the_remedy(name: str) -> None:
+    remedy = r"is not supported.*: boot the machine with ima_template="
+    with pytest.raises(MalformedEvidence, match=remedy) as error:
+        template_named(name)
+    assert len(str(error.value)) < 500
+
+
 def sized(value: bytes) -> bytes:
     return struct.pack("<I", len(value)) + value
 
@@ -197,9 +252,12 @@ def test_a_digest_algorithm_that_is_not_known_is_named() -> None:
         parse_digest(Field.DIGEST_NG, b"sha9:" + b"ab" * 32)
 
 
-@given(st.sampled_from(sorted(TEMPLATES)), st.binary(max_size=400))
+FREE_FORMATS = ("d|n", "d-ng|n|sig", "d-ngv2|n-ng|buf", "d-ng|n-ng|iuid|d|n")
+
+
+@given(st.sampled_from([*sorted(TEMPLATES), *FREE_FORMATS]), st.binary(max_size=400))
 def test_any_template_data_are_understood_exactly_or_refused(name: str, data: bytes) -> None:
-    template = TEMPLATES[name]
+    template = template_named(name)
     try:
         values = unpack_fields(template, data)
     except MalformedEvidence:
