@@ -31,6 +31,7 @@ from keylime.ima.memo import LINE_OVERHEAD, MAX_LINE_BYTES, EntryMemo, MemoView,
 from keylime.ima.replay import ExtendMode, data_value, hasher, modes_of
 from keylime.ima.rules import Judge, PendingEntry, starting_judge
 from keylime.ima.runtime_policy import RuntimePolicy
+from keylime.ima.whole_entries import whole_entries
 
 MAX_NOISE = 1000  # lines that no kernel writes: where there are so many of them, more tell nothing new
 _JUDGED_SLICE = 100  # entries judged between two yields: each may need a signature check
@@ -157,7 +158,7 @@ class _Walk:
 
     def run(self, text: ListText, start: bytes, quoted: bytes) -> Generator[None, None, None]:
         """Replay `text` from `start` until the value is `quoted`."""
-        slices = text.slices()
+        slices = whole_entries(text.slices())
         begin, value = 0, start
         if value == quoted:
             self.matched = 0
@@ -229,7 +230,7 @@ class _Walk:
     def met(self, text: ListText) -> Iterator[PendingEntry | None]:
         """The entries that must be judged, in their order, from the list once more; None between slices."""
         begin = number = 0
-        for lines in text.slices():
+        for lines in whole_entries(text.slices()):
             if number == len(self.pending):
                 return
             while number < len(self.pending) and self.pending[number] < begin + len(lines):

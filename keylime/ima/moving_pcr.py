@@ -17,6 +17,7 @@ from keylime.errors import MalformedEvidence
 from keylime.hashes import HashAlgorithm
 from keylime.ima.measurement_list import Entry, parse_line
 from keylime.ima.replay import ExtendMode, extend_value, hasher, modes_of
+from keylime.ima.whole_entries import with_whole_entries
 from keylime.tpm.pcr import IMA_PCR
 
 _MOST_STEPS = 2_000_000  # extensions of a search in all: some seconds
@@ -163,7 +164,10 @@ def _searched(
 def _entries(lines: Sequence[bytes]) -> list[Entry | None]:
     """The entries of `lines`, None for one of another PCR, as far as they can be read."""
     entries: list[Entry | None] = []
-    for line in lines:
+    for line in with_whole_entries(list(lines)):
+        if not line:  # of an entry that goes on
+            entries.append(None)
+            continue
         try:
             entry = parse_line(line)
         except MalformedEvidence:

@@ -7,6 +7,7 @@ from keylime.errors import MalformedEvidence
 from keylime.hashes import HashAlgorithm
 from keylime.ima.measurement_list import Entry, parse_line, split_lines
 from keylime.ima.replay import modes_of, replay
+from keylime.ima.whole_entries import with_whole_entries
 from keylime.measured_boot.os_measurements import replay_os
 from keylime.measured_boot.replay import ParsedBootLog
 from keylime.measured_boot.user_space_log import UnreadableUserSpaceLog, UserSpaceLog
@@ -34,7 +35,7 @@ class BootFacts:
 
 def ima_facts(ima_list: bytes, asked: HashAlgorithm | None, quoted: PcrValues | None) -> ImaFacts:
     """The facts of an ASCII list; PCR 10 for SHA-1, SHA-256, and the banks asked for and quoted."""
-    lines = [line for line in split_lines(ima_list) if line]
+    lines = [line for line in with_whole_entries(split_lines(ima_list)) if line]
     entries = []
     for line in lines:
         try:

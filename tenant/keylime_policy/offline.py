@@ -25,6 +25,7 @@ from keylime.ima.keyrings import Keyring
 from keylime.ima.measurement_list import BOOT_AGGREGATE, parse_line, split_lines
 from keylime.ima.memo import EntryMemo
 from keylime.ima.runtime_policy import EMPTY_POLICY, GENERATOR_LEGACY, RuntimePolicy, compile_runtime_policy
+from keylime.ima.whole_entries import with_whole_entries
 from keylime.measured_boot.appraisal import BootResult, appraise_boot_log
 from keylime.measured_boot.boot_policy import (
     MeasuredBootPolicy,
@@ -372,7 +373,7 @@ def _appraise_list_alone(
 def _unreadable_tail(ima_list: bytes, covered: int) -> list[Finding]:
     """Lines after the last one that extends anything: none of them can be an entry."""
     found = []
-    for index, line in enumerate(split_lines(ima_list)[covered:], covered):
+    for index, line in enumerate(with_whole_entries(split_lines(ima_list))[covered:], covered):
         try:
             if line:
                 parse_line(line)
