@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from keylime.documents.strict_json import load_document
@@ -13,6 +14,7 @@ from keylime.ima.runtime_policy import (
     EMPTY_POLICY,
     GENERATOR_COMPATIBLE,
     GENERATOR_LEGACY,
+    RENAMED,
     compile_runtime_policy,
     refuse_both_spellings,
 )
@@ -22,6 +24,8 @@ _KEYRING_PREFIX = "%keyring:"
 _DIGEST = re.compile(r"([a-z0-9_-]+:)?[0-9a-f]{40,128}")
 # As sha256sum writes it: an asterisk marks binary mode, a backslash that the name is escaped.
 _LINE = re.compile(r"(?P<escaped>\\?)(?P<digest>\S+)( \*|\s+)(?P<path>\S.*)")
+# As `sha256sum --tag`, the tools of BSD and `openssl dgst` write it.
+_TAGGED = re.compile(r"(?P<escaped>\\?)(?P<tag>[A-Za-z0-9/-]+) ?\((?P<path>.+)\) ?= (?P<digest>[0-9a-f]+)")
 _LISTED = re.compile(rb"\\?([a-z0-9_-]+:)?[0-9a-f]+( \*|\s+)\S")
 _HEX_DIGITS = frozenset(2 * size for size in DIGEST_SIZES.values())
 _ESCAPE = re.compile(r"\\([\\nr])")
@@ -79,6 +83,11 @@ def upgrade_runtime_policy(
     version = meta.get("version") if isinstance(meta, dict) else 0
     if isinstance(version, int) and version >= CURRENT_VERSION:
         return _finish(dict(given), excludes, keys, None)
+    if not given.keys() & (_empty().keys() - {"meta", "release"}):
+        raise PolicyError(
+            "the runtime policy has none of its members, such as 'digests': is it an answer or a file that "
+            "holds the policy in one of its own? Then give what stands in that one"
+        )
     if given.get("hashes") and given.get("digests"):
         raise PolicyError("the runtime policy has both 'hashes' and 'digests'")
     refuse_both_spellings(given)
@@ -108,12 +117,20 @@ def _convert_flat(text: str) -> dict[str, Any]:
                 f"allowlist line {number}: has a NUL byte, as `sha256sum -z` ends lines: "
                 "make the list without -z"
             )
-        match = _LINE.fullmatch(line.lstrip().rstrip("\r"))
+        stated = line.lstrip().rstrip("\r")
+        match = _tagged(number, stated) or _LINE.fullmatch(stated)
         if match is None:
+            if (alone := stated.rstrip()) and not _DIGEST.fullmatch(alone):
+                raise PolicyError(
+                    f"allowlist line {number}: {alone[:80]!r} is no digest and path, as sha256sum writes them"
+                )
             continue  # empty, or a digest without a path, which can allow nothing
         digest, path = match["digest"], match["path"]
         if not _DIGEST.fullmatch(digest):
-            raise PolicyError(f"allowlist line {number}: {digest[:80]!r} is not a digest in lower-case hex")
+            raise PolicyError(
+                f"allowlist line {number}: {digest[:80]!r} is not a digest in lower-case hex: lines are "
+                "digest and path, as sha256sum writes them"
+            )
         digits = len(digest.rpartition(":")[2])
         if digits not in _HEX_DIGITS:
             raise PolicyError(
@@ -122,8 +139,38 @@ def _convert_flat(text: str) -> dict[str, Any]:
         section = "digests"
         if path.startswith(_KEYRING_PREFIX):
             section, path = "keyrings", path.removeprefix(_KEYRING_PREFIX)
-        _add(document[section], _measured_name(path, is_escaped=bool(match["escaped"])), [digest])
+        _add(document[section], _measured_name(path, is_escaped=bool(match["escaped"])), [_plain(digest)])
     return document
+
+
+def _tagged(number: int, line: str) -> re.Match[str] | None:
+    """The line in BSD style that `line` is. Raises PolicyError for a digest that no kernel measures with."""
+    match = _TAGGED.fullmatch(line)
+    if match is None:
+        return None
+    tag = match["tag"].lower()
+    size = DIGEST_SIZES.get(tag) or DIGEST_SIZES.get(tag.replace("sha2-", "sha"))
+    if size is None or len(match["digest"]) != 2 * size:
+        raise PolicyError(
+            f"allowlist line {number}: {match['tag']} of {len(match['digest'])} hex digits is no digest that "
+            "a kernel measures with: make the list with sha256sum, or what the machines have as ima_hash="
+        )
+    return match
+
+
+def _plain(digest: str) -> str:
+    """`digest` without the name of the algorithm that it has the length of."""
+    algorithm, _, plain = digest.rpartition(":")
+    return plain if DIGEST_SIZES.get(algorithm, 0) * 2 == len(plain) else digest
+
+
+def unread_members(text: str) -> Iterator[str]:
+    """What is said of members of an old JSON document that are neither converted nor kept."""
+    given = load_document(text, "the policy") if text.lstrip().startswith("{") else {}
+    for name in given.keys() - _empty().keys() - {"hashes"}:
+        yield f"{name[:80]!r} is not read" + (
+            f": it is called {RENAMED[name]!r} in policies" if name in RENAMED else ""
+        )
 
 
 def _measured_name(path: str, *, is_escaped: bool) -> str:
@@ -138,7 +185,10 @@ def _measured_name(path: str, *, is_escaped: bool) -> str:
 
 def _convert_json(given: object) -> dict[str, Any]:
     if not isinstance(given, dict) or not given.get("hashes"):
-        raise PolicyError("the allowlist has no member 'hashes': is it a runtime policy?")
+        raise PolicyError(
+            "the allowlist has no member 'hashes': is it a runtime policy? That is no allowlist "
+            "(keylime-policy takes it as --base-policy, and keylime_tenant as --runtime-policy)"
+        )
     if "digests" in given:
         raise PolicyError("the allowlist has both 'hashes' and 'digests'")
     refuse_both_spellings(given)

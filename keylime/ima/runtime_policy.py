@@ -51,7 +51,7 @@ That of several policies that are united has the hash of each, with a plus sign 
 
 _LOG_HASHES = ("sha1", "sha256", "sha384", "sha512")
 _DIGEST_MEMBERS = frozenset({"digests", "keyrings", "ima-buf"})
-_RENAMED = {"exclude": "excludes", "keyring": "keyrings", "verification_keys": "verification-keys"}
+RENAMED = {"exclude": "excludes", "keyring": "keyrings", "verification_keys": "verification-keys"}
 JUDGES_NOTHING = (
     "the runtime policy judges nothing: it has no digests, keyrings, ima-buf, ima.dm_policy or "
     "verification-keys (an agent whose TPM policy has PCR 10 in its mask is allowed nothing)"
@@ -251,7 +251,7 @@ def refuse_both_spellings(document: Mapping[str, object]) -> None:
 
     Some readers take the one, some the other.
     """
-    for old, new in _RENAMED.items():
+    for old, new in RENAMED.items():
         if old in document and new in document:
             raise PolicyError(f"{old!r} and {new!r} are both given: the first is no longer read, remove it")
 
@@ -391,6 +391,6 @@ def _dm_document(policy: RuntimePolicy) -> object:
 def _misspelt(root: _Section) -> list[str]:
     return [
         f"the unknown key {key!r} is ignored: is {right!r} meant?"
-        for key, right in _RENAMED.items()
+        for key, right in RENAMED.items()
         if key in root.members
     ]

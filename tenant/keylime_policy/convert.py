@@ -6,7 +6,7 @@ from typing import NoReturn
 
 from keylime.command_line import OneLineParser
 from keylime.errors import ConfigError
-from keylime.ima.allowlist import convert_allowlist, upgrade_runtime_policy
+from keylime.ima.allowlist import convert_allowlist, unread_members, upgrade_runtime_policy
 from keylime.ima.keyrings import Keyring
 from keylime.ima.runtime_policy import parse_runtime_policy
 from keylime.version import add_version
@@ -61,6 +61,6 @@ def _convert(options: argparse.Namespace) -> int:
         text = read_text("--runtime_policy", options.runtime_policy)
         with blaming("--runtime_policy", options.runtime_policy):
             policy = upgrade_runtime_policy(text, excludes, keys=keys, timestamp=stamp)
-    Messages(_PROGRAM).warnings(parse_runtime_policy(policy).warnings)
+    Messages(_PROGRAM).warnings([*unread_members(text), *parse_runtime_policy(policy).warnings])
     write_output("--output_file", options.output_file, policy)
     return 0

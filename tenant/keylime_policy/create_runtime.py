@@ -9,7 +9,7 @@ from typing import Any
 
 from keylime.errors import ConfigError
 from keylime.hashes import HashAlgorithm
-from keylime.ima.allowlist import convert_allowlist, read_excludes
+from keylime.ima.allowlist import convert_allowlist, read_excludes, unread_members
 from keylime.ima.keyrings import ImaKey, Keyring, parse_keyring, recognise_key
 from keylime.ima.measurement_list import BOOT_AGGREGATE, Entry
 from keylime.ima.runtime_policy import (
@@ -141,7 +141,7 @@ def create_runtime_policy(
     claims = [claim_of_option(sources.algorithm)] if sources.algorithm else []
     with working(messages, "Reading lists"):
         _add_base(draft, sources, claims)
-        _add_allowlist(draft, sources, claims)
+        _add_allowlist(draft, sources, claims, messages)
         _add_excludes(draft, sources, messages)
         ima_lists = _read_lists(draft, sources, claims, messages)
         algorithm = choose_algorithm(claims)
@@ -233,13 +233,16 @@ def _add_base(draft: PolicyDraft, sources: RuntimeSources, claims: list[Algorith
     _add_claim(claims, claim_of_digests(f"--base-policy {path}", document["digests"]))
 
 
-def _add_allowlist(draft: PolicyDraft, sources: RuntimeSources, claims: list[AlgorithmClaim]) -> None:
+def _add_allowlist(
+    draft: PolicyDraft, sources: RuntimeSources, claims: list[AlgorithmClaim], messages: Messages
+) -> None:
     path = sources.allowlist
     if path is None:
         return
     text = read_text("--allowlist", path)
     with blaming("--allowlist", path):
         document = json.loads(convert_allowlist(text))
+        messages.warnings([f"--allowlist {path}: {words}" for words in unread_members(text)])
     draft.add_document(document)
     _add_claim(claims, claim_of_digests(f"--allowlist {path}", document["digests"]))
 

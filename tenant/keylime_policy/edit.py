@@ -165,7 +165,7 @@ class Conversion:
 
 def convert_policy(order: Conversion, messages: Messages) -> int:
     """Writes the current runtime policy of the same meaning as an old policy or allowlist."""
-    text = load_any_policy("POLICY", order.policy, timestamp=timestamp_of(local_time()))
+    text = load_any_policy("POLICY", order.policy, timestamp=timestamp_of(local_time()), messages=messages)
     draft = PolicyDraft()
     policy = parse_runtime_policy(text)
     draft.add_document(policy.to_document())

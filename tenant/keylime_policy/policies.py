@@ -11,10 +11,11 @@ from keylime.documents.dsse import is_envelope, open_envelope
 from keylime.documents.patterns import parse_pattern
 from keylime.documents.strict_json import load_document
 from keylime.errors import ConfigError, PolicyError
-from keylime.ima.allowlist import convert_allowlist, numbered_excludes, upgrade_runtime_policy
+from keylime.ima.allowlist import convert_allowlist, numbered_excludes, unread_members, upgrade_runtime_policy
 from keylime.ima.runtime_policy import RuntimePolicy, parse_runtime_policy
 from keylime.messages.verifier import FindingSummary
 from keylime_policy.files import read_text
+from keylime_policy.messages import Messages
 from keylime_policy.sources import blaming
 
 _MAX_DEPTH = 40
@@ -44,10 +45,13 @@ def load_policy(option: str, path: str) -> LoadedPolicy:
         return LoadedPolicy(parse_runtime_policy(payload), payload, is_signed)
 
 
-def load_any_policy(option: str, path: str, *, timestamp: str | None = None) -> str:
+def load_any_policy(
+    option: str, path: str, *, timestamp: str | None = None, messages: Messages | None = None
+) -> str:
     """The current runtime policy, as JSON text, that a file of any form stands for. Raises ConfigError.
 
-    A runtime policy of any version, plain or signed, or an allowlist in lines or JSON.
+    A runtime policy of any version, plain or signed, or an allowlist in lines or JSON. `messages` warn of
+    what is not taken.
     """
     text = read_text(option, path)
     if not text.lstrip().startswith("{"):
@@ -57,6 +61,8 @@ def load_any_policy(option: str, path: str, *, timestamp: str | None = None) -> 
         payload, is_signed = open_envelope(text), is_envelope(text)
     with blaming(option, path, None if is_signed else text):
         document = load_document(payload, "the policy")
+        if messages is not None:
+            messages.warnings(f"{option} {path}: {words}" for words in unread_members(payload))
         if document.get("hashes") and "digests" not in document:
             return convert_allowlist(payload, timestamp=timestamp)
         return upgrade_runtime_policy(payload, timestamp=timestamp)

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from keylime.errors import PolicyError
-from keylime.ima.allowlist import convert_allowlist, read_excludes, upgrade_runtime_policy
+from keylime.ima.allowlist import convert_allowlist, read_excludes, unread_members, upgrade_runtime_policy
 from keylime.ima.keyrings import keyring_of
 from keylime.ima.runtime_policy import EMPTY_POLICY, parse_runtime_policy
 from tests.captures import IMA_KEYS_DIRECTORY
@@ -22,7 +22,20 @@ def test_a_flat_allowlist_becomes_a_policy_of_the_same_meaning() -> None:
     assert parse_runtime_policy(json.dumps(document)).demands_ima
 
 
-@pytest.mark.parametrize("line", ["# a comment", f"{A.upper()} /a", "md5 /a", f"sha256:{A.upper()} /a"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "# a comment",
+        "nothing",
+        f"{A},/a",
+        "QUJD",
+        "BLAKE2b (/a) = " + A,
+        f"SHA1 (/a) = {A}",
+        f"{A.upper()} /a",
+        "md5 /a",
+        f"sha256:{A.upper()} /a",
+    ],
+)
 def test_a_line_that_begins_with_no_digest_is_refused_by_its_number(line: str) -> None:
     with pytest.raises(PolicyError, match="line 2"):
         convert_allowlist(f"{A} /a\n{line}\n")
@@ -81,6 +94,12 @@ def test_members_that_old_formats_did_not_have_get_their_defaults() -> None:
         (f"{A}  /usr/bin/a\r", "/usr/bin/a"),
         (f"sha256:{A}  /usr/bin/a", "/usr/bin/a"),
         (f"\\{A}  /a\\nb\\\\c", "/a\nb\\c"),  # sha256sum escapes line feeds and backslashes
+        (f"SHA256 (/usr/bin/a) = {A}", "/usr/bin/a"),  # sha256sum --tag
+        (f"\\SHA256 (/a\\nb) = {A}", "/a\nb"),
+        (f"SHA256 (/usr/bin/a (b) = c) = {A}\r", "/usr/bin/a_(b)_=_c"),
+        (f"SHA256(./usr/bin/a)= {A}", "/usr/bin/a"),  # openssl dgst
+        (f"SHA2-256(/usr/bin/a)= {A}", "/usr/bin/a"),
+        (f"SM3 (/usr/bin/a) = {A}", "/usr/bin/a"),
         (f"{A}  *", "*"),
         (f"{A}  usr/bin/a", "usr/bin/a"),
     ],
@@ -89,6 +108,36 @@ def test_lists_of_checksum_tools_are_read_as_they_are_meant(line: str, name: str
     policy = parse_runtime_policy(convert_allowlist(f"{A}  boot_aggregate\n{line}\n"))
     assert policy.digests == {"boot_aggregate": (bytes.fromhex(A),), name: (bytes.fromhex(A),)}
     assert bool(policy.warnings) == (not name.startswith("/"))
+
+
+def test_digests_that_name_their_algorithm_are_written_without_it() -> None:
+    assert json.loads(convert_allowlist(f"sha256:{A}  /a"))["digests"] == {"/a": [A]}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"/usr/bin/a": [A]},
+        {"name": "one", "runtime_policy": "{}"},
+        {"code": 200, "status": "Success", "results": {"runtime_policy": "{}"}},
+        {"allowlist": {"hashes": {"/a": [A]}}, "exclude": []},
+        {"meta": {"version": 0}, "release": 1},
+    ],
+)
+def test_what_is_no_policy_does_not_become_an_empty_one(given: object) -> None:
+    with pytest.raises(PolicyError, match="has none of its members"):
+        upgrade_runtime_policy(json.dumps(given))
+
+
+def test_members_that_are_not_read_are_named() -> None:
+    given = json.dumps({"meta": {}, "hashes": {"/a": [A]}, "exclude": ["^/tmp"], "note": 1})
+    assert sorted(unread_members(given)) == [
+        "'exclude' is not read: it is called 'excludes' in policies",
+        "'note' is not read",
+    ]
+    assert not list(unread_members(EMPTY_POLICY))
+    assert not list(unread_members(f"{A}  /a"))
 
 
 def test_keys_join_those_that_are_there() -> None:
