@@ -31,6 +31,9 @@ def unparsable(index: int, reason: str) -> Finding:
         recoverable=True,
         explanation=f"entry {index} of the IMA list cannot be read: {reason}",
         log_index=index,
+        hint="no kernel writes such a line: see that the agent reads the kernel's own list (its option "
+        "ima_ml_path), and that nothing on the way changes it; a template that is not supported is named "
+        "with what to boot with",
         mode="Unknown",
     )
 
@@ -44,6 +47,7 @@ def wrong_pcr(index: int, entry: Entry) -> Finding:
         f"IMA entry for {printable(entry.name)} names PCR {entry.pcr} instead of 10",
         observed=str(entry.pcr),
         expected=("10",),
+        hint="take pcr= out of the rules of the machine's IMA policy, and reboot it: only PCR 10 is judged",
     )
 
 
@@ -165,6 +169,8 @@ def misplaced_boot_aggregate(index: int, entry: Entry) -> Finding:
         NOT_IN_ALLOWLIST,
         f"boot_aggregate at entry {index}: only the first entry, or one after a measured kexec, may be that",
         observed=entry.digest.hex(),
+        hint="after a kexec, reboot the machine; to have it accepted, let the kernel measure it (measure "
+        "func=KEXEC_CMDLINE in its IMA policy), and list kexec-cmdline in the runtime policy's ima-buf",
     )
 
 

@@ -23,7 +23,9 @@ from keylime.ima.signatures import Misfit, check_signature, parse_file_signature
 
 MAX_FINDINGS = 1000
 _MAX_LEARNED_KEYS = 1000
-_KEXEC = "kexec-cmdline"
+# What a kernel measures of the kexec that ends it: the command line of the next one (KEXEC_CMDLINE), and
+# since 6.16 with critical data, that it hands the list on.
+_KEXEC = frozenset({"kexec-cmdline", "kexec_execute"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +185,7 @@ class Judge:
             self._key(index, entry, buffer, key)
         elif (policy := self.policy.dm_policy) is not None and entry.name in EVENT_NAMES:
             self._device_mapper(index, entry, buffer, policy)
-        elif self._is_allowed(index, entry, self.policy.ima_buf, "ima-buf") and entry.name == _KEXEC:
+        elif self._is_allowed(index, entry, self.policy.ima_buf, "ima-buf") and entry.name in _KEXEC:
             self.kexec = True
 
     def _key(self, index: int, entry: Entry, buffer: bytes, key: ImaKey) -> None:

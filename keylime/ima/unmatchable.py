@@ -11,13 +11,14 @@ from keylime.ima.measurement_list import BOOT_AGGREGATE
 _SHOWN = 3
 _FEW = 1000  # names, beyond which it is faster to look at each
 
-# The kernel measures absolute paths, without detours, and prints a blank as an underscore.
+# The kernel measures absolute paths, without detours, and prints a blank as an underscore. Only files that
+# are mounted nowhere have no path: those of memfd_create() are measured by their name.
 _DOUBTS = (
-    (re.compile(r"(?!/)"), "not an absolute path"),
+    (re.compile(r"(?!/|memfd:)"), "not an absolute path"),
     (re.compile(r".* "), "blanks are measured as underscores"),
     (re.compile(r".*(//|/\.\.?(/|$))|.*/$"), "not a path as the kernel writes it"),
 )
-_ANY_DOUBT = re.compile(r"(?!/)|.*( |//|/\.\.?(/|$)|/$)")
+_ANY_DOUBT = re.compile(r"(?!/|memfd:)|.*( |//|/\.\.?(/|$)|/$)")
 _ANY_DOUBT_IN_LINES = rb"(?m)^(?:[^/]|$)| |//|/\.\.?(?:/|$)|/$"
 
 

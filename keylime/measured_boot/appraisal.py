@@ -145,6 +145,9 @@ def _unreadable(log: UnreadableBootLog) -> Finding:
         recoverable=True,
         explanation=f"The boot log cannot be read: {log.reason}. It was damaged or forged, or the firmware "
         "writes it in another form than the TCG defines.",
+        hint="see what tpm2_eventlog says of binary_bios_measurements on the machine: if it reads the log, "
+        "the agent sends another one; if not, update the firmware, or hold the machine to PCR values (a TPM "
+        "policy) instead of measured boot",
     )
 
 

@@ -23,6 +23,10 @@ _EVENT_HEAD = 12  # bytes of PCR, type and number of digests; no event has only 
 _SPEC_ID_SIGNATURE = b"Spec ID Event03\0"
 _MAX_BANKS = 16
 
+_NO_LOG = (
+    "; give binary_bios_measurements as the kernel shows it, not what a tool made of it (base64, hex, YAML, "
+    "JSON, a compressed file)"
+)
 _CC_TABLE = b"CCEL"  # the ACPI table that points to such a log
 _FIRST_RTMR = 1
 _RTMRS = frozenset(range(_FIRST_RTMR, 5))
@@ -216,7 +220,7 @@ def _make_event(
     where = f"event {number}"
     # Records that are never extended may name no PCR at all (0xFFFFFFFF).
     if pcr >= PCR_COUNT and type_code != EventType.NO_ACTION:
-        raise MalformedEvidence(f"{where}: there is no PCR {pcr}")
+        raise MalformedEvidence(f"{where}: there is no PCR {pcr}{'' if number else _NO_LOG}")
     data = reader.take(reader.u32(where), f"{where}: data")
     return Event(number, pcr, type_code, digests, data, decode_event_data(type_code, data))
 

@@ -51,10 +51,17 @@ def demand_usable(log: EventLog, secure_boot: bool | None) -> bool:
     if not any(event.is_extended for event in log.events):
         raise MalformedEvidence("boot log has no events")
     if _BANK not in log.algorithms:
-        raise MalformedEvidence("boot log has no SHA-256 digests")
+        raise MalformedEvidence(
+            "boot log has no SHA-256 digests, which reference states are made of: switch the TPM's SHA-256 "
+            "bank on (firmware set-up, or tpm2_pcrallocate sha256:all), reboot, and give the log of that boot"
+        )
     for event in log.events:
         if event.type_code != EventType.EFI_VARIABLE_AUTHORITY and data_binding(event) is Binding.MISMATCH:
-            raise MalformedEvidence(f"event {event.number}: data are not what was measured")
+            raise MalformedEvidence(
+                f"event {event.number}: data are not what was measured: take the log from the machine again; "
+                "if its firmware writes it so, no reference state can rest on it, but policy accept-all and "
+                "TPM policies can"
+            )
     is_on = secure_boot_is_on(log)
     if secure_boot and not is_on:
         raise MalformedEvidence("Secure Boot is off in this boot log")

@@ -71,7 +71,10 @@ def claim_of_list(source: str, entries: Sequence[Entry]) -> AlgorithmClaim | Non
     try:
         algorithm = HashAlgorithm.from_label(label)
     except ValueError:
-        raise ConfigError(f"{source}: boot_aggregate of algorithm {label!r}, which no TPM bank has") from None
+        raise ConfigError(
+            f"{source}: boot_aggregate of algorithm {label!r}, which no TPM bank has: the kernel found no "
+            "TPM; boot it with one, and with ima_hash= of one of its banks (sha256)"
+        ) from None
     return AlgorithmClaim(source, frozenset({algorithm}))
 
 

@@ -8,11 +8,17 @@ from keylime.errors import ConfigError, MalformedEvidence, UnsuitableKey
 from keylime.ima.keyrings import recognise_key
 from keylime.ima.measurement_list import Entry, parse_binary_list, parse_line, split_lines
 from keylime.ima.names import list_text
+from keylime.ima.whole_entries import with_whole_entries
 from keylime.tpm.pcr import IMA_PCR, PCR_COUNT
 
 LIVE_LIST = "/sys/kernel/security/ima/ascii_runtime_measurements"
 _BYTE_ORDER_MARK = BYTE_ORDER_MARK.encode()
 _BLANKS = b" \t\r\n"
+_AS_THE_KERNEL_SHOWS_IT = (
+    "give ascii_runtime_measurements or binary_runtime_measurements as the kernel shows it, whole and "
+    "unchanged"
+)
+_LEAST_DIGEST = 20  # bytes
 _TEMPLATE_HASH_SIZES = (20, 32, 48, 64)
 
 
@@ -35,7 +41,7 @@ def list_entries(content: bytes) -> list[Entry]:
     entries = []
     lines = _bare_lines(content)
     skipped = content[: content.find(lines)].count(b"\n")
-    for number, line in enumerate(split_lines(lines), skipped + 1):
+    for number, line in enumerate(with_whole_entries(split_lines(lines)), skipped + 1):
         if line:
             try:
                 entries.append(parse_line(line))
@@ -86,16 +92,23 @@ def measured_content(entries: Sequence[Entry], ignored_keyrings: frozenset[str])
     Violations have no digest, and so nothing that a policy could list.
     """
     measured = Measured()
-    violations = 0
+    violations = short = 0
     for entry in entries:
         if entry.pcr != IMA_PCR:
             measured.left_out.append(f"{entry.name}: measured into PCR {entry.pcr}, not {IMA_PCR}")
         elif entry.is_violation:
             violations += 1
+        elif len(entry.digest) < _LEAST_DIGEST:
+            short += 1
         elif entry.buffer is None:
             measured.digests.setdefault(entry.name, set()).add(entry.digest.hex())
         else:
             _add_buffer(measured, entry, entry.buffer, ignored_keyrings)
+    if short:
+        measured.left_out.append(
+            f"{short} digests of MD5, which no policy lists: boot the machine with ima_hash=sha256, and give "
+            "its list"
+        )
     if violations:
         measured.left_out.append(
             f"{violations} violations: agents with them are accepted only with ignore_tomtou_errors"
@@ -120,4 +133,5 @@ def demand_entries(option: str, path: str, content: bytes) -> list[Entry]:
     try:
         return list_entries(content)
     except MalformedEvidence as error:
-        raise ConfigError(f"{option} {path}: {error}") from error
+        remedy = "" if "boot the machine" in str(error) else f"; {_AS_THE_KERNEL_SHOWS_IT}"
+        raise ConfigError(f"{option} {path}: {error}{remedy}") from error

@@ -221,6 +221,9 @@ def test_a_machine_that_measured_nothing_is_named(excludes: list[str]) -> None:
     [
         ("kexec-cmdline", {"ima-buf": {"kexec-cmdline": [file_digest("quiet")]}}, []),
         ("kexec-cmdline", {"excludes": ["^kexec-cmdline$"]}, []),
+        ("kexec_execute", {"ima-buf": {"kexec_execute": [file_digest("quiet")]}}, []),
+        ("kexec_execute", {}, [(NOT_LISTED, 1), (NOT_LISTED, 2)]),
+        ("kexec_load", {"ima-buf": {"kexec_load": [file_digest("quiet")]}}, [(NOT_LISTED, 2)]),
         ("kexec-cmdline", {}, [(NOT_LISTED, 1), (NOT_LISTED, 2)]),
         ("kexec-cmdline", {"ima-buf": {"kexec-cmdline": ["ab" * 32]}}, [(WRONG_DIGEST, 1), (NOT_LISTED, 2)]),
         ("selinux-state", {"ima-buf": {"selinux-state": [file_digest("quiet")]}}, [(NOT_LISTED, 2)]),

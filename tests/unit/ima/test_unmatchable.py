@@ -34,10 +34,12 @@ def test_of_many_names_the_first_ones_are_shown() -> None:
     assert "'bin/0', 'bin/1', 'bin/2' and 97 more" in warning
 
 
+MEMFD = "memfd:runc_cloned:/proc/self/exe"  # containers are started so, and kexec calls a kernel memfd:kernel
 NAMES = st.text(st.sampled_from([*"/. a\n\r\0é", "\ud800"]), max_size=6)
 
 
 @given(st.lists(NAMES.map(lambda name: f"/{name}") | NAMES, max_size=6))
+@example([MEMFD, "a", MEMFD + " x", "memfd"])
 @example(["/a", ""])
 @example(["", "/a"])
 @example(["/a", "boot_aggregate"])
@@ -49,7 +51,9 @@ def test_all_at_once_are_doubted_as_one_by_one(names: list[str]) -> None:
     assert list(name_warnings(names, "x")) == list(name_warnings([*names, has_all_looked_at], "x"))
 
 
-@pytest.mark.parametrize("name", ["boot_aggregate", "/.hidden", "/a/...", "/a/.b", "/a/b.", "/memfd:x"])
+@pytest.mark.parametrize(
+    "name", ["boot_aggregate", "/.hidden", "/a/...", "/a/.b", "/a/b.", "/memfd:x", MEMFD]
+)
 def test_names_of_kernels_are_left_alone(name: str) -> None:
     assert list(name_warnings([name], "digests")) == []
 

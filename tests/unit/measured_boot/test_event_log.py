@@ -138,6 +138,14 @@ def test_a_malformed_log_is_refused_with_its_reason(log: bytes, reason: str) -> 
         parse_event_log(log)
 
 
+@pytest.mark.parametrize(
+    "text", [b"AAAAAAMAAAAAAAAAAAAA" * 9, b"---\nversion: 1\nevents:\n" * 9, b"\x1f\x8b\x08\0" * 20]
+)
+def test_what_a_tool_made_of_a_log_is_refused_with_the_remedy(text: bytes) -> None:
+    with pytest.raises(MalformedEvidence, match="binary_bios_measurements as the kernel shows it"):
+        parse_event_log(text)
+
+
 @pytest.mark.parametrize("padding", [bytes(12), bytes(456), b"\xff" * 12, b"\xff" * 511, bytes(65_536)])
 def test_what_fills_up_the_log_area_behind_the_last_event_is_passed_over(padding: bytes) -> None:
     log = capture("direct-efistub").boot_log
