@@ -326,6 +326,30 @@ def test_what_is_begun_is_counted_by_all_and_makes_room_where_it_comes_from(url:
     play(url, act)
 
 
+def test_what_is_being_proven_stays_however_many_networks_strangers_have(url: str) -> None:
+    async def act(scene: Scene) -> None:
+        small = SessionStore(scene.one.database, LIMITS, most_unproven=6)
+        for number in range(6):
+            at = NOW - 30 + number
+            stranger = session(1000 + number, f"stranger-{number}", network=f"net-{number}", at=at)
+            assert await small.begin(stranger, at) is None
+        mine = [session(number, f"agent-{number}", at=NOW - 4 + number) for number in (1, 2, 3)]
+        for one in mine:
+            assert await small.begin(one, one.created_at) is None
+        assert await small.begin(session(2000, "late", network="net-late"), NOW) is None
+        for one in mine:
+            assert await small.find(one.session_id) is not None, "three agents behind one address, just now"
+        left = await scene.rows("SELECT agent_id FROM push_sessions WHERE agent_id LIKE 'stranger%'")
+        assert sorted(left) == [("stranger-4",), ("stranger-5",)], "of networks with one the oldest goes"
+        await small.fail(mine[0].session_id)
+        later = NOW + 1
+        assert await small.begin(session(2001, "later", network="net-later", at=later), later) is None
+        kept = [one.agent_id for one in mine if await small.find(one.session_id) is not None]
+        assert kept == ["agent-2", "agent-3"], "what has failed is not being proven"
+
+    play(url, act)
+
+
 def test_of_two_negotiations_at_once_one_counts_and_ends_the_one_before(url: str) -> None:
     async def act(scene: Scene) -> None:
         generation = (await scene.one.record()).generation

@@ -25,6 +25,7 @@ MOST_UNPROVEN = 20_000
 """Sessions that nobody has proven, of all sources together: some five megabytes."""
 
 _ROOM = 64  # so much of it is made at a time: a part like this of all
+_PROVING_S = 10.0  # in which an agent proves what it has begun, also over a slow network
 _EXPIRED_KEPT_S = 3600.0  # for so long a token is called expired and not unknown
 _COLUMNS = [sessions.c[name] for name in PushSession.__struct_fields__]
 SELECT_SESSIONS = sa.select(*_COLUMNS)
@@ -69,7 +70,7 @@ class SessionStore:
             delay = wait_s(_begun(connection, session, self._limits, now), self._limits, now)
             if delay is not None:
                 return TooMany(delay)
-            _make_room(connection, self._most_unproven)
+            _make_room(connection, self._most_unproven, now)
             connection.execute(
                 sa.insert(sessions).values(
                     {column.name: getattr(session, column.name) for column in _COLUMNS}
@@ -176,22 +177,31 @@ def _begun(connection: sa.Connection, session: PushSession, limits: SessionLimit
     return Begun(int(from_address), first_from_address, int(for_agent), first_for_agent)
 
 
-def _make_room(connection: sa.Connection, most: int) -> None:
-    """Where strangers have begun too many sessions, the fullest network gives up its oldest ones."""
+def _make_room(connection: sa.Connection, most: int, now: float) -> None:
+    """Where strangers have begun too many sessions, the fullest networks give up their oldest ones.
+
+    Strangers may have as many networks as there are sessions, and agents be many in one. So those that are
+    just being proven go last: no flood is so fast that there are no others.
+    """
     count = sa.select(sa.func.count()).select_from(sessions).where(_UNPROVEN)
     if connection.execute(count).scalar_one() < most:
         return
-    fullest = connection.execute(
-        sa.select(sessions.c.network)
+    is_young = sessions.c.created_at.between(now - _PROVING_S, now + CLOCK_SLACK_S)
+    is_being_proven = sa.and_(sessions.c.state == PENDING, is_young)
+    newest_first = sessions.c.created_at.desc(), sessions.c.session_id
+    ranked = (
+        sa.select(
+            sessions.c.session_id,
+            sessions.c.created_at,
+            sa.case((is_being_proven, 1), else_=0).label("is_being_proven"),
+            sa.func.row_number().over(partition_by=sessions.c.network, order_by=newest_first).label("place"),
+        )
         .where(_UNPROVEN)
-        .group_by(sessions.c.network)
-        .order_by(sa.func.count().desc())
-        .limit(1)
-    ).scalar_one()
-    oldest = connection.execute(
-        sa.select(sessions.c.session_id)
-        .where(_UNPROVEN, sessions.c.network == fullest)
-        .order_by(sessions.c.created_at)
+        .subquery()
+    )
+    surplus = connection.execute(
+        sa.select(ranked.c.session_id)
+        .order_by(ranked.c.is_being_proven, ranked.c.place.desc(), ranked.c.created_at)
         .limit(max(1, most // _ROOM))
     ).scalars()
-    connection.execute(sa.delete(sessions).where(sessions.c.session_id.in_(list(oldest))))
+    connection.execute(sa.delete(sessions).where(sessions.c.session_id.in_(list(surplus))))
