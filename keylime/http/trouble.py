@@ -65,6 +65,9 @@ def _reason_of(error: Exception) -> str:
             return f"cannot connect: {printable(str(error.certificate_error))}"
         if isinstance(error, aiohttp.ClientConnectorError):
             return f"cannot connect: {printable(_system_reason(error.os_error))}"
+        # Its text has the whole URL, whose path and query may be a secret, and a status that nobody has sent.
+        if isinstance(error, aiohttp.ClientResponseError):
+            return printable(error.message or type(error).__name__)
     return printable(str(error) or type(error).__name__)
 
 

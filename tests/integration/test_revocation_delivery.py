@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 
-from keylime.errors import ConfigError
+from keylime.errors import ConfigError, PeerUnreachable
 from keylime.http.server import Response
 from keylime.messages.revocation import SignedRevocation
 from keylime.pki.roles import NODE
@@ -22,9 +22,12 @@ from keylime.revocation.publication import endpoint
 from keylime_agent.actions import ActionOptions, ActionRunner
 from keylime_agent.revocation import RevocationHandler
 from keylime_agent.revocation_rules import Incarnation
+from keylime_verifier.revocations.webhook import Webhook
+from keylime_verifier.revocations.webhook_url import parse_webhook_url
 from tests.fakes.attesting_agent import AttestingAgent
 from tests.fakes.eventual import LIMIT_S, eventually
 from tests.fakes.forked_programs import Order, run
+from tests.fakes.loopback import served_by
 from tests.fakes.revocation_certificate import notifier_certificate
 from tests.fakes.running_verifier import (
     TOLD,
@@ -113,6 +116,36 @@ def test_the_webhook_gets_the_signed_envelope_whatever_it_answers_in_the_body(
                 assert (summary["attempts"], summary["failed"], summary["last_error"]) == (1, 0, None)
 
             await scene(tmp_path, channels("webhook", webhook_url=receiver.url), act)
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"garbage\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 10_000 + b"\r\n",
+        b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100_000 + b"\r\n\r\n",
+    ],
+)
+def test_p14_what_is_said_of_a_receiver_that_speaks_no_http_leaves_out_its_secret_path(answer: bytes) -> None:
+    async def answering(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+
+    async def play() -> None:
+        async with served_by(answering) as port:
+            url = f"http://127.0.0.1:{port.number}/hooks/SECRET?token=SECRET"
+            webhook = Webhook(parse_webhook_url(url, allow_http=True), None, LIMIT_S)
+            try:
+                with pytest.raises(PeerUnreachable) as raised:
+                    await webhook.post(SignedRevocation("{}", "signature"))
+            finally:
+                await webhook.close()
+            assert "SECRET" not in str(raised.value)
+            assert str(raised.value).startswith(f"webhook http://127.0.0.1:{port.number}: ")
 
     asyncio.run(play())
 
