@@ -159,9 +159,12 @@ def _find_chain(chain: _Chain, store: TrustStore, now: datetime) -> _Chain | _Fa
     """`chain` (EK certificate first) led as far up as the store goes, or why that fails.
 
     Every certificate of the store is an anchor. One whose own issuer is in the store too must be fit to be
-    issued by it, so that an expired root or a path length is not passed over.
+    issued by it, so that an expired root or a path length is not passed over. A root has no issuer but
+    itself: where it was renewed with its key, the older one beside it is of no matter.
     """
     last = chain[-1]
+    if len(chain) > 1 and names_issuer(last.certificate, last.certificate) and is_signed_by(last, last):
+        return chain
     candidates = store.issuers_of(last.certificate)
     issuers = [item for item in candidates if item not in chain and is_signed_by(last, item)]
     if len(chain) > 1 and not issuers:

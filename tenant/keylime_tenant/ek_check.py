@@ -99,6 +99,11 @@ def _refusal(candidate: Candidate, verdict: EkVerdict, store: Path) -> str:
             f"and put it into {store} ([tenant] tpm_cert_store), for instance with "
             f"`keylime_ca import-vendor FILE --store {store}`"
         )
+    else:
+        sentences.append(
+            f"A certificate that the maker has renewed goes into {store} ([tenant] tpm_cert_store); where "
+            "there is none, set [tenant] require_ek_cert = False only if something else vouches for the TPM"
+        )
     sentences.extend(verdict.warnings)
     return ". ".join(sentences)
 

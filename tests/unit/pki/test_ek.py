@@ -164,6 +164,16 @@ def test_a_made_chain_is_trusted() -> None:
     assert check(ROOT, INTERMEDIATE).chain == ("CN=ek", "CN=intermediate", "CN=root")
 
 
+def test_a_root_that_was_renewed_with_its_key_is_one_beside_the_expired_one() -> None:
+    expired = made("root", "root", ca_flag(), days=(-10, -1))
+    for store in ((expired, ROOT, INTERMEDIATE), (ROOT, expired, INTERMEDIATE)):
+        assert check(*store).chain == ("CN=ek", "CN=intermediate", "CN=root")
+    assert not check(expired, INTERMEDIATE).trusted
+    direct = made("ek", "root", key_usage(key_agreement=True))
+    assert check(expired, ROOT, leaf=direct).trusted
+    assert not check(expired, leaf=direct).trusted
+
+
 def test_cross_signed_authorities_are_no_endless_chain() -> None:
     cross = made("root", "intermediate", ca_flag(3))
     assert check(made("intermediate", "root", ca_flag(3)), cross).trusted
