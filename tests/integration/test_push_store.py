@@ -326,7 +326,7 @@ def test_what_is_begun_is_counted_by_all_and_makes_room_where_it_comes_from(url:
     play(url, act)
 
 
-def test_what_is_being_proven_stays_however_many_networks_strangers_have(url: str) -> None:
+def test_n15_what_is_being_proven_stays_however_many_networks_strangers_have(url: str) -> None:
     async def act(scene: Scene) -> None:
         small = SessionStore(scene.one.database, LIMITS, most_unproven=6)
         for number in range(6):
