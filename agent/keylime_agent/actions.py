@@ -6,6 +6,7 @@ Shell actions get one argument, the path of a JSON file; Python modules run in a
 import logging
 import os
 import re
+import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,6 +24,8 @@ PAYLOAD_MODULE_PREFIX = "local_action_"
 CLEARED_PREFIX = "local_action_cleared"
 _LIST_FILE = "action_list"
 _MAX_LIST = 64 * 1024
+# Non-blocking: the agent must not wait for whoever might write to a FIFO.
+_LIST_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _SEPARATORS = re.compile(r"[\s,]+")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@-]{0,254}")
 
@@ -159,7 +162,10 @@ def _document_file(document: bytes, directory: Path) -> Iterator[Path]:
 
 def _read_list(path: Path) -> tuple[str, ...]:
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
+        with open(os.open(path, _LIST_FLAGS), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                log.warning("%s is no file: its actions are not run", path)
+                return ()
             return parse_action_list(file.read(_MAX_LIST).decode("utf-8", "replace"))
     except FileNotFoundError:
         return ()

@@ -1,5 +1,7 @@
 import asyncio
 import logging
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -224,6 +226,24 @@ def test_payload_lists_are_not_read_when_payload_actions_are_forbidden(
     (tmp_path / "payload" / "action_list").write_text("a.sh")
     asyncio.run(actions.run_all(b"{}"))
     assert messages(caplog) == []
+
+
+def test_a_list_of_a_payload_that_is_no_file_holds_nobody_up(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    actions = runner(tmp_path, "configured.sh")
+    script(tmp_path / "installed" / "configured.sh", "#!/bin/sh\necho ran\n")
+    path = tmp_path / "payload" / "action_list"
+    os.mkfifo(path)
+    writer = threading.Timer(20, lambda: os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK)))
+    writer.start()  # whoever waits for one fails, and does not hang
+    try:
+        asyncio.run(actions.run_all(b'{"type":"revocation"}'))
+    finally:
+        writer.cancel()
+    assert "Action stdout: ran" in messages(caplog)
+    assert f"{path} is no file: its actions are not run" in messages(caplog)
 
 
 def test_a_flood_of_output_is_cut(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
