@@ -50,6 +50,8 @@ def differences_of(
             found += _compared(Part.LOAD_OPTIONS, reading.options, good.load_options)
         if not good.initrd_files:
             found += _compared(Part.INITRDS, reading.initrds, good.initrds)
+    elif good.sections:  # an image of several profiles holds more than one command line
+        found += _compared(Part.SECTIONS, reading.sections, good.sections)
     return found
 
 
@@ -138,4 +140,5 @@ _TUPLE = (
     Part.INITRDS,
     Part.INPUTS,
     Part.EXTENSIONS,
+    Part.SECTIONS,
 )

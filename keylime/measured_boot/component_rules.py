@@ -37,7 +37,8 @@ from keylime.measured_boot.grub_commands import (
 from keylime.measured_boot.policies import Judge, Objection
 from keylime.measured_boot.variables import SHIM_LOCK, UefiVariable
 
-# PCR 11 is left out: the image in PCR 4 holds its sections, and the system goes on extending it.
+# PCR 11 is left out: the system goes on extending it. The sections that the stub took of its image are judged
+# as parts of the boot, and proven where the quote covers PCR 11 and the system's own log explains the rest.
 RELEVANT_PCRS = frozenset({*range(10), 12, 13, 14})
 SECTION_PCR = 11
 

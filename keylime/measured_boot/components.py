@@ -80,6 +80,7 @@ class BootVariant(_Strict, frozen=True):
     initrds: _Digests = []
     inputs: _Digests = []
     extensions: _Digests = []
+    sections: _Digests = []  # of a unified kernel; without any, whichever its image holds
 
 
 class Components(_Strict, frozen=True):
@@ -124,6 +125,7 @@ class GoodBoot:
     initrds: tuple[bytes, ...]
     inputs: tuple[bytes, ...]
     extensions: tuple[bytes, ...]
+    sections: tuple[bytes, ...]
 
     @property
     def files(self) -> tuple[bytes, ...]:
@@ -219,6 +221,7 @@ def _good_boot(name: str, variant: BootVariant) -> GoodBoot:
         initrds=to_bytes(variant.initrds),
         inputs=to_bytes(variant.inputs),
         extensions=to_bytes(variant.extensions),
+        sections=to_bytes(variant.sections),
     )
 
 
@@ -267,6 +270,7 @@ class Part(enum.Enum):
     INITRDS = "initrd that the kernel loaded"
     INPUTS = "input of the stub"
     EXTENSIONS = "extension image"
+    SECTIONS = "section of the unified kernel"
 
 
 _CHAINS = frozenset(chain.value for chain in Chain)

@@ -129,6 +129,7 @@ def _boot(reading: Reading, chain: Chain, kernels: list[Event]) -> BootVariant:
         initrds=[] if is_uki or reading.files[at + 1 :] else shown(reading.initrds),
         inputs=shown(reading.inputs),
         extensions=shown(reading.extensions),
+        sections=shown(reading.sections) if is_uki else [],
     )
 
 

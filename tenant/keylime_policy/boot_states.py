@@ -33,7 +33,7 @@ _STRANGE_LINES = ("init=/bin/sh", "root=/dev/sdz1 rw init=/bin/sh quiet")
 # Digests of one algorithm, whatever was quoted: by the end of the member's name, or the whole of it.
 _SHA256 = (
     *("images", "kernel_files", "initrd_files", "load_options", "initrds", "inputs", "extensions"),
-    *("drivers", "firmware_applications", "files"),
+    *("sections", "drivers", "firmware_applications", "files"),
 )
 
 

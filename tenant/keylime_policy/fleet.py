@@ -137,6 +137,7 @@ def _boot_rules(name: str, boot: BootVariant) -> Iterable[str]:
         ("load options", boot.load_options),
         ("stub input", boot.inputs),
         ("extension", boot.extensions),
+        ("section of the unified kernel", boot.sections),
     ):
         if digests:
             yield f"{kind} {' '.join(digests)} ({_text(name)})"

@@ -373,6 +373,30 @@ def test_what_is_absent_is_not_expected() -> None:
     assert "no boot is blessed" in objections(Boot("shim-grub").log(), state)
 
 
+def test_another_profile_of_the_same_unified_kernel_is_no_blessed_boot() -> None:
+    boot = Boot("uki")
+    state: dict[str, Any] = learned(boot.log())
+    (variant,) = state["components"]["boot"].values()
+    same, other = (
+        record(11, EventType.IPL, boot.arguments.encode()),
+        record(11, EventType.IPL, b"init=/bin/sh"),
+    )
+    rescue = build_log(
+        [
+            replace(item, digests=other.digests) if item.digests == same.digests else item
+            for item in boot.records()
+        ]
+    )
+    log = parse_event_log(rescue)
+    assert "section of the unified kernel is another" in objections(log, state)
+    name = record(11, EventType.IPL, b".profile\0")
+    more = parse_event_log(build_log([*boot.records(), name]))
+    assert "section of the unified kernel: 7 measured, 6 expected" in objections(more, state)
+    del variant["sections"]  # as after `update-reference` with the image itself
+    assert objections(log, state) == ""
+    assert objections(boot.log(), state) == ""
+
+
 def test_the_policies_of_other_chains_refuse_the_reference_state() -> None:
     registry = built_in_policies()
     state = learned(Boot("uki").log())
