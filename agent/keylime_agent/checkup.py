@@ -110,7 +110,8 @@ def ek_certificate(device: Tpm, config: MachineConfig) -> Result:
         return warning(
             subject,
             "the TPM has none, so that nobody can tell whether it is real",
-            "the tenant takes it with [tenant] require_ek_cert = False and an ek_check_script only",
+            "the tenant takes it with [tenant] require_ek_cert = False, and better with an ek_check_script "
+            "that knows the endorsement keys of your machines",
         )
     try:
         issuer = read_certificate(certificate).certificate.issuer.rfc4514_string()

@@ -72,15 +72,17 @@ def _tls(settings: Settings, directory: Path) -> TlsOptions:
     # "secure" was the meaning of `default` in agents whose certificate did not outlive them.
     tls_dir = directory / keyword(settings.text("tls_dir"), "")
     trusted = settings.items("trusted_client_ca")
-    if "all" in trusted:
-        raise ConfigError(
-            "[agent] trusted_client_ca = all would let anybody send keys and payloads; name a CA certificate"
-        )
-    if not trusted:
-        raise ConfigError(
-            "[agent] trusted_client_ca is empty, so nobody could talk to the agent; use `default` and copy "
-            "cv_ca/cacert.crt from the verifier"
-        )
+    with settings.placed("trusted_client_ca"):
+        if "all" in trusted:
+            raise ConfigError(
+                "[agent] trusted_client_ca = all would let anybody send keys and payloads; name a CA "
+                "certificate"
+            )
+        if not trusted:
+            raise ConfigError(
+                "[agent] trusted_client_ca is empty, so nobody could talk to the agent; use `default` and "
+                "copy cv_ca/cacert.crt from the verifier"
+            )
     return TlsOptions(
         certificate=tls_dir / keyword(settings.text("server_cert"), "server-cert.crt"),
         key=tls_dir / keyword(settings.text("server_key"), "server-private.pem"),

@@ -158,7 +158,8 @@ def _persistent_handle(settings: Settings, option: str) -> int | None:
     digits = text[2:] if text[:2] in ("0x", "0X") else text
     if re.fullmatch(r"81[0-9a-fA-F]{6}", digits):
         return int(digits, 16)
-    raise ConfigError(
-        f"[agent] {option} = {text}: expected the handle of a persistent key, such as 0x81020000, or nothing "
-        "to make the key from its template"
-    )
+    with settings.placed(option):
+        raise ConfigError(
+            f"[agent] {option} = {text}: expected the handle of a persistent key, such as 0x81020000, or "
+            "nothing to make the key from its template"
+        )

@@ -10,6 +10,10 @@ from keylime.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
+_MAKE = (
+    "make it (`systemd-sysusers` does for keylime and tss where the package is installed), or name another"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Account:
@@ -28,11 +32,11 @@ def find_account(run_as: str) -> Account | None:
     try:
         user = pwd.getpwnam(user_name)
     except KeyError:
-        raise ConfigError(f"[agent] run_as = {run_as}: there is no user {user_name!r}") from None
+        raise ConfigError(f"[agent] run_as = {run_as}: there is no user {user_name!r}: {_MAKE}") from None
     try:
         gid = grp.getgrnam(group_name).gr_gid if group_name else user.pw_gid
     except KeyError:
-        raise ConfigError(f"[agent] run_as = {run_as}: there is no group {group_name!r}") from None
+        raise ConfigError(f"[agent] run_as = {run_as}: there is no group {group_name!r}: {_MAKE}") from None
     return Account(user_name, user.pw_uid, gid)
 
 

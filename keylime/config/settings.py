@@ -6,6 +6,7 @@ reads configuration.
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from keylime.config.values import parse_flag, parse_value
 from keylime.errors import ConfigError
 
 _DEFAULT_WORK_DIR = "/var/lib/keylime"
+DEFAULT = "default"
+"""The source of a value that nobody has set."""
+_VARIABLE = "environment variable "  # before its name: the source of a value from there
 _TEXTS = frozenset({Kind.TEXT, Kind.ADDRESS, Kind.PATH, Kind.SECRET})
 
 
@@ -97,8 +101,23 @@ class Settings:
         return self._find(option, section)
 
     def source(self, option: str, section: str | None = None) -> str:
-        """Where the value comes from: a file, an environment variable, or "default"."""
+        """Where the value comes from: a file, an environment variable, or DEFAULT."""
         return self._lookup(option, section).source
+
+    def is_of_environment(self, option: str, section: str | None = None) -> bool:
+        """Whether a variable of the environment sets it."""
+        return self.source(option, section).startswith(_VARIABLE)
+
+    @contextmanager
+    def placed(self, option: str, section: str | None = None) -> Iterator[None]:
+        """Lets a ConfigError about the value of an option begin with where that value stands."""
+        try:
+            yield
+        except ConfigError as error:
+            source = self.source(option, section)
+            if source == DEFAULT:
+                raise
+            raise ConfigError(f"{source}: {error}") from error
 
     def changed(self, later: "Settings") -> tuple[tuple[str, str], ...]:
         """Section and name of each option whose value is another one in `later`, but for ignored ones."""
@@ -221,7 +240,7 @@ def variable_name(table: ComponentTable, option: Option) -> str:
 def _from_environment(table: ComponentTable, environ: Mapping[str, str]) -> dict[tuple[str, str], _Given]:
     names = {variable_name(table, option): option for option in table.options}
     return {
-        option.key: _Given(environ[name].strip('" \t'), f"environment variable {name}")
+        option.key: _Given(environ[name].strip('" \t'), f"{_VARIABLE}{name}")
         for name, option in names.items()
         if name in environ
     }
@@ -248,12 +267,12 @@ def _unknown_variables(table: ComponentTable, environ: Mapping[str, str]) -> Ite
 
 def _value(option: Option, given: _Given | None) -> _Value:
     if given is None:
-        return _Value(option.default, "default")
+        return _Value(option.default, DEFAULT)
     try:
         return _Value(parse_value(option, given.text), given.source)
     except ValueError as error:
         if option.ignored:
-            return _Value(option.default, "default")
+            return _Value(option.default, DEFAULT)
         shown = "" if option.holds_secret(given.text) else f" = {given.text[:100]!r}"
         raise ConfigError(f"{given.source}: [{option.section}] {option.name}{shown}: {error}") from error
 

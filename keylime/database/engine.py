@@ -25,6 +25,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DataError, IntegrityError, OperationalError, SQLAlchemyError
 
 from keylime import patience
+from keylime.config.settings import Settings
 from keylime.database.file import prepare_file
 from keylime.database.mariadb.urls import is_mariadb_url, parse_mariadb_url
 from keylime.database.servers import Sessions, parse_server_url
@@ -81,6 +82,12 @@ class PoolSize:
         if match is None or int(match[1]) == 0:
             raise ConfigError(f"database_pool_sz_ovfl = {text}: expected two numbers such as 5,10")
         return cls(int(match[1]), int(match[2]))
+
+    @classmethod
+    def configured(cls, settings: Settings) -> Self:
+        """What the settings of a service say. Raises ConfigError, which tells where they do."""
+        with settings.placed("database_pool_sz_ovfl"):
+            return cls.parse(settings.text("database_pool_sz_ovfl"))
 
 
 def parse_database_url(text: str, *, work_dir: Path, sqlite_name: str) -> URL:

@@ -262,10 +262,16 @@ def _explained(address: str, port: int) -> Iterator[None]:
     try:
         yield
     except (OSError, OverflowError, UnicodeError) as error:
-        # Python's own text repeats the address.
-        number = getattr(error, "errno", None) or 0
-        reason = os.strerror(number) if number > 0 else str(error)
+        reason = _reason(error)
         raise ConfigError(f"cannot listen on {address}:{port}: {reason}") from error
+
+
+def _reason(error: OSError | OverflowError | UnicodeError) -> str:
+    if isinstance(error, socket.gaierror):  # its numbers mean nothing to os.strerror
+        return f"{error.strerror or 'the name is not known'}; give an address of this machine"
+    # Python's own text repeats the address.
+    number = getattr(error, "errno", None) or 0
+    return os.strerror(number) if number > 0 else str(error)
 
 
 def _bind(address: str, port: int, *, reuse_port: bool, listen: bool = True) -> list[socket.socket]:

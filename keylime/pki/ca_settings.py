@@ -5,13 +5,19 @@ from dataclasses import dataclass, field
 from keylime.config.settings import Settings
 from keylime.pki.issuance import CertificateSubject
 
+SHIPPED_PASSWORD = "default"  # noqa: S105  # of `[ca] password`
+
 
 @dataclass(frozen=True, slots=True)
 class CaSettings:
-    """What certificates say, and the password of the key store; `default` is a password like another here."""
+    """What certificates say, and the password of the key store; `default` is a password like another here.
+
+    `is_shipped` tells whether it is only what files are shipped with, which means that people are asked.
+    """
 
     subject: CertificateSubject
     password: str = field(repr=False)
+    is_shipped: bool
 
 
 def ca_settings(settings: Settings) -> CaSettings:
@@ -28,4 +34,7 @@ def ca_settings(settings: Settings) -> CaSettings:
         key_bits=settings.integer("cert_bits"),
         crl_url=settings.text("cert_crl_dist"),
     )
-    return CaSettings(subject, settings.text("password"))
+    password = settings.text("password")
+    # Whoever sets the variable has chosen the word: it is the password of CAs that services made with it.
+    is_shipped = password == SHIPPED_PASSWORD and not settings.is_of_environment("password")
+    return CaSettings(subject, password, is_shipped)

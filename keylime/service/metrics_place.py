@@ -32,11 +32,12 @@ def metrics_place(settings: Settings, work_dir: Path) -> MetricsPlace | None:
     ip, port = settings.text("metrics_ip"), settings.integer("metrics_port")
     if not port:
         return None
-    if _is_public(ip):
-        raise ConfigError(
-            f"[{settings.component}] metrics_ip = {ip} is an address of the public network, where anybody "
-            "could read the metrics: name one of a network of your own, or 127.0.0.1"
-        )
+    with settings.placed("metrics_ip"):
+        if _is_public(ip):
+            raise ConfigError(
+                f"[{settings.component}] metrics_ip = {ip} is an address of the public network, where "
+                "anybody could read the metrics: name one of a network of your own, or 127.0.0.1"
+            )
     return MetricsPlace(ip, port, work_dir / f"metrics-{settings.component}")
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from sqlalchemy.engine import URL
 
+from keylime.config.settings import Settings
+from keylime.database.engine import parse_database_url
 from keylime.database.file import FOREIGN_TABLES, is_version_table, tables_in
 
 _ENDING = ".taken-over"
@@ -38,6 +40,16 @@ class DatabasePlace:
     def is_beside(self) -> bool:
         """Whether our own file has another name than the configuration says."""
         return self.old is not None and self.old != self.own
+
+
+def configured_database(settings: Settings, work_dir: Path, sqlite_name: str) -> DatabasePlace:
+    """What the option `database_url` comes to; the keyword `sqlite` is a file in `work_dir`.
+
+    Raises ConfigError, which tells where the option stands.
+    """
+    with settings.placed("database_url"):
+        text = settings.text("database_url")
+        return DatabasePlace.of(parse_database_url(text, work_dir=work_dir, sqlite_name=sqlite_name))
 
 
 def own_file(path: Path) -> Path:

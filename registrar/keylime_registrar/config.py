@@ -8,12 +8,12 @@ from sqlalchemy.engine import URL
 
 from keylime.config.loader import load_settings
 from keylime.config.settings import Settings, path_below, work_dir
-from keylime.database.engine import PoolSize, parse_database_url
+from keylime.database.engine import PoolSize
 from keylime.pki.ca_settings import CaSettings, ca_settings
 from keylime.pki.tls import TlsFiles, resolve_tls_files
 from keylime.service.metrics_place import MetricsPlace, metrics_place
 from keylime.service.supervisor import worker_count
-from keylime.takeover.place import DatabasePlace
+from keylime.takeover.place import DatabasePlace, configured_database
 from keylime_registrar.identity import IdentityDemand
 
 SQLITE_NAME = "reg_data.sqlite"
@@ -73,10 +73,8 @@ def load_config(environ: Mapping[str, str]) -> RegistrarConfig:
         ca=ca_settings(ca),
         server_names=settings.items("cert_subject_alternative_names"),
         require_admin_role=settings.flag("require_admin_role"),
-        database=DatabasePlace.of(
-            parse_database_url(settings.text("database_url"), work_dir=base, sqlite_name=SQLITE_NAME)
-        ),
-        database_pool=PoolSize.parse(settings.text("database_pool_sz_ovfl")),
+        database=configured_database(settings, base, SQLITE_NAME),
+        database_pool=PoolSize.configured(settings),
         auto_migrate=settings.flag("auto_migrate_db"),
         workers=worker_count(0, settings.integer("max_workers")),
         max_upload=settings.integer("max_upload_size"),

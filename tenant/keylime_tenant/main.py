@@ -7,7 +7,7 @@ import os
 import ssl
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -278,7 +278,7 @@ def _session(
 
         return await read_documents(arguments, config, connections.services, connections.names)
 
-    def deliver(agent: AgentId) -> "PayloadDelivery":
+    def deliver(agent: AgentId, take_back: Callable[[], None]) -> "PayloadDelivery":
         from keylime_tenant.ca.authorities import authority_directory, load_ca_settings, open_or_create
         from keylime_tenant.payload_sources import prepare_delivery
 
@@ -287,7 +287,11 @@ def _session(
             return open_or_create(directory, load_ca_settings(environ), output.said)
 
         return prepare_delivery(
-            arguments, agent, max_size=config.max_payload_size, open_authority=open_authority
+            arguments,
+            agent,
+            max_size=config.max_payload_size,
+            open_authority=open_authority,
+            take_back=take_back,
         )
 
     def revoke_certificate(agent: AgentId, serial: int) -> None:

@@ -1,13 +1,14 @@
-"""Where the password of a CA's key store comes from."""
+"""Where the password of a CA's key store comes from.
+
+The shipped value of `[ca] password` services take literally; people are asked instead.
+"""
 
 import getpass
 import sys
 from collections.abc import Callable
 
 from keylime.errors import ConfigError
-
-# The shipped value of `[ca] password`: services take it literally, people are asked instead.
-ASK = "default"
+from keylime.pki.ca_settings import CaSettings
 
 PROMPT = "Please enter the password to decrypt your keystore: "
 NEW_PROMPT = "Please choose a password for the keystore of the new CA: "
@@ -21,27 +22,27 @@ def has_terminal() -> bool:
 
 
 def keystore_password(
-    configured: str,
+    settings: CaSettings,
     *,
     is_terminal: Callable[[], bool] = has_terminal,
     ask: Callable[[str], str] = getpass.getpass,
 ) -> str:
     """The configured password, or the answer on the terminal. Raises ConfigError without either."""
-    if configured != ASK:
-        return _given(configured)
+    if not settings.is_shipped:
+        return _given(settings.password)
     _demand_terminal(is_terminal)
     return _given(_answer(ask, PROMPT))
 
 
 def new_keystore_password(
-    configured: str,
+    settings: CaSettings,
     *,
     is_terminal: Callable[[], bool] = has_terminal,
     ask: Callable[[str], str] = getpass.getpass,
 ) -> str:
     """The same for a key store that is made now: whoever types it does so twice. Raises ConfigError."""
-    if configured != ASK:
-        return _given(configured)
+    if not settings.is_shipped:
+        return _given(settings.password)
     _demand_terminal(is_terminal)
     password = _given(_answer(ask, NEW_PROMPT))
     if _answer(ask, AGAIN_PROMPT) != password:

@@ -18,8 +18,12 @@ def prepare_delivery(
     *,
     max_size: int,
     open_authority: Callable[[], Authority],
+    take_back: Callable[[], None],
 ) -> PayloadDelivery:
-    """The delivery that the flags ask for; `--cert` makes missing certificates. Raises ConfigError."""
+    """The delivery that the flags ask for; `--cert` makes missing certificates. Raises ConfigError.
+
+    `take_back` revokes the certificate that there was, once all that is to be delivered has been read.
+    """
     check_rules(arguments)
     if arguments.file:
         delivery = encrypted(read_file("-f", arguments.file))
@@ -27,7 +31,9 @@ def prepare_delivery(
         ciphertext = read_file("-p", arguments.payload) if arguments.payload else None
         delivery = premade(read_file("-k", arguments.keyfile), ciphertext)
     elif arguments.ca_dir:
-        delivery = certificate_package(open_authority(), agent_id, included_files(arguments.include_dir))
+        included = included_files(arguments.include_dir)
+        take_back()
+        delivery = certificate_package(open_authority(), agent_id, included)
     else:
         delivery = NOTHING
     size = len(delivery.ciphertext or "")

@@ -31,7 +31,7 @@ class Session:
     open_events: OpenStream  # of the verifier
     connect_agent: "Callable[[Candidate], AgentApi]"
     read_policies: "Callable[[], Awaitable[PolicyDocuments]]"
-    prepare_delivery: "Callable[[AgentId], PayloadDelivery]"
+    prepare_delivery: "Callable[[AgentId, Callable[[], None]], PayloadDelivery]"
     revoke_certificate: Callable[[AgentId, int], None]  # by its serial number
     check_ek: "Callable[[Candidate], Awaitable[tuple[str, ...]]]"
     download: Callable[[str], Awaitable[bytes]]

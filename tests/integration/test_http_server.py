@@ -583,6 +583,11 @@ def test_a_port_in_use_is_one_clear_error() -> None:
     asyncio.run(scenario())
 
 
+def test_a_name_that_leads_nowhere_is_told_in_words() -> None:
+    with pytest.raises(ConfigError, match=r"cannot listen on no-such\.invalid:0: [^\[]*; give an address"):
+        Server(ROUTES).listen("no-such.invalid", 0)
+
+
 def test_the_name_of_the_client_certificate_is_the_callers_and_plain_http_has_none() -> None:
     async def scenario() -> tuple[bytes, bytes]:
         context = client_context(CA, CA.issue("operator"))

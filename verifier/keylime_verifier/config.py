@@ -9,7 +9,7 @@ from sqlalchemy.engine import URL
 
 from keylime.config.loader import load_settings
 from keylime.config.settings import Settings, work_dir
-from keylime.database.engine import PoolSize, parse_database_url
+from keylime.database.engine import PoolSize
 from keylime.errors import ConfigError
 from keylime.findings.severity import SeverityPolicy
 from keylime.measured_boot.pcr_sets import PcrSet
@@ -18,7 +18,7 @@ from keylime.pki.tls import TlsFiles, resolve_tls_files
 from keylime.revocation.publication import endpoint
 from keylime.service.metrics_place import MetricsPlace, metrics_place
 from keylime.service.supervisor import worker_count
-from keylime.takeover.place import DatabasePlace
+from keylime.takeover.place import DatabasePlace, configured_database
 from keylime_verifier.agents.deliveries import AGENT, WEBHOOK, ZEROMQ, Channel
 from keylime_verifier.agents.lifecycle import Cadence
 from keylime_verifier.agents.pushing import AttestationLimits, AttestationMode
@@ -121,10 +121,8 @@ def load_config(environ: Mapping[str, str]) -> VerifierConfig:
         ca=ca_settings(ca),
         require_admin_role=settings.flag("require_admin_role"),
         require_agent_mtls=settings.flag("enable_agent_mtls"),
-        database=DatabasePlace.of(
-            parse_database_url(settings.text("database_url"), work_dir=base, sqlite_name=SQLITE_NAME)
-        ),
-        database_pool=PoolSize.parse(settings.text("database_pool_sz_ovfl")),
+        database=configured_database(settings, base, SQLITE_NAME),
+        database_pool=PoolSize.configured(settings),
         auto_migrate=settings.flag("auto_migrate_db"),
         workers=worker_count(settings.integer("num_workers"), settings.integer("max_workers")),
         lease_s=settings.number("lease"),
@@ -144,7 +142,7 @@ def load_config(environ: Mapping[str, str]) -> VerifierConfig:
             silence_interval_s=settings.number("silence_interval"),
             resume_after_silence=settings.flag("resume_after_silence"),
         ),
-        severities=SeverityPolicy(settings.items("severity_labels"), settings.mappings("severity_policy")),
+        severities=_severities(settings),
         boot_policy_name=settings.text("measured_boot_policy_name"),
         boot_explained_pcrs=PcrSet(settings.text("measured_boot_explained_pcrs")),
         boot_policy_imports=settings.items("measured_boot_imports"),
@@ -194,14 +192,21 @@ def _session_limits(settings: Settings) -> SessionLimits:
     )
 
 
+def _severities(settings: Settings) -> SeverityPolicy:
+    labels = settings.items("severity_labels")
+    with settings.placed("severity_policy" if labels else "severity_labels"):
+        return SeverityPolicy(labels, settings.mappings("severity_policy"))
+
+
 def _max_evidence(settings: Settings) -> int:
     size, together = settings.integer("max_evidence_size"), settings.integer("max_stranger_bodies")
-    if size > together:
+    if size <= together:
+        return size
+    with settings.placed("max_evidence_size"):
         raise ConfigError(
             f"[verifier] max_evidence_size = {size} is more than all strangers may send together: "
             f"raise max_stranger_bodies, which is {together}"
         )
-    return size
 
 
 def _events_log(settings: Settings, base: Path) -> Path | None:
@@ -213,17 +218,19 @@ def _events_log(settings: Settings, base: Path) -> Path | None:
 
 def _posts_events(settings: Settings, notifications: tuple[Channel, ...]) -> bool:
     is_wanted = settings.flag("webhook_events", section="revocations")
-    if is_wanted and WEBHOOK not in notifications:
+    if not is_wanted or WEBHOOK in notifications:
+        return is_wanted
+    with settings.placed("webhook_events", section="revocations"):
         raise ConfigError(
             "[revocations] webhook_events needs webhook among enabled_revocation_notifications, and a "
             "webhook_url"
         )
-    return is_wanted
 
 
 def _notifications(settings: Settings) -> tuple[Channel, ...]:
     names = settings.items("enabled_revocation_notifications", section="revocations")
-    return tuple(dict.fromkeys(map(_channel, names)))
+    with settings.placed("enabled_revocation_notifications", section="revocations"):
+        return tuple(dict.fromkeys(map(_channel, names)))
 
 
 def _channel(name: str) -> Channel:
@@ -236,10 +243,11 @@ def _channel(name: str) -> Channel:
 
 
 def _webhook(settings: Settings, tls: TlsFiles) -> WebhookUrl:
-    webhook = parse_webhook_url(
-        settings.text("webhook_url", section="revocations"),
-        allow_http=settings.flag("webhook_allow_http", section="revocations"),
-    )
+    with settings.placed("webhook_url", section="revocations"):
+        webhook = parse_webhook_url(
+            settings.text("webhook_url", section="revocations"),
+            allow_http=settings.flag("webhook_allow_http", section="revocations"),
+        )
     if webhook.is_secure and tls.client is not None and not tls.client.verify_peer:
         raise ConfigError(
             "[verifier] trusted_server_ca = all would let anybody receive the webhook: name the CA files"

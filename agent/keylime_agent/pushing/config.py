@@ -69,7 +69,8 @@ def push_config(settings: Settings, environ: Mapping[str, str]) -> PushConfig:
 def _verifiers(settings: Settings) -> tuple[str, ...]:
     # Files that some tools have generated hold an empty text here.
     urls = tuple(keyword(url, _DEFAULT_URL) for url in settings.items("verifier_url")) or (_DEFAULT_URL,)
-    return tuple(dict.fromkeys(_base_url(url) for url in urls))
+    with settings.placed("verifier_url"):
+        return tuple(dict.fromkeys(_base_url(url) for url in urls))
 
 
 def _base_url(url: str) -> str:

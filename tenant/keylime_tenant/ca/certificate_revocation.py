@@ -60,7 +60,7 @@ def authority_of_run(
         settings = load_ca_settings(environ)
         # Nobody is asked for the password of an authority that was not mentioned.
         may_ask = arguments.ca_dir is not None and has_terminal()
-        password = keystore_password(settings.password, is_terminal=lambda: may_ask)
+        password = keystore_password(settings, is_terminal=lambda: may_ask)
         return Authority.open(directory, password, settings.subject)
 
     return CertificateRevocation(directory, open_existing, output)

@@ -172,12 +172,12 @@ class _Task:
 
     def open(self) -> Authority:
         """The existing authority. Raises ConfigError, CredentialError."""
-        password = keystore_password(self.settings.password)
+        password = keystore_password(self.settings)
         return Authority.open(self.directory, password, self.settings.subject)
 
 
 def _init(task: _Task) -> None:
-    password = new_keystore_password(task.settings.password)
+    password = new_keystore_password(task.settings)
     Authority.create(task.directory, password, task.settings.subject)
     task.say(f"CA certificate created successfully in {task.directory}")
 
@@ -204,12 +204,12 @@ def _list(task: _Task) -> None:
 
 
 def _renew(task: _Task) -> None:
-    password = keystore_password(task.settings.password)
+    password = keystore_password(task.settings)
     life.renew(task.directory, task.settings, password, task.arguments.name, task.say)
 
 
 def _roll(task: _Task) -> None:
-    arguments, password = task.arguments, keystore_password(task.settings.password)
+    arguments, password = task.arguments, keystore_password(task.settings)
     life.roll(task.directory, task.settings, password, arguments.step, task.say, force=arguments.force)
 
 
@@ -222,7 +222,7 @@ def _import_key(task: _Task) -> None:
         key = Path(task.arguments.file).read_bytes()
     except OSError as error:
         raise ConfigError(f"-f: {error.strerror}: {task.arguments.file}") from error
-    password = new_keystore_password(task.settings.password)
+    password = new_keystore_password(task.settings)
     subject = task.settings.subject
     Authority.import_key(task.directory, password, key, task.arguments.serial, subject)
     task.say(f"Imported the CA key into {task.directory}")

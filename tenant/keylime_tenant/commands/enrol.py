@@ -45,7 +45,7 @@ async def add(session: Session) -> None:
     candidate = await find_candidate(session)
     agent = session.connect_agent(candidate)
     try:
-        delivery = session.prepare_delivery(candidate.agent_id)
+        delivery = session.prepare_delivery(candidate.agent_id, lambda: None)
         version = await agent_version(session, candidate, agent)
         pubkey = await check_agent(session, candidate, agent, version)
         await warn_without_boot_log(session, candidate, agent, version, policies)

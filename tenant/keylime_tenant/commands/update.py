@@ -16,7 +16,6 @@ from keylime_tenant.enrolment_change import change_request, restored_request, wh
 from keylime_tenant.errors import CommandFailed
 from keylime_tenant.judgement import await_judgement
 from keylime_tenant.payload import PayloadDelivery, check_rules
-from keylime_tenant.payload_sources import included_files
 from keylime_tenant.policies import AgentPolicies, compose
 from keylime_tenant.session import Session
 from keylime_tenant.standing import REJECTED
@@ -59,10 +58,9 @@ async def _update(
         version = await enrol.agent_version(session, candidate, agent)
         pubkey = await enrol.check_agent(session, candidate, agent, version)
         await enrol.warn_without_boot_log(session, candidate, agent, version, policies)
-        if session.arguments.ca_dir:
-            included_files(session.arguments.include_dir)  # before anything is taken back
-            _take_back_certificate(session, candidate.agent_id, found)
-        delivery = session.prepare_delivery(candidate.agent_id)
+        delivery = session.prepare_delivery(
+            candidate.agent_id, lambda: _take_back_certificate(session, candidate.agent_id, found)
+        )
         await enrol.send_u(candidate, agent, version, pubkey, delivery)
         if found.can_be_changed:
             await _change(session, verifier, candidate, version, policies, delivery)

@@ -24,8 +24,14 @@ def no_authority() -> Authority:
     raise AssertionError("no certificate was asked for")
 
 
+def nothing() -> None:
+    pass
+
+
 def prepare(arguments: Arguments, *, max_size: int = MAX_SIZE) -> PayloadDelivery:
-    return prepare_delivery(arguments, AGENT, max_size=max_size, open_authority=no_authority)
+    return prepare_delivery(
+        arguments, AGENT, max_size=max_size, open_authority=no_authority, take_back=nothing
+    )
 
 
 def content_of(delivery: PayloadDelivery) -> bytes:
@@ -112,6 +118,7 @@ def test_a_certificate_package_holds_certificates_and_included_files(tmp_path: P
         AGENT,
         max_size=MAX_SIZE,
         open_authority=lambda: Authority.create(tmp_path / "ca", "secret"),
+        take_back=nothing,
     )
     names = set(zipfile.ZipFile(io.BytesIO(content_of(delivery))).namelist())
     assert names == {
@@ -129,3 +136,23 @@ def test_a_certificate_package_holds_certificates_and_included_files(tmp_path: P
     assert isinstance(metadata["cert_serial"], int)
     assert delivery.revocation_key.startswith("-----BEGIN")
     assert base64.b64decode(delivery.v_share or "")
+
+
+def test_a_certificate_is_taken_back_only_once_the_included_files_have_been_read(tmp_path: Path) -> None:
+    taken = []
+
+    def deliver(include: Path) -> PayloadDelivery:
+        return prepare_delivery(
+            Arguments(ca_dir=str(tmp_path / "ca"), include_dir=str(include)),
+            AGENT,
+            max_size=MAX_SIZE,
+            open_authority=lambda: Authority.create(tmp_path / "ca", "secret"),
+            take_back=lambda: taken.append(include),
+        )
+
+    with pytest.raises(ConfigError, match="--include"):
+        deliver(tmp_path / "gone")
+    assert not taken
+    (tmp_path / "included").mkdir()
+    deliver(tmp_path / "included")
+    assert taken == [tmp_path / "included"]

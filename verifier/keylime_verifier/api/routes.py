@@ -105,13 +105,15 @@ def boot_policies(config: VerifierConfig) -> PolicyRegistry:
     Raises ConfigError for modules that cannot be loaded, and when nothing has the name of the one to use.
     """
     registry = built_in_policies()
-    load_policy_modules(config.boot_policy_imports, registry)
-    if registry.get_policy(config.boot_policy_name) is None:
-        names = ", ".join(registry.get_policy_names())
-        raise ConfigError(
-            f"[verifier] measured_boot_policy_name: {config.boot_policy_name!r} is not one of {names}; "
-            "a module named in measured_boot_imports can offer more"
-        )
+    with config.settings.placed("measured_boot_imports"):
+        load_policy_modules(config.boot_policy_imports, registry)
+    with config.settings.placed("measured_boot_policy_name"):
+        if registry.get_policy(config.boot_policy_name) is None:
+            names = ", ".join(registry.get_policy_names())
+            raise ConfigError(
+                f"[verifier] measured_boot_policy_name: {config.boot_policy_name!r} is not one of {names}; "
+                "a module named in measured_boot_imports can offer more"
+            )
     return registry
 
 

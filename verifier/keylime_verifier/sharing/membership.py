@@ -255,7 +255,13 @@ class Membership:
                 "restored): all agents are judged again"
             )
         if taken:
-            log.info("took over %d of %d shards; %d verifiers are alive", len(taken), SHARDS, len(view.alive))
+            log.info(
+                "took over %d of %d shards; %d verifier process%s %s alive",
+                len(taken),
+                SHARDS,
+                len(view.alive),
+                *(("", "is") if len(view.alive) == 1 else ("es", "are")),
+            )
             self._tell_of(sum(view.owners[shard] is not None for shard in taken))
         mine = view.owned_by(self._member.member_id)
         lost = self._mine - mine
