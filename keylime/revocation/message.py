@@ -21,8 +21,20 @@ class RevocationKind(StrEnum):
     CLEARED = "cleared"  # what was said about the agent is over: it is trusted again
 
 
-BEGINNING_OF_CLEARED = f'{{"type": "{RevocationKind.CLEARED}"'
+def _beginning(kind: RevocationKind) -> str:
+    return f'{{"type": "{kind}"'
+
+
+BEGINNING_OF_CLEARED = _beginning(RevocationKind.CLEARED)
 """Where a message that an agent is trusted again begins, as `encode_message` writes it."""
+
+
+def kind_in(text: str) -> RevocationKind:
+    """The kind of a message that `encode_message` has written; a revocation when it is of no other."""
+    for kind in RevocationKind:
+        if text.startswith(_beginning(kind)):
+            return kind
+    return RevocationKind.REVOCATION
 
 
 class _Typed(msgspec.Struct, frozen=True):

@@ -116,9 +116,17 @@ _DELIVERIES = {
 }
 
 
+_MESSAGES = {
+    "revocation": ("revocation", "revocations"),
+    "comm_error": ("warning of silence", "warnings of silence"),
+    "cleared": ("all-clear", "all-clears"),
+}
+
+
 def _delivery(told: Mapping[str, Any]) -> str:
     count = len(told.get("revocations", ())) + int(told.get("revocations_left_off") or 0)
-    what = "revocation" if count == 1 else f"{count} revocations"
+    one, many = _MESSAGES.get("+".join(map(str, told.get("messages", ()))), _MESSAGES["revocation"])
+    what = one if count == 1 else f"{count} {many}"
     outcome = str(told.get("outcome"))
     targets = [printable(str(target)) for target in told.get("targets", ())]
     if told.get("targets_left_off"):
@@ -160,7 +168,9 @@ def details(event: HistoryEvent) -> Iterator[str]:
     if told.get("findings_left_off"):
         yield f"and {told['findings_left_off']} more findings: see the verifier's log"
     if told.get("revocation"):
-        yield f"revocation {printable(str(told['revocation']))}"
+        # What is told of a change for the better is that the warning is over.
+        word = "revocation" if told.get("findings") else "all-clear"
+        yield f"{word} {printable(str(told['revocation']))}"
 
 
 def findings_of(event: HistoryEvent) -> list[FindingSummary]:

@@ -39,8 +39,13 @@ def case_of(agent_id: str, status: ToldStatus, events: Sequence[HistoryEvent]) -
     states = [event for event in events if event.kind == "state"]
     fall = None
     if findings:
-        # The last change that says what the status says; a fall that was told again began before.
-        for event in reversed(states):
+        # The last change that says what the status says; a fall that was told again began before, unless the
+        # agent was given another chance meanwhile.
+        for event in reversed(events):
+            if event.kind == "reactivated" and fall is not None:
+                break
+            if event.kind != "state":
+                continue
             if not event.details.get("findings"):
                 break
             fall = event

@@ -83,6 +83,14 @@ def test_a_fall_that_is_told_again_began_before() -> None:
     assert case_of("a", status(), HISTORY).fall is None
 
 
+def test_an_agent_that_was_reactivated_and_fell_again_fell_then() -> None:
+    chance = event(9, "reactivated")
+    again = event(10, "state", **{"from": "Start", "to": "Invalid Quote"}, findings=[UNLISTED])
+    case = case_of("a", status(UNLISTED), [*HISTORY, chance, again])
+    assert case.fall is again
+    assert list(case.before) == [chance]
+
+
 @pytest.mark.parametrize(
     ("shown", "commands"),
     [

@@ -30,6 +30,16 @@ def attempt(
     return DeliveryAttempt(Delivery(revocation, channel, target, tries), state, error, 5)
 
 
+def test_a_warning_and_the_message_that_ends_it_are_told_apart() -> None:
+    cleared = StoredRevocation("cleared-1", AgentId("agent-1"), 1, '{"type": "cleared", "ip": ""}', "")
+    silent = StoredRevocation("silent-1", AgentId("agent-2"), 1, '{"type": "comm_error", "ip": ""}', "")
+    attempts = [
+        DeliveryAttempt(Delivery(one, AGENT, "agent-9", 1), DELIVERED, None, 5) for one in (cleared, silent)
+    ]
+    events = delivery_events([attempt(DELIVERED), *attempts], "batch")
+    assert [event.details["messages"] for event in events] == [["revocation"], ["cleared"], ["comm_error"]]
+
+
 def told(events: list[Occurrence]) -> list[tuple[str | None, str, str, list[str]]]:
     assert {event.kind for event in events} <= {EventKind.DELIVERY}
     return [

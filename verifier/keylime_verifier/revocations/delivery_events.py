@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from keylime.identifiers import AgentId
+from keylime.revocation.message import kind_in
 from keylime_verifier.agents.deliveries import DELIVERED, FAILED, PENDING, WRONG_KEY, DeliveryState
 from keylime_verifier.agents.events import EventKind, Occurrence
 from keylime_verifier.agents.records import DeliveryAttempt
@@ -64,6 +65,7 @@ def _event(group: _Group, token: str) -> Occurrence:
         "targets": targets[:MOST_NAMES],
         "targets_left_off": len(targets[MOST_NAMES:]),
         "revocations": revocations[:MOST_NAMES],
+        "messages": sorted({kind_in(attempt.delivery.revocation.message) for attempt in group.attempts}),
         "revocations_left_off": len(revocations[MOST_NAMES:]),
     }
     if group.attempts[-1].error is not None:

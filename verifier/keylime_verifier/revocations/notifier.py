@@ -15,6 +15,7 @@ from keylime.database.engine import DatabaseUnavailable
 from keylime.errors import KeylimeError, OwnCertificateFailed, PeerUnreachable, WrongPeerKey
 from keylime.identifiers import AgentId
 from keylime.messages.revocation import SignedRevocation
+from keylime.revocation.message import RevocationKind, kind_in
 from keylime_verifier.agent_client import AgentClient
 from keylime_verifier.agents.deliveries import (
     AGENT,
@@ -40,6 +41,12 @@ from keylime_verifier.revocations.delivery_rules import (
 from keylime_verifier.revocations.outbox import Outbox
 
 log = logging.getLogger("keylime.revocation_notifier")
+
+_WORDS = {
+    RevocationKind.REVOCATION: "revocation of",
+    RevocationKind.COMM_ERROR: "warning of the silence of",
+    RevocationKind.CLEARED: "all-clear for",
+}
 
 # First attempts have slots of their own in each channel: targets that are known to be silent, and each
 # attempt at one takes its full time, do not keep the news from the others.
@@ -356,14 +363,15 @@ async def _wait(event: asyncio.Event, limit_s: float) -> None:
 
 def _log(delivery: Delivery, state: DeliveryState, error: str | None) -> None:
     where = f"{delivery.channel} {delivery.target}"
+    what = _WORDS[kind_in(delivery.revocation.message)]
     about = delivery.revocation.agent_id
     if state == DELIVERED:
-        log.info("revocation of agent %s delivered to %s", about, where)
+        log.info("%s agent %s delivered to %s", what, about, where)
     elif state == GONE:
-        log.info("revocation of agent %s not delivered to %s: %s", about, where, error)
+        log.info("%s agent %s not delivered to %s: %s", what, about, where, error)
     elif state == FAILED:
-        log.error("revocation of agent %s given up for %s: %s", about, where, error)
+        log.error("%s agent %s given up for %s: %s", what, about, where, error)
     else:
         # A target may be away for days: one line tells it, `keylime_tenant -c revocations` the rest.
         level = logging.WARNING if delivery.attempts == 0 else logging.DEBUG
-        log.log(level, "revocation of agent %s not delivered to %s yet: %s", about, where, error)
+        log.log(level, "%s agent %s not delivered to %s yet: %s", what, about, where, error)
