@@ -4,12 +4,18 @@ import grp
 import logging
 import os
 import pwd
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
+import keylime
 from keylime.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
+# An interpreter, its library, and our own code: more of each is read long after the start.
+_NEEDED = (Path(sys.executable), Path(os.__file__), Path(keylime.__file__))
 _MAKE = (
     "make it (`systemd-sysusers` does for keylime and tss where the package is installed), or name another"
 )
@@ -63,3 +69,16 @@ def drop_privileges(account: Account) -> None:
     if os.getresuid() != (account.uid,) * 3 or os.getresgid() != (account.gid,) * 3:
         raise ConfigError(f"could not become user {account.name} completely")
     log.info("running as user %s", account.name)
+    unreadable = unreadable_files(_NEEDED)
+    if unreadable:
+        log.warning(
+            "user %s may not read %s: what is loaded later, and actions of payloads in Python, will fail; "
+            "install Python and keylime where everybody may read, not below a home directory",
+            account.name,
+            " and ".join(map(str, unreadable)),
+        )
+
+
+def unreadable_files(files: Iterable[Path]) -> tuple[Path, ...]:
+    """Those of `files` that this process, as whoever it is now, may not read."""
+    return tuple(path for path in files if not os.access(path, os.R_OK))
