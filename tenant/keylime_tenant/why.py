@@ -89,7 +89,13 @@ def why_lines(case: Case, terminal: Terminal, now: float) -> Iterator[str]:
     yield f"{name}  {terminal.paint(standing.word, standing.style)}"
     if case.fall is not None:
         yield f"   since {moment(case.fall.at)}, {ago(case.fall.at, now)}"
-    if not case.findings:
+    since = case.status.unreachable_since
+    if since and not case.findings:
+        place = f" at {printable(case.status.ip)} port {case.status.port}" if case.status.ip else ""
+        does = "heard from" if case.status.attests_by_itself else "reached"
+        yield f"   the verifier has not {does} its agent{place} since {moment(since)}, {ago(since, now)}"
+        yield "   hint: is the machine up, its agent running, its network open? See the verifier's log"
+    elif not case.findings:
         yield "   no finding speaks against it"
     for number, finding in enumerate(case.findings, 1):
         title = f"{number}. {printable(finding.event_id)} ({printable(finding.severity)})"

@@ -83,6 +83,15 @@ def test_a_fall_that_is_told_again_began_before() -> None:
     assert case_of("a", status(), HISTORY).fall is None
 
 
+def test_an_agent_that_is_not_reached_is_said_to_be_so_before_there_is_a_finding() -> None:
+    silent = status(unreachable_since=NOW - 60, ip="192.0.2.7", port=9002)
+    lines = list(why_lines(case_of("a", silent, []), Terminal(), NOW))
+    assert lines[0] == "a  unreachable"
+    assert lines[1].startswith("   the verifier has not reached its agent at 192.0.2.7 port 9002 since ")
+    assert "is the machine up" in lines[2]
+    assert "no finding" not in "".join(lines)
+
+
 def test_an_agent_that_was_reactivated_and_fell_again_fell_then() -> None:
     chance = event(9, "reactivated")
     again = event(10, "state", **{"from": "Start", "to": "Invalid Quote"}, findings=[UNLISTED])
