@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 
 from keylime.errors import ConfigError
-from keylime.pki.ca_settings import CaSettings
+from keylime.pki.ca_settings import SHIPPED_PASSWORD, CaSettings
 
 PROMPT = "Please enter the password to decrypt your keystore: "
 NEW_PROMPT = "Please choose a password for the keystore of the new CA: "
@@ -40,8 +40,11 @@ def new_keystore_password(
     is_terminal: Callable[[], bool] = has_terminal,
     ask: Callable[[str], str] = getpass.getpass,
 ) -> str:
-    """The same for a key store that is made now: whoever types it does so twice. Raises ConfigError."""
-    if not settings.is_shipped:
+    """The same for a key store that is made now: whoever types it does so twice. Raises ConfigError.
+
+    Here the word that everybody knows is none, wherever it stands.
+    """
+    if settings.password != SHIPPED_PASSWORD:
         return _given(settings.password)
     _demand_terminal(is_terminal)
     password = _given(_answer(ask, NEW_PROMPT))

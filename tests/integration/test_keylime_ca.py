@@ -179,7 +179,7 @@ def test_the_role_is_one_of_three(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("password", "reason"), [("wrong", "private.yml"), ("", "password"), ("default", "no terminal")]
+    ("password", "reason"), [("wrong", "private.yml"), ("", "password"), ("default", "private.yml")]
 )
 def test_without_the_password_nothing_is_done_and_one_line_says_why(
     tmp_path: Path, password: str, reason: str

@@ -643,7 +643,7 @@ def test_delete_revokes_no_certificate_but_the_agents(lab: Lab) -> None:
 @pytest.mark.parametrize(
     ("environ", "reason"),
     [
-        ({"KEYLIME_CA_PASSWORD": "default"}, "no terminal to ask on"),
+        ({"KEYLIME_CA_PASSWORD": "default"}, "wrong password"),
         ({"KEYLIME_CA_PASSWORD": "wrong"}, "password"),
     ],
 )

@@ -23,10 +23,11 @@ def test_a_configured_password_is_used_without_asking() -> None:
     assert keystore_password(settings("secret"), is_terminal=lambda: True, ask=refuse) == "secret"
 
 
-def test_a_password_in_a_variable_is_one_also_when_it_is_the_word_that_files_are_shipped_with() -> None:
+def test_a_variable_may_hold_the_shipped_word_for_a_ca_that_has_it_but_not_for_a_new_one() -> None:
     found = ca_settings(join_settings("ca", [], {"KEYLIME_CA_PASSWORD": "default"}))
     assert keystore_password(found, is_terminal=lambda: True, ask=refuse) == "default"
-    assert new_keystore_password(found, is_terminal=lambda: False, ask=refuse) == "default"
+    with pytest.raises(ConfigError, match="no terminal"):
+        new_keystore_password(found, is_terminal=lambda: False, ask=refuse)
 
 
 def test_the_shipped_password_means_asking_on_a_terminal() -> None:
