@@ -61,6 +61,13 @@ def _padded_separator(event: Event) -> tuple[bytes, ...]:
     return (event.data, event.data[:SEPARATOR_SIZE]) if is_whole else (event.data,)
 
 
+def _action(event: Event) -> tuple[bytes, ...]:
+    """An action is measured without a NUL at its end; some firmware logs one, or measures one beside it."""
+    if not isinstance(event.decoded, Text):
+        return (event.data,)
+    return (event.data, event.data.removesuffix(b"\0"), event.data + b"\0")
+
+
 def _authority(event: Event) -> tuple[bytes, ...]:
     """Older versions of shim leave the last byte out: the end of a certificate's signature, or a NUL."""
     return (event.data, event.data[:-1])
@@ -83,8 +90,8 @@ _SOMETIMES_BOUND = frozenset({EventType.S_CRTM_VERSION})
 
 _MEASURED_IMAGES: Mapping[int, Callable[[Event], tuple[bytes, ...]]] = {
     EventType.SEPARATOR: _padded_separator,
-    EventType.ACTION: _whole_data,
-    EventType.EFI_ACTION: _whole_data,
+    EventType.ACTION: _action,
+    EventType.EFI_ACTION: _action,
     EventType.S_CRTM_VERSION: _whole_data,
     EventType.OMIT_BOOT_DEVICE_EVENTS: _whole_data,
     EventType.EFI_GPT_EVENT: _whole_data,

@@ -50,6 +50,13 @@ def test_other_data_than_those_measured_are_a_mismatch(kind: EventType) -> None:
         (record(3, EventType.SEPARATOR, bytes(20)), Binding.BOUND),
         (record(3, EventType.SEPARATOR, bytes(20), measured=bytes(4)), Binding.BOUND),
         (record(3, EventType.SEPARATOR, b"\1" + bytes(19), measured=bytes(4)), Binding.MISMATCH),
+        # The text of an action ends with a NUL, or does not: what is logged and what is measured.
+        (record(5, EventType.EFI_ACTION, b"Exit\0", measured=b"Exit"), Binding.BOUND),
+        (record(5, EventType.EFI_ACTION, b"Exit", measured=b"Exit\0"), Binding.BOUND),
+        (record(4, EventType.ACTION, b"Calling INT 19h\0", measured=b"Calling INT 19h"), Binding.BOUND),
+        (record(5, EventType.EFI_ACTION, b"Exit\0\0", measured=b"Exit"), Binding.MISMATCH),
+        (record(5, EventType.EFI_ACTION, b"Exit", measured=b"Exi"), Binding.MISMATCH),
+        (record(5, EventType.EFI_ACTION, b"\xff\0", measured=b"\xff"), Binding.MISMATCH),
         # GRUB's two dialects, and systemd-boot before 251.
         (record(8, EventType.IPL, b"grub_cmd: a b\0", measured=b"a b"), Binding.BOUND),
         (record(8, EventType.IPL, b"grub_cmd a b\0", measured=b"a b\0"), Binding.BOUND),
