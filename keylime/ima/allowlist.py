@@ -30,6 +30,8 @@ _LISTED = re.compile(rb"\\?([a-z0-9_-]+:)?[0-9a-f]+( \*|\s+)\S")
 _HEX_DIGITS = frozenset(2 * size for size in DIGEST_SIZES.values())
 _ESCAPE = re.compile(r"\\([\\nr])")
 _UNESCAPED = {"\\": "\\", "n": "\n", "r": "\r"}
+# What tenants sent, and verifiers kept, before there were runtime policies: a list and an exclude list.
+_WRAPPERS = ("allowlist", "whitelist")
 _COPIED = ("release", "excludes", "keyrings", "ima", "ima-buf", "verification-keys")
 
 
@@ -164,9 +166,25 @@ def _plain(digest: str) -> str:
     return plain if DIGEST_SIZES.get(algorithm, 0) * 2 == len(plain) else digest
 
 
+def is_json_allowlist(given: object) -> bool:
+    """Whether a document is an allowlist in JSON, alone or together with its exclude list."""
+    return isinstance(given, dict) and (
+        _wrapped(given) is not None or bool(given.get("hashes") and "digests" not in given)
+    )
+
+
+def _wrapped(given: dict[str, Any]) -> dict[str, Any] | None:
+    """The allowlist that a document holds together with an exclude list."""
+    return next((given[name] for name in _WRAPPERS if isinstance(given.get(name), dict)), None)
+
+
 def unread_members(text: str) -> Iterator[str]:
     """What is said of members of an old JSON document that are neither converted nor kept."""
     given = load_document(text, "the policy") if text.lstrip().startswith("{") else {}
+    inner = _wrapped(given)
+    if inner is not None:
+        given = {name: value for name, value in given.items() if name not in (*_WRAPPERS, "exclude")}
+        given.update(inner if isinstance(inner.get("hashes"), dict) else {})
     for name in given.keys() - _empty().keys() - {"hashes"}:
         yield f"{name[:80]!r} is not read" + (
             f": it is called {RENAMED[name]!r} in policies" if name in RENAMED else ""
@@ -184,6 +202,14 @@ def _measured_name(path: str, *, is_escaped: bool) -> str:
 
 
 def _convert_json(given: object) -> dict[str, Any]:
+    inner = _wrapped(given) if isinstance(given, dict) else None
+    if isinstance(given, dict) and inner is not None:
+        document = _convert_json(inner if isinstance(inner.get("hashes"), dict) else {"hashes": inner})
+        excludes = given.get("exclude") or []
+        if not isinstance(excludes, list):
+            raise PolicyError("exclude: expected a list of texts")
+        document["excludes"] = [*document["excludes"], *excludes]
+        return document
     if not isinstance(given, dict) or not given.get("hashes"):
         raise PolicyError(
             "the allowlist has no member 'hashes': is it a runtime policy? That is no allowlist "

@@ -11,7 +11,13 @@ from keylime.documents.dsse import is_envelope, open_envelope
 from keylime.documents.patterns import parse_pattern
 from keylime.documents.strict_json import load_document
 from keylime.errors import ConfigError, PolicyError
-from keylime.ima.allowlist import convert_allowlist, numbered_excludes, unread_members, upgrade_runtime_policy
+from keylime.ima.allowlist import (
+    convert_allowlist,
+    is_json_allowlist,
+    numbered_excludes,
+    unread_members,
+    upgrade_runtime_policy,
+)
 from keylime.ima.runtime_policy import RuntimePolicy, parse_runtime_policy
 from keylime.messages.verifier import FindingSummary
 from keylime_policy.files import read_text
@@ -63,7 +69,7 @@ def load_any_policy(
         document = load_document(payload, "the policy")
         if messages is not None:
             messages.warnings(f"{option} {path}: {words}" for words in unread_members(payload))
-        if document.get("hashes") and "digests" not in document:
+        if is_json_allowlist(document):
             return convert_allowlist(payload, timestamp=timestamp)
         return upgrade_runtime_policy(payload, timestamp=timestamp)
 

@@ -3,7 +3,13 @@ import json
 import pytest
 
 from keylime.errors import PolicyError
-from keylime.ima.allowlist import convert_allowlist, read_excludes, unread_members, upgrade_runtime_policy
+from keylime.ima.allowlist import (
+    convert_allowlist,
+    is_json_allowlist,
+    read_excludes,
+    unread_members,
+    upgrade_runtime_policy,
+)
 from keylime.ima.keyrings import keyring_of
 from keylime.ima.runtime_policy import EMPTY_POLICY, parse_runtime_policy
 from tests.captures import IMA_KEYS_DIRECTORY
@@ -121,13 +127,33 @@ def test_digests_that_name_their_algorithm_are_written_without_it() -> None:
         {"/usr/bin/a": [A]},
         {"name": "one", "runtime_policy": "{}"},
         {"code": 200, "status": "Success", "results": {"runtime_policy": "{}"}},
-        {"allowlist": {"hashes": {"/a": [A]}}, "exclude": []},
+        {"allowlist": [], "exclude": []},
         {"meta": {"version": 0}, "release": 1},
     ],
 )
 def test_what_is_no_policy_does_not_become_an_empty_one(given: object) -> None:
     with pytest.raises(PolicyError, match="has none of its members"):
         upgrade_runtime_policy(json.dumps(given))
+
+
+@pytest.mark.parametrize("wrapper", ["allowlist", "whitelist"])
+@pytest.mark.parametrize(
+    "inner",
+    [{"/a": [A]}, {"meta": {"version": 5}, "release": 3, "hashes": {"/a": [A]}, "keyrings": {".ima": [B]}}],
+)
+def test_a_list_that_was_sent_with_its_exclude_list_is_converted_with_it(
+    wrapper: str, inner: dict[str, object]
+) -> None:
+    given = json.dumps({wrapper: inner, "exclude": ["^/tmp/"]})
+    assert is_json_allowlist(json.loads(given))
+    document = json.loads(convert_allowlist(given, "^/var/"))
+    assert document["digests"] == {"/a": [A]}
+    assert document["excludes"] == ["^/tmp/", "^/var/"]
+    assert document["keyrings"] == inner.get("keyrings", {})
+    assert document["release"] == inner.get("release", 0)
+    assert not list(unread_members(given))
+    with pytest.raises(PolicyError, match="exclude: expected a list"):
+        convert_allowlist(json.dumps({wrapper: inner, "exclude": "^/tmp/"}))
 
 
 def test_members_that_are_not_read_are_named() -> None:
