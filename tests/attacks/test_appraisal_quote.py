@@ -13,6 +13,7 @@ import struct
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
@@ -280,7 +281,7 @@ def test_q13_no_other_decoding_of_the_nonce_is_taken(watch: Watch) -> None:
         nonce.swapcase(),
         nonce.decode().encode("utf-16-le"),
     ):
-        challenge = replace(watch.challenge(), nonce=nonce.decode())
+        challenge = msgspec.structs.replace(watch.challenge(), nonce=nonce.decode())
         quote = forged_quote(watch.machine, challenge, nonce=quoted)
         assert events(watch.judge(watch.machine.answer(challenge, quote=quote), challenge)) == [QUOTE]
 
