@@ -9,12 +9,13 @@ import argparse
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import psycopg
 import sqlalchemy as sa
+from msgspec.structs import replace
 from rich.console import Console
 from rich.table import Table
 
