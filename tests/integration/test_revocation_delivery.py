@@ -291,7 +291,8 @@ def test_the_refusal_is_one_line_and_status_1(tmp_path: Path) -> None:
     done = run(Order("keylime_verifier", (), environ))
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith("keylime_verifier: error: [revocations] webhook_url is plain HTTP")
+    option = "environment variable KEYLIME_VERIFIER_REVOCATIONS_WEBHOOK_URL: [revocations] webhook_url"
+    assert line.startswith(f"keylime_verifier: error: {option} is plain HTTP")
 
 
 # Receivers that are away
