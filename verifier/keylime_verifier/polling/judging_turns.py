@@ -22,15 +22,14 @@ async def judged_in_turn(
     """
     async with budget.judging(place):
         began = time.perf_counter()
-        took_s = 0.0
-        try:
-            next(steps)
-            while not place.is_long and took_s < _TURN_S:
+        while True:
+            try:
                 next(steps)
-                took_s = time.perf_counter() - began
-        except StopIteration as end:
-            result: ResultT = end.value
-            return result, time.perf_counter() - began
-        took_s = time.perf_counter() - began
+            except StopIteration as end:
+                result: ResultT = end.value
+                return result, time.perf_counter() - began
+            took_s = time.perf_counter() - began
+            if place.is_long or took_s >= _TURN_S:
+                break
     await asyncio.sleep(0)
     return None, took_s
