@@ -18,6 +18,7 @@ from keylime.ima.templates import (
     Field,
     FileDigest,
     Template,
+    UnsupportedTemplate,
     pack_fields,
     parse_digest,
     parse_hex,
@@ -279,8 +280,8 @@ def _record(data: bytes, start: int, hash_size: int) -> tuple[Entry, int]:
         )
     try:
         template = template_named(name.decode("latin-1"))
-    except MalformedEvidence as error:
-        raise MalformedEvidence(f"IMA record at byte {start}: {error}") from error
+    except UnsupportedTemplate as error:
+        raise UnsupportedTemplate(f"IMA record at byte {start}: {error}") from error
     if not template.has_lengths:
         digest, offset = _take(data, offset, 20), offset + 20
         path, offset = _take_sized(data, offset)

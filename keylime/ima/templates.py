@@ -129,13 +129,17 @@ _REMEDY = (
 )
 
 
+class UnsupportedTemplate(MalformedEvidence):
+    """An entry of a template that cannot be read; the text ends with what to boot the machine with."""
+
+
 @lru_cache(maxsize=64)
 def template_named(name: str) -> Template:
     """The template that an entry names: one of the kernel's, or the fields that ima_template_fmt= asks for.
 
     Nothing vouches for the name that a list gives. So a free format begins like all templates of the kernel,
     with the digest and the name: whatever follows, none can show a field as the digest or the name of a file
-    that is another one in the others. Raises MalformedEvidence with the remedy.
+    that is another one in the others. Raises UnsupportedTemplate.
     """
     template = TEMPLATES.get(name)
     if template is not None:
@@ -143,14 +147,16 @@ def template_named(name: str) -> Template:
     try:
         fields = tuple(Field(part) for part in name.split("|"))
     except ValueError:
-        raise MalformedEvidence(f"IMA template {_shown(name.encode())} is not supported: {_REMEDY}") from None
+        raise UnsupportedTemplate(
+            f"IMA template {_shown(name.encode())} is not supported: {_REMEDY}"
+        ) from None
     if not (
         2 <= len(fields) <= _MOST_FIELDS
         and fields[0] in _FILE_DIGEST_FIELDS
         and fields[1] in _NAME_FIELDS
         and len(set(fields)) == len(fields)
     ):
-        raise MalformedEvidence(
+        raise UnsupportedTemplate(
             f"IMA template format {_shown(name.encode())} is not supported, because it does not begin with "
             f"the digest and the name of the file (such as d-ng|n-ng), or has a field twice: {_REMEDY}"
         )

@@ -8,6 +8,7 @@ from keylime.errors import ConfigError, MalformedEvidence, UnsuitableKey
 from keylime.ima.keyrings import recognise_key
 from keylime.ima.measurement_list import Entry, parse_binary_list, parse_line, split_lines
 from keylime.ima.names import list_text
+from keylime.ima.templates import UnsupportedTemplate
 from keylime.ima.whole_entries import with_whole_entries
 from keylime.tpm.pcr import IMA_PCR, PCR_COUNT
 
@@ -46,7 +47,7 @@ def list_entries(content: bytes) -> list[Entry]:
             try:
                 entries.append(parse_line(line))
             except MalformedEvidence as error:
-                raise MalformedEvidence(f"line {number}: {error}") from error
+                raise type(error)(f"line {number}: {error}") from error
     return entries
 
 
@@ -132,6 +133,7 @@ def demand_entries(option: str, path: str, content: bytes) -> list[Entry]:
     """The entries of the list that `option` names. Raises ConfigError."""
     try:
         return list_entries(content)
+    except UnsupportedTemplate as error:
+        raise ConfigError(f"{option} {path}: {error}") from error
     except MalformedEvidence as error:
-        remedy = "" if "boot the machine" in str(error) else f"; {_AS_THE_KERNEL_SHOWS_IT}"
-        raise ConfigError(f"{option} {path}: {error}{remedy}") from error
+        raise ConfigError(f"{option} {path}: {error}; {_AS_THE_KERNEL_SHOWS_IT}") from error
